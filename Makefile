@@ -1,0 +1,45 @@
+# The two commands of the README are `make quickstart` and `make test`; both build .venv first if it is not there.
+PYTHON ?= python3
+SCALE ?= reduced
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# The notebook's kernel is the one of .venv, whatever else is installed.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export JUPYTER_PREFER_ENV_PATH := 1
+
+.PHONY: help install quickstart test lab clean
+
+help:
+	@echo "make quickstart  distil the built-in digits and show the result (about 3 minutes on 2 cores)"
+	@echo "make test        check style and run all tests (under 15 minutes on 2 cores)"
+	@echo "make lab         open the notebooks in JupyterLab"
+	@echo "make clean       remove build output (the environment stays in $(VENV))"
+
+install: $(STAMP)
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and "error: Python %d.%d is too old; give a newer one: make PYTHON=python3.11" % v[:2])'
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+quickstart: $(STAMP)
+	@mkdir -p build
+	papermill notebooks/00_quickstart.ipynb build/00_quickstart.ipynb -p scale $(SCALE) -p results_dir build/quickstart
+	jupyter nbconvert --log-level WARN --to html build/00_quickstart.ipynb
+	@python -m seqmatch_lib show build/quickstart
+	@echo "open build/00_quickstart.html for the images and curves"
+
+test: $(STAMP)
+	ruff check
+	ruff format --check
+	python -m pytest
+
+lab: $(STAMP)
+	jupyter lab notebooks/00_quickstart.ipynb
+
+clean:
+	rm -rf build .pytest_cache .ruff_cache
