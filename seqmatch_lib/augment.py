@@ -1,0 +1,186 @@
+"""Differentiable Siamese augmentation (DSA): draw the parameters, then apply a pure function of (images, parameters).
+
+Source: Zhao and Bilen, "Dataset Condensation with Differentiable Siamese Augmentation", ICML 2021, in the form and
+with the parameter ranges of the public MTT code (`DiffAugment`, `aug_mode = "S"`): one operation is drawn per call,
+its parameters per image, or once for the whole batch when `shared`.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from seqmatch_lib.errors import require
+
+DSA_STRATEGY = "color_crop_cutout_flip_scale_rotate"
+OPERATIONS = tuple(DSA_STRATEGY.split("_"))
+
+CROP_RATIO = 0.125  # shift by up to this fraction of the side
+CUTOUT_RATIO = 0.5  # side of the erased square, as a fraction of the image's side
+FLIP_PROBABILITY = 0.5
+SCALE_RATIO = 1.2  # zoom factors lie in [1 / 1.2, 1.2]
+ROTATE_DEGREES = 15.0
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """One drawn augmentation.
+
+    Args:
+        operation: one of `OPERATIONS`, or `"none"`.
+        values: (parameters, batch) float32; the meaning of each row is in the function of the operation.
+    """
+
+    operation: str
+    values: torch.Tensor
+
+
+def check_strategy(strategy: str) -> None:
+    """Raises ConfigError unless the strategy is `"none"` or names of `OPERATIONS` joined by underscores."""
+    unknown = set(strategy.split("_")) - set(OPERATIONS)
+    require(
+        strategy == "none" or not unknown,
+        f"augmentation {strategy!r} has unknown parts {sorted(unknown)}; use 'none' or any of {DSA_STRATEGY!r}",
+    )
+
+
+def draw_augmentation(
+    strategy: str,
+    batch: int,
+    image_size: tuple[int, int],
+    generator: torch.Generator,
+    shared: bool = False,
+    device: torch.device | str = "cpu",
+) -> Augmentation:
+    """Draws one operation of the strategy and its parameters.
+
+    Args:
+        strategy: `"none"`, or operations joined by underscores, each as likely as the others.
+        batch: number of images.
+        image_size: (height, width) in pixels.
+        generator: a CPU generator; nothing else is random.
+        shared: whether all images of the batch get the same parameters.
+        device: where the parameters are needed.
+    """
+    check_strategy(strategy)
+    if strategy == "none":
+        return Augmentation("none", torch.empty(0, batch, device=device))
+    names = strategy.split("_")
+    operation = names[int(torch.randint(len(names), (), generator=generator))]
+    u = torch.rand(3, 1 if shared else batch, generator=generator).expand(3, batch)
+    values = _DRAW[operation](u, *image_size)
+    return Augmentation(operation, values.to(device, non_blocking=True))
+
+
+def apply_augmentation(images: torch.Tensor, augmentation: Augmentation) -> torch.Tensor:
+    """Applies a drawn augmentation; differentiable in the images.
+
+    Args:
+        images: (batch, C, H, W), any floating dtype, normalised; zero is the fill value of the geometric operations.
+        augmentation: drawn for this batch and image size.
+
+    Returns:
+        (batch, C, H, W), same dtype.
+    """
+    if augmentation.operation == "none":
+        return images
+    values = augmentation.values.to(images.dtype)[:, :, None, None, None]  # (parameters, batch, 1, 1, 1)
+    return _APPLY[augmentation.operation](images, *values)
+
+
+def _draw_color(u: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Rows: brightness shift in [-0.5, 0.5), saturation factor in [0, 2), contrast factor in [0.5, 1.5)."""
+    return torch.stack([u[0] - 0.5, 2.0 * u[1], u[2] + 0.5])
+
+
+def _draw_crop(u: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Rows: whole-pixel shifts, down and right, each uniform in -round(ratio * side) ... +round(ratio * side)."""
+    return torch.stack([_whole(u[0], _rounded(height * CROP_RATIO)), _whole(u[1], _rounded(width * CROP_RATIO))])
+
+
+def _draw_cutout(u: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Rows: row and column of the square's middle, anywhere in the image (so that the square may be cut off)."""
+    rows = height + 1 - _rounded(height * CUTOUT_RATIO) % 2
+    columns = width + 1 - _rounded(width * CUTOUT_RATIO) % 2
+    return torch.stack([(u[0] * rows).floor(), (u[1] * columns).floor()])
+
+
+def _draw_flip(u: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Row: 1 for images to mirror, else 0."""
+    return (u[:1] < FLIP_PROBABILITY).float()
+
+
+def _draw_scale(u: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Rows: sampling factors along x and y in [1 / 1.2, 1.2); below 1 enlarges."""
+    return u[:2] * (SCALE_RATIO - 1 / SCALE_RATIO) + 1 / SCALE_RATIO
+
+
+def _draw_rotate(u: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Row: angle in radians, within 15 degrees to either side."""
+    return (u[:1] - 0.5) * 2 * math.radians(ROTATE_DEGREES)
+
+
+def _rounded(value: float) -> int:
+    return int(value + 0.5)
+
+
+def _whole(u: torch.Tensor, limit: int) -> torch.Tensor:
+    return (u * (2 * limit + 1)).floor() - limit
+
+
+def _color(x: torch.Tensor, brightness: torch.Tensor, saturation: torch.Tensor, contrast: torch.Tensor) -> torch.Tensor:
+    x = x + brightness
+    grey = x.mean(1, keepdim=True)
+    x = (x - grey) * saturation + grey
+    mean = x.mean((1, 2, 3), keepdim=True)
+    return (x - mean) * contrast + mean
+
+
+def _crop(x: torch.Tensor, down: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    batch, _, height, width = x.shape
+    pad_h, pad_w = _rounded(height * CROP_RATIO), _rounded(width * CROP_RATIO)
+    padded = F.pad(x, (pad_w, pad_w, pad_h, pad_h))
+    rows = torch.arange(height, device=x.device) + (down.view(batch, 1).long() + pad_h)
+    columns = torch.arange(width, device=x.device) + (right.view(batch, 1).long() + pad_w)
+    image = torch.arange(batch, device=x.device)[:, None, None]
+    return padded[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+
+
+def _cutout(x: torch.Tensor, row: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
+    inside = []
+    for middle, side, shape in ((row, x.shape[2], (1, 1, -1, 1)), (column, x.shape[3], (1, 1, 1, -1))):
+        size = _rounded(side * CUTOUT_RATIO)
+        offset = torch.arange(side, device=x.device).view(shape) - (middle - size // 2)
+        inside.append((offset >= 0) & (offset < size))
+    return x * ~(inside[0] & inside[1])
+
+
+def _flip(x: torch.Tensor, mirrored: torch.Tensor) -> torch.Tensor:
+    return torch.where(mirrored > 0.5, x.flip(3), x)
+
+
+def _scale(x: torch.Tensor, factor_x: torch.Tensor, factor_y: torch.Tensor) -> torch.Tensor:
+    zero = torch.zeros_like(factor_x)
+    return _sample(x, [factor_x, zero, zero, factor_y])
+
+
+def _rotate(x: torch.Tensor, angle: torch.Tensor) -> torch.Tensor:
+    return _sample(x, [angle.cos(), -angle.sin(), angle.sin(), angle.cos()])
+
+
+def _sample(x: torch.Tensor, matrix: list[torch.Tensor]) -> torch.Tensor:
+    """Bilinear sampling on the grid of a 2x2 matrix per image, zero outside the image."""
+    theta = F.pad(torch.stack([entry.flatten() for entry in matrix], dim=1).view(-1, 2, 2), (0, 1))
+    return F.grid_sample(x, F.affine_grid(theta, list(x.shape), align_corners=True), align_corners=True)
+
+
+_DRAW = {
+    "color": _draw_color,
+    "crop": _draw_crop,
+    "cutout": _draw_cutout,
+    "flip": _draw_flip,
+    "scale": _draw_scale,
+    "rotate": _draw_rotate,
+}
+_APPLY = {"color": _color, "crop": _crop, "cutout": _cutout, "flip": _flip, "scale": _scale, "rotate": _rotate}

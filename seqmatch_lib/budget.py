@@ -1,0 +1,34 @@
+"""When a long computation saves its state, and when it stops because its time is spent."""
+
+import time
+
+from seqmatch_lib.errors import OutOfTime, require
+
+
+class Budget:
+    """A time budget shared by all phases of a run.
+
+    Args:
+        max_minutes: stop at the first checkpoint after this many minutes; None for no limit.
+        save_seconds: save when the last save is at least this old.
+    """
+
+    def __init__(self, max_minutes: float | None = None, save_seconds: float = 120.0) -> None:
+        require(max_minutes is None or max_minutes > 0, f"max_minutes {max_minutes} must be positive")
+        self._deadline = float("inf") if max_minutes is None else time.monotonic() + 60 * max_minutes
+        self._save_seconds = save_seconds
+        self._last_save = time.monotonic()
+
+    def wants_save(self) -> bool:
+        """Whether the state is due to be saved, because of its age or because the time is spent."""
+        return time.monotonic() >= min(self._last_save + self._save_seconds, self._deadline)
+
+    def saved(self) -> None:
+        """Notes that the state is saved, and stops the run if its time is spent."""
+        self._last_save = time.monotonic()
+        self.check()
+
+    def check(self) -> None:
+        """Raises OutOfTime if the time is spent; called where nothing unsaved is worth keeping."""
+        if time.monotonic() >= self._deadline:
+            raise OutOfTime

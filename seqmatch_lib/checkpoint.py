@@ -1,0 +1,111 @@
+"""The state of one stage of distillation: in memory, and in a file from which a killed run goes on bit for bit."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from seqmatch_lib.errors import StorageError, require
+from seqmatch_lib.methods.base import Trainable
+from seqmatch_lib.storage import load_tensors, save_tensors
+from seqmatch_lib.synthetic import SyntheticSubset
+
+
+@dataclass
+class StageProgress:
+    """A stage while it runs and when it is finished.
+
+    Args:
+        trainable: the subset and its optimisers.
+        best: the best-scored iterate so far; None if none was scored.
+        scores: (iteration, accuracy in per cent) of the scored iterates.
+        seconds: by phase: "teachers", "distillation", "selection".
+    """
+
+    trainable: Trainable
+    best: SyntheticSubset | None = None
+    scores: list[tuple[int, float]] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=lambda: {"teachers": 0.0, "distillation": 0.0, "selection": 0.0})
+
+    @property
+    def last(self) -> SyntheticSubset:
+        """The iterate after the last iteration."""
+        return self.trainable.freeze()
+
+    @property
+    def selected(self) -> SyntheticSubset:
+        """The best-scored iterate, or the last one if none was scored."""
+        return self.best or self.last
+
+    def consider(self, accuracy: float) -> None:
+        """Notes the score of the present iterate, and keeps the iterate if it beats all earlier ones."""
+        if self.best is None or accuracy > max(score for _, score in self.scores):
+            self.best = self.trainable.freeze()
+        self.scores.append((self.trainable.iteration, round(accuracy, 4)))
+
+
+class StageCheckpoint:
+    """The file of one stage.
+
+    Args:
+        path: of the safetensors file.
+        owner: what the state belongs to (the hash of the run's configuration); another owner's state is refused.
+    """
+
+    def __init__(self, path: Path, owner: str) -> None:
+        self._path = path
+        self._owner = owner
+
+    def save(self, progress: StageProgress) -> None:
+        """Writes the state atomically."""
+        trainable = progress.trainable
+        tensors = {"images": trainable.images, "labels": trainable.labels, "lr": trainable.lr}
+        for name, leaf, optimizer in _leaves(trainable):
+            buffer = optimizer.state[leaf].get("momentum_buffer")
+            if buffer is not None:
+                tensors[f"momentum.{name}"] = buffer
+        if progress.best is not None:
+            tensors |= {"best.images": progress.best.images, "best.lr": torch.tensor(progress.best.lr, dtype=torch.float64)}
+        metadata = {
+            "owner": self._owner,
+            "iteration": trainable.iteration,
+            "losses": trainable.losses,
+            "scores": progress.scores,
+            "seconds": progress.seconds,
+        }
+        save_tensors(self._path, tensors, metadata)
+
+    def load(self, fresh: Trainable) -> StageProgress:
+        """Returns the saved state put into a fresh trainable, or the fresh one if nothing was saved.
+
+        Raises:
+            StorageError: the file is damaged or belongs to another run.
+        """
+        if not self._path.is_file():
+            return StageProgress(fresh)
+        tensors, metadata = load_tensors(self._path)
+        require(
+            metadata["owner"] == self._owner,
+            f"{self._path} belongs to a run with other settings; use another --results folder or delete it",
+            StorageError,
+        )
+        device = fresh.images.device
+        with torch.no_grad():
+            fresh.images.copy_(tensors["images"])
+            fresh.lr.copy_(tensors["lr"])
+        fresh.labels = tensors["labels"].to(device)
+        for name, leaf, optimizer in _leaves(fresh):
+            if f"momentum.{name}" in tensors:
+                optimizer.state[leaf]["momentum_buffer"] = tensors[f"momentum.{name}"].to(device)
+        fresh.iteration = metadata["iteration"]
+        fresh.losses = metadata["losses"]
+        best = None
+        if "best.images" in tensors:
+            best = SyntheticSubset(tensors["best.images"].to(device), fresh.labels.clone(), tensors["best.lr"].item())
+        scores = [(iteration, accuracy) for iteration, accuracy in metadata["scores"]]
+        return StageProgress(fresh, best, scores, metadata["seconds"])
+
+
+def _leaves(trainable: Trainable) -> list[tuple[str, torch.Tensor, torch.optim.SGD]]:
+    image_optimizer, lr_optimizer = trainable.optimizers
+    return [("images", trainable.images, image_optimizer), ("lr", trainable.lr, lr_optimizer)]

@@ -1,0 +1,149 @@
+"""Readers of image files: parquet shards, folders of images. Whatever is damaged is named, nothing is skipped."""
+
+import io
+import json
+import os
+import re
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from seqmatch_lib.errors import DataError, require
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+SHARD_NAME = re.compile(r"-(\d{5})-of-(\d{5})\.parquet$")
+
+
+def find_shards(folder: Path, splits: tuple[str, ...]) -> list[Path]:
+    """Returns the shards `<split>-0000i-of-0000n.parquet` of the first split name that has any, in order."""
+    for split in splits:
+        shards = sorted(path for path in folder.glob(f"{split}-*.parquet") if SHARD_NAME.search(path.name))
+        if shards:
+            return shards
+    return []
+
+
+def count_shards(shards: list[Path]) -> int:
+    """Returns how many shards the names say the whole split has.
+
+    Raises:
+        DataError: the names speak of different numbers.
+    """
+    totals = {int(SHARD_NAME.search(path.name)[2]) for path in shards}
+    require(len(totals) == 1, f"{shards[0].parent} mixes shards of {sorted(totals)} parts; keep one kind", DataError)
+    return totals.pop()
+
+
+def read_shards(shards: list[Path], shape: tuple[int, int, int]) -> tuple[torch.Tensor, torch.Tensor, tuple[str, ...]]:
+    """Reads Hugging Face style parquet: columns `img` (struct with encoded `bytes`) and `label`.
+
+    Returns:
+        (N, C, H, W) uint8 images, (N,) int64 labels, and the class names in the schema's metadata, if any.
+
+    Raises:
+        DataError: a damaged shard, a missing column, an undecodable image or one of another size.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    images, labels, names = [], [], ()
+    for path in shards:
+        try:
+            table = pq.read_table(path)
+            encoded = [row["bytes"] for row in table["img"].to_pylist()]
+            labels.append(torch.from_numpy(table["label"].to_numpy().astype(np.int64)))
+            names = tuple(json.loads((table.schema.metadata or {}).get(b"class_names", b"[]")))
+        except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{path} is damaged or not an image shard ({_first_line(error)}); get the file again") from error
+        origins = [f"image {row} of {path}" for row in range(len(encoded))]
+        images.append(decode_images(encoded, origins, lambda image: image, shape))
+    return torch.cat(images), torch.cat(labels), names
+
+
+def read_image_folder(
+    folder: Path, classes: tuple[str, ...], shape: tuple[int, int, int], resize: bool, subfolder: str = ""
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Reads `<folder>/<class>/<subfolder>/*` for each class, in the order of the file names.
+
+    Args:
+        folder: of one split.
+        classes: names of the class folders; their order gives the labels.
+        shape: (C, H, W) of the result; grey images become colour images and the other way round.
+        resize: whether images of another size are scaled by the shorter side and cut to the middle.
+        subfolder: between the class folder and the images, as in Tiny ImageNet.
+
+    Raises:
+        DataError: a class without images, an undecodable image, or one of another size without `resize`.
+    """
+    paths, labels = [], []
+    for label, name in enumerate(classes):
+        found = list_images(folder / name / subfolder)
+        require(
+            bool(found), f"class folder {folder / name / subfolder} holds no images; add some or remove the class", DataError
+        )
+        paths += found
+        labels += [label] * len(found)
+    return read_image_files(paths, shape, resize), torch.tensor(labels)
+
+
+def list_images(folder: Path) -> list[Path]:
+    """Returns the image files of a folder, sorted by name."""
+    return sorted(path for path in folder.glob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+
+
+def read_image_files(paths: list[Path], shape: tuple[int, int, int], resize: bool = False) -> torch.Tensor:
+    """Reads image files to (N, C, H, W) uint8; errors as in `read_image_folder`."""
+    fit = (lambda image: _cover(image, shape[1:])) if resize else (lambda image: image)
+    return decode_images((path.read_bytes() for path in paths), [str(path) for path in paths], fit, shape)
+
+
+def decode_images(
+    encoded: Iterable[bytes], origins: list[str], fit: Callable[[Image.Image], Image.Image], shape: tuple[int, int, int]
+) -> torch.Tensor:
+    """Decodes images on all cores.
+
+    Args:
+        encoded: contents of image files.
+        origins: what each is called in an error.
+        fit: brings a decoded image to the size of `shape`.
+        shape: (C, H, W) that each must have; C is 1 or 3.
+
+    Returns:
+        (N, C, H, W) uint8.
+    """
+    channels, height, width = shape
+
+    def decode(item: tuple[bytes, str]) -> np.ndarray:
+        content, origin = item
+        try:
+            image = fit(Image.open(io.BytesIO(content)).convert("L" if channels == 1 else "RGB"))
+        except (UnidentifiedImageError, OSError, SyntaxError, ValueError, TypeError) as error:
+            raise DataError(f"{origin} cannot be decoded ({_first_line(error)}); get the file again") from error
+        require(
+            image.size == (width, height),
+            f"{origin} is {image.size[0]}x{image.size[1]}, but the data set has {width}x{height} images; give image_size",
+            DataError,
+        )
+        return np.asarray(image)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        pixels = np.stack(list(pool.map(decode, zip(encoded, origins, strict=True))))
+    return torch.from_numpy(pixels).view(-1, height, width, channels).permute(0, 3, 1, 2).contiguous()
+
+
+def _cover(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Scales the image so that it covers (height, width), then cuts out the middle."""
+    height, width = size
+    scale = max(height / image.height, width / image.width)
+    image = image.resize((max(width, round(image.width * scale)), max(height, round(image.height * scale))), Image.BICUBIC)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
+def _first_line(error: Any) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

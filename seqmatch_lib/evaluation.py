@@ -1,0 +1,141 @@
+"""What a distilled set is worth: the test accuracy of fresh networks trained on it, stage by stage."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Any
+
+import torch
+from torch import nn
+
+from seqmatch_lib.errors import require
+from seqmatch_lib.networks import NETWORKS, NetworkConfig, make_network
+from seqmatch_lib.seeds import make_generator
+from seqmatch_lib.synthetic import SubsetSequence
+from seqmatch_lib.training import TrainingRecipe, measure_accuracy, train_stage
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Which networks judge a distilled set.
+
+    Args:
+        num_networks: networks of each architecture, at least 1; the published protocol has 5.
+        networks: architectures of `NETWORKS`; the first one gives the headline accuracy.
+        real_lr: step size for training on real images, whose step size nobody learned.
+        num_selections: how many iterates a stage are scored to select one, evenly spaced, the last among them.
+    """
+
+    num_networks: int = 5
+    networks: tuple[str, ...] = ("convnet",)
+    real_lr: float = 0.01
+    num_selections: int = 10
+
+    def __post_init__(self) -> None:
+        require(self.num_networks >= 1, f"evaluation.num_networks {self.num_networks} must be at least 1")
+        require(len(self.networks) >= 1, "evaluation.networks is empty; name at least one network")
+        unknown = sorted(set(self.networks) - set(NETWORKS))
+        require(not unknown, f"evaluation.networks has unknown names {unknown}; use any of {', '.join(NETWORKS)}")
+        require(self.real_lr > 0, f"evaluation.real_lr {self.real_lr} must be positive")
+        require(self.num_selections >= 1, f"evaluation.num_selections {self.num_selections} must be at least 1")
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Accuracies in per cent of networks that differ in their seed alone.
+
+    Args:
+        values: one a network, in the order of the network's index.
+    """
+
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Their mean."""
+        return fmean(self.values)
+
+    @property
+    def std(self) -> float:
+        """Their sample standard deviation (n - 1); 0 for a single network."""
+        return stdev(self.values) if len(self.values) > 1 else 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns mean, std, n and the values, rounded to 4 decimals, as records hold them."""
+        values = [round(value, 4) for value in self.values]
+        return {"mean": round(self.mean, 4), "std": round(self.std, 4), "n": len(values), "values": values}
+
+    def __str__(self) -> str:
+        return f"{self.mean:.1f} ± {self.std:.1f} % (n = {len(self.values)})"
+
+
+def train_staged(network: nn.Module, sequence: SubsetSequence, recipe: TrainingRecipe, generator: torch.Generator) -> None:
+    """Trains a network in place on S_1, then on S_1 ∪ S_2, …, each stage with that stage's own step size.
+
+    Args:
+        network: fresh, on the device of the sequence.
+        sequence: S_1 … S_K; K = 1 is ordinary training, and `sequence.joint()` makes any sequence K = 1.
+        recipe: epochs, batch size, momentum, weight decay and augmentation of each stage.
+        generator: a CPU generator for batch order and augmentation.
+
+    Source: Algorithm 1 of SeqMatch, and the evaluation of its public code without its fault of dropping the stages
+    2 … K - 1.
+    """
+    for stage, subset in enumerate(sequence.subsets, start=1):
+        images, labels = sequence.union(stage)
+        train_stage(network, images, labels, subset.lr, recipe, generator)
+
+
+def evaluate_network(
+    sequence: SubsetSequence,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    num_classes: int,
+    network_config: NetworkConfig,
+    recipe: TrainingRecipe,
+    seed: int,
+    index: int,
+) -> float:
+    """Returns the accuracy in per cent of one fresh network trained stage by stage on the sequence.
+
+    Args:
+        sequence: on the device of the images.
+        images: (N, C, H, W) normalised held-out images.
+        labels: (N,) int64.
+        num_classes: logits of the network.
+        network_config: its architecture.
+        recipe: how it is trained.
+        seed: of the evaluation.
+        index: of the network within the evaluation; it decides the start and the batches.
+    """
+    purpose = ("evaluation", network_config.name, index)
+    network = make_network(network_config, tuple(images.shape[1:]), num_classes, make_generator(seed, *purpose, "start"))
+    network = network.to(images.device)
+    train_staged(network, sequence, recipe, make_generator(seed, *purpose, "batches"))
+    return measure_accuracy(network, images, labels)
+
+
+def evaluate_sequence(
+    sequence: SubsetSequence,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    num_classes: int,
+    network_configs: Sequence[NetworkConfig],
+    recipe: TrainingRecipe,
+    seed: int,
+    num_networks: int,
+) -> dict[str, Accuracy]:
+    """Evaluates a sequence on several networks of each architecture; arguments as in `evaluate_network`.
+
+    Returns:
+        Architecture name -> accuracies, in the order given.
+    """
+    return {
+        config.name: Accuracy(
+            tuple(
+                evaluate_network(sequence, images, labels, num_classes, config, recipe, seed, index)
+                for index in range(num_networks)
+            )
+        )
+        for config in network_configs
+    }

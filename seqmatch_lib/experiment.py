@@ -1,0 +1,337 @@
+"""One run from end to end: data, distillation, evaluation, record. Every part is kept, so a killed run goes on."""
+
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+
+from seqmatch_lib.budget import Budget
+from seqmatch_lib.checkpoint import StageCheckpoint, StageProgress
+from seqmatch_lib.config import RunConfig
+from seqmatch_lib.data import ImageDataset, Split, fit_preprocessing, load_dataset, split_validation
+from seqmatch_lib.errors import StorageError
+from seqmatch_lib.evaluation import Accuracy, evaluate_network
+from seqmatch_lib.memory import keep_freed_memory
+from seqmatch_lib.methods import Stage, get_method
+from seqmatch_lib.results import SCHEMA, RunRecord, describe_code, describe_environment, load_record
+from seqmatch_lib.seqmatch import distill_sequence
+from seqmatch_lib.storage import read_json, write_json
+from seqmatch_lib.synthetic import SubsetSequence, sample_real_sequence, save_sequence
+
+VALIDATION_FRACTION = 0.1
+
+
+@dataclass(frozen=True)
+class RealData:
+    """The real images of a run, preprocessed, on the device.
+
+    Args:
+        train: (images, labels) that teachers learn and synthetic images start from.
+        selection: (images, labels) that select iterates, or None.
+        test: (images, labels) of the whole test split.
+        num_classes: number of classes.
+        identity: JSON values that decide `train`.
+        summary: what the record says of the data.
+    """
+
+    train: tuple[torch.Tensor, torch.Tensor]
+    selection: tuple[torch.Tensor, torch.Tensor] | None
+    test: tuple[torch.Tensor, torch.Tensor]
+    num_classes: int
+    identity: dict[str, Any]
+    summary: dict[str, Any]
+
+
+def prepare_data(dataset: ImageDataset, zca: bool, select_on: str, device: torch.device) -> RealData:
+    """Splits and preprocesses a data set; ZCA is fitted on the whole training set, as in the public code."""
+    preprocessing = fit_preprocessing(dataset.spec, dataset.train.images, zca)
+
+    def ready(split: Split) -> tuple[torch.Tensor, torch.Tensor]:
+        return preprocessing(split.images).to(device), split.labels.to(device)
+
+    train, selection = dataset.train, None
+    if select_on == "validation":
+        train, validation = split_validation(train, VALIDATION_FRACTION)
+        selection = ready(validation)
+    test = ready(dataset.test)
+    held_out = len(dataset.train) - len(train)
+    identity = {
+        "dataset": dataset.spec.name,
+        "fingerprint": dataset.fingerprint,
+        "preprocessing": preprocessing.describe(),
+        "held_out": held_out,
+    }
+    summary = identity | {
+        "source": dataset.source,
+        "train_images": len(train),
+        "test_images": len(dataset.test),
+        "notices": list(dataset.notices),
+    }
+    selection = test if select_on == "test" else selection
+    return RealData(ready(train), selection, test, dataset.spec.num_classes, identity, summary)
+
+
+def run_experiment(
+    config: RunConfig,
+    results_dir: Path | str = "paper_results",
+    data_root: Path | str | None = None,
+    max_minutes: float | None = None,
+    force: bool = False,
+    device: torch.device | str | None = None,
+    download: bool = False,
+) -> RunRecord:
+    """Runs a configuration, or goes on with it, or returns its record if it is finished.
+
+    Args:
+        config: what to run.
+        results_dir: folder of records (`runs/`), distilled sets (`distilled/`), teachers and state.
+        data_root: folder of the data sets; see `load_dataset`.
+        max_minutes: stop at the first checkpoint after this time.
+        force: run again although a record exists.
+        device: defaults to the first GPU, or the CPU.
+        download: whether missing data may be downloaded.
+
+    Returns:
+        The record, which is also in `results_dir/runs/<table>/<run_id>.json`; the distilled set is in
+        `results_dir/distilled/<run_id>.safetensors`.
+
+    Raises:
+        OutOfTime: `max_minutes` have passed and the state is saved.
+        SeqMatchError: something the user can act on.
+    """
+    keep_freed_memory()
+    results_dir = Path(results_dir)
+    state_dir = results_dir / "state" / config.run_id
+    record_path = results_dir / "runs" / config.dataset / f"{config.run_id}.json"
+    with _only_process(state_dir.with_suffix(".lock")):
+        if force:
+            _remove_state(state_dir, record_path)
+        if record_path.is_file():
+            return load_record(record_path)
+        dataset = load_dataset(config.dataset, data_root, download)
+        run = _Run(config, results_dir, state_dir, Budget(max_minutes), _choose_device(device))
+        record = run.execute(dataset)
+        record.save(record_path)
+    return record
+
+
+def _choose_device(device: torch.device | str | None) -> torch.device:
+    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+@contextmanager
+def _only_process(path: Path) -> Iterator[None]:
+    """Holds a run's lock; the operating system frees it when the process ends, however it ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(path, timeout=0):
+            yield
+    except Timeout as error:
+        raise StorageError(f"another process is at this run ({path} is locked); wait, or use another --results") from error
+
+
+def _remove_state(state_dir: Path, record_path: Path) -> None:
+    record_path.unlink(missing_ok=True)
+    for path in state_dir.glob("*"):
+        path.unlink()
+
+
+class _Run:
+    """The phases of one run, with the places where their results are kept."""
+
+    def __init__(self, config: RunConfig, results_dir: Path, state_dir: Path, budget: Budget, device: torch.device) -> None:
+        self.config = config
+        self.results_dir = results_dir
+        self.state_dir = state_dir
+        self.budget = budget
+        self.device = device
+        self.recipe = config.training
+        if config.options is not None:
+            self.recipe = get_method(config.base_method)(config.options).training_recipe(config.training)
+
+    def execute(self, dataset: ImageDataset) -> RunRecord:
+        """Runs what is missing and returns the record."""
+        began = self._read_or_write_start()
+        data = prepare_data(dataset, self.config.zca, self.config.select_on, self.device)
+        stages = self._distill(data)
+        last, selected = self._sequences(data, stages)
+        save_sequence(self.results_dir / "distilled" / f"{self.config.run_id}.safetensors", last)
+        accuracies, seconds = self._evaluate(data, last, selected)
+        for stage in stages:
+            for phase, value in stage.seconds.items():
+                seconds[phase] = seconds.get(phase, 0.0) + value
+        config = self.config
+        return RunRecord(
+            schema=SCHEMA,
+            run_id=config.run_id,
+            table=config.dataset,
+            preset=config.preset,
+            scale=config.scale,
+            dataset=config.dataset,
+            method=config.method,
+            ipc=config.ipc,
+            num_subsets=config.num_subsets,
+            seed=config.seed,
+            config=config.as_dict(),
+            config_hash=config.hash,
+            **accuracies,
+            selected_on=config.select_on if stages else "none",
+            stages=[_describe_stage(stage, ipc) for stage, ipc in zip(stages, config.subset_ipcs, strict=bool(stages))],
+            data=data.summary,
+            seconds={phase: round(value, 1) for phase, value in seconds.items()},
+            peak_memory_mb=_peak_memory_mb(self.device),
+            environment=describe_environment(self.device),
+            synthetic_sha256=last.sha256(),
+            **began,
+        )
+
+    def _read_or_write_start(self) -> dict[str, Any]:
+        """Returns when and from which code the run began, which a resumed run takes over."""
+        path = self.state_dir / "start.json"
+        if not path.is_file():
+            commit, dirty = describe_code()
+            began = {"git_commit": commit, "dirty": dirty, "started_at": datetime.now(UTC).isoformat(timespec="seconds")}
+            write_json(path, began)
+        return read_json(path)
+
+    def _distill(self, data: RealData) -> list[StageProgress]:
+        """Distils all stages; random real images need none."""
+        config = self.config
+        if config.options is None:
+            return []
+        images, labels = data.train
+        first_stage = Stage(
+            index=1,
+            ipc=config.subset_ipcs[0],
+            interval=config.intervals[0],
+            frozen=SubsetSequence(),
+            images=images,
+            labels=labels,
+            num_classes=data.num_classes,
+            data_identity=data.identity,
+            network=config.network,
+            teachers=config.teachers,
+            recipe=self.recipe,
+            seed=config.seed,
+            folder=self.results_dir / "teachers" / config.dataset,
+            budget=self.budget,
+        )
+
+        def score(sequence: SubsetSequence) -> float:
+            """Accuracy of one network on the selection images."""
+            return evaluate_network(
+                sequence, *data.selection, data.num_classes, config.network, self.recipe, config.seed, index=0
+            )
+
+        return distill_sequence(
+            get_method(config.base_method)(config.options),
+            first_stage,
+            config.subset_ipcs,
+            config.intervals,
+            lambda index: StageCheckpoint(self.state_dir / f"stage-{index}.safetensors", config.hash),
+            score if data.selection is not None else None,
+            config.evaluation.num_selections,
+        )
+
+    def _sequences(self, data: RealData, stages: list[StageProgress]) -> tuple[SubsetSequence, SubsetSequence]:
+        """Returns the sequence with the last iterate of S_K, and the one with its selected iterate."""
+        config = self.config
+        metadata = {"run_id": config.run_id, "config": config.as_dict(), "data": data.summary}
+        if not stages:
+            drawn = self._random_sequence(data)
+            return (SubsetSequence(drawn.subsets, metadata),) * 2
+        earlier = tuple(stage.selected for stage in stages[:-1])
+        last = SubsetSequence((*earlier, stages[-1].last), metadata)
+        return last, SubsetSequence((*earlier, stages[-1].selected), metadata)
+
+    def _random_sequence(self, data: RealData) -> SubsetSequence:
+        config = self.config
+        return sample_real_sequence(*data.train, data.num_classes, config.subset_ipcs, config.evaluation.real_lr, config.seed)
+
+    def _evaluate(
+        self, data: RealData, last: SubsetSequence, selected: SubsetSequence
+    ) -> tuple[dict[str, Any], dict[str, float]]:
+        """Returns the four accuracies of the record, and the seconds they took; equal sets are evaluated once."""
+        finished = _FinishedNetworks(self.state_dir / "evaluation.json")
+        sequences = {
+            "accuracy_last": last,
+            "accuracy_selected": selected,
+            "accuracy_joint": last.joint() if len(last) > 1 else None,
+            "random_baseline": self._random_sequence(data),
+        }
+        evaluation = self.config.evaluation
+        distinct = {sequence.sha256(): sequence for sequence in sequences.values() if sequence is not None}
+        total = len(distinct) * len(evaluation.networks) * evaluation.num_networks
+        with tqdm(total=total, desc="evaluate", unit="network") as bar:
+            for digest, sequence in distinct.items():
+                for name in evaluation.networks:
+                    for index in range(evaluation.num_networks):
+                        if not finished.has(digest, name, index):
+                            began = time.perf_counter()
+                            accuracy = evaluate_network(
+                                sequence, *data.test, data.num_classes, self.config.network.named(name), self.recipe,
+                                self.config.seed, index,
+                            )  # fmt: skip
+                            finished.add(digest, name, index, accuracy, time.perf_counter() - began)
+                            self.budget.check()
+                        bar.update()
+        accuracies = {
+            key: None if sequence is None else finished.summary(sequence.sha256(), evaluation.networks)
+            for key, sequence in sequences.items()
+        }
+        return accuracies, {"evaluation": finished.seconds}
+
+
+class _FinishedNetworks:
+    """The file of accuracies of the networks evaluated so far."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._values: dict[str, list[float]] = read_json(path) if path.is_file() else {}
+
+    def has(self, digest: str, name: str, index: int) -> bool:
+        return f"{digest}/{name}/{index}" in self._values
+
+    def add(self, digest: str, name: str, index: int, accuracy: float, seconds: float) -> None:
+        self._values[f"{digest}/{name}/{index}"] = [accuracy, seconds]
+        write_json(self._path, self._values)
+
+    @property
+    def seconds(self) -> float:
+        return sum(seconds for _, seconds in self._values.values())
+
+    def summary(self, digest: str, names: tuple[str, ...]) -> dict[str, Any]:
+        """Returns mean, std and n of the first architecture, and those of all beneath."""
+        by_network = {}
+        for name in names:
+            prefix = f"{digest}/{name}/"
+            values = [value[0] for key, value in self._values.items() if key.startswith(prefix)]
+            by_network[name] = Accuracy(tuple(values)).as_dict()
+        return by_network[names[0]] | {"by_network": by_network}
+
+
+def _describe_stage(stage: StageProgress, ipc: int) -> dict[str, Any]:
+    """Returns what the record says of one stage; losses are rounded to 6 digits."""
+    return {
+        "ipc": ipc,
+        "lr": stage.last.lr,
+        "iterations": stage.trainable.iteration,
+        "losses": [float(f"{loss:.6g}") for loss in stage.trainable.losses],
+        "scores": [list(score) for score in stage.scores],
+    }
+
+
+def _peak_memory_mb(device: torch.device) -> float:
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)

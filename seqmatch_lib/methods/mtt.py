@@ -1,0 +1,194 @@
+"""MTT: match the parameters that real training reaches (Cazenavette et al., CVPR 2022, Algorithm 1)."""
+
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import nn
+
+from seqmatch_lib.augment import DSA_STRATEGY, apply_augmentation, check_strategy, draw_augmentation
+from seqmatch_lib.errors import require
+from seqmatch_lib.evaluation import train_staged
+from seqmatch_lib.inner_loop import ENGINES, unroll
+from seqmatch_lib.methods.base import BaseMethod, Prepared, Stage, Trainable, register_method
+from seqmatch_lib.seeds import make_generator
+from seqmatch_lib.storage import digest_json
+from seqmatch_lib.synthetic import SubsetSequence, SyntheticSubset
+from seqmatch_lib.trajectories import TeacherConfig, TrajectorySet, record_trajectories
+
+
+@dataclass(frozen=True)
+class MTTConfig:
+    """Hyperparameters of MTT, named as in the public code.
+
+    Args:
+        iterations: outer steps, each on one teacher segment.
+        syn_steps: inner steps on the synthetic images (N in the paper).
+        expert_epochs: epochs between the teacher's start and its target (M).
+        batch_syn: synthetic images an inner step; 0 takes as many as the stage's subset holds, the public default.
+        lr_img: learning rate of the images.
+        lr_lr: learning rate of the step size.
+        syn_lr: step size to begin with in stage 1 (`lr_teacher` in the public code).
+        later_syn_lr: the same for stages k >= 2.
+        momentum_img: of the image optimiser.
+        momentum_lr: of the step-size optimiser.
+        augment: DSA strategy in the inner loop, or "none".
+        engine: of `unroll`.
+    """
+
+    iterations: int = 5000
+    syn_steps: int = 30
+    expert_epochs: int = 2
+    batch_syn: int = 0
+    lr_img: float = 100.0
+    lr_lr: float = 1e-5
+    syn_lr: float = 0.01
+    later_syn_lr: float = 0.01
+    momentum_img: float = 0.5
+    momentum_lr: float = 0.5
+    augment: str = DSA_STRATEGY
+    engine: str = "higher"
+
+    def __post_init__(self) -> None:
+        for name in ("iterations", "syn_steps", "expert_epochs"):
+            require(getattr(self, name) >= 1, f"mtt.{name} {getattr(self, name)} must be at least 1")
+        require(self.batch_syn >= 0, f"mtt.batch_syn {self.batch_syn} must not be negative; 0 takes a whole subset")
+        for name in ("lr_img", "syn_lr", "later_syn_lr"):
+            require(getattr(self, name) > 0, f"mtt.{name} {getattr(self, name)} must be positive")
+        require(self.lr_lr >= 0, f"mtt.lr_lr {self.lr_lr} must not be negative; 0 keeps the step size fixed")
+        for name in ("momentum_img", "momentum_lr"):
+            require(0 <= getattr(self, name) < 1, f"mtt.{name} {getattr(self, name)} must lie in [0, 1)")
+        check_strategy(self.augment)
+        require(self.engine in ENGINES, f"mtt.engine {self.engine!r} is unknown; use one of {', '.join(ENGINES)}")
+
+
+@dataclass(frozen=True)
+class MTTPrepared(Prepared):
+    """What MTT needs in a stage: the teachers, their interval, and a network to unroll."""
+
+    teachers: TrajectorySet
+    interval: tuple[int, int]
+    network: nn.Module
+
+
+@register_method("mtt")
+class MTT(BaseMethod):
+    """Matching training trajectories."""
+
+    config_class = MTTConfig
+
+    def initial_lr(self, index: int) -> float:
+        """Returns the step size that stage k = `index` begins with."""
+        return self.config.syn_lr if index == 1 else self.config.later_syn_lr
+
+    def prepare(self, stage: Stage) -> MTTPrepared:
+        """Records the teachers of the stage, or opens them if another run with the same settings made them.
+
+        Raises:
+            ConfigError: the stage's interval is shorter than a segment, or reaches beyond the recorded epochs.
+        """
+        check_interval(stage.interval, stage.index, self.config.expert_epochs, stage.teachers)
+        teachers = record_stage_teachers(stage)
+        network = stage.make_network(stage.seed, "unrolled network")  # every start overwrites its parameters
+        return MTTPrepared(teachers.seconds, teachers, stage.interval, network)
+
+    def step(
+        self, prepared: MTTPrepared, trainable: Trainable, frozen: SubsetSequence, generator: torch.Generator
+    ) -> torch.Tensor:
+        """Trains on S_1 ∪ … ∪ S_k from a teacher's epoch e and matches the teacher's epoch e + M.
+
+        Returns:
+            ‖θ̂_N − θ*_{e+M}‖² / ‖θ*_e − θ*_{e+M}‖², detached.
+        """
+        config = self.config
+        start, target = self._draw_segment(prepared, generator)
+        start, target = start.to(trainable.images.device), target.to(trainable.images.device)
+        images, labels = frozen.then(SyntheticSubset(trainable.images, trainable.labels, lr=0.0)).union()
+        batch_size = config.batch_syn or len(trainable.images)
+        batches = draw_batches(images, labels, batch_size, config.syn_steps, config.augment, generator)
+        reached = unroll(prepared.network, start, batches, trainable.lr, config.engine)
+        loss = (reached - target).square().sum() / (start - target).square().sum()
+        loss.backward()
+        return loss.detach()
+
+    def _draw_segment(self, prepared: MTTPrepared, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """Draws a teacher, and a start epoch uniformly from [first, end - M)."""
+        first, end = prepared.interval
+        length = self.config.expert_epochs
+        teacher = int(torch.randint(len(prepared.teachers), (), generator=generator))
+        epoch = int(torch.randint(first, end - length, (), generator=generator))
+        return prepared.teachers.segment(teacher, epoch, epoch + length)
+
+
+def check_interval(interval: tuple[int, int], index: int, expert_epochs: int, teachers: TeacherConfig) -> None:
+    """Raises ConfigError unless a segment of `expert_epochs` fits the interval and the recorded epochs of stage `index`."""
+    first, end = interval
+    recorded = teachers.recorded_epochs(index)
+    field = "teachers.epochs" if index == 1 else "teachers.later_epochs"
+    require(
+        first >= 0 and first + expert_epochs < end,
+        f"interval {first}-{end} of stage {index} holds no start epoch below end - mtt.expert_epochs ({expert_epochs}); "
+        "lengthen the interval or lower mtt.expert_epochs",
+    )
+    require(
+        end <= recorded,
+        f"interval {first}-{end} of stage {index} exceeds the {recorded} epochs recorded; raise {field} or lower intervals",
+    )
+
+
+def draw_batches(
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    batch_size: int,
+    steps: int,
+    augment: str,
+    generator: torch.Generator,
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Draws the batches of an inner loop: random order, cut into chunks, a new order when the chunks are used up.
+
+    Args:
+        images: (N, C, H, W), differentiable.
+        labels: (N,) int64 or (N, classes) probabilities.
+        batch_size: images a step, clipped to N; the smaller last chunk of an order comes first, as in the public code.
+        steps: number of batches.
+        augment: DSA strategy, drawn anew for each batch.
+        generator: a CPU generator.
+    """
+    batches: list[tuple[torch.Tensor, torch.Tensor]] = []
+    chunks: list[torch.Tensor] = []
+    while len(batches) < steps:
+        if not chunks:
+            order = torch.randperm(len(images), generator=generator).to(images.device)
+            chunks = list(order.split(batch_size))
+        rows = chunks.pop()
+        drawn = draw_augmentation(augment, len(rows), images.shape[2:], generator, device=images.device)
+        batches.append((apply_augmentation(images[rows], drawn), labels[rows]))
+    return batches
+
+
+def record_stage_teachers(stage: Stage) -> TrajectorySet:
+    """Records the teachers of a stage: real training from a random start, or from a network trained on S_1 … S_{k-1}.
+
+    Source: Algorithm 1 of SeqMatch, the line that carries the network from subset to subset; `buffer.py` of its
+    public code, with the augmentation of the earlier subsets that is lost there.
+    """
+    epochs = stage.teachers.recorded_epochs(stage.index)
+    identity: dict[str, object] = {
+        "data": stage.data_identity,
+        "network": asdict(stage.network),
+        "stage": stage.index,
+        "epochs": epochs,
+        "teachers": asdict(stage.teachers),
+    }
+    if stage.index > 1:
+        identity |= {"frozen": stage.frozen.sha256(), "recipe": asdict(stage.recipe)}
+    name = f"{stage.network.name}-stage{stage.index}-{digest_json(identity)[:8]}"
+
+    def make_start(teacher: int) -> nn.Module:
+        network = stage.make_network(stage.teachers.seed, "teacher", teacher, "start")
+        generator = make_generator(stage.teachers.seed, "teacher", teacher, "earlier stages")
+        train_staged(network, stage.frozen, stage.recipe, generator)
+        return network
+
+    return record_trajectories(
+        stage.folder / name, identity, stage.teachers, epochs, make_start, stage.images, stage.labels, stage.budget
+    )

@@ -1,0 +1,291 @@
+"""The networks of the field: ConvNet, the cross-architecture set (AlexNet, VGG-11, ResNet-18) and a small ViT.
+
+Source: the variants of the public MTT code (`networks.py`), which work on 32x32 images: no biases and no stem pooling
+in ResNet, one linear layer as head, instance norm throughout. `resnet18_ap` replaces each strided convolution by a
+convolution and an average pooling. Other image sizes work as well, because heads take their size from the images.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from seqmatch_lib.errors import require
+
+NORMS = ("instance", "group", "layer", "batch", "none")
+POOLINGS = ("avg", "max", "none")
+GROUPS = 4  # channels are split in this many groups by norm = "group", as in the public code
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """An architecture without its data set.
+
+    Args:
+        name: one of `NETWORKS`.
+        width: channels of every ConvNet block; other networks keep their published widths.
+        depth: blocks of the ConvNet; other networks keep their published depths.
+        norm: one of `NORMS`; "batch" keeps running statistics, which no trajectory holds, so it serves evaluation only.
+        pooling: one of `POOLINGS`, 2x2 after each ConvNet block.
+    """
+
+    name: str = "convnet"
+    width: int = 128
+    depth: int = 3
+    norm: str = "instance"
+    pooling: str = "avg"
+
+    def __post_init__(self) -> None:
+        require(self.name in NETWORKS, f"network name {self.name!r} is unknown; use one of {', '.join(NETWORKS)}")
+        require(self.norm in NORMS, f"network norm {self.norm!r} is unknown; use one of {', '.join(NORMS)}")
+        require(self.pooling in POOLINGS, f"network pooling {self.pooling!r} is unknown; use one of {', '.join(POOLINGS)}")
+        require(self.width >= 1, f"network width {self.width} must be at least 1")
+        require(self.width % GROUPS == 0 or self.norm != "group", f"network width {self.width} must be a multiple of {GROUPS}")
+        require(self.depth >= 1, f"network depth {self.depth} must be at least 1")
+
+    def named(self, name: str) -> "NetworkConfig":
+        """Returns the same settings for another architecture of `NETWORKS`."""
+        return replace(self, name=name)
+
+
+def make_network(
+    config: NetworkConfig, image_shape: tuple[int, int, int], num_classes: int, generator: torch.Generator
+) -> nn.Module:
+    """Builds a network with freshly drawn parameters.
+
+    Args:
+        config: the architecture.
+        image_shape: (C, H, W) of its input.
+        num_classes: number of logits.
+        generator: a CPU generator, the only source of randomness; torch's global generator is left alone.
+
+    Returns:
+        A module on the CPU that maps (batch, C, H, W) to (batch, num_classes).
+
+    Raises:
+        ConfigError: the images are too small for the number of poolings.
+    """
+    with torch.device("meta"):
+        network = NETWORKS[config.name](config, image_shape, num_classes)
+    network = network.to_empty(device="cpu")
+    draw_parameters(network, generator)
+    return network
+
+
+@torch.no_grad()
+def draw_parameters(network: nn.Module, generator: torch.Generator) -> None:
+    """Fills a network's parameters in place with PyTorch's default distributions, drawn from `generator`.
+
+    Convolutions and linear layers: uniform within 1 / sqrt(fan in), weights and biases alike; norms: one and zero;
+    position and class embeddings: normal with standard deviation 0.02.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            bound = 1 / math.sqrt(module.weight[0].numel())
+            for parameter in module.parameters(recurse=False):
+                parameter.uniform_(-bound, bound, generator=generator)
+        elif isinstance(module, nn.GroupNorm | nn.LayerNorm):
+            module.weight.fill_(1.0)
+            module.bias.fill_(0.0)
+        elif isinstance(module, nn.BatchNorm2d):
+            module.reset_parameters()
+            module.reset_running_stats()
+        elif isinstance(module, _Embedding):
+            module.value.normal_(0.0, 0.02, generator=generator)
+
+
+def count_parameters(network: nn.Module) -> int:
+    """Returns the number of trainable parameters, P."""
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def flatten_parameters(network: nn.Module) -> torch.Tensor:
+    """Returns a copy of all parameters as one detached (P,) vector, in the order of `network.parameters()`."""
+    return torch.cat([parameter.detach().reshape(-1) for parameter in network.parameters()])
+
+
+@torch.no_grad()
+def load_parameters(network: nn.Module, flat: torch.Tensor) -> None:
+    """Copies a (P,) vector into the network's parameters, in the order of `network.parameters()`."""
+    sizes = [parameter.numel() for parameter in network.parameters()]
+    for parameter, values in zip(network.parameters(), flat.split(sizes), strict=True):
+        parameter.copy_(values.view_as(parameter))
+
+
+def _norm(kind: str, channels: int, size: tuple[int, int]) -> nn.Module:
+    """Instance norm is group norm with one channel a group, as in the public code: affine, no running statistics."""
+    if kind == "instance":
+        return nn.GroupNorm(channels, channels)
+    if kind == "group":
+        return nn.GroupNorm(GROUPS, channels)
+    if kind == "layer":
+        return nn.LayerNorm((channels, *size))
+    return nn.BatchNorm2d(channels) if kind == "batch" else nn.Identity()
+
+
+def _first_padding(image_shape: tuple[int, int, int], kernel_size: int) -> int:
+    """28x28 images are padded to 32x32 by the first convolution, as in the public code; others keep their size."""
+    return kernel_size // 2 + (2 if image_shape[1:] == (28, 28) else 0)
+
+
+def _padded_size(image_shape: tuple[int, int, int]) -> tuple[int, int]:
+    return (32, 32) if image_shape[1:] == (28, 28) else image_shape[1:]
+
+
+def _halve(size: tuple[int, int], layers: int) -> tuple[int, int]:
+    """Size after one more 2x2 pooling; the error speaks of the layer at which the image vanished."""
+    size = (size[0] // 2, size[1] // 2)
+    require(min(size) >= 1, f"the images are too small for {layers} poolings; lower the network depth or use pooling 'none'")
+    return size
+
+
+def _convnet(config: NetworkConfig, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    """Blocks of 3x3 convolution, norm, ReLU and 2x2 pooling, then one linear layer."""
+    layers: list[nn.Module] = []
+    channels, size = image_shape[0], _padded_size(image_shape)
+    for block in range(config.depth):
+        padding = _first_padding(image_shape, 3) if block == 0 else 1
+        layers += [nn.Conv2d(channels, config.width, 3, padding=padding), _norm(config.norm, config.width, size), nn.ReLU()]
+        channels = config.width
+        if config.pooling != "none":
+            layers.append(nn.AvgPool2d(2) if config.pooling == "avg" else nn.MaxPool2d(2))
+            size = _halve(size, block + 1)
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * size[0] * size[1], num_classes))
+
+
+def _alexnet(config: NetworkConfig, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    """Five convolutions without norm, three 2x2 max poolings."""
+    layers: list[nn.Module] = []
+    channels, size = image_shape[0], _padded_size(image_shape)
+    for width, kernel_size, pools in ((128, 5, True), (192, 5, True), (256, 3, False), (192, 3, False), (192, 3, True)):
+        padding = _first_padding(image_shape, kernel_size) if not layers else kernel_size // 2
+        layers += [nn.Conv2d(channels, width, kernel_size, padding=padding), nn.ReLU()]
+        channels = width
+        if pools:
+            layers.append(nn.MaxPool2d(2))
+            size = _halve(size, 3)
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * size[0] * size[1], num_classes))
+
+
+def _vgg11(config: NetworkConfig, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    """Eight 3x3 convolutions, each with a norm, five 2x2 max poolings, one linear layer."""
+    layers: list[nn.Module] = []
+    channels, size = image_shape[0], _padded_size(image_shape)
+    for widths in ((64,), (128,), (256, 256), (512, 512), (512, 512)):
+        for width in widths:
+            padding = _first_padding(image_shape, 3) if not layers else 1
+            layers += [nn.Conv2d(channels, width, 3, padding=padding), _norm(config.norm, width, size), nn.ReLU()]
+            channels = width
+        layers.append(nn.MaxPool2d(2))
+        size = _halve(size, 5)
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * size[0] * size[1], num_classes))
+
+
+class _ResidualBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut; halves the image by a stride, or by average pooling if `pools`."""
+
+    def __init__(self, channels: int, width: int, halves: bool, pools: bool, norm: str, size: tuple[int, int]) -> None:
+        super().__init__()
+        stride = 2 if halves and not pools else 1
+        shrink = nn.AvgPool2d(2) if halves and pools else nn.Identity()
+        out = _halve(size, 3) if halves else size
+        self.conv1 = nn.Conv2d(channels, width, 3, stride=stride, padding=1, bias=False)
+        self.norm1 = _norm(norm, width, size if pools else out)
+        self.shrink = shrink
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.norm2 = _norm(norm, width, out)
+        self.shortcut: nn.Module = nn.Identity()
+        if halves or channels != width:
+            conv = nn.Conv2d(channels, width, 1, stride=stride, bias=False)
+            self.shortcut = nn.Sequential(conv, shrink, _norm(norm, width, out))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = self.shrink(F.relu(self.norm1(self.conv1(x))))
+        return F.relu(self.norm2(self.conv2(out)) + self.shortcut(x))
+
+
+def _resnet18(pools: bool) -> Callable[[NetworkConfig, tuple[int, int, int], int], nn.Module]:
+    """Four groups of two residual blocks. With a stride the head averages over the image, with `pools` it does not."""
+
+    def build(config: NetworkConfig, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+        size = _padded_size(image_shape)
+        stem = nn.Conv2d(image_shape[0], 64, 3, padding=_first_padding(image_shape, 3), bias=False)
+        layers: list[nn.Module] = [stem, _norm(config.norm, 64, size), nn.ReLU()]
+        channels = 64
+        for width in (64, 128, 256, 512):
+            for block in range(2):
+                halves = block == 0 and width > 64
+                layers.append(_ResidualBlock(channels, width, halves, pools, config.norm, size))
+                channels, size = width, (_halve(size, 3) if halves else size)
+        if not pools:
+            layers.append(nn.AdaptiveAvgPool2d(1))
+            size = (1, 1)
+        return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * size[0] * size[1], num_classes))
+
+    return build
+
+
+class _Embedding(nn.Module):
+    """A learned tensor that is added to, or put before, the tokens."""
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.empty(shape))
+
+
+class _TransformerBlock(nn.Module):
+    """Pre-norm attention and a two-layer perceptron; the attention is written out, so it can be differentiated twice."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.project = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.expand, self.contract = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        batch, tokens, width = x.shape
+        qkv = self.qkv(self.norm1(x)).view(batch, tokens, 3, self.heads, width // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        weights = (q @ k.transpose(-2, -1) / math.sqrt(width // self.heads)).softmax(-1)
+        x = x + self.project((weights @ v).transpose(1, 2).reshape(batch, tokens, width))
+        return x + self.contract(F.gelu(self.expand(self.norm2(x))))
+
+
+class _ViT(nn.Module):
+    """A small vision transformer: at most 8 patches a side, a class token, 6 blocks of width 192 with 3 heads."""
+
+    width, heads, blocks, patches_per_side = 192, 3, 6, 8
+
+    def __init__(self, config: NetworkConfig, image_shape: tuple[int, int, int], num_classes: int) -> None:
+        super().__init__()
+        channels, height, width = image_shape
+        patch = math.ceil(min(height, width) / self.patches_per_side)
+        require(
+            height % patch == 0 and width % patch == 0,
+            f"vit cuts images into {patch}x{patch} patches, which {height}x{width} is no multiple of; resize the images",
+        )
+        self.patches = nn.Conv2d(channels, self.width, patch, stride=patch)
+        self.token = _Embedding(1, 1, self.width)
+        self.position = _Embedding(1, 1 + (height // patch) * (width // patch), self.width)
+        self.encoder = nn.Sequential(*(_TransformerBlock(self.width, self.heads) for _ in range(self.blocks)))
+        self.norm = nn.LayerNorm(self.width)
+        self.head = nn.Linear(self.width, num_classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = self.patches(x).flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.token.value.expand(len(x), -1, -1), tokens], dim=1) + self.position.value
+        return self.head(self.norm(self.encoder(tokens))[:, 0])
+
+
+NETWORKS: dict[str, Callable[[NetworkConfig, tuple[int, int, int], int], nn.Module]] = {
+    "convnet": _convnet,
+    "alexnet": _alexnet,
+    "vgg11": _vgg11,
+    "resnet18": _resnet18(pools=False),
+    "resnet18_ap": _resnet18(pools=True),
+    "vit": _ViT,
+}

@@ -1,0 +1,142 @@
+"""Run records: one JSON file a run, with everything needed to understand and repeat it."""
+
+import platform
+import subprocess
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from seqmatch_lib.errors import StorageError, require
+from seqmatch_lib.storage import read_json, write_json
+
+SCHEMA = 1
+VOLATILE = ("seconds", "peak_memory_mb", "started_at")  # differ between two runs that are otherwise equal
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a finished run leaves behind.
+
+    Accuracies are in per cent, as `{mean, std, n, values}` of the first evaluation architecture, with
+    `by_network` beneath for all of them; std is the sample standard deviation over networks.
+
+    Args:
+        schema: version of this format.
+        run_id: names the run; see `RunConfig.run_id`.
+        table: the table of the paper that the run belongs to: the data set.
+        preset: and `scale`, `dataset`, `method`, `ipc`, `num_subsets`, `seed`, `config`: see `RunConfig`.
+        config_hash: sha256 of `config`.
+        accuracy_last: of the set after the last iteration, trained on stage by stage.
+        accuracy_selected: of the iterate that scored best on the images named in `selected_on`.
+        selected_on: "validation", "test" or "none" (then the last iterate stands for the selected one).
+        accuracy_joint: of the last set with all subsets trained on at once; None where K = 1.
+        random_baseline: random real images, same ipc, stages and training protocol.
+        stages: per subset: ipc, step size, number of iterations, losses, (iteration, accuracy) of scored iterates.
+        data: fingerprint, numbers of images, preprocessing, notices about missing parts.
+        seconds: by phase; "teachers" is what training them took, whoever did it.
+        peak_memory_mb: of the process, or of the GPU where there is one.
+        environment: device, threads, torch, python.
+        git_commit: of the code at the start, and `dirty`: whether files differed from it.
+        synthetic_sha256: of the last set.
+        started_at: UTC, ISO 8601.
+    """
+
+    schema: int
+    run_id: str
+    table: str
+    preset: str
+    scale: str
+    dataset: str
+    method: str
+    ipc: int
+    num_subsets: int
+    seed: int
+    config: dict[str, Any]
+    config_hash: str
+    accuracy_last: dict[str, Any]
+    accuracy_selected: dict[str, Any]
+    selected_on: str
+    accuracy_joint: dict[str, Any] | None
+    random_baseline: dict[str, Any]
+    stages: list[dict[str, Any]]
+    data: dict[str, Any]
+    seconds: dict[str, float]
+    peak_memory_mb: float
+    environment: dict[str, Any]
+    git_commit: str
+    dirty: bool
+    synthetic_sha256: str
+    started_at: str
+
+    def comparable(self) -> dict[str, Any]:
+        """Returns what must be equal between two runs of one configuration on one machine."""
+        return {name: value for name, value in asdict(self).items() if name not in VOLATILE}
+
+    def save(self, path: Path) -> None:
+        """Writes the record atomically, with a checksum."""
+        write_json(path, asdict(self))
+
+
+def load_record(path: Path) -> RunRecord:
+    """Reads one record.
+
+    Raises:
+        StorageError: damaged, of another schema version, or with keys missing or unknown.
+    """
+    values = read_json(path)
+    require(
+        values.get("schema") == SCHEMA,
+        f"{path} has record schema {values.get('schema')}, but this version reads {SCHEMA}; run its preset again",
+        StorageError,
+    )
+    names = {field.name for field in fields(RunRecord)}
+    wrong = sorted(names ^ values.keys())
+    require(not wrong, f"{path} is no valid record: keys {wrong} are missing or unknown; run its preset again", StorageError)
+    return RunRecord(**values)
+
+
+def load_runs(folder: Path) -> list[RunRecord]:
+    """Reads all records below `folder/runs`, sorted by data set, ipc, scale and method."""
+    records = [load_record(path) for path in sorted((folder / "runs").rglob("*.json"))]
+    return sorted(records, key=lambda record: (record.table, record.ipc, record.scale, record.method, record.seed))
+
+
+def format_records(records: Iterable[RunRecord]) -> str:
+    """Returns a plain-text table of accuracies in per cent, one run a line, each with its scale."""
+    rows = [("dataset", "ipc", "method", "K", "scale", "seed", "last", "selected", "joint", "random real", "n")]
+    for record in records:
+        accuracies = (record.accuracy_last, record.accuracy_selected, record.accuracy_joint, record.random_baseline)
+        cells = ["-" if one is None else f"{one['mean']:.1f} ± {one['std']:.1f}" for one in accuracies]
+        names = (record.dataset, record.ipc, record.method, record.num_subsets, record.scale, record.seed)
+        rows.append((*map(str, names), *cells, str(record.accuracy_last["n"])))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def describe_environment(device: torch.device) -> dict[str, Any]:
+    """Returns what the numbers of a run may depend on besides its configuration."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "device": device.type,
+        "device_name": name,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def describe_code() -> tuple[str, bool]:
+    """Returns the git commit of this package's checkout and whether files differ from it; "unknown" outside git."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown", False

@@ -1,0 +1,128 @@
+"""The sequential strategy: distil S_1 … S_K one after another, each with the earlier ones frozen beside it.
+
+Source: Du et al., "Sequential Subset Matching for Dataset Distillation", NeurIPS 2023, Algorithm 1. A plain base
+method is the case K = 1 of the same loop.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from tqdm import tqdm
+
+from seqmatch_lib.checkpoint import StageCheckpoint, StageProgress
+from seqmatch_lib.errors import DivergenceError
+from seqmatch_lib.methods.base import BaseMethod, Stage, Trainable
+from seqmatch_lib.seeds import make_generator
+from seqmatch_lib.synthetic import SubsetSequence
+
+Scorer = Callable[[SubsetSequence], float]
+
+
+def distill_sequence(
+    method: BaseMethod,
+    first_stage: Stage,
+    ipcs: Sequence[int],
+    intervals: Sequence[tuple[int, int]],
+    make_checkpoint: Callable[[int], StageCheckpoint],
+    score: Scorer | None = None,
+    num_selections: int = 1,
+) -> list[StageProgress]:
+    """Distils the subsets in order.
+
+    Args:
+        method: the base method A.
+        first_stage: what is common to all stages; its index, ipc, interval and frozen subsets are set here.
+        ipcs: images per class of each subset; they may differ.
+        intervals: teacher epochs of each subset.
+        make_checkpoint: k -> where stage k is kept; finished stages are read from there.
+        score: accuracy of a sequence on held-out images, to select the best iterate of a stage; None keeps the last.
+        num_selections: how many iterates a stage are scored.
+
+    Returns:
+        The finished stages. S_k as frozen for the later stages is `selected`; only S_K has a separate `last`.
+    """
+    frozen = SubsetSequence()
+    finished = []
+    for index, (ipc, interval) in enumerate(zip(ipcs, intervals, strict=True), start=1):
+        stage = replace(first_stage, index=index, ipc=ipc, interval=interval, frozen=frozen)
+        progress = distill_subset(method, stage, make_checkpoint(index), score, num_selections)
+        frozen = frozen.then(progress.selected)
+        finished.append(progress)
+    return finished
+
+
+def distill_subset(
+    method: BaseMethod, stage: Stage, checkpoint: StageCheckpoint, score: Scorer | None, num_selections: int
+) -> StageProgress:
+    """Optimises S_k with S_1 … S_{k-1} frozen, from its checkpoint if there is one.
+
+    Raises:
+        DivergenceError: the loss or the step size leaves its range; the last good state is in the checkpoint.
+        OutOfTime: the budget is spent; the state is in the checkpoint.
+    """
+    iterations = method.config.iterations
+    progress = checkpoint.load(method.initialise(stage))
+    trainable = progress.trainable
+    if trainable.iteration >= iterations:
+        return progress
+    prepared = method.prepare(stage)
+    progress.seconds["teachers"] = prepared.seconds
+    scored = {round(iterations * (i + 1) / num_selections) for i in range(num_selections)} if score else set()
+    with tqdm(total=iterations, initial=trainable.iteration, desc=f"distil S_{stage.index}", unit="it") as bar:
+        while trainable.iteration < iterations:
+            began = time.perf_counter()
+            try:
+                advance(method, prepared, trainable, stage)
+            except DivergenceError:
+                checkpoint.save(progress)
+                raise
+            progress.seconds["distillation"] += time.perf_counter() - began
+            bar.update()
+            bar.set_postfix(loss=f"{trainable.losses[-1]:.4f}", lr=f"{trainable.lr.item():.4f}")
+            if trainable.iteration in scored:
+                began = time.perf_counter()
+                progress.consider(score(stage.frozen.then(trainable.freeze())))
+                progress.seconds["selection"] += time.perf_counter() - began
+            if trainable.iteration == iterations or stage.budget.wants_save():
+                checkpoint.save(progress)
+                stage.budget.saved()
+    return progress
+
+
+def advance(method: BaseMethod, prepared: object, trainable: Trainable, stage: Stage) -> None:
+    """Makes one iteration: loss and gradients by the base method, then one step of both optimisers.
+
+    Nothing is changed unless loss, gradients and the new step size are in range.
+
+    Raises:
+        DivergenceError: a loss or gradient that is not finite, or a step size that would not stay positive.
+    """
+    generator = make_generator(stage.seed, "stage", stage.index, "iteration", trainable.iteration)
+    image_optimizer, lr_optimizer = trainable.optimizers
+    image_optimizer.zero_grad()
+    lr_optimizer.zero_grad()
+    loss = method.step(prepared, trainable, stage.frozen, generator)
+    where = f"stage {stage.index}, iteration {trainable.iteration}"
+    if not (loss.isfinite() and trainable.images.grad.isfinite().all()):
+        raise DivergenceError(
+            f"{where}: the loss is {loss.item():.4g} and its gradient is not finite; the state before it is kept. "
+            "Lower lr_img or syn_steps, or begin with a smaller syn_lr"
+        )
+    before = trainable.lr.item()
+    momentum = lr_optimizer.state[trainable.lr].get("momentum_buffer")
+    momentum = None if momentum is None else momentum.clone()
+    lr_optimizer.step()
+    after = trainable.lr.item()
+    if not 0 < after < float("inf"):
+        with torch.no_grad():
+            trainable.lr.fill_(before)
+        lr_optimizer.state[trainable.lr]["momentum_buffer"] = momentum
+        raise DivergenceError(
+            f"{where}: the step size would go from {before:.4g} to {after:.4g}, but it must stay positive; the state "
+            "before it is kept. Lower lr_lr, or begin with a larger syn_lr"
+        )
+    image_optimizer.step()
+    trainable.losses.append(loss.item())
+    trainable.iteration += 1

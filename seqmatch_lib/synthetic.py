@@ -1,0 +1,148 @@
+"""Distilled sets: a sequence of subsets S_1 … S_K, each with images, labels and a learned step size of its own."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from seqmatch_lib.errors import DataError, StorageError, require
+from seqmatch_lib.seeds import make_generator
+from seqmatch_lib.storage import digest_tensors, load_tensors, save_tensors
+
+
+@dataclass(frozen=True)
+class SyntheticSubset:
+    """One subset S_k.
+
+    Args:
+        images: (classes * ipc, C, H, W) float32, normalised as the real data are; sorted by class.
+        labels: (classes * ipc,) int64, or (classes * ipc, classes) float32 probabilities.
+        lr: the step size learned with the images.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    lr: float
+
+    def to(self, device: torch.device | str) -> "SyntheticSubset":
+        """Returns the subset on a device."""
+        return SyntheticSubset(self.images.to(device), self.labels.to(device), self.lr)
+
+
+@dataclass(frozen=True)
+class SubsetSequence:
+    """The subsets in the order in which they are distilled and trained on.
+
+    Args:
+        subsets: S_1 … S_K; none before the first stage.
+        metadata: JSON values that say where the set comes from (data set, preprocessing, preset, seed).
+    """
+
+    subsets: tuple[SyntheticSubset, ...] = ()
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.subsets)
+
+    def then(self, subset: SyntheticSubset) -> "SubsetSequence":
+        """Returns the sequence with one more subset at its end."""
+        return SubsetSequence((*self.subsets, subset), self.metadata)
+
+    def to(self, device: torch.device | str) -> "SubsetSequence":
+        """Returns the sequence on a device."""
+        return SubsetSequence(tuple(subset.to(device) for subset in self.subsets), self.metadata)
+
+    def union(self, stages: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns images and labels of S_1 ∪ … ∪ S_stages, of all subsets by default."""
+        chosen = self.subsets[:stages]
+        return torch.cat([subset.images for subset in chosen]), torch.cat([subset.labels for subset in chosen])
+
+    def joint(self) -> "SubsetSequence":
+        """Returns all images as one subset, with the last step size: the one learned on the union of all images."""
+        images, labels = self.union()
+        return SubsetSequence((SyntheticSubset(images, labels, self.subsets[-1].lr),), self.metadata)
+
+    def sha256(self) -> str:
+        """Returns the digest over images, labels and step sizes, which names the set in records and teacher folders."""
+        return digest_tensors(_as_tensors(self))
+
+
+def save_sequence(path: Path, sequence: SubsetSequence) -> None:
+    """Writes a distilled set as one safetensors file, atomically."""
+    save_tensors(path, _as_tensors(sequence), {"num_subsets": len(sequence), **sequence.metadata})
+
+
+def load_sequence(path: Path) -> SubsetSequence:
+    """Reads a distilled set.
+
+    Raises:
+        StorageError: missing, damaged, or not a distilled set.
+    """
+    tensors, metadata = load_tensors(path)
+    try:
+        count = metadata.pop("num_subsets")
+        subsets = tuple(
+            SyntheticSubset(tensors[f"images.{k}"], tensors[f"labels.{k}"], tensors[f"lr.{k}"].item())
+            for k in range(1, count + 1)
+        )
+    except KeyError as error:
+        raise StorageError(f"{path} is not a distilled set: {error} is missing; give a file written by a run") from error
+    return SubsetSequence(subsets, metadata)
+
+
+def sample_real_subset(
+    images: torch.Tensor, labels: torch.Tensor, num_classes: int, ipc: int, lr: float, seed: int, *purpose: str | int
+) -> SyntheticSubset:
+    """Draws `ipc` real images a class without replacement: the start of a distillation, and the random baseline.
+
+    Args:
+        images: (N, C, H, W) normalised real images.
+        labels: (N,) int64.
+        num_classes: classes 0 … num_classes - 1, each of which gets `ipc` images.
+        ipc: images per class.
+        lr: step size the subset is to be trained with.
+        seed: of the run.
+        *purpose: names the draw.
+
+    Raises:
+        DataError: a class has fewer than `ipc` images.
+    """
+    generator = make_generator(seed, *purpose)
+    chosen = []
+    for label in range(num_classes):
+        members = (labels == label).nonzero().flatten()
+        require(
+            len(members) >= ipc,
+            f"class {label} has {len(members)} real images, fewer than ipc {ipc}; lower ipc or get more of the data set",
+            DataError,
+        )
+        order = torch.randperm(len(members), generator=generator)[:ipc].to(members.device)
+        chosen.append(members[order])
+    rows = torch.cat(chosen)
+    return SyntheticSubset(images[rows].clone(), labels[rows].clone(), lr)
+
+
+def sample_real_sequence(
+    images: torch.Tensor, labels: torch.Tensor, num_classes: int, ipcs: Sequence[int], lr: float, seed: int
+) -> SubsetSequence:
+    """Draws disjoint random real subsets of the given sizes: the baseline of a sequence with the same stages."""
+    whole = sample_real_subset(images, labels, num_classes, sum(ipcs), lr, seed, "random real images")
+    by_class = whole.images.view(num_classes, sum(ipcs), *images.shape[1:])
+    labels_by_class = whole.labels.view(num_classes, sum(ipcs))
+    subsets, first = [], 0
+    for ipc in ipcs:
+        part = slice(first, first + ipc)
+        subsets.append(SyntheticSubset(by_class[:, part].flatten(0, 1), labels_by_class[:, part].flatten(), lr))
+        first += ipc
+    return SubsetSequence(tuple(subsets))
+
+
+def _as_tensors(sequence: SubsetSequence) -> dict[str, torch.Tensor]:
+    tensors = {}
+    for k, subset in enumerate(sequence.subsets, start=1):
+        tensors[f"images.{k}"] = subset.images
+        tensors[f"labels.{k}"] = subset.labels
+        tensors[f"lr.{k}"] = torch.tensor(subset.lr, dtype=torch.float64)
+    return tensors

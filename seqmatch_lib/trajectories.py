@@ -1,0 +1,219 @@
+"""Teachers: networks trained on real data, and the files that hold their parameters after every epoch.
+
+A set of teachers is a folder: `manifest.json` says what the set is, and for each teacher there is `teacher-000.npy`,
+float32 of shape (epochs + 1, P) whose row e holds the parameters after e epochs, with `teacher-000.json` beside it,
+written last, holding the checksum of each row. Files are memory-mapped: a segment costs two rows of reading.
+"""
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+from torch import nn
+from tqdm import tqdm
+
+from seqmatch_lib.augment import DSA_STRATEGY, check_strategy
+from seqmatch_lib.budget import Budget
+from seqmatch_lib.errors import DivergenceError, StorageError, require
+from seqmatch_lib.networks import count_parameters, flatten_parameters
+from seqmatch_lib.seeds import make_generator
+from seqmatch_lib.storage import digest_json, read_json, write_atomically, write_json
+from seqmatch_lib.training import sgd_epoch
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """How teachers are trained on real data; the defaults are those of the public code.
+
+    Args:
+        num_teachers: teachers of each stage.
+        epochs: epochs recorded for the teachers of stage 1. The learning rate is constant, so no later epoch can
+            change an earlier row: record as many as the intervals use (the published number is 50).
+        later_epochs: the same for stage k >= 2, whose teachers start from a network trained on the earlier subsets.
+        lr: of SGD.
+        momentum: of SGD, in [0, 1).
+        weight_decay: of SGD.
+        batch_size: real images a step.
+        augment: DSA strategy, or "none".
+        seed: of the teachers alone, so that runs with different seeds share them as published work does.
+
+    Source: `buffer.py` of the public MTT and SeqMatch codes.
+    """
+
+    num_teachers: int = 100
+    epochs: int = 50
+    later_epochs: int = 20
+    lr: float = 0.01
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    batch_size: int = 256
+    augment: str = DSA_STRATEGY
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("num_teachers", "epochs", "later_epochs", "batch_size"):
+            require(getattr(self, name) >= 1, f"teachers.{name} {getattr(self, name)} must be at least 1")
+        require(self.lr > 0, f"teachers.lr {self.lr} must be positive")
+        require(0 <= self.momentum < 1, f"teachers.momentum {self.momentum} must lie in [0, 1)")
+        require(self.weight_decay >= 0, f"teachers.weight_decay {self.weight_decay} must not be negative")
+        check_strategy(self.augment)
+
+    def recorded_epochs(self, stage: int) -> int:
+        """Returns the epochs recorded for stage k, counted from 1."""
+        return self.epochs if stage == 1 else self.later_epochs
+
+
+class TrajectorySet:
+    """The finished teachers of one folder, read segment by segment."""
+
+    def __init__(self, folder: Path, num_teachers: int) -> None:
+        self.folder = folder
+        self._paths = [folder / f"teacher-{teacher:03d}.npy" for teacher in range(num_teachers)]
+        self._manifests = [read_json(path.with_suffix(".json")) for path in self._paths]
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def segment(self, teacher: int, start_epoch: int, end_epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns copies of a teacher's parameters, two (P,) float32 tensors, after `start_epoch` and `end_epoch` epochs.
+
+        Raises:
+            StorageError: an epoch that was not recorded, or a row that does not match its checksum.
+        """
+        return self._row(teacher, start_epoch), self._row(teacher, end_epoch)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds that training all teachers took, whoever trained them."""
+        return sum(manifest["seconds"] for manifest in self._manifests)
+
+    def train_losses(self, teacher: int) -> list[float]:
+        """Returns the mean training loss of each recorded epoch."""
+        return list(self._manifests[teacher]["train_loss"])
+
+    def _row(self, teacher: int, epoch: int) -> torch.Tensor:
+        checksums = self._manifests[teacher]["rows"]
+        path = self._paths[teacher]
+        require(
+            0 <= epoch < len(checksums),
+            f"epoch {epoch} is beyond the {len(checksums) - 1} recorded in {path}; raise teachers.epochs or lower intervals",
+            StorageError,
+        )
+        try:
+            row = np.load(path, mmap_mode="r")[epoch].copy()
+        except (OSError, ValueError, IndexError) as error:
+            raise StorageError(f"{path} is damaged ({error}); delete it and its .json to train the teacher again") from error
+        if hashlib.sha256(row).hexdigest() != checksums[epoch]:
+            raise StorageError(f"epoch {epoch} of {path} does not match its checksum; delete it and its .json")
+        return torch.from_numpy(row)
+
+
+def record_trajectories(
+    folder: Path,
+    identity: dict[str, Any],
+    config: TeacherConfig,
+    epochs: int,
+    make_start: Callable[[int], nn.Module],
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    budget: Budget,
+) -> TrajectorySet:
+    """Trains the teachers that are still missing in a folder and returns the whole set.
+
+    Several processes may record into one folder: each teacher is trained by the one that holds its lock, the others
+    take the next and wait at the end. A killed process loses the teacher it was at, no finished one.
+
+    Args:
+        folder: of the set; made if missing.
+        identity: whatever decides the content (data, network, stage, earlier subsets), written into the manifest.
+        config: how each teacher is trained.
+        epochs: rows to record after row 0.
+        make_start: teacher index -> network to start from, on the device of the images.
+        images: (N, C, H, W) normalised real images.
+        labels: (N,) int64.
+        budget: asked between epochs whether time is up.
+
+    Raises:
+        StorageError: the folder holds another set.
+        DivergenceError: a teacher's loss is not finite.
+        OutOfTime: the budget is spent.
+    """
+    manifest = {"identity": identity, "torch": torch.__version__}
+    _claim_folder(folder, manifest)
+    waiting = list(range(config.num_teachers))
+    with tqdm(total=len(waiting) * epochs, desc=f"teachers {folder.name}", unit="epoch") as bar:
+        while waiting:
+            teacher = waiting.pop(0)
+            path = folder / f"teacher-{teacher:03d}.npy"
+            try:
+                with FileLock(path.with_suffix(".lock"), timeout=0 if waiting else -1):
+                    if not path.with_suffix(".json").is_file():
+                        began = time.perf_counter()
+                        network = make_start(teacher)
+                        rows, losses = _train_teacher(network, teacher, config, epochs, images, labels, budget, bar)
+                        _write_teacher(path, rows, losses, time.perf_counter() - began)
+                    else:
+                        bar.update(epochs)
+            except Timeout:
+                waiting.append(teacher)  # another process trains it: come back when the rest is done
+    return TrajectorySet(folder, config.num_teachers)
+
+
+def _claim_folder(folder: Path, manifest: dict[str, Any]) -> None:
+    """Writes the manifest of a new folder, or checks that an old one says the same, the torch version aside."""
+    path = folder / "manifest.json"
+    if not path.is_file():
+        write_json(path, manifest)
+    found = read_json(path)
+    same = digest_json({**found, "torch": ""}) == digest_json({**manifest, "torch": ""})
+    require(same, f"{folder} holds other teachers than this run needs; use another --results folder", StorageError)
+
+
+def _train_teacher(
+    network: nn.Module,
+    teacher: int,
+    config: TeacherConfig,
+    epochs: int,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    budget: Budget,
+    bar: tqdm,
+) -> tuple[np.ndarray, list[float]]:
+    """Trains one teacher; returns its (epochs + 1, P) rows and the mean training loss of each epoch."""
+    network.train()
+    optimizer = torch.optim.SGD(network.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+    losses: list[float] = []
+    rows = np.empty((epochs + 1, count_parameters(network)), dtype=np.float32)
+    rows[0] = flatten_parameters(network).cpu().numpy()  # a copy: a view would follow the live weights
+    for epoch in range(epochs):
+        generator = make_generator(config.seed, "teacher", teacher, "epoch", epoch)
+        loss = sgd_epoch(network, optimizer, images, labels, config.batch_size, config.augment, generator)
+        require(
+            np.isfinite(loss),
+            f"teacher {teacher} diverged in epoch {epoch} (loss {loss}); lower teachers.lr {config.lr}",
+            DivergenceError,
+        )
+        rows[epoch + 1] = flatten_parameters(network).cpu().numpy()
+        losses.append(loss)
+        bar.update()
+        bar.set_postfix(teacher=teacher, loss=f"{loss:.3f}")
+        budget.check()
+    return rows, losses
+
+
+def _write_teacher(path: Path, rows: np.ndarray, losses: list[float], seconds: float) -> None:
+    """Writes the rows under their final name when all are there; the checksums, which make them count, follow."""
+
+    def write(temporary: Path) -> None:
+        with open(temporary, "wb") as handle:
+            np.save(handle, rows)
+
+    write_atomically(path, write)
+    checksums = [hashlib.sha256(row).hexdigest() for row in rows]
+    write_json(path.with_suffix(".json"), {"rows": checksums, "train_loss": losses, "seconds": round(seconds, 3)})
