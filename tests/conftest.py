@@ -1,0 +1,28 @@
+"""Shared fixtures: a seed that is printed, and small stand-ins for real data."""
+
+import os
+import secrets
+
+import pytest
+import torch
+
+SEED = int(os.environ.get("SEQMATCH_TEST_SEED", secrets.randbelow(2**31)))
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    """Prints the seed of all random tests of this session."""
+    return f"random seed: {SEED} (repeat with SEQMATCH_TEST_SEED={SEED})"
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    """A generator of its own for each test, from the printed seed."""
+    return torch.Generator().manual_seed(SEED)
+
+
+@pytest.fixture
+def float64() -> None:
+    """Makes float64 the default dtype for one test."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)

@@ -1,0 +1,52 @@
+"""A tiny problem that every part of the library accepts: 6x6 noise with a class-dependent mean."""
+
+from pathlib import Path
+
+import torch
+
+from seqmatch_lib.budget import Budget
+from seqmatch_lib.checkpoint import StageCheckpoint
+from seqmatch_lib.methods import Stage
+from seqmatch_lib.networks import NetworkConfig
+from seqmatch_lib.synthetic import SubsetSequence
+from seqmatch_lib.training import TrainingRecipe
+from seqmatch_lib.trajectories import TeacherConfig
+
+SHAPE, CLASSES = (1, 6, 6), 3
+NETWORK = NetworkConfig(width=4, depth=1)
+RECIPE = TrainingRecipe(epochs=6)
+TEACHERS = TeacherConfig(num_teachers=2, epochs=4, later_epochs=3, lr=0.05, batch_size=16)
+
+
+def make_images(count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns (count, 1, 6, 6) images that a small network can tell apart, and their (count,) labels."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % CLASSES
+    patterns = torch.randn(CLASSES, *SHAPE, generator=torch.Generator().manual_seed(99))
+    return patterns[labels] + 0.7 * torch.randn(count, *SHAPE, generator=generator), labels
+
+
+def make_stage(folder: Path, seed: int = 0) -> Stage:
+    """Returns a first stage on 60 images."""
+    images, labels = make_images(60)
+    return Stage(
+        index=1,
+        ipc=2,
+        interval=(0, 4),
+        frozen=SubsetSequence(),
+        images=images,
+        labels=labels,
+        num_classes=CLASSES,
+        data_identity={"name": "test"},
+        network=NETWORK,
+        teachers=TEACHERS,
+        recipe=RECIPE,
+        seed=seed,
+        folder=folder / "teachers",
+        budget=Budget(),
+    )
+
+
+def checkpoints(folder: Path, owner: str = "test"):
+    """Returns what `distill_sequence` asks for: stage index -> its checkpoint."""
+    return lambda index: StageCheckpoint(folder / f"stage-{index}.safetensors", owner)

@@ -1,0 +1,147 @@
+"""Each operation against a slow literal version; ranges, determinism and gradients."""
+
+import math
+
+import pytest
+import torch
+
+from seqmatch_lib.augment import (
+    DSA_STRATEGY,
+    OPERATIONS,
+    Augmentation,
+    apply_augmentation,
+    draw_augmentation,
+)
+from seqmatch_lib.errors import ConfigError
+
+BATCH, SIZE = 6, (9, 8)
+
+
+def draw_many(operation: str, size: tuple[int, int], generator: torch.Generator) -> torch.Tensor:
+    return draw_augmentation(operation, 20000, size, generator).values
+
+
+def test_color_is_brightness_then_saturation_then_contrast(generator):
+    x = torch.randn(BATCH, 3, *SIZE, generator=generator)
+    drawn = draw_augmentation("color", BATCH, SIZE, generator)
+    expected = []
+    for image, (brightness, saturation, contrast) in zip(x, drawn.values.T, strict=True):
+        image = image + brightness
+        grey = image.mean(0)
+        image = (image - grey) * saturation + grey
+        expected.append((image - image.mean()) * contrast + image.mean())
+    torch.testing.assert_close(apply_augmentation(x, drawn), torch.stack(expected))
+
+
+def test_crop_shifts_by_whole_pixels_and_fills_with_zero(generator):
+    x = torch.randn(BATCH, 3, 16, 24, generator=generator)
+    drawn = draw_augmentation("crop", BATCH, (16, 24), generator)
+    result = apply_augmentation(x, drawn)
+    for image, moved, (down, right) in zip(x, result, drawn.values.T.int().tolist(), strict=True):
+        expected = torch.zeros_like(image)
+        for row in range(16):
+            for column in range(24):
+                if 0 <= row + down < 16 and 0 <= column + right < 24:
+                    expected[:, row, column] = image[:, row + down, column + right]
+        assert torch.equal(moved, expected)
+
+
+def test_cutout_erases_a_square_of_half_the_side(generator):
+    x = torch.ones(BATCH, 1, *SIZE)
+    drawn = draw_augmentation("cutout", BATCH, SIZE, generator)
+    for image, (row, column) in zip(apply_augmentation(x, drawn), drawn.values.T.int().tolist(), strict=True):
+        expected = torch.ones(1, *SIZE)
+        # sides 9 and 8 give squares of 5 and 4 pixels
+        expected[:, max(0, row - 2) : row + 3, max(0, column - 2) : column + 2] = 0
+        assert torch.equal(image, expected)
+
+
+def test_flip_mirrors_the_chosen_images():
+    x = torch.arange(12.0).view(2, 1, 2, 3)
+    result = apply_augmentation(x, Augmentation("flip", torch.tensor([[1.0, 0.0]])))
+    assert torch.equal(result[0], x[0].flip(2))
+    assert torch.equal(result[1], x[1])
+
+
+def test_rotation_by_a_right_angle_and_by_nothing():
+    x = torch.randn(2, 3, 8, 8)
+    result = apply_augmentation(x, Augmentation("rotate", torch.tensor([[math.pi / 2, 0.0]])))
+    torch.testing.assert_close(result[0], x[0].rot90(1, (1, 2)), atol=1e-4, rtol=0)
+    torch.testing.assert_close(result[1], x[1], atol=1e-5, rtol=0)
+
+
+def test_scale_samples_the_grid_at_the_given_factors():
+    x = torch.linspace(-1, 1, 9).expand(2, 1, 9, 9)  # the value of a pixel is its x coordinate
+    result = apply_augmentation(x, Augmentation("scale", torch.tensor([[0.5, 1.0], [1.0, 1.0]])))
+    torch.testing.assert_close(result[0], 0.5 * x[0])
+    torch.testing.assert_close(result[1], x[1], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("operation", "size", "low", "high"),
+    [
+        ("color", (32, 32), (-0.5, 0.0, 0.5), (0.5, 2.0, 1.5)),
+        ("crop", (32, 64), (-4, -8), (4, 8)),
+        ("cutout", (32, 32), (0, 0), (32, 32)),
+        ("flip", (32, 32), (0,), (1,)),
+        ("scale", (32, 32), (1 / 1.2, 1 / 1.2), (1.2, 1.2)),
+        ("rotate", (32, 32), (-math.radians(15),), (math.radians(15),)),
+    ],
+)
+def test_parameters_fill_the_published_range(operation, size, low, high, generator):
+    values = draw_many(operation, size, generator)
+    low, high = torch.tensor(low), torch.tensor(high)
+    slack = 0.01 * (high - low)
+    assert (values.amin(1) >= low - 1e-6).all()
+    assert (values.amin(1) <= low + slack).all()
+    assert (values.amax(1) <= high + 1e-6).all()
+    assert (values.amax(1) >= high - slack).all()
+    torch.testing.assert_close(values.mean(1), (low + high) / 2, atol=0.03 * (high - low).max().item(), rtol=0)
+
+
+def test_every_operation_of_the_strategy_is_drawn_about_equally_often(generator):
+    drawn = [draw_augmentation(DSA_STRATEGY, 1, SIZE, generator).operation for _ in range(1200)]
+    counts = [drawn.count(operation) for operation in OPERATIONS]
+    assert sum(counts) == 1200
+    assert min(counts) > 140, counts  # 200 expected, standard deviation 13
+
+
+def test_shared_parameters_are_equal_and_others_are_not(generator):
+    for operation in OPERATIONS:
+        shared = draw_augmentation(operation, 50, SIZE, generator, shared=True).values
+        single = draw_augmentation(operation, 50, SIZE, generator).values
+        assert (shared == shared[:, :1]).all(), operation
+        assert not (single == single[:, :1]).all(), operation
+
+
+def test_same_generator_state_gives_the_same_augmentation(generator):
+    state = generator.get_state()
+    first = draw_augmentation(DSA_STRATEGY, BATCH, SIZE, generator)
+    second = draw_augmentation(DSA_STRATEGY, BATCH, SIZE, generator)
+    generator.set_state(state)
+    again = draw_augmentation(DSA_STRATEGY, BATCH, SIZE, generator)
+    assert (first.operation, first.values.tolist()) == (again.operation, again.values.tolist())
+    assert (first.operation, first.values.tolist()) != (second.operation, second.values.tolist())
+
+
+def test_drawing_leaves_the_global_generator_alone(generator):
+    before = torch.get_rng_state()
+    draw_augmentation(DSA_STRATEGY, BATCH, SIZE, generator)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_gradient_in_the_images(operation, generator, float64):
+    x = torch.randn(2, 3, 6, 5, generator=generator, requires_grad=True)
+    drawn = draw_augmentation(operation, 2, (6, 5), generator)
+    assert torch.autograd.gradcheck(lambda images: apply_augmentation(images, drawn), x)
+
+
+def test_none_returns_the_images_themselves(generator):
+    x = torch.randn(2, 3, 6, 5)
+    assert apply_augmentation(x, draw_augmentation("none", 2, (6, 5), generator)) is x
+
+
+def test_unknown_operation_is_named(generator):
+    with pytest.raises(ConfigError, match=r"\['crpo'\].*color_crop_cutout"):
+        draw_augmentation("color_crpo", 2, (6, 5), generator)

@@ -1,0 +1,119 @@
+"""Parameter counts, shapes, determinism and derivatives of the networks."""
+
+import pytest
+import torch
+
+from seqmatch_lib.errors import ConfigError
+from seqmatch_lib.networks import (
+    NETWORKS,
+    NetworkConfig,
+    count_parameters,
+    flatten_parameters,
+    load_parameters,
+    make_network,
+)
+
+CIFAR, TINY, FASHION = (3, 32, 32), (3, 64, 64), (1, 28, 28)
+
+
+def build(name: str, shape: tuple[int, int, int], classes: int, seed: int = 0, **settings) -> torch.nn.Module:
+    return make_network(NetworkConfig(name, **settings), shape, classes, torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "shape", "classes", "expected"),
+    [
+        ("convnet", {"depth": 3}, CIFAR, 10, 320_010),
+        ("convnet", {"depth": 4}, TINY, 200, 857_160),
+        ("convnet", {"depth": 3}, FASHION, 10, 317_706),
+        # by hand, from the public definitions
+        ("alexnet", {}, CIFAR, 10, 1_872_202),
+        ("vgg11", {}, CIFAR, 10, 9_231_114),
+        ("resnet18", {}, CIFAR, 10, 11_173_962),
+        ("resnet18_ap", {}, CIFAR, 10, 11_250_762),
+    ],
+)
+def test_parameter_counts(name, settings, shape, classes, expected):
+    assert count_parameters(build(name, shape, classes, **settings)) == expected
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(("shape", "classes"), [(CIFAR, 10), (TINY, 200), (FASHION, 10)])
+def test_logits_have_one_column_a_class(name, shape, classes):
+    with torch.no_grad():
+        logits = build(name, shape, classes)(torch.randn(2, *shape))
+    assert logits.shape == (2, classes)
+    assert logits.isfinite().all()
+
+
+@pytest.mark.parametrize("norm", ["instance", "group", "layer", "batch", "none"])
+@pytest.mark.parametrize("pooling", ["avg", "max", "none"])
+def test_convnet_variants(norm, pooling):
+    network = build("convnet", (3, 8, 8), 4, width=8, depth=2, norm=norm, pooling=pooling)
+    assert network(torch.randn(2, 3, 8, 8)).shape == (2, 4)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_parameters_come_from_the_generator_alone(name):
+    before = torch.get_rng_state()
+    first, again, other = (flatten_parameters(build(name, CIFAR, 10, seed)) for seed in (1, 1, 2))
+    assert torch.equal(before, torch.get_rng_state())
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_start_is_distributed_as_pytorch_draws_it():
+    network = build("convnet", CIFAR, 10)
+    for layer, fan_in in ((network[4], 128 * 9), (network[-1], 128 * 16)):
+        bound = fan_in**-0.5  # torch.nn: uniform within it, for weights and biases
+        assert 0.99 * bound < layer.weight.abs().max() <= bound
+        assert 0.5 * bound < layer.bias.abs().max() <= bound
+        assert abs(layer.weight.std() / (bound / 3**0.5) - 1) < 0.02
+
+
+def test_instance_norm_normalises_each_channel_of_each_image():
+    network = build("convnet", CIFAR, 10)
+    out = network[:2](5 + 3 * torch.randn(4, *CIFAR))
+    torch.testing.assert_close(out.mean((2, 3)), torch.zeros(4, 128), atol=1e-4, rtol=0)
+    torch.testing.assert_close(out.var((2, 3), correction=0), torch.ones(4, 128), atol=1e-2, rtol=0)
+
+
+@pytest.mark.parametrize("name", [name for name in NETWORKS if not name.startswith("resnet")])
+def test_gradients_of_gradients_exist(name):
+    network = build(name, CIFAR, 3)
+    x = torch.randn(2, *CIFAR, requires_grad=True)
+    loss = network(x).square().sum()
+    gradients = torch.autograd.grad(loss, list(network.parameters()), create_graph=True)
+    (second,) = torch.autograd.grad(sum(gradient.square().sum() for gradient in gradients), x)
+    assert second.abs().sum() > 0
+
+
+def test_flat_parameters_are_a_copy_and_load_back():
+    network = build("convnet", CIFAR, 10, width=8)
+    flat = flatten_parameters(network)
+    with torch.no_grad():
+        next(network.parameters()).add_(1)
+    assert not torch.equal(flat, flatten_parameters(network))
+    load_parameters(network, flat)
+    assert torch.equal(flat, flatten_parameters(network))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"name": "convnett"}, "convnett.*convnet"),
+        ({"norm": "istance"}, "istance.*instance"),
+        ({"pooling": "mean"}, "mean.*avg"),
+        ({"width": 0}, "width 0 must be at least 1"),
+        ({"depth": -1}, "depth -1 must be at least 1"),
+        ({"width": 6, "norm": "group"}, "width 6 must be a multiple of 4"),
+    ],
+)
+def test_settings_out_of_range_are_named(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        NetworkConfig(**settings)
+
+
+def test_too_many_poolings_for_the_images():
+    with pytest.raises(ConfigError, match="too small for 4 poolings"):
+        build("convnet", (3, 8, 8), 10, depth=4)

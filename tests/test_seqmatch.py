@@ -1,0 +1,284 @@
+"""The sequential strategy: K = 1 is the base method, K = 3 runs three stages, killed stages go on bit for bit."""
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import CLASSES, NETWORK, RECIPE, SHAPE, TEACHERS, checkpoints, make_images, make_stage
+from torch.func import functional_call, grad
+
+from seqmatch_lib.augment import DSA_STRATEGY, apply_augmentation, draw_augmentation
+from seqmatch_lib.budget import Budget
+from seqmatch_lib.errors import ConfigError, DivergenceError, OutOfTime, StorageError
+from seqmatch_lib.evaluation import evaluate_network, train_staged
+from seqmatch_lib.methods import BaseMethod, Prepared, get_method
+from seqmatch_lib.methods.mtt import MTT, MTTConfig, record_stage_teachers
+from seqmatch_lib.networks import flatten_parameters, make_network
+from seqmatch_lib.seeds import make_generator
+from seqmatch_lib.seqmatch import distill_sequence
+from seqmatch_lib.synthetic import SubsetSequence
+from seqmatch_lib.trajectories import TrajectorySet
+
+CONFIG = MTTConfig(iterations=5, syn_steps=3, expert_epochs=2, lr_img=0.5, lr_lr=1e-4, syn_lr=0.05, later_syn_lr=0.07)
+
+
+def distil(folder, config=CONFIG, ipcs=(2,), intervals=((0, 4),), stage=None, **settings):
+    stage = stage or make_stage(folder)
+    return distill_sequence(MTT(config), stage, ipcs, intervals, checkpoints(folder), **settings)
+
+
+def literal_mtt(stage, config):
+    """Plain MTT, transcribed from the algorithm with torch.func: no sequence, no checkpoint, no optimiser objects."""
+    teachers = record_stage_teachers(stage)
+    network = make_network(NETWORK, SHAPE, CLASSES, torch.Generator())
+    names = [name for name, _ in network.named_parameters()]
+    shapes = [parameter.shape for parameter in network.parameters()]
+    sizes = [shape.numel() for shape in shapes]
+
+    def step_loss(theta, x, y):
+        parts = zip(names, theta.split(sizes), shapes, strict=True)
+        return F.cross_entropy(functional_call(network, {n: p.view(s) for n, p, s in parts}, (x,)), y)
+
+    start = get_method("mtt")(config).initialise(stage)
+    images, lr = start.images.detach().clone(), start.lr.detach().clone()
+    image_momentum, lr_momentum = torch.zeros_like(images), torch.zeros_like(lr)
+    for iteration in range(config.iterations):
+        images.requires_grad_()
+        lr.requires_grad_()
+        generator = make_generator(stage.seed, "stage", 1, "iteration", iteration)
+        teacher = int(torch.randint(len(teachers), (), generator=generator))
+        low, high = stage.interval
+        epoch = int(torch.randint(low, high - config.expert_epochs, (), generator=generator))
+        theta_0, target = teachers.segment(teacher, epoch, epoch + config.expert_epochs)
+        theta = theta_0
+        for _ in range(config.syn_steps):
+            row = torch.randperm(len(images), generator=generator)
+            drawn = draw_augmentation(config.augment, len(row), SHAPE[1:], generator)
+            theta = theta - lr * grad(step_loss)(theta, apply_augmentation(images[row], drawn), start.labels[row])
+        loss = ((theta - target) ** 2).sum() / ((theta_0 - target) ** 2).sum()
+        image_gradient, lr_gradient = torch.autograd.grad(loss, [images, lr])
+        with torch.no_grad():
+            image_momentum = config.momentum_img * image_momentum + image_gradient
+            lr_momentum = config.momentum_lr * lr_momentum + lr_gradient
+            images = images - config.lr_img * image_momentum
+            lr = lr - config.lr_lr * lr_momentum
+    return images, lr.item()
+
+
+def test_one_subset_is_plain_mtt(tmp_path):
+    stage = make_stage(tmp_path)
+    (result,) = distil(tmp_path, stage=stage)
+    images, lr = literal_mtt(stage, CONFIG)
+    assert not torch.allclose(result.last.images, MTT(CONFIG).initialise(stage).images, atol=1e-3)  # it moved
+    torch.testing.assert_close(result.last.images, images, rtol=1e-4, atol=1e-5)
+    assert result.last.lr == pytest.approx(lr, rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def three_stages(tmp_path_factory):
+    """K = 3 with unequal subsets, where every unroll, teacher start and frozen set is watched."""
+    folder = tmp_path_factory.mktemp("three")
+    seen = []
+
+    class Watched(MTT):
+        def prepare(self, stage):
+            seen.append((stage.index, stage.ipc, stage.interval, stage.frozen, stage.frozen.sha256()))
+            return super().prepare(stage)
+
+    intervals = ((0, 4), (0, 3), (0, 3))
+    config = replace(CONFIG, lr_lr=1e-3)
+    stages = distill_sequence(Watched(config), make_stage(folder), (2, 3, 1), intervals, checkpoints(folder))
+    return folder, stages, seen
+
+
+def test_three_subsets_are_three_stages(three_stages):
+    _, stages, seen = three_stages
+    assert [entry[:3] for entry in seen] == [(1, 2, (0, 4)), (2, 3, (0, 3)), (3, 1, (0, 3))]
+    assert [len(entry[3]) for entry in seen] == [0, 1, 2]
+    assert [len(stage.last.images) for stage in stages] == [6, 9, 3]
+    assert [stage.trainable.iteration for stage in stages] == [5, 5, 5]
+
+
+def test_three_subsets_have_three_learned_step_sizes(three_stages):
+    _, stages, _ = three_stages
+    learned = [stage.last.lr for stage in stages]
+    assert len(set(learned)) == 3
+    assert learned[0] != pytest.approx(CONFIG.syn_lr, rel=1e-6)
+    assert all(lr != pytest.approx(CONFIG.later_syn_lr, rel=1e-6) for lr in learned[1:])
+
+
+def test_frozen_subsets_keep_their_bytes(three_stages):
+    _, stages, seen = three_stages
+    for _, _, _, frozen, digest in seen:
+        assert frozen.sha256() == digest  # what was handed to the method is unchanged at the end
+    assert seen[2][3].subsets[0].images.numpy().tobytes() == stages[0].last.images.numpy().tobytes()
+    assert seen[2][3].subsets[1].images.numpy().tobytes() == stages[1].last.images.numpy().tobytes()
+
+
+def test_teachers_of_stage_three_start_from_a_network_trained_through_stages_one_and_two(three_stages):
+    folder, stages, _ = three_stages
+    (path,) = (folder / "teachers").glob("convnet-stage3-*")
+    teachers = TrajectorySet(path, TEACHERS.num_teachers)
+    sequence = SubsetSequence((stages[0].last, stages[1].last))
+    for index in range(TEACHERS.num_teachers):
+        network = make_network(NETWORK, SHAPE, CLASSES, make_generator(0, "teacher", index, "start"))
+        fresh = flatten_parameters(network)
+        train_staged(network, sequence, RECIPE, make_generator(0, "teacher", index, "earlier stages"))
+        start, _ = teachers.segment(index, 0, 1)
+        assert torch.equal(start, flatten_parameters(network))
+        assert not torch.equal(start, fresh)
+
+
+def test_later_stages_use_the_frozen_subsets_in_the_inner_loop(tmp_path):
+    """The gradient of S_2 changes when S_1 changes, with everything else equal."""
+    stage = make_stage(tmp_path)
+    method = MTT(replace(CONFIG, batch_syn=50))
+    frozen = distil(tmp_path, stage=stage)[0].last
+    prepared = method.prepare(stage)
+    gradients = []
+    for images in (frozen.images, frozen.images + 0.5):
+        trainable = method.initialise(replace(stage, index=2, ipc=1))
+        earlier = SubsetSequence((replace(frozen, images=images),))
+        method.step(prepared, trainable, earlier, make_generator(0, "step"))
+        assert not images.requires_grad
+        gradients.append(trainable.images.grad)
+    assert not torch.allclose(gradients[0], gradients[1])
+
+
+def test_a_stopped_run_goes_on_bit_for_bit(tmp_path):
+    class Impatient(Budget):
+        def wants_save(self):
+            return True
+
+        def saved(self):
+            raise OutOfTime
+
+    whole = distil(tmp_path / "whole", ipcs=(2, 1), intervals=((0, 4), (0, 3)))
+    stage = replace(make_stage(tmp_path / "parts"), budget=Impatient())
+    sessions = 0
+    while True:
+        try:
+            parts = distil(tmp_path / "parts", ipcs=(2, 1), intervals=((0, 4), (0, 3)), stage=stage)
+            break
+        except OutOfTime:
+            sessions += 1
+    assert sessions == 10  # one for each iteration of both stages
+    for a, b in zip(whole, parts, strict=True):
+        assert torch.equal(a.last.images, b.last.images)
+        assert a.last.lr == b.last.lr
+        assert a.trainable.losses == b.trainable.losses
+
+
+def test_the_best_scored_iterate_is_selected_and_survives_a_restart(tmp_path):
+    scores = {1: 30.0, 2: 50.0, 4: 50.0, 5: 40.0}
+    calls = []
+
+    def score(sequence):
+        calls.append(sequence)
+        return scores[[1, 2, 4, 5][len(calls) - 1]]
+
+    (stage,) = distil(tmp_path, score=score, num_selections=4)
+    assert stage.scores == [(1, 30.0), (2, 50.0), (4, 50.0), (5, 40.0)]
+    assert torch.equal(stage.selected.images, calls[1].subsets[-1].images)  # the first of equals
+    assert not torch.equal(stage.selected.images, stage.last.images)
+    (again,) = distil(tmp_path, score=None)
+    assert torch.equal(again.selected.images, stage.selected.images)
+    assert again.selected.lr == stage.selected.lr
+
+
+def test_a_step_size_driven_negative_stops_with_the_last_good_state(tmp_path):
+    config = replace(CONFIG, iterations=50, syn_lr=1.0, lr_lr=10.0)
+    with pytest.raises(DivergenceError, match=r"stage 1, iteration \d+: the step size would go from .* to -?.*Lower lr_lr"):
+        distil(tmp_path, config)
+    saved = checkpoints(tmp_path)(1).load(MTT(config).initialise(make_stage(tmp_path)))
+    assert 0 < saved.trainable.lr.item() < float("inf")
+    assert saved.trainable.images.isfinite().all()
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_last_good_state(tmp_path):
+    config = replace(CONFIG, iterations=50, lr_img=1e30)
+    with pytest.raises(DivergenceError, match="Lower lr_img"):
+        distil(tmp_path, config)
+    saved = checkpoints(tmp_path)(1).load(MTT(config).initialise(make_stage(tmp_path)))
+    assert saved.trainable.images.isfinite().all()
+    assert len(saved.trainable.losses) == saved.trainable.iteration
+
+
+def test_state_of_another_run_is_refused(tmp_path):
+    distil(tmp_path)
+    fresh = MTT(CONFIG).initialise(make_stage(tmp_path))
+    with pytest.raises(StorageError, match="belongs to a run with other settings"):
+        checkpoints(tmp_path, owner="another")(1).load(fresh)
+
+
+def test_distilled_images_beat_their_start(tmp_path):
+    """The loop does what it is for: the matching error falls."""
+    (stage,) = distil(tmp_path, replace(CONFIG, iterations=60, augment="none"))
+    losses = stage.trainable.losses
+    assert sum(losses[-10:]) < 0.95 * sum(losses[:10])
+
+
+def test_a_ten_line_method_runs_under_seqmatch(tmp_path):
+    @dataclass(frozen=True)
+    class MeanConfig:
+        iterations: int = 30
+        lr_img: float = 0.5
+        lr_lr: float = 0.0
+        syn_lr: float = 0.05
+        momentum_img: float = 0.0
+        momentum_lr: float = 0.0
+
+    @dataclass(frozen=True)
+    class RealImages(Prepared):
+        images: torch.Tensor
+        labels: torch.Tensor
+
+    class ClassMeans(BaseMethod):
+        config_class = MeanConfig
+
+        def prepare(self, stage):
+            return RealImages(0.0, stage.images, stage.labels)
+
+        def step(self, prepared, trainable, frozen, generator):
+            images, labels = prepared.images, prepared.labels
+            loss = sum(
+                (trainable.images[trainable.labels == c].mean(0) - images[labels == c].mean(0)).square().sum()
+                for c in range(CLASSES)
+            )
+            loss.backward()
+            return loss.detach()
+
+    stage = make_stage(tmp_path)
+    stages = distill_sequence(ClassMeans(MeanConfig()), stage, (1, 2), ((0, 4), (0, 3)), checkpoints(tmp_path))
+    assert [len(stage.last.images) for stage in stages] == [3, 6]
+    for distilled in stages:
+        assert distilled.trainable.losses[-1] < 1e-6
+    sequence = SubsetSequence(tuple(distilled.last for distilled in stages))
+    accuracy = evaluate_network(sequence, *make_images(300, seed=5), CLASSES, NETWORK, RECIPE, seed=0, index=0)
+    assert accuracy > 60  # chance is 33
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"iterations": 0}, "mtt.iterations 0 must be at least 1"),
+        ({"syn_steps": -1}, "mtt.syn_steps -1"),
+        ({"batch_syn": -1}, "mtt.batch_syn -1 must not be negative"),
+        ({"lr_img": 0.0}, "mtt.lr_img 0.0 must be positive"),
+        ({"momentum_img": 1.0}, "mtt.momentum_img 1.0"),
+        ({"engine": "jit"}, "mtt.engine 'jit' is unknown; use one of higher"),
+        ({"augment": DSA_STRATEGY + "_blur"}, "blur"),
+    ],
+)
+def test_settings_out_of_range_are_named(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        MTTConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("interval", "message"), [((0, 2), "holds no start epoch"), ((0, 5), "exceeds the 4 epochs recorded"), ((-1, 4), "-1-4")]
+)
+def test_an_interval_that_does_not_fit_is_named(tmp_path, interval, message):
+    with pytest.raises(ConfigError, match=message):
+        distil(tmp_path, intervals=(interval,))

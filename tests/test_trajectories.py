@@ -1,0 +1,161 @@
+"""Teacher files: copies of the weights, checksums, resume, and two processes at once."""
+
+import hashlib
+import multiprocessing
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from seqmatch_lib.budget import Budget
+from seqmatch_lib.errors import ConfigError, DivergenceError, OutOfTime, StorageError
+from seqmatch_lib.networks import NetworkConfig, count_parameters, flatten_parameters, make_network
+from seqmatch_lib.seeds import make_generator
+from seqmatch_lib.trajectories import TeacherConfig, record_trajectories
+
+CONFIG = TeacherConfig(num_teachers=3, epochs=4, lr=0.1, batch_size=8)
+SHAPE, CLASSES, EPOCHS = (1, 4, 4), 3, 4
+
+
+def make_data():
+    generator = make_generator(0, "data")
+    return torch.randn(40, *SHAPE, generator=generator), torch.randint(CLASSES, (40,), generator=generator)
+
+
+def make_start(teacher):
+    return make_network(NetworkConfig(width=4, depth=1), SHAPE, CLASSES, make_generator(0, "start", teacher))
+
+
+def record(folder, config=CONFIG, start=make_start, budget=None, epochs=EPOCHS):
+    return record_trajectories(folder, {"name": "test"}, config, epochs, start, *make_data(), budget or Budget())
+
+
+def test_rows_are_copies_of_the_weights_after_each_epoch(tmp_path):
+    teachers = record(tmp_path)
+    assert len(teachers) == 3
+    rows = np.load(tmp_path / "teacher-001.npy")
+    assert rows.shape == (EPOCHS + 1, count_parameters(make_start(1)))
+    assert rows.dtype == np.float32
+    start, end = teachers.segment(1, 0, EPOCHS)
+    assert torch.equal(start, flatten_parameters(make_start(1)))
+    assert torch.equal(end, torch.from_numpy(rows[-1]))
+    assert len({row.tobytes() for row in rows}) == EPOCHS + 1  # a view of live weights would repeat the last row
+    assert len(teachers.train_losses(1)) == EPOCHS
+    assert teachers.train_losses(1)[-1] < teachers.train_losses(1)[0]
+
+
+def test_one_epoch_is_plain_sgd(tmp_path):
+    config = replace(CONFIG, num_teachers=1, augment="none", batch_size=40)
+    _, end = record(tmp_path, config, epochs=1).segment(0, 0, 1)
+    network = make_start(0)
+    images, labels = make_data()
+    torch.nn.functional.cross_entropy(network(images), labels).backward()
+    expected = torch.cat([(p - 0.1 * p.grad).detach().reshape(-1) for p in network.parameters()])
+    torch.testing.assert_close(end, expected)
+
+
+def test_a_second_run_trains_only_what_is_missing(tmp_path):
+    record(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.glob("teacher-*.npy")}
+    (tmp_path / "teacher-001.json").unlink()  # as if killed between the rows and their checksums
+    started = []
+    record(tmp_path, start=lambda teacher: started.append(teacher) or make_start(teacher))
+    assert started == [1]
+    assert {path: path.read_bytes() for path in tmp_path.glob("teacher-*.npy")} == before
+
+
+def test_a_damaged_row_is_noticed_and_others_still_read(tmp_path):
+    teachers = record(tmp_path)
+    path = tmp_path / "teacher-002.npy"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    teachers.segment(2, 0, 1)
+    with pytest.raises(StorageError, match="epoch 4 of .*teacher-002.npy does not match its checksum"):
+        teachers.segment(2, 0, 4)
+    path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(StorageError, match="teacher-002.npy is damaged"):
+        teachers.segment(2, 0, 1)
+
+
+def test_an_epoch_beyond_the_recorded_ones_is_named(tmp_path):
+    with pytest.raises(StorageError, match="epoch 5 is beyond the 4 recorded"):
+        record(tmp_path).segment(0, 3, 5)
+
+
+def test_a_folder_of_other_teachers_is_refused(tmp_path):
+    record(tmp_path)
+    with pytest.raises(StorageError, match="holds other teachers"):
+        record_trajectories(tmp_path, {"name": "other"}, CONFIG, EPOCHS, make_start, *make_data(), Budget())
+
+
+def test_a_diverging_teacher_stops_and_leaves_no_file(tmp_path):
+    with pytest.raises(DivergenceError, match=r"teacher 0 diverged in epoch \d.*lower teachers.lr"):
+        record(tmp_path, replace(CONFIG, lr=1e30))
+    assert not list(tmp_path.glob("teacher-*.npy"))
+
+
+def test_a_spent_budget_stops_between_epochs_and_keeps_finished_teachers(tmp_path):
+    class Spent(Budget):
+        calls = 0
+
+        def check(self):
+            self.calls += 1
+            if self.calls == EPOCHS + 2:  # in the second epoch of the second teacher
+                raise OutOfTime
+
+    with pytest.raises(OutOfTime):
+        record(tmp_path, budget=Spent())
+    assert sorted(path.name for path in tmp_path.glob("teacher-*.json")) == ["teacher-000.json"]
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
+def _record_in_process(folder, barrier, started):
+    barrier.wait()
+
+    def start(teacher):
+        started.append(teacher)
+        return make_start(teacher)
+
+    record(folder, replace(CONFIG, num_teachers=6), start)
+
+
+def test_two_processes_share_the_work_and_never_a_file(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    with context.Manager() as manager:
+        barrier, started = manager.Barrier(2), manager.list()
+        processes = [context.Process(target=_record_in_process, args=(tmp_path / "both", barrier, started)) for _ in range(2)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(120)
+        assert [process.exitcode for process in processes] == [0, 0]
+        assert sorted(started) == list(range(6))
+    alone = record(tmp_path / "alone", replace(CONFIG, num_teachers=6))
+    both = record(tmp_path / "both", replace(CONFIG, num_teachers=6))
+    for teacher in range(6):
+        assert all(torch.equal(a, b) for a, b in zip(alone.segment(teacher, 0, 4), both.segment(teacher, 0, 4), strict=True))
+
+
+def test_checksums_are_those_of_the_rows(tmp_path):
+    record(tmp_path)
+    from seqmatch_lib.storage import read_json
+
+    rows = np.load(tmp_path / "teacher-000.npy")
+    assert read_json(tmp_path / "teacher-000.json")["rows"] == [hashlib.sha256(row).hexdigest() for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_teachers": 0}, "teachers.num_teachers 0 must be at least 1"),
+        ({"epochs": 0}, "teachers.epochs 0"),
+        ({"lr": 0.0}, "teachers.lr 0.0 must be positive"),
+        ({"momentum": 1.0}, r"teachers.momentum 1.0 must lie in \[0, 1\)"),
+        ({"augment": "blur"}, "blur"),
+    ],
+)
+def test_settings_out_of_range_are_named(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        TeacherConfig(**settings)
