@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from seqmatch_lib.errors import StorageError, require
+from seqmatch_lib.memory import peak_memory_mb
 from seqmatch_lib.methods.base import Trainable
 from seqmatch_lib.storage import load_tensors, save_tensors
 from seqmatch_lib.synthetic import SyntheticSubset
@@ -20,12 +21,14 @@ class StageProgress:
         best: the best-scored iterate so far; None if none was scored.
         scores: (iteration, accuracy in per cent) of the scored iterates.
         seconds: by phase: "teachers", "distillation", "selection".
+        peak_memory_mb: by phase: "teachers", "distillation" (with selection).
     """
 
     trainable: Trainable
     best: SyntheticSubset | None = None
     scores: list[tuple[int, float]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=lambda: {"teachers": 0.0, "distillation": 0.0, "selection": 0.0})
+    peak_memory_mb: dict[str, float] = field(default_factory=lambda: {"teachers": 0.0, "distillation": 0.0})
 
     @property
     def last(self) -> SyntheticSubset:
@@ -36,6 +39,11 @@ class StageProgress:
     def selected(self) -> SyntheticSubset:
         """The best-scored iterate, or the last one if none was scored."""
         return self.best or self.last
+
+    def note_memory(self, phase: str) -> None:
+        """Notes the peak memory of a phase; a resumed phase has the larger of its peaks."""
+        peak = peak_memory_mb(self.trainable.images.device)
+        self.peak_memory_mb[phase] = max(self.peak_memory_mb[phase], peak)
 
     def consider(self, accuracy: float) -> None:
         """Notes the score of the present iterate, and keeps the iterate if it beats all earlier ones."""
@@ -72,6 +80,7 @@ class StageCheckpoint:
             "losses": trainable.losses,
             "scores": progress.scores,
             "seconds": progress.seconds,
+            "peak_memory_mb": progress.peak_memory_mb,
         }
         save_tensors(self._path, tensors, metadata)
 
@@ -103,7 +112,7 @@ class StageCheckpoint:
         if "best.images" in tensors:
             best = SyntheticSubset(tensors["best.images"].to(device), fresh.labels.clone(), tensors["best.lr"].item())
         scores = [(iteration, accuracy) for iteration, accuracy in metadata["scores"]]
-        return StageProgress(fresh, best, scores, metadata["seconds"])
+        return StageProgress(fresh, best, scores, metadata["seconds"], metadata["peak_memory_mb"])
 
 
 def _leaves(trainable: Trainable) -> list[tuple[str, torch.Tensor, torch.optim.SGD]]:

@@ -4,6 +4,7 @@ A preset's settings come in layers, each over the one before: `[defaults]`, the 
 `[scale.<scale>.all]`, `[scale.<scale>.<dataset>]` and `[scale.<scale>.<preset>]`, and last the user's overrides.
 """
 
+import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
@@ -138,7 +139,7 @@ class RunConfig:
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the configuration as nested JSON values; the base method's section stands under its name."""
-        values = asdict(self)
+        values = json.loads(json.dumps(asdict(self)))  # tuples become lists, as they are in a file
         options = values.pop("options")
         return values if options is None else {**values, self.base_method: options}
 

@@ -1,11 +1,9 @@
 """One run from end to end: data, distillation, evaluation, record. Every part is kept, so a killed run goes on."""
 
-import resource
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,13 +17,13 @@ from seqmatch_lib.checkpoint import StageCheckpoint, StageProgress
 from seqmatch_lib.config import RunConfig
 from seqmatch_lib.data import ImageDataset, Split, fit_preprocessing, load_dataset, split_validation
 from seqmatch_lib.errors import StorageError
-from seqmatch_lib.evaluation import Accuracy, evaluate_network
-from seqmatch_lib.memory import keep_freed_memory
+from seqmatch_lib.evaluation import Accuracy, evaluate_network, evaluate_sequence
+from seqmatch_lib.memory import keep_freed_memory, peak_memory_mb, reset_peak_memory
 from seqmatch_lib.methods import Stage, get_method
 from seqmatch_lib.results import SCHEMA, RunRecord, describe_code, describe_environment, load_record
 from seqmatch_lib.seqmatch import distill_sequence
 from seqmatch_lib.storage import read_json, write_json
-from seqmatch_lib.synthetic import SubsetSequence, sample_real_sequence, save_sequence
+from seqmatch_lib.synthetic import SubsetSequence, SyntheticSubset, sample_real_sequence, save_sequence
 
 VALIDATION_FRACTION = 0.1
 
@@ -88,6 +86,7 @@ def run_experiment(
     force: bool = False,
     device: torch.device | str | None = None,
     download: bool = False,
+    save_seconds: float = 120.0,
 ) -> RunRecord:
     """Runs a configuration, or goes on with it, or returns its record if it is finished.
 
@@ -99,6 +98,7 @@ def run_experiment(
         force: run again although a record exists.
         device: defaults to the first GPU, or the CPU.
         download: whether missing data may be downloaded.
+        save_seconds: how old a checkpoint may grow while a stage is distilled.
 
     Returns:
         The record, which is also in `results_dir/runs/<table>/<run_id>.json`; the distilled set is in
@@ -118,10 +118,29 @@ def run_experiment(
         if record_path.is_file():
             return load_record(record_path)
         dataset = load_dataset(config.dataset, data_root, download)
-        run = _Run(config, results_dir, state_dir, Budget(max_minutes), _choose_device(device))
+        run = _Run(config, results_dir, state_dir, Budget(max_minutes, save_seconds), _choose_device(device))
         record = run.execute(dataset)
         record.save(record_path)
     return record
+
+
+def evaluate_whole_dataset(
+    config: RunConfig, dataset: ImageDataset, epochs: int = 30, device: torch.device | str | None = None
+) -> Accuracy:
+    """Returns the accuracy of networks trained on all training images: the ceiling for any distilled set.
+
+    Args:
+        config: its network, training recipe, seed and number of networks are used; the epochs of the recipe are not.
+        dataset: its whole training split is trained on, nothing is held out.
+        epochs: passes over the training images.
+        device: defaults to the first GPU, or the CPU.
+    """
+    keep_freed_memory()
+    data = prepare_data(dataset, config.zca, "none", _choose_device(device))
+    whole = SubsetSequence((SyntheticSubset(*data.train, config.evaluation.real_lr),))
+    recipe = replace(config.training, epochs=epochs)
+    networks, count = [config.network], config.evaluation.num_networks
+    return evaluate_sequence(whole, *data.test, data.num_classes, networks, recipe, config.seed, count)[config.network.name]
 
 
 def _choose_device(device: torch.device | str | None) -> torch.device:
@@ -166,9 +185,12 @@ class _Run:
         last, selected = self._sequences(data, stages)
         save_sequence(self.results_dir / "distilled" / f"{self.config.run_id}.safetensors", last)
         accuracies, seconds = self._evaluate(data, last, selected)
+        memory = {"evaluation": peak_memory_mb(self.device)}
         for stage in stages:
             for phase, value in stage.seconds.items():
                 seconds[phase] = seconds.get(phase, 0.0) + value
+            for phase, value in stage.peak_memory_mb.items():
+                memory[phase] = max(memory.get(phase, 0.0), value)
         config = self.config
         return RunRecord(
             schema=SCHEMA,
@@ -188,8 +210,8 @@ class _Run:
             stages=[_describe_stage(stage, ipc) for stage, ipc in zip(stages, config.subset_ipcs, strict=bool(stages))],
             data=data.summary,
             seconds={phase: round(value, 1) for phase, value in seconds.items()},
-            peak_memory_mb=_peak_memory_mb(self.device),
-            environment=describe_environment(self.device),
+            peak_memory_mb=memory,
+            **describe_environment(self.device),
             synthetic_sha256=last.sha256(),
             **began,
         )
@@ -261,6 +283,7 @@ class _Run:
         self, data: RealData, last: SubsetSequence, selected: SubsetSequence
     ) -> tuple[dict[str, Any], dict[str, float]]:
         """Returns the four accuracies of the record, and the seconds they took; equal sets are evaluated once."""
+        reset_peak_memory(self.device)
         finished = _FinishedNetworks(self.state_dir / "evaluation.json")
         sequences = {
             "accuracy_last": last,
@@ -328,10 +351,3 @@ def _describe_stage(stage: StageProgress, ipc: int) -> dict[str, Any]:
         "losses": [float(f"{loss:.6g}") for loss in stage.trainable.losses],
         "scores": [list(score) for score in stage.scores],
     }
-
-
-def _peak_memory_mb(device: torch.device) -> float:
-    if device.type == "cuda":
-        return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)

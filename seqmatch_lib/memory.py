@@ -1,7 +1,11 @@
-"""Keeps freed memory in the process, which makes training on a CPU about twice as fast."""
+"""Memory of this process: kept for speed on a CPU, and measured by phase."""
 
 import ctypes
+import resource
 import sys
+from pathlib import Path
+
+import torch
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # names of glibc's malloc.h
 
@@ -19,3 +23,25 @@ def keep_freed_memory() -> None:
     if hasattr(libc, "gnu_get_libc_version"):
         libc.mallopt(M_MMAP_THRESHOLD, 2**30)
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Begins a new measurement of the peak, of the GPU's memory or of this process; the latter on Linux alone."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif sys.platform.startswith("linux"):
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets the peak resident set size
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Returns the peak since `reset_peak_memory` in MiB: allocated on the GPU, or resident in this process.
+
+    Elsewhere than on Linux the peak of a process cannot be reset, and the number is that of its whole life.
+    """
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
+    if sys.platform.startswith("linux"):
+        status = Path("/proc/self/status").read_text().split("VmHWM:")[1]
+        return round(int(status.split()[0]) / 2**10, 1)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)

@@ -37,8 +37,9 @@ class RunRecord:
         stages: per subset: ipc, step size, number of iterations, losses, (iteration, accuracy) of scored iterates.
         data: fingerprint, numbers of images, preprocessing, notices about missing parts.
         seconds: by phase; "teachers" is what training them took, whoever did it.
-        peak_memory_mb: of the process, or of the GPU where there is one.
-        environment: device, threads, torch, python.
+        peak_memory_mb: by phase, of the process, or of the GPU where there is one.
+        device: "cpu" or "cuda"; `device_name`, `threads`: which one, and how many threads torch had.
+        torch: its version, and `python`: that of Python.
         git_commit: of the code at the start, and `dirty`: whether files differed from it.
         synthetic_sha256: of the last set.
         started_at: UTC, ISO 8601.
@@ -64,8 +65,12 @@ class RunRecord:
     stages: list[dict[str, Any]]
     data: dict[str, Any]
     seconds: dict[str, float]
-    peak_memory_mb: float
-    environment: dict[str, Any]
+    peak_memory_mb: dict[str, float]
+    device: str
+    device_name: str
+    threads: int
+    torch: str
+    python: str
     git_commit: str
     dirty: bool
     synthetic_sha256: str
@@ -119,7 +124,7 @@ def format_records(records: Iterable[RunRecord]) -> str:
 
 def describe_environment(device: torch.device) -> dict[str, Any]:
     """Returns what the numbers of a run may depend on besides its configuration."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor_name()
     return {
         "device": device.type,
         "device_name": name,
@@ -127,6 +132,16 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
+
+
+def _processor_name() -> str:
+    """Returns the processor's name where Linux tells it, or the kind of machine."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
 def describe_code() -> tuple[str, bool]:

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from seqmatch_lib.checkpoint import StageCheckpoint, StageProgress
 from seqmatch_lib.errors import DivergenceError
+from seqmatch_lib.memory import reset_peak_memory
 from seqmatch_lib.methods.base import BaseMethod, Stage, Trainable
 from seqmatch_lib.seeds import make_generator
 from seqmatch_lib.synthetic import SubsetSequence
@@ -67,8 +68,11 @@ def distill_subset(
     trainable = progress.trainable
     if trainable.iteration >= iterations:
         return progress
+    reset_peak_memory(stage.images.device)
     prepared = method.prepare(stage)
     progress.seconds["teachers"] = prepared.seconds
+    progress.note_memory("teachers")
+    reset_peak_memory(stage.images.device)
     scored = {round(iterations * (i + 1) / num_selections) for i in range(num_selections)} if score else set()
     with tqdm(total=iterations, initial=trainable.iteration, desc=f"distil S_{stage.index}", unit="it") as bar:
         while trainable.iteration < iterations:
@@ -86,6 +90,7 @@ def distill_subset(
                 progress.consider(score(stage.frozen.then(trainable.freeze())))
                 progress.seconds["selection"] += time.perf_counter() - began
             if trainable.iteration == iterations or stage.budget.wants_save():
+                progress.note_memory("distillation")
                 checkpoint.save(progress)
                 stage.budget.saved()
     return progress

@@ -1,0 +1,130 @@
+"""Figures of the notebooks: distilled images, loss curves, accuracy bars, and the sketch of the method."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from seqmatch_lib.results import RunRecord
+from seqmatch_lib.synthetic import SubsetSequence
+
+PALETTE = "colorblind"
+
+
+def set_style() -> None:
+    """Sets seaborn's style for all figures: white ground, colours that colour-blind readers can tell apart."""
+    sns.set_theme(style="whitegrid", context="notebook", palette=PALETTE, rc={"figure.dpi": 110, "savefig.dpi": 200})
+
+
+def show_images(
+    sequence: SubsetSequence,
+    to_pixels: Callable[[torch.Tensor], torch.Tensor],
+    class_names: Sequence[str],
+    title: str = "",
+    max_per_class: int = 10,
+) -> Figure:
+    """Draws the images, a row for each class and a block of columns for each subset.
+
+    Args:
+        sequence: S_1 … S_K with int64 labels.
+        to_pixels: undoes the preprocessing; what it returns is clipped to [0, 1].
+        class_names: one a label.
+        title: of the figure.
+        max_per_class: images per class shown of each subset.
+    """
+    columns = [min(max_per_class, len(subset.images) // len(class_names)) for subset in sequence.subsets]
+    size = (0.45 * sum(columns) + 0.3 * len(columns) + 1.2, 0.45 * len(class_names) + 0.9)
+    figure, axes = plt.subplots(1, len(columns), figsize=size, squeeze=False, width_ratios=columns)
+    for k, (axis, subset, count) in enumerate(zip(axes[0], sequence.subsets, columns, strict=True), start=1):
+        pixels = to_pixels(subset.images).clamp(0, 1)
+        rows = [torch.cat(list(pixels[subset.labels == label][:count]), dim=2) for label in range(len(class_names))]
+        grid = torch.cat(rows, dim=1).permute(1, 2, 0).numpy()
+        axis.imshow(grid.squeeze(-1) if grid.shape[2] == 1 else grid, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        side = pixels.shape[2]
+        axis.set_xticks([])
+        axis.set_yticks(
+            [side * (row + 0.5) for row in range(len(class_names))] if k == 1 else [], class_names if k == 1 else []
+        )
+        axis.grid(False)
+        axis.set_title(
+            f"$S_{k}$, step size {subset.lr:.3g}" if len(columns) > 1 else f"step size {subset.lr:.3g}", fontsize=10
+        )
+    figure.suptitle(title)
+    figure.tight_layout()
+    return figure
+
+
+def plot_losses(records: Mapping[str, RunRecord], window: int = 20, axis: Axes | None = None) -> Axes:
+    """Draws the matching loss of every stage against the iterations of the run, smoothed.
+
+    Args:
+        records: label -> record of a distilled set.
+        window: iterations over which the running mean is taken.
+        axis: to draw into; a new one by default.
+    """
+    axis = axis or plt.subplots(figsize=(7, 3.5))[1]
+    colors = sns.color_palette(PALETTE)
+    for (label, record), color in zip(records.items(), colors, strict=False):
+        first = 0
+        for k, stage in enumerate(record.stages, start=1):
+            losses = np.asarray(stage["losses"])
+            width = min(window, len(losses))
+            smooth = np.convolve(losses, np.ones(width) / width, mode="valid")
+            name = label if len(record.stages) == 1 else f"{label}, $S_{k}$"
+            style = ("-", "--", ":", "-.")[(k - 1) % 4]
+            axis.plot(np.arange(len(smooth)) + first + width, smooth, style, color=color, label=name)
+            first += len(losses)
+    axis.set(xlabel="iteration", ylabel="matching loss (1 = no step taken)")
+    axis.legend(frameon=False)
+    return axis
+
+
+def plot_accuracies(
+    bars: Mapping[str, Mapping[str, float]], reference: Mapping[str, float] | None = None, axis: Axes | None = None
+) -> Axes:
+    """Draws accuracies as bars with their standard deviation and n, and a line for a reference.
+
+    Args:
+        bars: label -> `{mean, std, n}` in per cent, as records hold them.
+        reference: the same for the whole data set.
+        axis: to draw into; a new one by default.
+    """
+    axis = axis or plt.subplots(figsize=(7, 3.5))[1]
+    colors = sns.color_palette(PALETTE, len(bars))
+    means = [bar["mean"] for bar in bars.values()]
+    axis.bar(list(bars), means, yerr=[bar["std"] for bar in bars.values()], color=colors, capsize=4)
+    for position, bar in enumerate(bars.values()):
+        text = f"{bar['mean']:.1f} ± {bar['std']:.1f}\nn = {bar['n']}"
+        axis.annotate(text, (position, 0.5 * bar["mean"]), ha="center", va="center", fontsize=9, color="white")
+    if reference is not None:
+        axis.axhline(reference["mean"], color="black", linestyle="--", linewidth=1)
+        axis.annotate(f"whole data set {reference['mean']:.1f} %", (0, reference["mean"]), xytext=(0, 3),
+                      textcoords="offset points", fontsize=9)  # fmt: skip
+    axis.set(ylabel="test accuracy, %", ylim=(0, 105))
+    axis.grid(axis="x", visible=False)
+    return axis
+
+
+def plot_idea() -> Figure:
+    """Draws what joint and sequential matching do: one set against the whole of training, or subsets in turn."""
+    figure, axes = plt.subplots(2, 1, figsize=(7.5, 3.6), sharex=True)
+    colors = sns.color_palette(PALETTE)
+    rows = (
+        ("MTT: one set", [("$S$", 0.0, 1.0, colors[0])]),
+        ("SeqMatch: one subset after another", [("$S_1$", 0.0, 0.5, colors[0]), ("$S_1 \\cup S_2$", 0.5, 1.0, colors[1])]),
+    )
+    for axis, (title, pieces) in zip(axes, rows, strict=True):
+        axis.annotate("", (1.03, 0), (0, 0), arrowprops={"arrowstyle": "->", "color": "black"})
+        for label, first, last, color in pieces:
+            axis.plot([first + 0.01, last - 0.01], [0.5, 0.5], linewidth=14, color=color, solid_capstyle="butt", alpha=0.85)
+            axis.annotate(label, ((first + last) / 2, 0.5), ha="center", va="center", color="white")
+        axis.set(title=title, xlim=(0, 1.05), ylim=(-0.2, 1))
+        axis.set_axis_off()
+    axes[1].annotate("training of a network on real data: easy, low-level features first, hard ones later",
+                     (0.5, -0.45), xycoords="axes fraction", ha="center", fontsize=9)  # fmt: skip
+    figure.tight_layout()
+    return figure
