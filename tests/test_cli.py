@@ -1,0 +1,118 @@
+"""The command line as a user meets it: one-line errors with exit code 2, and commands that do what they say."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from seqmatch_lib.__main__ import EXIT_ERROR, EXIT_OUT_OF_TIME, main
+
+QUICK = ["--set", "mtt.iterations=2", "--set", "training.epochs=2", "--set", "evaluation.num_networks=1"]
+
+
+def fails_in_one_line(capsys, *arguments: str) -> str:
+    """Runs a command that must fail, and returns its one line."""
+    try:
+        code = main(arguments)
+    except SystemExit as exit_:  # argparse leaves this way
+        code = exit_.code
+    captured = capsys.readouterr()
+    assert code == EXIT_ERROR
+    assert captured.out == ""
+    lines = captured.err.strip().splitlines()
+    assert len(lines) == 1, captured.err
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+def test_run_then_show_then_evaluate(tmp_path, capsys):
+    results = str(tmp_path)
+    assert main(["run", "digits-ipc10-seqmatch_mtt", "--scale", "smoke", "--results", results, *QUICK]) == 0
+    out = capsys.readouterr().out
+    assert "seqmatch_mtt" in out
+    record = out.strip().splitlines()[-1].removeprefix("record: ")
+    assert os.path.isfile(record)
+    assert main(["show", results]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0].split()[:4] == ["dataset", "ipc", "method", "K"]
+    assert len(shown) == 3
+    (distilled,) = (tmp_path / "distilled").glob("*.safetensors")
+    assert main(["evaluate", str(distilled), "--num-networks", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "convnet: " in out
+    assert "(n = 2)" in out
+    assert main(["evaluate", str(distilled), "--networks", "vit", "--joint"]) == 0
+    assert "vit: " in capsys.readouterr().out
+
+
+def test_evaluate_repeats_the_accuracy_of_the_record(tmp_path, capsys):
+    from seqmatch_lib.results import load_runs
+
+    main(["run", "digits-ipc10-mtt", "--scale", "smoke", "--results", str(tmp_path), *QUICK])
+    (record,) = load_runs(tmp_path)
+    capsys.readouterr()
+    main(["evaluate", str(tmp_path / "distilled" / f"{record.run_id}.safetensors")])
+    assert f"convnet: {record.accuracy_last['mean']:.1f} " in capsys.readouterr().out
+
+
+def test_presets_are_listed(capsys):
+    assert main(["presets"]) == 0
+    assert "cifar10-ipc50-seqmatch_mtt" in capsys.readouterr().out.splitlines()
+
+
+def test_out_of_time_says_how_to_go_on(tmp_path, capsys):
+    arguments = ["run", "digits-ipc10-mtt", "--scale", "smoke", "--results", str(tmp_path), "--max-minutes", "1e-6"]
+    assert main(arguments) == EXIT_OUT_OF_TIME
+    assert "the same command goes on from here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "cifar10-ipc10-mt"], ["unknown preset 'cifar10-ipc10-mt'", "did you mean cifar10-ipc10-mtt"]),
+        (["run", "digits-ipc10-mtt", "--set", "mtt.syn_step=3"], ["unknown key 'mtt.syn_step'", "did you mean mtt.syn_steps"]),
+        (["run", "digits-ipc10-mtt", "--set", "ipc=-1"], ["ipc -1 must be at least 1"]),
+        (
+            ["run", "digits-ipc10-mtt", "--set", "intervals=[[0,99]]"],
+            ["exceeds the 42 epochs recorded", "raise teachers.epochs"],
+        ),
+        (["run", "digits-ipc10-mtt", "--scale", "tiny"], ["invalid choice: 'tiny'", "see --help"]),
+        (["run", "digits-ipc10-mtt", "--max-minutes", "-3"], ["max_minutes -3.0 must be positive"]),
+        (["run"], ["required: PRESET"]),
+        (["rnu"], ["invalid choice: 'rnu'"]),
+        (["evaluate", "absent.safetensors"], ["absent.safetensors does not exist"]),
+        (["show", "nowhere"], ["nowhere holds no records", "make one with"]),
+    ],
+)
+def test_mistakes_are_told_in_one_line(arguments, words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    line = fails_in_one_line(capsys, *arguments)
+    assert all(word in line for word in words), line
+
+
+def test_missing_data_root(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("SEQMATCH_DATA", str(tmp_path / "nowhere"))
+    line = fails_in_one_line(capsys, "run", "cifar10-ipc10-mtt", "--scale", "smoke", "--results", str(tmp_path))
+    assert f"cifar10 is neither in {tmp_path / 'nowhere'}" in line
+    assert "set SEQMATCH_DATA" in line
+
+
+def test_truncated_parquet_file(tmp_path, capsys, monkeypatch):
+    for split in ("train", "test"):
+        path = tmp_path / "cifar10" / f"{split}-00000-of-00001.parquet"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"PAR1 and nothing more")
+    monkeypatch.setenv("SEQMATCH_DATA", str(tmp_path))
+    line = fails_in_one_line(capsys, "run", "cifar10-ipc10-mtt", "--scale", "smoke", "--results", str(tmp_path))
+    assert "train-00000-of-00001.parquet is damaged" in line
+    assert "get the file again" in line
+
+
+def test_a_shell_sees_exit_code_2_and_no_traceback(tmp_path):
+    command = [sys.executable, "-m", "seqmatch_lib", "run", "digits-ipc10-mtt", "--set", "mtt.syn_steps=0"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == "error: mtt.syn_steps 0 must be at least 1\n"
+    assert not list(tmp_path.iterdir())

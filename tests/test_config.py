@@ -1,0 +1,140 @@
+"""Presets and overrides: everything known is accepted as it is, everything else is an error that helps."""
+
+import json
+from dataclasses import FrozenInstanceError
+
+import pytest
+
+from seqmatch_lib.config import SCALES, RunConfig, parse_override, preset_names
+from seqmatch_lib.data import DATASETS
+from seqmatch_lib.errors import ConfigError
+
+REQUIRED = [f"digits-ipc10-{method}" for method in ("random", "mtt", "seqmatch_mtt")] + [
+    f"{dataset}-ipc{ipc}-{method}"
+    for dataset in ("svhn", "cifar10", "cifar100", "tiny_imagenet")
+    for ipc in (10, 50)
+    for method in ("random", "mtt", "seqmatch_mtt")
+]
+
+
+def test_all_required_presets_are_there():
+    assert set(REQUIRED) <= set(preset_names())
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("preset", preset_names())
+def test_every_preset_builds_at_every_scale_and_says_what_its_name_says(preset, scale):
+    config = RunConfig.from_preset(preset, scale, seed=3)
+    dataset, ipc, method = preset.split("-")
+    assert (config.dataset, f"ipc{config.ipc}", config.method) == (dataset, ipc, method)
+    assert config.dataset in DATASETS
+    assert sum(config.subset_ipcs) == config.ipc
+    assert config.num_subsets == ({10: 2, 50: 3}[config.ipc] if config.is_sequential else 1)
+    assert config.run_id.startswith(f"{dataset}-{method}-ipc{config.ipc}-k{config.num_subsets}-seed3-")
+    assert RunConfig.from_dict(json.loads(json.dumps(config.as_dict()))) == config
+
+
+def test_paper_scale_is_the_public_example():
+    """CIFAR-10 ipc 50, K = 3, as `run.sh` of the public SeqMatch code has it."""
+    config = RunConfig.from_preset("cifar10-ipc50-seqmatch_mtt")
+    assert config.subset_ipcs == (17, 17, 16)
+    assert config.intervals == ((0, 20), (0, 20), (0, 10))
+    assert config.zca
+    assert config.select_on == "test"
+    mtt = config.options
+    assert (mtt.iterations, mtt.syn_steps, mtt.expert_epochs, mtt.batch_syn) == (5000, 30, 2, 0)
+    assert (mtt.lr_img, mtt.lr_lr, mtt.syn_lr, mtt.later_syn_lr) == (100.0, 1e-5, 0.001, 0.01)
+    assert (mtt.momentum_img, mtt.momentum_lr) == (0.5, 0.5)
+    assert (config.teachers.num_teachers, config.teachers.lr, config.teachers.batch_size) == (100, 0.01, 256)
+    assert (config.training.epochs, config.training.momentum, config.training.weight_decay) == (1000, 0.9, 5e-4)
+    assert config.network.width == 128
+
+
+def test_a_later_layer_wins_and_overrides_win_over_all():
+    paper = RunConfig.from_preset("cifar10-ipc10-mtt")
+    smoke = RunConfig.from_preset("cifar10-ipc10-mtt", "smoke")
+    changed = RunConfig.from_preset("cifar10-ipc10-mtt", "smoke", overrides={"mtt.syn_steps": 7, "zca": True})
+    assert paper.network.width == 128
+    assert smoke.network.width == 8
+    assert (changed.options.syn_steps, changed.zca, changed.network.width) == (7, True, 8)
+    assert len({paper.run_id, smoke.run_id, changed.run_id}) == 3
+
+
+def test_one_interval_stands_for_all_subsets():
+    config = RunConfig.from_preset("cifar10-ipc50-seqmatch_mtt", overrides={"intervals": [[0, 15]]})
+    assert config.intervals == ((0, 15),) * 3
+
+
+def test_a_configuration_cannot_be_changed():
+    with pytest.raises(FrozenInstanceError):
+        RunConfig.from_preset("digits-ipc10-mtt").ipc = 20
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("mtt.syn_steps=20", ("mtt.syn_steps", 20)),
+        ("mtt.lr_img=1e3", ("mtt.lr_img", 1000.0)),
+        ("zca=true", ("zca", True)),
+        ("intervals=[[0, 4], [0, 3]]", ("intervals", [[0, 4], [0, 3]])),
+        ("dataset=digits", ("dataset", "digits")),
+        ("network.norm=", ("network.norm", "")),
+    ],
+)
+def test_override_values_are_toml_or_words(text, expected):
+    assert parse_override(text) == expected
+
+
+@pytest.mark.parametrize("text", ["mtt.syn_steps", "=3", ""])
+def test_override_without_key_or_value(text):
+    with pytest.raises(ConfigError, match="is not of the form key=value"):
+        parse_override(text)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("mtt.syn_step=3", r"unknown key 'mtt.syn_step'; did you mean mtt.syn_steps"),
+        ("syn_steps=3", r"unknown key 'syn_steps'; did you mean mtt.syn_steps\?"),
+        ("preset=other", "unknown key 'preset'"),
+        ("mtt=3", "unknown key 'mtt'"),
+        ("zzz=3", "unknown key 'zzz'; known are dataset, ipc"),
+        ("ipc=-1", "ipc -1 must be at least 1"),
+        ("ipc=11", r"subset_ipcs \[5, 5\] sum up to 10, not to ipc 11"),
+        ("ipc=ten", "ipc = 'ten' has the wrong type; it must be int"),
+        ("ipc=true", "ipc = True has the wrong type"),
+        ("mtt.syn_steps=2.5", "mtt.syn_steps = 2.5 has the wrong type; it must be int"),
+        ("intervals=[[0, 99]]", "interval 0-99 of stage 1 exceeds the 42 epochs recorded; raise teachers.epochs"),
+        ("intervals=[[0, 20], [0, 21]]", "interval 0-21 of stage 2 exceeds the 20 epochs.*teachers.later_epochs"),
+        ("intervals=[[0, 2]]", "holds no start epoch.*lengthen the interval"),
+        ("intervals=[[0, 4, 5]]", r"intervals = \[0, 4, 5\] has the wrong type"),
+        ("intervals=[[0, 4], [0, 4], [0, 4]]", "must have one entry a subset"),
+        ("subset_ipcs=[10, 0]", r"subset_ipcs \[10, 0\] must each be at least 1"),
+        ("method=mtt", "distils one subset, but .* names 2; use method 'seqmatch_mtt'"),
+        ("method=mttt", "method 'mttt' is unknown; use random, or mtt"),
+        ("select_on=train", "select_on 'train' is unknown; use one of validation, test, none"),
+        ("network.name=convnett", "network name 'convnett' is unknown"),
+        ("training.epochs=0", "training.epochs 0 must be at least 1"),
+        ('evaluation.networks=["vgg"]', r"unknown names \['vgg'\]; use any of convnet"),
+        ("evaluation.num_networks=0", "evaluation.num_networks 0"),
+    ],
+)
+def test_what_does_not_fit_is_named_with_a_remedy(override, message):
+    with pytest.raises(ConfigError, match=message):
+        RunConfig.from_preset("cifar10-ipc10-seqmatch_mtt", overrides=dict([parse_override(override)]))
+
+
+def test_unknown_preset_and_scale_and_seed():
+    with pytest.raises(ConfigError, match="unknown preset 'cifar10-ipc10-mt'; did you mean cifar10-ipc10-mtt"):
+        RunConfig.from_preset("cifar10-ipc10-mt")
+    with pytest.raises(ConfigError, match="scale 'tiny' is unknown; use one of smoke, reduced, paper"):
+        RunConfig.from_preset("cifar10-ipc10-mtt", "tiny")
+    with pytest.raises(ConfigError, match="seed -1 must be at least 0"):
+        RunConfig.from_preset("cifar10-ipc10-mtt", seed=-1)
+
+
+def test_a_record_with_an_unknown_setting_is_refused():
+    settings = RunConfig.from_preset("digits-ipc10-mtt").as_dict()
+    settings["mtt"]["momentum"] = 0.9
+    with pytest.raises(ConfigError, match="unknown key 'mtt.momentum'; did you mean mtt.momentum_"):
+        RunConfig.from_dict(settings)

@@ -1,0 +1,188 @@
+"""Training on a distilled set, stage by stage and joint, under the public protocol."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import CLASSES, NETWORK, RECIPE, SHAPE, make_images
+
+from seqmatch_lib import training
+from seqmatch_lib.errors import ConfigError, DataError, DivergenceError, StorageError
+from seqmatch_lib.evaluation import Accuracy, EvaluationConfig, evaluate_network, evaluate_sequence, train_staged
+from seqmatch_lib.networks import flatten_parameters, make_network
+from seqmatch_lib.seeds import derive_seed, make_generator
+from seqmatch_lib.storage import save_tensors
+from seqmatch_lib.synthetic import (
+    SubsetSequence,
+    SyntheticSubset,
+    load_sequence,
+    sample_real_sequence,
+    sample_real_subset,
+    save_sequence,
+)
+from seqmatch_lib.training import TrainingRecipe, measure_accuracy, train_stage
+
+
+def make_sequence(sizes=(2, 1, 3), lrs=(0.01, 0.02, 0.03)):
+    images, labels = make_images(120)
+    sequence = sample_real_sequence(images, labels, CLASSES, sizes, 0.01, seed=0)
+    return SubsetSequence(tuple(replace(subset, lr=lr) for subset, lr in zip(sequence.subsets, lrs, strict=True)))
+
+
+def test_every_stage_trains_on_the_union_so_far_with_its_own_step_size(monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        "seqmatch_lib.evaluation.train_stage", lambda network, images, labels, lr, *_: calls.append((images, labels, lr))
+    )
+    sequence = make_sequence()
+    train_staged(None, sequence, RECIPE, None)
+    assert [len(images) for images, _, _ in calls] == [6, 9, 18]
+    assert [lr for _, _, lr in calls] == [0.01, 0.02, 0.03]
+    assert torch.equal(calls[2][0], torch.cat([subset.images for subset in sequence.subsets]))
+    assert torch.equal(calls[2][1], torch.cat([subset.labels for subset in sequence.subsets]))
+
+
+def test_joint_is_one_stage_on_everything_with_the_last_step_size():
+    sequence = make_sequence()
+    joint = sequence.joint()
+    assert len(joint) == 1
+    assert torch.equal(joint.subsets[0].images, sequence.union()[0])
+    assert joint.subsets[0].lr == 0.03
+
+
+def test_a_stage_is_sgd_with_a_step_down_and_fresh_momentum():
+    """Against the public protocol written out: full batch, no augmentation."""
+    images, labels = make_images(12)
+    recipe = TrainingRecipe(epochs=7, batch_size=64, momentum=0.9, weight_decay=0.01, augment="none")
+    network = make_network(NETWORK, SHAPE, CLASSES, make_generator(0))
+    theta = [parameter.detach().clone().requires_grad_() for parameter in network.parameters()]
+    names = [name for name, _ in network.named_parameters()]
+    velocity = [torch.zeros_like(parameter) for parameter in theta]
+    for epoch in range(7):
+        lr = 0.05 if epoch <= 4 else 0.005  # after epoch 7 // 2 + 1, counted from 0
+        if epoch == 5:
+            velocity = [torch.zeros_like(parameter) for parameter in theta]
+        logits = torch.func.functional_call(network, dict(zip(names, theta, strict=True)), (images,))
+        gradients = torch.autograd.grad(F.cross_entropy(logits, labels), theta)
+        with torch.no_grad():
+            gradients = [g + 0.01 * p for g, p in zip(gradients, theta, strict=True)]
+            velocity = [0.9 * v + g for v, g in zip(velocity, gradients, strict=True)]
+            theta = [(p - lr * v).requires_grad_() for p, v in zip(theta, velocity, strict=True)]
+    train_stage(network, images, labels, 0.05, recipe, make_generator(0))
+    expected = torch.cat([parameter.detach().reshape(-1) for parameter in theta])
+    torch.testing.assert_close(flatten_parameters(network), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_an_epoch_visits_every_image_once(monkeypatch):
+    seen = []
+    monkeypatch.setattr(training, "apply_augmentation", lambda images, drawn: seen.append(images) or images)
+    images, labels = make_images(10)
+    network = make_network(NETWORK, SHAPE, CLASSES, make_generator(0))
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    training.sgd_epoch(network, optimizer, images, labels, 4, "none", make_generator(0))
+    assert [len(batch) for batch in seen] == [4, 4, 2]
+    assert sorted(torch.cat(seen).flatten(1).sum(1).tolist()) == sorted(images.flatten(1).sum(1).tolist())
+    assert not torch.equal(torch.cat(seen), images)
+
+
+def test_soft_labels_train_as_hard_ones_do():
+    images, labels = make_images(12)
+    networks = []
+    for targets in (labels, F.one_hot(labels, CLASSES).float()):
+        network = make_network(NETWORK, SHAPE, CLASSES, make_generator(0))
+        train_stage(network, images, targets, 0.05, RECIPE, make_generator(1))
+        networks.append(flatten_parameters(network))
+    torch.testing.assert_close(*networks)
+
+
+def test_real_images_teach_and_noise_does_not():
+    test = make_images(300, seed=7)
+    recipe = replace(RECIPE, epochs=60, augment="none")
+    good = evaluate_network(make_sequence(), *test, CLASSES, NETWORK, recipe, seed=0, index=0)
+    noise = SubsetSequence((SyntheticSubset(torch.randn(18, *SHAPE), torch.arange(18) % CLASSES, 0.01),))
+    bad = evaluate_network(noise, *test, CLASSES, NETWORK, recipe, seed=0, index=0)
+    assert good > 80
+    assert bad < 65
+
+
+def test_networks_differ_by_index_and_repeat_by_seed():
+    test = make_images(300, seed=7)
+
+    def values(seed):
+        return evaluate_sequence(make_sequence(), *test, CLASSES, [NETWORK], RECIPE, seed, 4)["convnet"].values
+
+    assert values(0) == values(0)
+    assert values(0) != values(1)
+    assert len(set(values(0))) > 1
+
+
+def test_accuracy_counts_right_answers():
+    class Constant(torch.nn.Module):
+        def forward(self, x):
+            return F.one_hot(torch.ones(len(x), dtype=torch.long), 3).float()
+
+    labels = torch.tensor([1] * 5 + [0] * 15)
+    assert measure_accuracy(Constant(), torch.zeros(20, 1, 2, 2), labels, batch_size=7) == 25.0
+
+
+def test_accuracy_statistics():
+    accuracy = Accuracy((50.0, 60.0, 70.0))
+    assert (accuracy.mean, accuracy.std) == (60.0, 10.0)
+    assert accuracy.as_dict() == {"mean": 60.0, "std": 10.0, "n": 3, "values": [50.0, 60.0, 70.0]}
+    assert str(accuracy) == "60.0 ± 10.0 % (n = 3)"
+    assert Accuracy((50.0,)).std == 0.0
+
+
+def test_a_diverging_stage_stops():
+    images, labels = make_images(12)
+    network = make_network(NETWORK, SHAPE, CLASSES, make_generator(0))
+    with pytest.raises(DivergenceError, match=r"diverged in epoch \d.*step size 1e\+30.*lower the step size"):
+        train_stage(network, images, labels, 1e30, RECIPE, make_generator(0))
+
+
+def test_sequences_survive_the_file(tmp_path):
+    sequence = SubsetSequence(make_sequence().subsets, {"run_id": "x", "config": {"a": [1]}})
+    save_sequence(tmp_path / "set.safetensors", sequence)
+    loaded = load_sequence(tmp_path / "set.safetensors")
+    assert loaded.sha256() == sequence.sha256()
+    assert loaded.metadata == sequence.metadata
+    assert [subset.lr for subset in loaded.subsets] == [0.01, 0.02, 0.03]
+    save_tensors(tmp_path / "other.safetensors", {"x": torch.zeros(1)}, {"num_subsets": 1})
+    with pytest.raises(StorageError, match="other.safetensors is not a distilled set: 'images.1' is missing"):
+        load_sequence(tmp_path / "other.safetensors")
+
+
+def test_random_subsets_are_real_images_of_the_right_class():
+    images, labels = make_images(60)
+    subset = sample_real_subset(images, labels, CLASSES, 4, 0.1, 0, "purpose")
+    assert subset.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    for image, label in zip(subset.images, subset.labels, strict=True):
+        (row,) = (images == image).flatten(1).all(1).nonzero().flatten()
+        assert labels[row] == label
+    assert subset.images.data_ptr() != images.data_ptr()
+    with pytest.raises(DataError, match="class 0 has 20 real images, fewer than ipc 21; lower ipc"):
+        sample_real_subset(images, labels, CLASSES, 21, 0.1, 0)
+
+
+def test_seeds_are_told_apart_by_purpose():
+    seeds = {derive_seed(*path) for path in ((0,), (1,), (0, "a"), (0, "a", 1), (0, "a", 2), (0, "b"))}
+    assert len(seeds) == 6
+    assert derive_seed(0, "a", 1) == derive_seed(0, "a", 1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        (TrainingRecipe, {"batch_size": 0}, "training.batch_size 0"),
+        (TrainingRecipe, {"momentum": 1.0}, r"training.momentum 1.0 must lie in \[0, 1\)"),
+        (TrainingRecipe, {"weight_decay": -1.0}, "training.weight_decay -1.0"),
+        (TrainingRecipe, {"augment": "x"}, "augmentation 'x'"),
+        (EvaluationConfig, {"networks": ()}, "evaluation.networks is empty"),
+        (EvaluationConfig, {"real_lr": 0.0}, "evaluation.real_lr 0.0 must be positive"),
+        (EvaluationConfig, {"num_selections": 0}, "evaluation.num_selections 0"),
+    ],
+)
+def test_settings_out_of_range_are_named(kind, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        kind(**settings)

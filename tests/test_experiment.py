@@ -1,0 +1,229 @@
+"""Whole runs on the built-in digits: the record, resuming after SIGKILL in every phase, locks, time budgets."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+from filelock import FileLock
+
+from seqmatch_lib.config import RunConfig
+from seqmatch_lib.data import load_dataset
+from seqmatch_lib.errors import OutOfTime, StorageError
+from seqmatch_lib.experiment import evaluate_whole_dataset, prepare_data, run_experiment
+from seqmatch_lib.results import load_record, load_runs
+from seqmatch_lib.synthetic import load_sequence, sample_real_sequence
+
+PRESET = "digits-ipc10-seqmatch_mtt"
+QUICK = {"training.epochs": 4, "evaluation.num_networks": 2}
+
+
+def configure(preset=PRESET, seed=0, **overrides):
+    quick = QUICK if preset.endswith("random") else QUICK | {"mtt.iterations": 4}
+    return RunConfig.from_preset(preset, "smoke", seed, quick | overrides)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("results")
+    return folder, run_experiment(configure(), folder)
+
+
+def test_the_record_tells_what_was_run(finished):
+    _folder, record = finished
+    config = configure()
+    assert record.run_id == config.run_id
+    assert (record.dataset, record.table, record.method, record.ipc) == ("digits", "digits", "seqmatch_mtt", 10)
+    assert (record.num_subsets, record.scale, record.seed) == (2, "smoke", 0)
+    assert RunConfig.from_dict(record.config) == config
+    assert [len(stage["losses"]) for stage in record.stages] == [4, 4]
+    assert [stage["ipc"] for stage in record.stages] == [5, 5]
+    assert [[point[0] for point in stage["scores"]] for stage in record.stages] == [[2, 4], [2, 4]]
+    for accuracy in (record.accuracy_last, record.accuracy_selected, record.accuracy_joint, record.random_baseline):
+        assert accuracy["n"] == 2
+        assert 0 <= accuracy["mean"] <= 100
+        assert accuracy["by_network"]["convnet"]["values"] == accuracy["values"]
+    assert record.selected_on == "validation"
+    assert record.seconds.keys() == {"teachers", "distillation", "selection", "evaluation"}
+    assert record.peak_memory_mb.keys() == {"teachers", "distillation", "evaluation"}
+    assert all(50 < value < 20_000 for value in record.peak_memory_mb.values())
+    assert (record.torch, record.device) == (torch.__version__, "cpu" if not torch.cuda.is_available() else "cuda")
+    assert record.data["train_images"] + record.data["held_out"] == 1347
+
+
+def test_the_record_is_on_disk_and_reads_back(finished):
+    folder, record = finished
+    assert load_runs(folder) == [record]
+    assert load_record(folder / "runs" / "digits" / f"{record.run_id}.json") == record
+
+
+def test_the_distilled_set_is_the_one_of_the_record(finished):
+    folder, record = finished
+    sequence = load_sequence(folder / "distilled" / f"{record.run_id}.safetensors")
+    assert sequence.sha256() == record.synthetic_sha256
+    assert [len(subset.images) for subset in sequence.subsets] == [50, 50]
+    assert [subset.lr for subset in sequence.subsets] == [stage["lr"] for stage in record.stages]
+    assert sequence.metadata["run_id"] == record.run_id
+
+
+def test_a_finished_run_is_read_not_repeated_unless_forced(finished, monkeypatch):
+    folder, record = finished
+    began = time.perf_counter()
+    assert run_experiment(configure(), folder) == record
+    assert time.perf_counter() - began < 1
+    assert run_experiment(configure(), folder, force=True).comparable() == record.comparable()
+
+
+def test_runs_share_teachers_of_the_first_stage(finished):
+    folder, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in (folder / "teachers").rglob("teacher-*.npy")}
+    run_experiment(configure("digits-ipc10-mtt", seed=1), folder)
+    after = {path: path.stat().st_mtime_ns for path in (folder / "teachers").rglob("teacher-*.npy")}
+    assert after == before
+
+
+def test_seqmatch_with_one_subset_is_the_base_method_bit_for_bit(tmp_path):
+    plain = configure("digits-ipc10-mtt")
+    single = configure("digits-ipc10-mtt", method="seqmatch_mtt")
+    sets = []
+    for config in (plain, single):
+        record = run_experiment(config, tmp_path)
+        sets.append((record, load_sequence(tmp_path / "distilled" / f"{config.run_id}.safetensors")))
+    (first, a), (second, b) = sets
+    assert first.run_id != second.run_id
+    assert a.subsets[0].images.numpy().tobytes() == b.subsets[0].images.numpy().tobytes()
+    assert a.subsets[0].lr == b.subsets[0].lr
+    assert first.accuracy_last == second.accuracy_last
+
+
+def test_seeds_differ_and_repeat(tmp_path):
+    digests = [run_experiment(configure(seed=seed), tmp_path / name).synthetic_sha256 for seed, name in
+               ((0, "a"), (0, "b"), (1, "a"))]  # fmt: skip
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_random_is_the_baseline_of_the_others(tmp_path):
+    random = run_experiment(configure("digits-ipc10-random"), tmp_path)
+    distilled = run_experiment(configure("digits-ipc10-mtt"), tmp_path)
+    assert random.accuracy_last == random.random_baseline == distilled.random_baseline
+    assert random.stages == []
+    assert random.selected_on == "none"
+
+
+def test_random_real_images_are_disjoint_over_stages():
+    data = prepare_data(load_dataset("digits"), zca=False, select_on="none", device=torch.device("cpu"))
+    sequence = sample_real_sequence(*data.train, data.num_classes, (3, 2), 0.01, seed=0)
+    images, labels = sequence.union()
+    assert torch.bincount(labels).tolist() == [5] * 10
+    assert len({image.numpy().tobytes() for image in images}) == 50
+    assert [len(subset.images) for subset in sequence.subsets] == [30, 20]
+
+
+def test_validation_images_are_no_training_images():
+    dataset = load_dataset("digits")
+    data = prepare_data(dataset, zca=False, select_on="validation", device=torch.device("cpu"))
+    train = {image.numpy().tobytes() for image in data.train[0]}
+    held_out = [image.numpy().tobytes() for image in data.selection[0]]
+    assert len(data.train[0]) + len(held_out) == len(dataset.train)
+    assert sum(image in train for image in held_out) <= 1  # the digits hold few exact doubles
+    published = prepare_data(dataset, zca=False, select_on="test", device=torch.device("cpu"))
+    assert published.selection is published.test
+    assert len(published.train[0]) == len(dataset.train)
+
+
+def test_whole_data_set_reference():
+    accuracy = evaluate_whole_dataset(configure(**{"network.width": 16}), load_dataset("digits"), epochs=40)
+    assert accuracy.mean > 90
+    assert len(accuracy.values) == 2
+
+
+def test_a_run_under_a_time_budget_reaches_the_same_record(tmp_path, finished):
+    _, expected = finished
+    sessions = 0
+    while True:
+        try:
+            record = run_experiment(configure(), tmp_path, max_minutes=0.3 / 60)
+            break
+        except OutOfTime:
+            sessions += 1
+            assert sessions < 60
+    assert sessions > 0
+    assert record.comparable() == expected.comparable()
+
+
+def test_a_second_process_at_the_same_run_is_refused(tmp_path):
+    path = tmp_path / "state" / f"{configure().run_id}.lock"
+    path.parent.mkdir()
+    with FileLock(path), pytest.raises(StorageError, match=r"another process is at this run.*--results"):
+        run_experiment(configure(), tmp_path)
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path, finished):
+    folder, record = finished
+    state = tmp_path / "state" / record.run_id
+    state.mkdir(parents=True)
+    data = bytearray((folder / "state" / record.run_id / "stage-1.safetensors").read_bytes())
+    data[len(data) // 2] ^= 1
+    (state / "stage-1.safetensors").write_bytes(data)
+    with pytest.raises(StorageError, match=r"stage-1\.safetensors does not match its checksum.*delete it"):
+        run_experiment(configure(), tmp_path)
+
+
+SCRIPT = """
+import sys
+from seqmatch_lib.config import RunConfig
+from seqmatch_lib.experiment import run_experiment
+overrides = {"mtt.iterations": 30, "teachers.num_teachers": 4, "evaluation.num_networks": 4, "training.epochs": 20}
+config = RunConfig.from_preset("digits-ipc10-seqmatch_mtt", "smoke", 0, overrides)
+run_experiment(config, sys.argv[1], save_seconds=0)
+"""
+
+
+def start(folder: Path) -> subprocess.Popen:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", SCRIPT, str(folder)]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def kill_when_there_is(folder: Path, pattern: str) -> None:
+    """Starts the run and kills it with SIGKILL as soon as a file matches the pattern."""
+    process = start(folder)
+    while process.poll() is None and not list(folder.glob(pattern)):
+        time.sleep(0.002)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL, f"the run ended before {pattern} could be seen"
+    assert not list(folder.glob("runs/*/*.json"))
+
+
+def finish(folder: Path) -> dict:
+    process = start(folder)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    (record,) = load_runs(folder)
+    return record.comparable()
+
+
+def test_a_run_killed_in_every_phase_gives_the_record_of_an_uninterrupted_one(tmp_path):
+    expected = finish(tmp_path / "whole")
+    killed = tmp_path / "killed"
+    for pattern in (
+        "teachers/*/*-stage1-*/teacher-001.json",  # two of four teachers are there
+        "state/*/stage-1.safetensors",  # after the first of 30 iterations
+        "teachers/*/*-stage2-*/teacher-000.json",
+        "state/*/stage-2.safetensors",
+        "state/*/evaluation.json",  # after the first network
+    ):
+        kill_when_there_is(killed, pattern)
+    assert finish(killed) == expected
+    assert not list(killed.rglob("*.tmp"))
+
+
+def test_comparable_leaves_out_only_what_may_differ(finished):
+    _, record = finished
+    assert asdict(record).keys() - record.comparable().keys() == {"seconds", "peak_memory_mb", "started_at"}
