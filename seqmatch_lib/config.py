@@ -24,6 +24,7 @@ from seqmatch_lib.trajectories import TeacherConfig
 SCALES = ("smoke", "reduced", "paper")
 SELECTIONS = ("validation", "test", "none")
 SEQUENTIAL_PREFIX = "seqmatch_"
+REFERENCES = ("random", "whole")  # methods that learn no images
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,13 @@ class RunConfig:
     """Everything that decides a run.
 
     Args:
-        preset: name of the preset, `<dataset>-ipc<n>-<method>`.
+        preset: name of the preset, `<dataset>-ipc<n>-<method>`, or `<dataset>-whole`.
         scale: "paper", "reduced" (two CPU cores, under an hour on real data) or "smoke" (seconds).
         seed: of initial images, teacher segments, batches and evaluation networks; at least 0.
         dataset: a name `load_dataset` knows.
-        ipc: images per class in the whole distilled set.
-        method: "random", a base method, or `seqmatch_` and a base method.
+        ipc: images per class in the whole distilled set; 0, for all that there are, if the method is "whole".
+        method: a base method, `seqmatch_` and a base method, or a reference to compare them with: "random" (as many
+            random real images) or "whole" (all real images).
         subset_ipcs: images per class of S_1 … S_K; they sum up to `ipc`. Empty means one subset.
         intervals: (first, end) teacher epochs of each subset; a single one given stands for all.
         zca: whether images are ZCA whitened instead of normalised.
@@ -46,7 +48,7 @@ class RunConfig:
         teachers: how teachers are trained.
         training: how networks are trained on a distilled set.
         evaluation: which networks judge the set.
-        options: the base method's own configuration, in TOML under the method's name; None for "random".
+        options: the base method's own configuration, in TOML under the method's name; None for references.
     """
 
     preset: str
@@ -68,8 +70,11 @@ class RunConfig:
     def __post_init__(self) -> None:
         require(self.scale in SCALES, f"scale {self.scale!r} is unknown; use one of {', '.join(SCALES)}")
         require(self.seed >= 0, f"seed {self.seed} must be at least 0")
-        require(self.ipc >= 1, f"ipc {self.ipc} must be at least 1")
-        require(min(self.subset_ipcs) >= 1, f"subset_ipcs {list(self.subset_ipcs)} must each be at least 1")
+        if self.method == "whole":
+            require(self.ipc == 0, f"ipc {self.ipc} does not fit method 'whole', which takes all images; use method 'random'")
+        else:
+            require(self.ipc >= 1, f"ipc {self.ipc} must be at least 1")
+            require(min(self.subset_ipcs) >= 1, f"subset_ipcs {list(self.subset_ipcs)} must each be at least 1")
         require(
             sum(self.subset_ipcs) == self.ipc,
             f"subset_ipcs {list(self.subset_ipcs)} sum up to {sum(self.subset_ipcs)}, not to ipc {self.ipc}; set both",
@@ -125,12 +130,12 @@ class RunConfig:
         values = dict(settings)
         base = str(values.get("method", "")).removeprefix(SEQUENTIAL_PREFIX)
         require(
-            base == "random" or base in method_names(),
-            f"method {values.get('method')!r} is unknown; use random, or {', '.join(method_names())}, alone or "
-            f"after '{SEQUENTIAL_PREFIX}'",
+            base in method_names() or values.get("method") in REFERENCES,
+            f"method {values.get('method')!r} is unknown; use {' or '.join(REFERENCES)}, or {', '.join(method_names())}, "
+            f"alone or after '{SEQUENTIAL_PREFIX}'",
         )
         sections = {name: values.pop(name, {}) for name in method_names()}
-        options = None if base == "random" else _build(get_method(base).config_class, sections[base], base)
+        options = None if base in REFERENCES else _build(get_method(base).config_class, sections[base], base)
         if not values.get("subset_ipcs"):
             values["subset_ipcs"] = [values.get("ipc", 0)]
         if len(values.get("intervals", ())) == 1:
@@ -155,7 +160,7 @@ class RunConfig:
 
     @property
     def base_method(self) -> str:
-        """The name of the base method A, or "random"."""
+        """The name of the base method A, or of the reference."""
         return self.method.removeprefix(SEQUENTIAL_PREFIX)
 
     @property

@@ -69,24 +69,29 @@ class Accuracy:
         return f"{self.mean:.1f} ± {self.std:.1f} % (n = {len(self.values)})"
 
 
-def train_staged(network: nn.Module, sequence: SubsetSequence, recipe: TrainingRecipe, generator: torch.Generator) -> None:
-    """Trains a network in place on S_1, then on S_1 ∪ S_2, …, each stage with that stage's own step size.
+def train_staged(
+    networks: Sequence[nn.Module],
+    sequence: SubsetSequence,
+    recipe: TrainingRecipe,
+    generators: Sequence[torch.Generator],
+) -> None:
+    """Trains networks in place on S_1, then on S_1 ∪ S_2, …, each stage with that stage's own step size.
 
     Args:
-        network: fresh, on the device of the sequence.
+        networks: fresh, of one architecture, on the device of the sequence.
         sequence: S_1 … S_K; K = 1 is ordinary training, and `sequence.joint()` makes any sequence K = 1.
         recipe: epochs, batch size, momentum, weight decay and augmentation of each stage.
-        generator: a CPU generator for batch order and augmentation.
+        generators: CPU generators for batch order and augmentation, one a network.
 
     Source: Algorithm 1 of SeqMatch, and the evaluation of its public code without its fault of dropping the stages
     2 … K - 1.
     """
     for stage, subset in enumerate(sequence.subsets, start=1):
         images, labels = sequence.union(stage)
-        train_stage(network, images, labels, subset.lr, recipe, generator)
+        train_stage(networks, images, labels, subset.lr, recipe, generators)
 
 
-def evaluate_network(
+def evaluate_networks(
     sequence: SubsetSequence,
     images: torch.Tensor,
     labels: torch.Tensor,
@@ -94,25 +99,28 @@ def evaluate_network(
     network_config: NetworkConfig,
     recipe: TrainingRecipe,
     seed: int,
-    index: int,
-) -> float:
-    """Returns the accuracy in per cent of one fresh network trained stage by stage on the sequence.
+    indices: Sequence[int],
+) -> list[float]:
+    """Returns the accuracies in per cent of fresh networks trained stage by stage on the sequence.
 
     Args:
         sequence: on the device of the images.
         images: (N, C, H, W) normalised held-out images.
         labels: (N,) int64.
-        num_classes: logits of the network.
-        network_config: its architecture.
-        recipe: how it is trained.
+        num_classes: logits of the networks.
+        network_config: their architecture.
+        recipe: how they are trained; its engine says whether one by one or together.
         seed: of the evaluation.
-        index: of the network within the evaluation; it decides the start and the batches.
+        indices: of the networks within the evaluation; they decide each network's start and batches.
     """
-    purpose = ("evaluation", network_config.name, index)
-    network = make_network(network_config, tuple(images.shape[1:]), num_classes, make_generator(seed, *purpose, "start"))
-    network = network.to(images.device)
-    train_staged(network, sequence, recipe, make_generator(seed, *purpose, "batches"))
-    return measure_accuracy(network, images, labels)
+    shape = tuple(images.shape[1:])
+
+    def generators(purpose: str) -> list[torch.Generator]:
+        return [make_generator(seed, "evaluation", network_config.name, index, purpose) for index in indices]
+
+    networks = [make_network(network_config, shape, num_classes, start).to(images.device) for start in generators("start")]
+    train_staged(networks, sequence, recipe, generators("batches"))
+    return [measure_accuracy(network, images, labels) for network in networks]
 
 
 def evaluate_sequence(
@@ -125,17 +133,13 @@ def evaluate_sequence(
     seed: int,
     num_networks: int,
 ) -> dict[str, Accuracy]:
-    """Evaluates a sequence on several networks of each architecture; arguments as in `evaluate_network`.
+    """Evaluates a sequence on several networks of each architecture; arguments as in `evaluate_networks`.
 
     Returns:
         Architecture name -> accuracies, in the order given.
     """
+    indices = range(num_networks)
     return {
-        config.name: Accuracy(
-            tuple(
-                evaluate_network(sequence, images, labels, num_classes, config, recipe, seed, index)
-                for index in range(num_networks)
-            )
-        )
+        config.name: Accuracy(tuple(evaluate_networks(sequence, images, labels, num_classes, config, recipe, seed, indices)))
         for config in network_configs
     }

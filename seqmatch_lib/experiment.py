@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from seqmatch_lib.checkpoint import StageCheckpoint, StageProgress
 from seqmatch_lib.config import RunConfig
 from seqmatch_lib.data import ImageDataset, Split, fit_preprocessing, load_dataset, split_validation
 from seqmatch_lib.errors import StorageError
-from seqmatch_lib.evaluation import Accuracy, evaluate_network, evaluate_sequence
+from seqmatch_lib.evaluation import Accuracy, evaluate_networks
 from seqmatch_lib.memory import keep_freed_memory, peak_memory_mb, reset_peak_memory
 from seqmatch_lib.methods import Stage, get_method
 from seqmatch_lib.results import SCHEMA, RunRecord, describe_code, describe_environment, load_record
@@ -124,25 +124,6 @@ def run_experiment(
     return record
 
 
-def evaluate_whole_dataset(
-    config: RunConfig, dataset: ImageDataset, epochs: int = 30, device: torch.device | str | None = None
-) -> Accuracy:
-    """Returns the accuracy of networks trained on all training images: the ceiling for any distilled set.
-
-    Args:
-        config: its network, training recipe, seed and number of networks are used; the epochs of the recipe are not.
-        dataset: its whole training split is trained on, nothing is held out.
-        epochs: passes over the training images.
-        device: defaults to the first GPU, or the CPU.
-    """
-    keep_freed_memory()
-    data = prepare_data(dataset, config.zca, "none", _choose_device(device))
-    whole = SubsetSequence((SyntheticSubset(*data.train, config.evaluation.real_lr),))
-    recipe = replace(config.training, epochs=epochs)
-    networks, count = [config.network], config.evaluation.num_networks
-    return evaluate_sequence(whole, *data.test, data.num_classes, networks, recipe, config.seed, count)[config.network.name]
-
-
 def _choose_device(device: torch.device | str | None) -> torch.device:
     return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
@@ -180,10 +161,12 @@ class _Run:
     def execute(self, dataset: ImageDataset) -> RunRecord:
         """Runs what is missing and returns the record."""
         began = self._read_or_write_start()
-        data = prepare_data(dataset, self.config.zca, self.config.select_on, self.device)
+        select_on = "none" if self.config.method == "whole" else self.config.select_on  # "whole" holds nothing out
+        data = prepare_data(dataset, self.config.zca, select_on, self.device)
         stages = self._distill(data)
         last, selected = self._sequences(data, stages)
-        save_sequence(self.results_dir / "distilled" / f"{self.config.run_id}.safetensors", last)
+        if self.config.method != "whole":
+            save_sequence(self.results_dir / "distilled" / f"{self.config.run_id}.safetensors", last)
         accuracies, seconds = self._evaluate(data, last, selected)
         memory = {"evaluation": peak_memory_mb(self.device)}
         for stage in stages:
@@ -226,7 +209,7 @@ class _Run:
         return read_json(path)
 
     def _distill(self, data: RealData) -> list[StageProgress]:
-        """Distils all stages; random real images need none."""
+        """Distils all stages; references have none."""
         config = self.config
         if config.options is None:
             return []
@@ -250,9 +233,9 @@ class _Run:
 
         def score(sequence: SubsetSequence) -> float:
             """Accuracy of one network on the selection images."""
-            return evaluate_network(
-                sequence, *data.selection, data.num_classes, config.network, self.recipe, config.seed, index=0
-            )
+            return evaluate_networks(
+                sequence, *data.selection, data.num_classes, config.network, self.recipe, config.seed, indices=[0]
+            )[0]
 
         return distill_sequence(
             get_method(config.base_method)(config.options),
@@ -269,15 +252,18 @@ class _Run:
         config = self.config
         metadata = {"run_id": config.run_id, "config": config.as_dict(), "data": data.summary}
         if not stages:
-            drawn = self._random_sequence(data)
-            return (SubsetSequence(drawn.subsets, metadata),) * 2
+            return (SubsetSequence(self._reference(data).subsets, metadata),) * 2
         earlier = tuple(stage.selected for stage in stages[:-1])
         last = SubsetSequence((*earlier, stages[-1].last), metadata)
         return last, SubsetSequence((*earlier, stages[-1].selected), metadata)
 
-    def _random_sequence(self, data: RealData) -> SubsetSequence:
+    def _reference(self, data: RealData) -> SubsetSequence:
+        """Returns what a set is compared with: random real images in subsets of the same sizes, or all of them."""
         config = self.config
-        return sample_real_sequence(*data.train, data.num_classes, config.subset_ipcs, config.evaluation.real_lr, config.seed)
+        lr = config.evaluation.real_lr
+        if config.method == "whole":
+            return SubsetSequence((SyntheticSubset(*data.train, lr),))
+        return sample_real_sequence(*data.train, data.num_classes, config.subset_ipcs, lr, config.seed)
 
     def _evaluate(
         self, data: RealData, last: SubsetSequence, selected: SubsetSequence
@@ -289,7 +275,7 @@ class _Run:
             "accuracy_last": last,
             "accuracy_selected": selected,
             "accuracy_joint": last.joint() if len(last) > 1 else None,
-            "random_baseline": self._random_sequence(data),
+            "random_baseline": self._reference(data) if self.config.method != "whole" else None,
         }
         evaluation = self.config.evaluation
         distinct = {sequence.sha256(): sequence for sequence in sequences.values() if sequence is not None}
@@ -297,21 +283,29 @@ class _Run:
         with tqdm(total=total, desc="evaluate", unit="network") as bar:
             for digest, sequence in distinct.items():
                 for name in evaluation.networks:
-                    for index in range(evaluation.num_networks):
-                        if not finished.has(digest, name, index):
-                            began = time.perf_counter()
-                            accuracy = evaluate_network(
-                                sequence, *data.test, data.num_classes, self.config.network.named(name), self.recipe,
-                                self.config.seed, index,
-                            )  # fmt: skip
-                            finished.add(digest, name, index, accuracy, time.perf_counter() - began)
-                            self.budget.check()
-                        bar.update()
+                    self._evaluate_missing(data, sequence, digest, name, finished, bar)
         accuracies = {
             key: None if sequence is None else finished.summary(sequence.sha256(), evaluation.networks)
             for key, sequence in sequences.items()
         }
         return accuracies, {"evaluation": finished.seconds}
+
+    def _evaluate_missing(
+        self, data: RealData, sequence: SubsetSequence, digest: str, name: str, finished: "_FinishedNetworks", bar: tqdm
+    ) -> None:
+        """Evaluates the networks of one architecture that are not finished: at once, or each for itself if one by one."""
+        count = self.config.evaluation.num_networks
+        missing = [index for index in range(count) if not finished.has(digest, name, index)]
+        bar.update(count - len(missing))
+        groups = [missing] if missing and self.recipe.engine == "compiled" else [[index] for index in missing]
+        for indices in groups:
+            began = time.perf_counter()
+            values = evaluate_networks(
+                sequence, *data.test, data.num_classes, self.config.network.named(name), self.recipe, self.config.seed, indices
+            )
+            finished.add(digest, name, indices, values, time.perf_counter() - began)
+            bar.update(len(indices))
+            self.budget.check()
 
 
 class _FinishedNetworks:
@@ -324,8 +318,9 @@ class _FinishedNetworks:
     def has(self, digest: str, name: str, index: int) -> bool:
         return f"{digest}/{name}/{index}" in self._values
 
-    def add(self, digest: str, name: str, index: int, accuracy: float, seconds: float) -> None:
-        self._values[f"{digest}/{name}/{index}"] = [accuracy, seconds]
+    def add(self, digest: str, name: str, indices: list[int], accuracies: list[float], seconds: float) -> None:
+        for index, accuracy in zip(indices, accuracies, strict=True):
+            self._values[f"{digest}/{name}/{index}"] = [accuracy, seconds / len(indices)]
         write_json(self._path, self._values)
 
     @property

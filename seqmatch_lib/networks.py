@@ -72,6 +72,7 @@ def make_network(
         network = NETWORKS[config.name](config, image_shape, num_classes)
     network = network.to_empty(device="cpu")
     draw_parameters(network, generator)
+    network.architecture = (config, image_shape, num_classes)  # equal ones share compiled code
     return network
 
 
@@ -115,10 +116,29 @@ def load_parameters(network: nn.Module, flat: torch.Tensor) -> None:
         parameter.copy_(values.view_as(parameter))
 
 
+class InstanceNorm(nn.GroupNorm):
+    """Group norm with one channel a group, as in the public code: affine, no running statistics.
+
+    Where a compiler reads it, it is written out in operations that the compiler joins with their neighbours; it would
+    take the library's group norm as a block.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Maps (B, C, H, W) to the same shape and dtype; statistics of bfloat16 images are taken in float32."""
+        if not torch.compiler.is_compiling():
+            return super().forward(x)
+        full = x.float() if x.dtype == torch.bfloat16 else x
+        variance, mean = torch.var_mean(full, (2, 3), correction=0, keepdim=True)
+        weight, bias = self.weight.view(-1, 1, 1), self.bias.view(-1, 1, 1)
+        return ((full - mean) * torch.rsqrt(variance + self.eps) * weight + bias).to(x.dtype)
+
+
 def _norm(kind: str, channels: int, size: tuple[int, int]) -> nn.Module:
-    """Instance norm is group norm with one channel a group, as in the public code: affine, no running statistics."""
     if kind == "instance":
-        return nn.GroupNorm(channels, channels)
+        return InstanceNorm(channels)
     if kind == "group":
         return nn.GroupNorm(GROUPS, channels)
     if kind == "layer":

@@ -33,7 +33,7 @@ class RunRecord:
         accuracy_selected: of the iterate that scored best on the images named in `selected_on`.
         selected_on: "validation", "test" or "none" (then the last iterate stands for the selected one).
         accuracy_joint: of the last set with all subsets trained on at once; None where K = 1.
-        random_baseline: random real images, same ipc, stages and training protocol.
+        random_baseline: random real images, same ipc, stages and training protocol; None where all images were used.
         stages: per subset: ipc, step size, number of iterations, losses, (iteration, accuracy) of scored iterates.
         data: fingerprint, numbers of images, preprocessing, notices about missing parts.
         seconds: by phase; "teachers" is what training them took, whoever did it.
@@ -61,7 +61,7 @@ class RunRecord:
     accuracy_selected: dict[str, Any]
     selected_on: str
     accuracy_joint: dict[str, Any] | None
-    random_baseline: dict[str, Any]
+    random_baseline: dict[str, Any] | None
     stages: list[dict[str, Any]]
     data: dict[str, Any]
     seconds: dict[str, float]
@@ -115,7 +115,7 @@ def format_records(records: Iterable[RunRecord]) -> str:
     for record in records:
         accuracies = (record.accuracy_last, record.accuracy_selected, record.accuracy_joint, record.random_baseline)
         cells = ["-" if one is None else f"{one['mean']:.1f} ± {one['std']:.1f}" for one in accuracies]
-        names = (record.dataset, record.ipc, record.method, record.num_subsets, record.scale, record.seed)
+        names = (record.dataset, record.ipc or "all", record.method, record.num_subsets, record.scale, record.seed)
         rows.append((*map(str, names), *cells, str(record.accuracy_last["n"])))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

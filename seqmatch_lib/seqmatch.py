@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from seqmatch_lib.checkpoint import StageCheckpoint, StageProgress
-from seqmatch_lib.errors import DivergenceError
+from seqmatch_lib.errors import DivergenceError, require
 from seqmatch_lib.memory import reset_peak_memory
 from seqmatch_lib.methods.base import BaseMethod, Stage, Trainable
 from seqmatch_lib.seeds import make_generator
@@ -109,25 +109,28 @@ def advance(method: BaseMethod, prepared: object, trainable: Trainable, stage: S
     image_optimizer.zero_grad()
     lr_optimizer.zero_grad()
     loss = method.step(prepared, trainable, stage.frozen, generator)
-    where = f"stage {stage.index}, iteration {trainable.iteration}"
-    if not (loss.isfinite() and trainable.images.grad.isfinite().all()):
-        raise DivergenceError(
-            f"{where}: the loss is {loss.item():.4g} and its gradient is not finite; the state before it is kept. "
-            "Lower lr_img or syn_steps, or begin with a smaller syn_lr"
-        )
-    before = trainable.lr.item()
+    before = trainable.lr.detach().clone()
     momentum = lr_optimizer.state[trainable.lr].get("momentum_buffer")
     momentum = None if momentum is None else momentum.clone()
     lr_optimizer.step()
-    after = trainable.lr.item()
-    if not 0 < after < float("inf"):
+    finite = loss.isfinite() & trainable.images.grad.isfinite().all()
+    values = torch.stack([part.double() for part in (loss, finite, before, trainable.lr.detach())])
+    loss_value, is_finite, lr_before, lr_after = values.tolist()  # the one wait for the device in an iteration
+    if not (is_finite and 0 < lr_after < float("inf")):
         with torch.no_grad():
-            trainable.lr.fill_(before)
+            trainable.lr.copy_(before)
         lr_optimizer.state[trainable.lr]["momentum_buffer"] = momentum
+        where = f"stage {stage.index}, iteration {trainable.iteration}"
+        require(
+            is_finite,
+            f"{where}: the loss is {loss_value:.4g} and its gradient is not finite; the state before it is kept. "
+            "Lower lr_img or syn_steps, or begin with a smaller syn_lr",
+            DivergenceError,
+        )
         raise DivergenceError(
-            f"{where}: the step size would go from {before:.4g} to {after:.4g}, but it must stay positive; the state "
+            f"{where}: the step size would go from {lr_before:.4g} to {lr_after:.4g}, but it must stay positive; the state "
             "before it is kept. Lower lr_lr, or begin with a larger syn_lr"
         )
     image_optimizer.step()
-    trainable.losses.append(loss.item())
+    trainable.losses.append(loss_value)
     trainable.iteration += 1

@@ -8,6 +8,7 @@ written last, holding the checksum of each row. Files are memory-mapped: a segme
 import hashlib
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,10 @@ from tqdm import tqdm
 from seqmatch_lib.augment import DSA_STRATEGY, check_strategy
 from seqmatch_lib.budget import Budget
 from seqmatch_lib.errors import DivergenceError, StorageError, require
-from seqmatch_lib.networks import count_parameters, flatten_parameters
+from seqmatch_lib.networks import count_parameters
 from seqmatch_lib.seeds import make_generator
 from seqmatch_lib.storage import digest_json, read_json, write_atomically, write_json
-from seqmatch_lib.training import sgd_epoch
+from seqmatch_lib.training import check_trainer, make_trainer
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,9 @@ class TeacherConfig:
         batch_size: real images a step.
         augment: DSA strategy, or "none".
         seed: of the teachers alone, so that runs with different seeds share them as published work does.
+        engine: and `precision`: of `make_trainer`.
+        together: teachers that engine "compiled" trains at a time. What a killed or stopped run loses is what it was
+            at, so with a time budget this many teachers must fit into it.
 
     Source: `buffer.py` of the public MTT and SeqMatch codes.
     """
@@ -55,14 +59,18 @@ class TeacherConfig:
     batch_size: int = 256
     augment: str = DSA_STRATEGY
     seed: int = 0
+    engine: str = "eager"
+    precision: str = "float32"
+    together: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("num_teachers", "epochs", "later_epochs", "batch_size"):
+        for name in ("num_teachers", "epochs", "later_epochs", "batch_size", "together"):
             require(getattr(self, name) >= 1, f"teachers.{name} {getattr(self, name)} must be at least 1")
         require(self.lr > 0, f"teachers.lr {self.lr} must be positive")
         require(0 <= self.momentum < 1, f"teachers.momentum {self.momentum} must lie in [0, 1)")
         require(self.weight_decay >= 0, f"teachers.weight_decay {self.weight_decay} must not be negative")
         check_strategy(self.augment)
+        check_trainer(self.engine, self.precision)
 
     def recorded_epochs(self, stage: int) -> int:
         """Returns the epochs recorded for stage k, counted from 1."""
@@ -74,7 +82,7 @@ class TrajectorySet:
 
     def __init__(self, folder: Path, num_teachers: int) -> None:
         self.folder = folder
-        self._paths = [folder / f"teacher-{teacher:03d}.npy" for teacher in range(num_teachers)]
+        self._paths = [_rows_path(folder, teacher) for teacher in range(num_teachers)]
         self._manifests = [read_json(path.with_suffix(".json")) for path in self._paths]
 
     def __len__(self) -> int:
@@ -119,7 +127,7 @@ def record_trajectories(
     identity: dict[str, Any],
     config: TeacherConfig,
     epochs: int,
-    make_start: Callable[[int], nn.Module],
+    make_starts: Callable[[list[int]], list[nn.Module]],
     images: torch.Tensor,
     labels: torch.Tensor,
     budget: Budget,
@@ -127,14 +135,14 @@ def record_trajectories(
     """Trains the teachers that are still missing in a folder and returns the whole set.
 
     Several processes may record into one folder: each teacher is trained by the one that holds its lock, the others
-    take the next and wait at the end. A killed process loses the teacher it was at, no finished one.
+    take the next and wait at the end. A killed process loses the teachers it was at, no finished one.
 
     Args:
         folder: of the set; made if missing.
         identity: whatever decides the content (data, network, stage, earlier subsets), written into the manifest.
         config: how each teacher is trained.
         epochs: rows to record after row 0.
-        make_start: teacher index -> network to start from, on the device of the images.
+        make_starts: teacher indices -> the networks they start from, on the device of the images.
         images: (N, C, H, W) normalised real images.
         labels: (N,) int64.
         budget: asked between epochs whether time is up.
@@ -149,20 +157,44 @@ def record_trajectories(
     waiting = list(range(config.num_teachers))
     with tqdm(total=len(waiting) * epochs, desc=f"teachers {folder.name}", unit="epoch") as bar:
         while waiting:
-            teacher = waiting.pop(0)
-            path = folder / f"teacher-{teacher:03d}.npy"
-            try:
-                with FileLock(path.with_suffix(".lock"), timeout=0 if waiting else -1):
-                    if not path.with_suffix(".json").is_file():
-                        began = time.perf_counter()
-                        network = make_start(teacher)
-                        rows, losses = _train_teacher(network, teacher, config, epochs, images, labels, budget, bar)
-                        _write_teacher(path, rows, losses, time.perf_counter() - began)
-                    else:
-                        bar.update(epochs)
-            except Timeout:
-                waiting.append(teacher)  # another process trains it: come back when the rest is done
+            with ExitStack() as locks:
+                group = _take_free(folder, waiting, config.together, locks)
+                finished = [teacher for teacher in group if _manifest_path(folder, teacher).is_file()]
+                missing = [teacher for teacher in group if teacher not in finished]
+                bar.update(epochs * len(finished))
+                if missing:
+                    began = time.perf_counter()
+                    rows, losses = _train_teachers(make_starts(missing), missing, config, epochs, images, labels, budget, bar)
+                    seconds = (time.perf_counter() - began) / len(missing)
+                    for index, teacher in enumerate(missing):
+                        _write_teacher(_rows_path(folder, teacher), rows[index], losses[index], seconds)
+            waiting = [teacher for teacher in waiting if teacher not in group]
     return TrajectorySet(folder, config.num_teachers)
+
+
+def _rows_path(folder: Path, teacher: int) -> Path:
+    return folder / f"teacher-{teacher:03d}.npy"
+
+
+def _manifest_path(folder: Path, teacher: int) -> Path:
+    return _rows_path(folder, teacher).with_suffix(".json")
+
+
+def _take_free(folder: Path, waiting: list[int], count: int, locks: ExitStack) -> list[int]:
+    """Locks up to `count` teachers that no other process is at; if there is none, waits for the first of them."""
+    taken = []
+    for teacher in waiting:
+        try:
+            locks.enter_context(FileLock(_rows_path(folder, teacher).with_suffix(".lock"), timeout=0))
+        except Timeout:
+            continue
+        taken.append(teacher)
+        if len(taken) == count:
+            break
+    if not taken:
+        locks.enter_context(FileLock(_rows_path(folder, waiting[0]).with_suffix(".lock")))
+        taken = waiting[:1]
+    return taken
 
 
 def _claim_folder(folder: Path, manifest: dict[str, Any]) -> None:
@@ -175,34 +207,34 @@ def _claim_folder(folder: Path, manifest: dict[str, Any]) -> None:
     require(same, f"{folder} holds other teachers than this run needs; use another --results folder", StorageError)
 
 
-def _train_teacher(
-    network: nn.Module,
-    teacher: int,
+def _train_teachers(
+    networks: list[nn.Module],
+    teachers: list[int],
     config: TeacherConfig,
     epochs: int,
     images: torch.Tensor,
     labels: torch.Tensor,
     budget: Budget,
     bar: tqdm,
-) -> tuple[np.ndarray, list[float]]:
-    """Trains one teacher; returns its (epochs + 1, P) rows and the mean training loss of each epoch."""
-    network.train()
-    optimizer = torch.optim.SGD(network.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
-    losses: list[float] = []
-    rows = np.empty((epochs + 1, count_parameters(network)), dtype=np.float32)
-    rows[0] = flatten_parameters(network).cpu().numpy()  # a copy: a view would follow the live weights
+) -> tuple[np.ndarray, list[list[float]]]:
+    """Trains teachers; returns their (teachers, epochs + 1, P) rows and the mean training loss of each epoch."""
+    trainer = make_trainer(networks, config.lr, config.momentum, config.weight_decay, config.engine, config.precision)
+    rows = np.empty((len(networks), epochs + 1, count_parameters(networks[0])), dtype=np.float32)
+    rows[:, 0] = trainer.parameters().cpu().numpy()  # a copy: a view would follow the live weights
+    losses: list[list[float]] = [[] for _ in teachers]
     for epoch in range(epochs):
-        generator = make_generator(config.seed, "teacher", teacher, "epoch", epoch)
-        loss = sgd_epoch(network, optimizer, images, labels, config.batch_size, config.augment, generator)
-        require(
-            np.isfinite(loss),
-            f"teacher {teacher} diverged in epoch {epoch} (loss {loss}); lower teachers.lr {config.lr}",
-            DivergenceError,
-        )
-        rows[epoch + 1] = flatten_parameters(network).cpu().numpy()
-        losses.append(loss)
-        bar.update()
-        bar.set_postfix(teacher=teacher, loss=f"{loss:.3f}")
+        generators = [make_generator(config.seed, "teacher", teacher, "epoch", epoch) for teacher in teachers]
+        epoch_losses = trainer.epoch(images, labels, config.batch_size, config.augment, generators).tolist()
+        for teacher, loss, all_losses in zip(teachers, epoch_losses, losses, strict=True):
+            require(
+                np.isfinite(loss),
+                f"teacher {teacher} diverged in epoch {epoch} (loss {loss}); lower teachers.lr {config.lr}",
+                DivergenceError,
+            )
+            all_losses.append(loss)
+        rows[:, epoch + 1] = trainer.parameters().cpu().numpy()
+        bar.update(len(teachers))
+        bar.set_postfix(teacher=teachers[0], loss=f"{epoch_losses[0]:.3f}")
         budget.check()
     return rows, losses
 

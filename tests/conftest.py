@@ -6,6 +6,8 @@ import secrets
 import pytest
 import torch
 
+from seqmatch_lib.step_functions import _Compiled
+
 SEED = int(os.environ.get("SEQMATCH_TEST_SEED", secrets.randbelow(2**31)))
 
 
@@ -26,3 +28,9 @@ def float64() -> None:
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
+def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The arithmetic of the compiled engines without the minutes of a compiler."""
+    monkeypatch.setattr(_Compiled, "enabled", False)

@@ -15,6 +15,7 @@ REQUIRED = [f"digits-ipc10-{method}" for method in ("random", "mtt", "seqmatch_m
     for ipc in (10, 50)
     for method in ("random", "mtt", "seqmatch_mtt")
 ]
+REQUIRED += [f"{dataset}-whole" for dataset in ("digits", "svhn", "cifar10", "cifar100", "tiny_imagenet")]
 
 
 def test_all_required_presets_are_there():
@@ -25,8 +26,9 @@ def test_all_required_presets_are_there():
 @pytest.mark.parametrize("preset", preset_names())
 def test_every_preset_builds_at_every_scale_and_says_what_its_name_says(preset, scale):
     config = RunConfig.from_preset(preset, scale, seed=3)
-    dataset, ipc, method = preset.split("-")
-    assert (config.dataset, f"ipc{config.ipc}", config.method) == (dataset, ipc, method)
+    dataset, *ipc, method = preset.split("-")
+    assert (config.dataset, config.method) == (dataset, method)
+    assert ipc == ([f"ipc{config.ipc}"] if config.ipc else [])
     assert config.dataset in DATASETS
     assert sum(config.subset_ipcs) == config.ipc
     assert config.num_subsets == ({10: 2, 50: 3}[config.ipc] if config.is_sequential else 1)
@@ -111,7 +113,9 @@ def test_override_without_key_or_value(text):
         ("intervals=[[0, 4], [0, 4], [0, 4]]", "must have one entry a subset"),
         ("subset_ipcs=[10, 0]", r"subset_ipcs \[10, 0\] must each be at least 1"),
         ("method=mtt", "distils one subset, but .* names 2; use method 'seqmatch_mtt'"),
-        ("method=mttt", "method 'mttt' is unknown; use random, or mtt"),
+        ("method=mttt", "method 'mttt' is unknown; use random or whole, or mtt"),
+        ("method=seqmatch_random", "method 'seqmatch_random' is unknown"),
+        ("method=whole", "ipc 10 does not fit method 'whole'"),
         ("select_on=train", "select_on 'train' is unknown; use one of validation, test, none"),
         ("network.name=convnett", "network name 'convnett' is unknown"),
         ("training.epochs=0", "training.epochs 0 must be at least 1"),

@@ -8,9 +8,11 @@ import torch.nn.functional as F
 from helpers import CLASSES, NETWORK, RECIPE, SHAPE, make_images
 
 from seqmatch_lib import training
+from seqmatch_lib.data import load_dataset
 from seqmatch_lib.errors import ConfigError, DataError, DivergenceError, StorageError
-from seqmatch_lib.evaluation import Accuracy, EvaluationConfig, evaluate_network, evaluate_sequence, train_staged
-from seqmatch_lib.networks import flatten_parameters, make_network
+from seqmatch_lib.evaluation import Accuracy, EvaluationConfig, evaluate_networks, evaluate_sequence, train_staged
+from seqmatch_lib.experiment import prepare_data
+from seqmatch_lib.networks import NetworkConfig, flatten_parameters, make_network
 from seqmatch_lib.seeds import derive_seed, make_generator
 from seqmatch_lib.storage import save_tensors
 from seqmatch_lib.synthetic import (
@@ -33,10 +35,10 @@ def make_sequence(sizes=(2, 1, 3), lrs=(0.01, 0.02, 0.03)):
 def test_every_stage_trains_on_the_union_so_far_with_its_own_step_size(monkeypatch):
     calls = []
     monkeypatch.setattr(
-        "seqmatch_lib.evaluation.train_stage", lambda network, images, labels, lr, *_: calls.append((images, labels, lr))
+        "seqmatch_lib.evaluation.train_stage", lambda networks, images, labels, lr, *_: calls.append((images, labels, lr))
     )
     sequence = make_sequence()
-    train_staged(None, sequence, RECIPE, None)
+    train_staged([], sequence, RECIPE, [])
     assert [len(images) for images, _, _ in calls] == [6, 9, 18]
     assert [lr for _, _, lr in calls] == [0.01, 0.02, 0.03]
     assert torch.equal(calls[2][0], torch.cat([subset.images for subset in sequence.subsets]))
@@ -51,10 +53,11 @@ def test_joint_is_one_stage_on_everything_with_the_last_step_size():
     assert joint.subsets[0].lr == 0.03
 
 
-def test_a_stage_is_sgd_with_a_step_down_and_fresh_momentum():
+@pytest.mark.parametrize("engine", training.ENGINES)
+def test_a_stage_is_sgd_with_a_step_down_and_fresh_momentum(engine, uncompiled):
     """Against the public protocol written out: full batch, no augmentation."""
     images, labels = make_images(12)
-    recipe = TrainingRecipe(epochs=7, batch_size=64, momentum=0.9, weight_decay=0.01, augment="none")
+    recipe = TrainingRecipe(epochs=7, batch_size=64, momentum=0.9, weight_decay=0.01, augment="none", engine=engine)
     network = make_network(NETWORK, SHAPE, CLASSES, make_generator(0))
     theta = [parameter.detach().clone().requires_grad_() for parameter in network.parameters()]
     names = [name for name, _ in network.named_parameters()]
@@ -69,21 +72,61 @@ def test_a_stage_is_sgd_with_a_step_down_and_fresh_momentum():
             gradients = [g + 0.01 * p for g, p in zip(gradients, theta, strict=True)]
             velocity = [0.9 * v + g for v, g in zip(velocity, gradients, strict=True)]
             theta = [(p - lr * v).requires_grad_() for p, v in zip(theta, velocity, strict=True)]
-    train_stage(network, images, labels, 0.05, recipe, make_generator(0))
+    train_stage([network], images, labels, 0.05, recipe, [make_generator(0)])
     expected = torch.cat([parameter.detach().reshape(-1) for parameter in theta])
     torch.testing.assert_close(flatten_parameters(network), expected, rtol=1e-4, atol=1e-6)
 
 
-def test_an_epoch_visits_every_image_once(monkeypatch):
+@pytest.mark.parametrize("engine", training.ENGINES)
+def test_an_epoch_visits_every_image_once(monkeypatch, engine, uncompiled):
     seen = []
     monkeypatch.setattr(training, "apply_augmentation", lambda images, drawn: seen.append(images) or images)
     images, labels = make_images(10)
     network = make_network(NETWORK, SHAPE, CLASSES, make_generator(0))
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
-    training.sgd_epoch(network, optimizer, images, labels, 4, "none", make_generator(0))
+    trainer = training.make_trainer([network], 0.1, 0.0, 0.0, engine, "float32")
+    trainer.epoch(images, labels, 4, "none", [make_generator(0)])
     assert [len(batch) for batch in seen] == [4, 4, 2]
     assert sorted(torch.cat(seen).flatten(1).sum(1).tolist()) == sorted(images.flatten(1).sum(1).tolist())
     assert not torch.equal(torch.cat(seen), images)
+
+
+def test_together_is_one_by_one_up_to_rounding(uncompiled):
+    """Batches, augmentations, momentum, weight decay, phases and losses, in float64 so that rounding stays small."""
+    sequence = make_sequence()
+    subsets = [replace(subset, images=subset.images.double()) for subset in sequence.subsets]
+    trained = {}
+    for engine in training.ENGINES:
+        networks = [make_network(NETWORK, SHAPE, CLASSES, make_generator(index)).double() for index in range(3)]
+        before = torch.stack([flatten_parameters(network) for network in networks])
+        recipe = replace(RECIPE, batch_size=4, engine=engine)
+        train_staged(networks, SubsetSequence(tuple(subsets)), recipe, [make_generator(index, "b") for index in range(3)])
+        trained[engine] = torch.stack([flatten_parameters(network) for network in networks])
+        assert (trained[engine] - before).abs().max() > 0.01
+    torch.testing.assert_close(trained["compiled"], trained["eager"], rtol=1e-8, atol=1e-9)
+    losses = []
+    for engine in training.ENGINES:
+        networks = [make_network(NETWORK, SHAPE, CLASSES, make_generator(index)) for index in range(2)]
+        trainer = training.make_trainer(networks, 0.05, 0.9, 0.0, engine, "float32")
+        generators = [make_generator(index) for index in range(2)]
+        losses.append(trainer.epoch(*make_images(10), 4, "color", generators))
+    torch.testing.assert_close(*losses)
+
+
+def test_compiled_and_plain_evaluation_have_one_distribution():
+    """On digits, 20 networks each way, with compiled code: means and spreads agree within their own errors."""
+    dataset = load_dataset("digits")
+    data = prepare_data(dataset, zca=False, select_on="none", device=torch.device("cpu"))
+    sequence = sample_real_sequence(*data.train, 10, (5, 5), 0.02, seed=0)
+    network = NetworkConfig(width=8, depth=2)
+    values = {}
+    for engine in training.ENGINES:
+        recipe = TrainingRecipe(epochs=30, augment="color_crop_cutout_scale_rotate", engine=engine)
+        values[engine] = evaluate_sequence(sequence, *data.test, 10, [network], recipe, 0, 20)["convnet"]
+    one, other = values["eager"], values["compiled"]
+    assert one.std > 0
+    assert abs(one.mean - other.mean) < 3 * one.std * (2 / 20) ** 0.5
+    assert 1 / 2 < one.std / other.std < 2
+    assert max(abs(a - b) for a, b in zip(one.values, other.values, strict=True)) < 5  # they are even the same networks
 
 
 def test_soft_labels_train_as_hard_ones_do():
@@ -91,7 +134,7 @@ def test_soft_labels_train_as_hard_ones_do():
     networks = []
     for targets in (labels, F.one_hot(labels, CLASSES).float()):
         network = make_network(NETWORK, SHAPE, CLASSES, make_generator(0))
-        train_stage(network, images, targets, 0.05, RECIPE, make_generator(1))
+        train_stage([network], images, targets, 0.05, RECIPE, [make_generator(1)])
         networks.append(flatten_parameters(network))
     torch.testing.assert_close(*networks)
 
@@ -99,9 +142,9 @@ def test_soft_labels_train_as_hard_ones_do():
 def test_real_images_teach_and_noise_does_not():
     test = make_images(300, seed=7)
     recipe = replace(RECIPE, epochs=60, augment="none")
-    good = evaluate_network(make_sequence(), *test, CLASSES, NETWORK, recipe, seed=0, index=0)
+    good = evaluate_networks(make_sequence(), *test, CLASSES, NETWORK, recipe, seed=0, indices=[0])[0]
     noise = SubsetSequence((SyntheticSubset(torch.randn(18, *SHAPE), torch.arange(18) % CLASSES, 0.01),))
-    bad = evaluate_network(noise, *test, CLASSES, NETWORK, recipe, seed=0, index=0)
+    bad = evaluate_networks(noise, *test, CLASSES, NETWORK, recipe, seed=0, indices=[0])[0]
     assert good > 80
     assert bad < 65
 
@@ -137,8 +180,8 @@ def test_accuracy_statistics():
 def test_a_diverging_stage_stops():
     images, labels = make_images(12)
     network = make_network(NETWORK, SHAPE, CLASSES, make_generator(0))
-    with pytest.raises(DivergenceError, match=r"diverged in epoch \d.*step size 1e\+30.*lower the step size"):
-        train_stage(network, images, labels, 1e30, RECIPE, make_generator(0))
+    with pytest.raises(DivergenceError, match=r"diverged by epoch \d.*step size 1e\+30.*lower the step size"):
+        train_stage([network], images, labels, 1e30, RECIPE, [make_generator(0)])
 
 
 def test_sequences_survive_the_file(tmp_path):

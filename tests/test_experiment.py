@@ -15,8 +15,8 @@ from filelock import FileLock
 from seqmatch_lib.config import RunConfig
 from seqmatch_lib.data import load_dataset
 from seqmatch_lib.errors import OutOfTime, StorageError
-from seqmatch_lib.experiment import evaluate_whole_dataset, prepare_data, run_experiment
-from seqmatch_lib.results import load_record, load_runs
+from seqmatch_lib.experiment import prepare_data, run_experiment
+from seqmatch_lib.results import format_records, load_record, load_runs
 from seqmatch_lib.synthetic import load_sequence, sample_real_sequence
 
 PRESET = "digits-ipc10-seqmatch_mtt"
@@ -136,10 +136,15 @@ def test_validation_images_are_no_training_images():
     assert len(published.train[0]) == len(dataset.train)
 
 
-def test_whole_data_set_reference():
-    accuracy = evaluate_whole_dataset(configure(**{"network.width": 16}), load_dataset("digits"), epochs=40)
-    assert accuracy.mean > 90
-    assert len(accuracy.values) == 2
+def test_the_whole_data_set_is_a_reference(tmp_path):
+    config = RunConfig.from_preset("digits-whole", "smoke", overrides={"network.width": 16, "training.epochs": 40})
+    record = run_experiment(config, tmp_path)
+    assert record.accuracy_last["mean"] > 90
+    assert record.accuracy_last["n"] == 2
+    assert (record.random_baseline, record.accuracy_joint, record.stages) == (None, None, [])
+    assert (record.data["train_images"], record.data["held_out"]) == (1347, 0)
+    assert not (tmp_path / "distilled").exists()
+    assert format_records([record]).splitlines()[-1].split()[:3] == ["digits", "all", "whole"]
 
 
 def test_a_run_under_a_time_budget_reaches_the_same_record(tmp_path, finished):

@@ -1,102 +1,252 @@
-"""The unrolled gradient against finite differences and against an independent unroll with torch.func."""
+"""The unrolled gradient of both engines: finite differences, an independent unroll, each other, over drawn settings."""
+
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import SEED
+from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import strategies as st
 from torch.func import functional_call, grad
 
+from seqmatch_lib.augment import DSA_STRATEGY, apply_augmentation, draw_augmentation
 from seqmatch_lib.errors import ConfigError
-from seqmatch_lib.inner_loop import unroll
+from seqmatch_lib.inner_loop import ENGINES, InnerBatch, unroll
 from seqmatch_lib.networks import NetworkConfig, flatten_parameters, make_network
+from seqmatch_lib.step_functions import StepFunctions, _Compiled
 
-SHAPE, CLASSES = (2, 4, 4), 3
-
-
-@pytest.fixture
-def problem(generator, float64):
-    """A small float64 problem: network, start, unequal batches with hard and soft labels, and a step size."""
-    network = make_network(NetworkConfig(width=4, depth=1), SHAPE, CLASSES, generator).double()
-    start = flatten_parameters(network)
-    images = torch.randn(7, *SHAPE, generator=generator, requires_grad=True)
-    soft = torch.rand(7, CLASSES, generator=generator).softmax(1).requires_grad_()
-    hard = torch.randint(CLASSES, (7,), generator=generator)
-    lr = torch.tensor(0.3, requires_grad=True)
-    rows = [torch.randperm(7, generator=generator)[:size] for size in (3, 4, 2, 4)]
-    target = torch.randn(start.shape, generator=generator)
-    return network, start, images, soft, hard, lr, rows, target
+SHAPE, CLASSES = (2, 8, 8), 3
 
 
-def make_batches(images, targets, rows):
-    return [(images[row], targets[row]) for row in rows]
+class Problem:
+    """A small float64 problem: network, start, unequal augmented batches, hard and soft labels, a step size, a target."""
+
+    def __init__(self, generator, config=None, augment="none", sizes=(3, 4, 2, 4), count=7, shape=SHAPE):
+        config = config or NetworkConfig(width=4, depth=1)
+        self.network = make_network(config, shape, CLASSES, generator).double()
+        self.start = flatten_parameters(self.network)
+        self.images = torch.randn(count, *shape, generator=generator, dtype=torch.float64, requires_grad=True)
+        soft = torch.rand(count, CLASSES, generator=generator, dtype=torch.float64)
+        self.soft = soft.softmax(1).requires_grad_()
+        self.hard = torch.randint(CLASSES, (count,), generator=generator)
+        self.lr = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+        self.batches = []
+        for size in sizes:
+            rows = torch.randperm(count, generator=generator)[:size]
+            drawn = draw_augmentation(augment, size, shape[1:], generator)
+            self.batches.append(InnerBatch(rows, drawn))
+        self.target = torch.randn(self.start.shape, generator=generator, dtype=torch.float64)
+
+    def loss(self, images, targets, lr, engine="higher"):
+        reached = unroll(self.network, self.start, images, targets, self.batches, lr, engine)
+        return (reached - self.target).square().sum()
+
+    def gradients(self, kind, engine):
+        targets = self.hard if kind == "hard" else self.soft
+        leaves = [self.images, self.lr] + ([self.soft] if kind == "soft" else [])
+        return torch.autograd.grad(self.loss(self.images, targets, self.lr, engine), leaves)
 
 
-def matching_loss(final, target):
-    return (final - target).square().sum()
+def assert_equal_gradients(ours, theirs, rtol=1e-9):
+    """Relative to the largest entry: single entries near zero have no relative accuracy."""
+    for mine, other in zip(ours, theirs, strict=True):
+        assert other.abs().max() > 0
+        assert (mine - other).abs().max() <= rtol * other.abs().max()
 
 
-def test_final_parameters_equal_plain_sgd(problem):
-    network, start, images, _, hard, lr, rows, _ = problem
-    reached = unroll(network, start, make_batches(images, hard, rows), lr).detach()
+@pytest.mark.parametrize("engine", ENGINES)
+def test_final_parameters_equal_plain_sgd(generator, engine, uncompiled):
+    problem = Problem(generator)
+    reached = unroll(
+        problem.network, problem.start, problem.images, problem.hard, problem.batches, problem.lr, engine
+    ).detach()
     plain = make_network(NetworkConfig(width=4, depth=1), SHAPE, CLASSES, torch.Generator()).double()
-    torch.nn.utils.vector_to_parameters(start.clone(), plain.parameters())
-    optimizer = torch.optim.SGD(plain.parameters(), lr=lr.item())
-    for row in rows:
+    torch.nn.utils.vector_to_parameters(problem.start.clone(), plain.parameters())
+    optimizer = torch.optim.SGD(plain.parameters(), lr=problem.lr.item())
+    for batch in problem.batches:
         optimizer.zero_grad()
-        F.cross_entropy(plain(images.detach()[row]), hard[row]).backward()
+        F.cross_entropy(plain(problem.images.detach()[batch.rows]), problem.hard[batch.rows]).backward()
         optimizer.step()
     torch.testing.assert_close(reached, flatten_parameters(plain), rtol=1e-12, atol=1e-12)
-    assert not torch.equal(reached, start)
+    assert not torch.equal(reached, problem.start)
 
 
-def test_gradients_equal_finite_differences(problem):
-    network, start, images, soft, _, lr, rows, target = problem
+@pytest.mark.parametrize("engine", ENGINES)
+def test_gradients_equal_finite_differences(generator, engine, uncompiled):
+    """Every entry of images, probabilities and step size, moved by 1e-5 to either side."""
+    problem = Problem(generator, sizes=(3, 2, 3), count=4, shape=(2, 4, 4))
+    leaves = [problem.images, problem.soft, problem.lr]
+    gradients = torch.autograd.grad(problem.loss(*leaves, engine), leaves)
+    for index, gradient in enumerate(gradients):
+        numerical = torch.zeros_like(gradient)
+        for entry in range(gradient.numel()):
+            sides = []
+            for shift in (1e-5, -1e-5):
+                moved = [leaf.detach().clone() for leaf in leaves]
+                moved[index].view(-1)[entry] += shift
+                sides.append(problem.loss(*moved, engine).item())
+            numerical.view(-1)[entry] = (sides[0] - sides[1]) / 2e-5
+        assert_equal_gradients([gradient], [numerical], rtol=1e-5)
 
-    def loss(images, soft, lr):
-        return matching_loss(unroll(network, start, make_batches(images, soft, rows), lr), target)
 
-    assert torch.autograd.gradcheck(loss, (images, soft, lr), eps=1e-6, atol=1e-6, rtol=1e-5)
-
-
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("kind", ["hard", "soft"])
-def test_gradients_equal_an_independent_unroll(problem, kind):
-    network, start, images, soft, hard, lr, rows, target = problem
-    targets = hard if kind == "hard" else soft
-    leaves = [images, lr] + ([soft] if kind == "soft" else [])
-    ours = torch.autograd.grad(matching_loss(unroll(network, start, make_batches(images, targets, rows), lr), target), leaves)
-
-    names = [name for name, _ in network.named_parameters()]
-    shapes = [parameter.shape for parameter in network.parameters()]
+def test_gradients_equal_an_independent_unroll(generator, kind, engine, uncompiled):
+    problem = Problem(generator, augment="color_scale", sizes=(3, 4, 2, 4))
+    targets = problem.hard if kind == "hard" else problem.soft
+    names = [name for name, _ in problem.network.named_parameters()]
+    shapes = [parameter.shape for parameter in problem.network.parameters()]
     sizes = [shape.numel() for shape in shapes]
 
     def step_loss(theta, x, y):
         named = {name: part.view(shape) for name, part, shape in zip(names, theta.split(sizes), shapes, strict=True)}
-        return F.cross_entropy(functional_call(network, named, (x,)), y)
+        return F.cross_entropy(functional_call(problem.network, named, (x,)), y)
 
-    theta = start
-    for row in rows:
-        theta = theta - lr * grad(step_loss)(theta, images[row], targets[row])
-    theirs = torch.autograd.grad(matching_loss(theta, target), leaves)
-    for mine, other in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(mine, other, rtol=1e-9, atol=1e-12)
-        assert mine.abs().sum() > 0
-
-
-def test_a_batch_that_repeats_an_image_counts_it_twice(problem):
-    network, start, images, _, hard, lr, _, target = problem
-    row = torch.tensor([0, 0, 1])
-    loss = matching_loss(unroll(network, start, [(images[row], hard[row])], lr), target)
-    (gradient,) = torch.autograd.grad(loss, images)
-    assert gradient[:2].abs().sum() > 0
-    assert gradient[2:].abs().sum() == 0
+    theta = problem.start
+    for batch in problem.batches:
+        x = apply_augmentation(problem.images[batch.rows], batch.augmentation)
+        theta = theta - problem.lr * grad(step_loss)(theta, x, targets[batch.rows])
+    leaves = [problem.images, problem.lr] + ([problem.soft] if kind == "soft" else [])
+    theirs = torch.autograd.grad((theta - problem.target).square().sum(), leaves)
+    assert_equal_gradients(problem.gradients(kind, engine), theirs)
 
 
-def test_unknown_engine_wrong_size_and_batch_norm_are_refused(problem):
-    network, start, images, _, hard, lr, rows, _ = problem
-    batches = make_batches(images, hard, rows)
-    with pytest.raises(ConfigError, match="engine 'hihger' is unknown; use one of higher"):
-        unroll(network, start, batches, lr, engine="hihger")
-    with pytest.raises(ConfigError, match=f"this network has {len(start)} parameters"):
-        unroll(network, start[1:], batches, lr)
+ARCHITECTURES = {
+    "convnet": NetworkConfig(width=8, depth=2),
+    "convnet, layer norm, max pooling": NetworkConfig(width=4, depth=1, norm="layer", pooling="max"),
+    "convnet, group norm": NetworkConfig(width=4, depth=2, norm="group"),
+    "convnet, no norm": NetworkConfig(width=4, depth=1, norm="none", pooling="none"),
+    "resnet18": NetworkConfig(name="resnet18"),
+    "resnet18_ap": NetworkConfig(name="resnet18_ap"),
+    "vit": NetworkConfig(name="vit"),
+}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_engines_agree_on_every_architecture(generator, name, uncompiled):
+    shape = (2, 16, 16) if name.startswith("resnet") else SHAPE  # smaller ones shrink to a pixel, which the norm empties
+    problem = Problem(generator, ARCHITECTURES[name], DSA_STRATEGY, sizes=(3, 2), count=4, shape=shape)
+    for kind in ("hard", "soft"):
+        assert_equal_gradients(problem.gradients(kind, "compiled"), problem.gradients(kind, "higher"))
+
+
+@seed(SEED)
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    draw=st.integers(0, 2**31),
+    width=st.sampled_from([1, 4, 6]),
+    depth=st.integers(1, 2),
+    sizes=st.lists(st.integers(1, 7), min_size=1, max_size=5),
+    augment=st.sampled_from(["none", *DSA_STRATEGY.split("_"), DSA_STRATEGY]),
+    kind=st.sampled_from(["hard", "soft"]),
+)
+def test_engines_agree_over_drawn_settings(uncompiled, draw, width, depth, sizes, augment, kind):
+    problem = Problem(torch.Generator().manual_seed(draw), NetworkConfig(width=width, depth=depth), augment, sizes)
+    assert_equal_gradients(problem.gradients(kind, "compiled"), problem.gradients(kind, "higher"))
+
+
+@pytest.mark.parametrize(("name", "kinds"), [("convnet", ["hard", "soft"]), ("vit", ["hard"])])
+def test_compiled_code_agrees(generator, name, kinds):
+    problem = Problem(generator, ARCHITECTURES[name], augment=DSA_STRATEGY, sizes=(4, 4, 4))
+    for kind in kinds:
+        assert_equal_gradients(problem.gradients(kind, "compiled"), problem.gradients(kind, "higher"))
+    assert not _Compiled.reasons  # nothing was left uncompiled
+
+
+@pytest.mark.slow
+def test_compiled_code_agrees_on_a_resnet(generator):
+    problem = Problem(generator, ARCHITECTURES["resnet18"], DSA_STRATEGY, sizes=(4, 4, 4), shape=(2, 16, 16))
+    assert_equal_gradients(problem.gradients("hard", "compiled"), problem.gradients("hard", "higher"))
+    assert not _Compiled.reasons  # nothing was left uncompiled
+
+
+def test_stacked_networks_have_the_gradients_of_each(generator, uncompiled):
+    network = make_network(ARCHITECTURES["convnet"], SHAPE, CLASSES, generator).double()
+    functions = StepFunctions(network)
+    parameters = torch.randn(3, len(flatten_parameters(network)), generator=generator, dtype=torch.float64)
+    images = torch.randn(3, 5, *SHAPE, generator=generator, dtype=torch.float64)
+    targets = torch.randint(CLASSES, (3, 5), generator=generator)
+    together, losses = functions.gradient(parameters, images, targets)
+    for index in range(3):
+        alone, loss = functions.gradient(parameters[index], images[index], targets[index])
+        torch.testing.assert_close(together[index], alone, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(losses[index], loss, rtol=1e-12, atol=0)
+
+
+def test_bfloat16_is_near_and_tf32_is_float32_on_a_cpu(generator, uncompiled):
+    network = make_network(NetworkConfig(width=16, depth=2), SHAPE, CLASSES, generator)
+    start = flatten_parameters(network)
+    images, targets = torch.randn(20, *SHAPE, generator=generator), torch.randint(CLASSES, (20,), generator=generator)
+    exact, _ = StepFunctions(network).gradient(start, images, targets)
+    same, _ = StepFunctions(network, "tf32").gradient(start, images, targets)
+    near, _ = StepFunctions(network, "bfloat16").gradient(start, images, targets)
+    if not torch.cuda.is_available():
+        assert torch.equal(exact, same)
+    error = (near - exact).norm() / exact.norm()
+    assert 0 < error < 0.1
+    assert near.dtype == torch.float32
+
+
+def test_the_compiled_engine_keeps_one_vector_a_step(generator, uncompiled):
+    problem = Problem(generator, sizes=(4,) * 6)
+    reached = unroll(
+        problem.network, problem.start, problem.images, problem.hard, problem.batches, problem.lr, engine="compiled"
+    )
+    kept = [*reached.grad_fn.trail, *reached.grad_fn.saved_tensors]
+    assert [tuple(tensor.shape) for tensor in reached.grad_fn.trail] == [problem.start.shape] * 7
+    assert sum(tensor.numel() for tensor in kept) == 7 * len(problem.start) + problem.images.numel() + 7 + 1
+
+
+def test_a_batch_that_repeats_an_image_counts_it_twice(generator, uncompiled):
+    problem = Problem(generator, sizes=())
+    rows = torch.tensor([0, 0, 1])
+    problem.batches = [InnerBatch(rows, draw_augmentation("none", 3, SHAPE[1:], generator))]
+    gradients = {engine: problem.gradients("hard", engine)[0] for engine in ENGINES}
+    assert_equal_gradients([gradients["compiled"]], [gradients["higher"]])
+    assert gradients["higher"][:2].abs().sum() > 0
+    assert gradients["higher"][2:].abs().sum() == 0
+
+
+def test_what_cannot_be_unrolled_is_refused(generator):
+    problem = Problem(generator)
+    data = (problem.images, problem.hard, problem.batches, problem.lr)
+    with pytest.raises(ConfigError, match="engine 'hihger' is unknown; use one of higher, compiled"):
+        unroll(problem.network, problem.start, *data, engine="hihger")
+    with pytest.raises(ConfigError, match="precision 'float16' is unknown; use one of float32, tf32, bfloat16"):
+        unroll(problem.network, problem.start, *data, engine="compiled", precision="float16")
+    with pytest.raises(ConfigError, match="engine 'higher' has no precision 'bfloat16'; use 'float32'"):
+        unroll(problem.network, problem.start, *data, precision="bfloat16")
+    with pytest.raises(ConfigError, match=f"this network has {len(problem.start)} parameters"):
+        unroll(problem.network, problem.start[1:], *data)
     batch_norm = make_network(NetworkConfig(width=4, depth=1, norm="batch"), SHAPE, CLASSES, torch.Generator())
-    with pytest.raises(ConfigError, match="running statistics.*instance"):
-        unroll(batch_norm.double(), flatten_parameters(batch_norm).double(), batches, lr)
+    with pytest.raises(ConfigError, match=r"running statistics.*instance"):
+        unroll(batch_norm.double(), flatten_parameters(batch_norm).double(), *data)
+
+
+NO_COMPILER = """
+import torch, warnings
+from seqmatch_lib.networks import NetworkConfig, flatten_parameters, make_network
+from seqmatch_lib.step_functions import StepFunctions
+network = make_network(NetworkConfig(width=4, depth=1), (1, 4, 4), 2, torch.Generator())
+functions = StepFunctions(network)
+arguments = flatten_parameters(network), torch.randn(3, 1, 4, 4), torch.tensor([0, 1, 0])
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    functions.gradient(*arguments)
+    functions.gradient(*arguments)
+    functions.adjoint(*arguments, arguments[0])
+print([str(one.message) for one in caught if "running uncompiled" in str(one.message)])
+"""
+
+
+def test_without_a_compiler_it_runs_and_says_so_once(tmp_path):
+    environment = {**os.environ, "CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", NO_COMPILER], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    messages = eval(done.stdout)  # a list of strings, printed by our own script
+    assert len(messages) == 1, messages
+    assert "running uncompiled" in messages[0]
+    assert "InvalidCxxCompiler" in messages[0]

@@ -11,7 +11,7 @@ from torch.func import functional_call, grad
 from seqmatch_lib.augment import DSA_STRATEGY, apply_augmentation, draw_augmentation
 from seqmatch_lib.budget import Budget
 from seqmatch_lib.errors import ConfigError, DivergenceError, OutOfTime, StorageError
-from seqmatch_lib.evaluation import evaluate_network, train_staged
+from seqmatch_lib.evaluation import evaluate_networks, train_staged
 from seqmatch_lib.methods import BaseMethod, Prepared, get_method
 from seqmatch_lib.methods.mtt import MTT, MTTConfig, record_stage_teachers
 from seqmatch_lib.networks import flatten_parameters, make_network
@@ -124,7 +124,7 @@ def test_teachers_of_stage_three_start_from_a_network_trained_through_stages_one
     for index in range(TEACHERS.num_teachers):
         network = make_network(NETWORK, SHAPE, CLASSES, make_generator(0, "teacher", index, "start"))
         fresh = flatten_parameters(network)
-        train_staged(network, sequence, RECIPE, make_generator(0, "teacher", index, "earlier stages"))
+        train_staged([network], sequence, RECIPE, [make_generator(0, "teacher", index, "earlier stages")])
         start, _ = teachers.segment(index, 0, 1)
         assert torch.equal(start, flatten_parameters(network))
         assert not torch.equal(start, fresh)
@@ -255,7 +255,7 @@ def test_a_ten_line_method_runs_under_seqmatch(tmp_path):
     for distilled in stages:
         assert distilled.trainable.losses[-1] < 1e-6
     sequence = SubsetSequence(tuple(distilled.last for distilled in stages))
-    accuracy = evaluate_network(sequence, *make_images(300, seed=5), CLASSES, NETWORK, RECIPE, seed=0, index=0)
+    accuracy = evaluate_networks(sequence, *make_images(300, seed=5), CLASSES, NETWORK, RECIPE, seed=0, indices=[0])[0]
     assert accuracy > 60  # chance is 33
 
 
@@ -267,7 +267,7 @@ def test_a_ten_line_method_runs_under_seqmatch(tmp_path):
         ({"batch_syn": -1}, "mtt.batch_syn -1 must not be negative"),
         ({"lr_img": 0.0}, "mtt.lr_img 0.0 must be positive"),
         ({"momentum_img": 1.0}, "mtt.momentum_img 1.0"),
-        ({"engine": "jit"}, "mtt.engine 'jit' is unknown; use one of higher"),
+        ({"engine": "jit"}, "engine 'jit' is unknown; use one of higher, compiled"),
         ({"augment": DSA_STRATEGY + "_blur"}, "blur"),
     ],
 )

@@ -27,8 +27,26 @@ def make_start(teacher):
     return make_network(NetworkConfig(width=4, depth=1), SHAPE, CLASSES, make_generator(0, "start", teacher))
 
 
-def record(folder, config=CONFIG, start=make_start, budget=None, epochs=EPOCHS):
-    return record_trajectories(folder, {"name": "test"}, config, epochs, start, *make_data(), budget or Budget())
+def make_starts(teachers):
+    return [make_start(teacher) for teacher in teachers]
+
+
+def record(folder, config=CONFIG, starts=make_starts, budget=None, epochs=EPOCHS):
+    return record_trajectories(folder, {"name": "test"}, config, epochs, starts, *make_data(), budget or Budget())
+
+
+def test_compiled_teachers_are_the_plain_ones_up_to_rounding(tmp_path, uncompiled):
+    plain = record(tmp_path / "plain", replace(CONFIG, num_teachers=5))
+    config = replace(CONFIG, num_teachers=5, engine="compiled", together=2)
+    groups = []
+    compiled = record(tmp_path / "compiled", config, lambda teachers: groups.append(teachers) or make_starts(teachers))
+    assert groups == [[0, 1], [2, 3], [4]]
+    for teacher in range(5):
+        for epoch in range(1, EPOCHS + 1):
+            ours, theirs = compiled.segment(teacher, 0, epoch)[1], plain.segment(teacher, 0, epoch)[1]
+            torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+            assert not torch.equal(theirs, plain.segment(teacher, 0, 0)[1])
+        assert compiled.train_losses(teacher) == pytest.approx(plain.train_losses(teacher), rel=1e-4)
 
 
 def test_rows_are_copies_of_the_weights_after_each_epoch(tmp_path):
@@ -60,7 +78,7 @@ def test_a_second_run_trains_only_what_is_missing(tmp_path):
     before = {path: path.read_bytes() for path in tmp_path.glob("teacher-*.npy")}
     (tmp_path / "teacher-001.json").unlink()  # as if killed between the rows and their checksums
     started = []
-    record(tmp_path, start=lambda teacher: started.append(teacher) or make_start(teacher))
+    record(tmp_path, starts=lambda teachers: started.extend(teachers) or make_starts(teachers))
     assert started == [1]
     assert {path: path.read_bytes() for path in tmp_path.glob("teacher-*.npy")} == before
 
@@ -87,7 +105,7 @@ def test_an_epoch_beyond_the_recorded_ones_is_named(tmp_path):
 def test_a_folder_of_other_teachers_is_refused(tmp_path):
     record(tmp_path)
     with pytest.raises(StorageError, match="holds other teachers"):
-        record_trajectories(tmp_path, {"name": "other"}, CONFIG, EPOCHS, make_start, *make_data(), Budget())
+        record_trajectories(tmp_path, {"name": "other"}, CONFIG, EPOCHS, make_starts, *make_data(), Budget())
 
 
 def test_a_diverging_teacher_stops_and_leaves_no_file(tmp_path):
@@ -114,11 +132,11 @@ def test_a_spent_budget_stops_between_epochs_and_keeps_finished_teachers(tmp_pat
 def _record_in_process(folder, barrier, started):
     barrier.wait()
 
-    def start(teacher):
-        started.append(teacher)
-        return make_start(teacher)
+    def starts(teachers):
+        started.extend(teachers)
+        return make_starts(teachers)
 
-    record(folder, replace(CONFIG, num_teachers=6), start)
+    record(folder, replace(CONFIG, num_teachers=6), starts)
 
 
 def test_two_processes_share_the_work_and_never_a_file(tmp_path):

@@ -5,14 +5,15 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import nn
 
-from seqmatch_lib.augment import DSA_STRATEGY, apply_augmentation, check_strategy, draw_augmentation
+from seqmatch_lib.augment import DSA_STRATEGY, check_strategy, draw_augmentation
 from seqmatch_lib.errors import require
 from seqmatch_lib.evaluation import train_staged
-from seqmatch_lib.inner_loop import ENGINES, unroll
+from seqmatch_lib.inner_loop import InnerBatch, check_engine, unroll
 from seqmatch_lib.methods.base import BaseMethod, Prepared, Stage, Trainable, register_method
 from seqmatch_lib.seeds import make_generator
 from seqmatch_lib.storage import digest_json
 from seqmatch_lib.synthetic import SubsetSequence, SyntheticSubset
+from seqmatch_lib.training import TrainingRecipe
 from seqmatch_lib.trajectories import TeacherConfig, TrajectorySet, record_trajectories
 
 
@@ -32,7 +33,7 @@ class MTTConfig:
         momentum_img: of the image optimiser.
         momentum_lr: of the step-size optimiser.
         augment: DSA strategy in the inner loop, or "none".
-        engine: of `unroll`.
+        engine: and `precision`: of `unroll`.
     """
 
     iterations: int = 5000
@@ -47,6 +48,7 @@ class MTTConfig:
     momentum_lr: float = 0.5
     augment: str = DSA_STRATEGY
     engine: str = "higher"
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
         for name in ("iterations", "syn_steps", "expert_epochs"):
@@ -58,7 +60,7 @@ class MTTConfig:
         for name in ("momentum_img", "momentum_lr"):
             require(0 <= getattr(self, name) < 1, f"mtt.{name} {getattr(self, name)} must lie in [0, 1)")
         check_strategy(self.augment)
-        require(self.engine in ENGINES, f"mtt.engine {self.engine!r} is unknown; use one of {', '.join(ENGINES)}")
+        check_engine(self.engine, self.precision)
 
 
 @dataclass(frozen=True)
@@ -104,8 +106,8 @@ class MTT(BaseMethod):
         start, target = start.to(trainable.images.device), target.to(trainable.images.device)
         images, labels = frozen.then(SyntheticSubset(trainable.images, trainable.labels, lr=0.0)).union()
         batch_size = config.batch_syn or len(trainable.images)
-        batches = draw_batches(images, labels, batch_size, config.syn_steps, config.augment, generator)
-        reached = unroll(prepared.network, start, batches, trainable.lr, config.engine)
+        batches = draw_batches(images, batch_size, config.syn_steps, config.augment, generator)
+        reached = unroll(prepared.network, start, images, labels, batches, trainable.lr, config.engine, config.precision)
         loss = (reached - target).square().sum() / (start - target).square().sum()
         loss.backward()
         return loss.detach()
@@ -136,32 +138,26 @@ def check_interval(interval: tuple[int, int], index: int, expert_epochs: int, te
 
 
 def draw_batches(
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    batch_size: int,
-    steps: int,
-    augment: str,
-    generator: torch.Generator,
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    images: torch.Tensor, batch_size: int, steps: int, augment: str, generator: torch.Generator
+) -> list[InnerBatch]:
     """Draws the batches of an inner loop: random order, cut into chunks, a new order when the chunks are used up.
 
     Args:
-        images: (N, C, H, W), differentiable.
-        labels: (N,) int64 or (N, classes) probabilities.
+        images: (N, C, H, W), from which the batches will be taken.
         batch_size: images a step, clipped to N; the smaller last chunk of an order comes first, as in the public code.
         steps: number of batches.
         augment: DSA strategy, drawn anew for each batch.
         generator: a CPU generator.
     """
-    batches: list[tuple[torch.Tensor, torch.Tensor]] = []
+    batches: list[InnerBatch] = []
     chunks: list[torch.Tensor] = []
     while len(batches) < steps:
         if not chunks:
-            order = torch.randperm(len(images), generator=generator).to(images.device)
+            order = torch.randperm(len(images), generator=generator).to(images.device, non_blocking=True)
             chunks = list(order.split(batch_size))
         rows = chunks.pop()
         drawn = draw_augmentation(augment, len(rows), images.shape[2:], generator, device=images.device)
-        batches.append((apply_augmentation(images[rows], drawn), labels[rows]))
+        batches.append(InnerBatch(rows, drawn))
     return batches
 
 
@@ -177,18 +173,23 @@ def record_stage_teachers(stage: Stage) -> TrajectorySet:
         "network": asdict(stage.network),
         "stage": stage.index,
         "epochs": epochs,
-        "teachers": asdict(stage.teachers),
+        "teachers": _without_engine(stage.teachers),
     }
     if stage.index > 1:
-        identity |= {"frozen": stage.frozen.sha256(), "recipe": asdict(stage.recipe)}
+        identity |= {"frozen": stage.frozen.sha256(), "recipe": _without_engine(stage.recipe)}
     name = f"{stage.network.name}-stage{stage.index}-{digest_json(identity)[:8]}"
 
-    def make_start(teacher: int) -> nn.Module:
-        network = stage.make_network(stage.teachers.seed, "teacher", teacher, "start")
-        generator = make_generator(stage.teachers.seed, "teacher", teacher, "earlier stages")
-        train_staged(network, stage.frozen, stage.recipe, generator)
-        return network
+    def make_starts(teachers: list[int]) -> list[nn.Module]:
+        networks = [stage.make_network(stage.teachers.seed, "teacher", teacher, "start") for teacher in teachers]
+        generators = [make_generator(stage.teachers.seed, "teacher", teacher, "earlier stages") for teacher in teachers]
+        train_staged(networks, stage.frozen, stage.recipe, generators)
+        return networks
 
     return record_trajectories(
-        stage.folder / name, identity, stage.teachers, epochs, make_start, stage.images, stage.labels, stage.budget
+        stage.folder / name, identity, stage.teachers, epochs, make_starts, stage.images, stage.labels, stage.budget
     )
+
+
+def _without_engine(config: TeacherConfig | TrainingRecipe) -> dict[str, object]:
+    """Returns the settings that decide a result: engines differ in speed and rounding alone, precisions in more."""
+    return {key: value for key, value in asdict(config).items() if key not in ("engine", "together")}
