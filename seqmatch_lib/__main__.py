@@ -1,14 +1,19 @@
-"""The command line: `python -m seqmatch_lib run | evaluate | show | presets`."""
+"""The command line: `python -m seqmatch_lib run | evaluate | show | presets | bench | cost`."""
 
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
 
 import torch
 
+from seqmatch_lib.bench import run_benchmark
+from seqmatch_lib.bench_report import format_benchmark, load_benchmark, newest_benchmark, save_benchmark
 from seqmatch_lib.config import SCALES, RunConfig, parse_override, preset_names
+from seqmatch_lib.cost import Problem, format_cost, format_errors
 from seqmatch_lib.data import load_dataset
 from seqmatch_lib.errors import OutOfTime, SeqMatchError, require
 from seqmatch_lib.evaluation import evaluate_sequence
@@ -54,10 +59,7 @@ def _make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
 
     run = commands.add_parser("run", help="distil, evaluate and record one preset, or go on with it")
-    run.add_argument("preset", metavar="PRESET", help="<dataset>-ipc<n>-<method>; `presets` lists them")
-    run.add_argument("--scale", default="paper", choices=SCALES, help="default: paper")
-    run.add_argument("--seed", type=int, default=0, help="default: 0")
-    run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for example mtt.syn_steps=20")
+    _add_preset_arguments(run)
     run.add_argument("--results", type=Path, default=Path("paper_results"), metavar="DIR", help="default: paper_results")
     run.add_argument("--max-minutes", type=float, metavar="M", help="stop at the first checkpoint after M minutes")
     run.add_argument("--download", action="store_true", help="download the data set if it is missing")
@@ -78,12 +80,37 @@ def _make_parser() -> argparse.ArgumentParser:
 
     presets = commands.add_parser("presets", help="list the presets")
     presets.set_defaults(command=lambda options: print("\n".join(preset_names())))
+
+    bench = commands.add_parser("bench", help="measure speed, memory and exactness of the engines on this machine")
+    bench.add_argument("--quick", action="store_true", help="fewer sizes, under three minutes on two CPU cores")
+    bench.add_argument("--results", type=Path, default=Path("paper_results"), metavar="DIR", help="default: paper_results")
+    bench.set_defaults(command=_bench)
+
+    cost = commands.add_parser("cost", help="predict operations, seconds and memory of a preset from a benchmark")
+    _add_preset_arguments(cost)
+    cost.add_argument("--benchmark", type=Path, metavar="FILE", help="default: the newest below <results>/benchmarks")
+    cost.add_argument("--results", type=Path, default=Path("paper_results"), metavar="DIR", help="default: paper_results")
+    cost.add_argument("--image-size", type=int, metavar="PIXELS", help="of another data set; default: the preset's")
+    cost.add_argument("--num-classes", type=int, metavar="N", help="of another data set")
+    cost.add_argument("--train-images", type=int, metavar="N", help="of another data set")
+    cost.set_defaults(command=_cost)
     return parser
 
 
-def _run(options: argparse.Namespace) -> None:
+def _add_preset_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("preset", metavar="PRESET", help="<dataset>-ipc<n>-<method>; `presets` lists them")
+    command.add_argument("--scale", default="paper", choices=SCALES, help="default: paper")
+    command.add_argument("--seed", type=int, default=0, help="default: 0")
+    command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for example mtt.syn_steps=20")
+
+
+def _read_config(options: argparse.Namespace) -> RunConfig:
     overrides = dict(parse_override(text) for text in options.set)
-    config = RunConfig.from_preset(options.preset, options.scale, options.seed, overrides)
+    return RunConfig.from_preset(options.preset, options.scale, options.seed, overrides)
+
+
+def _run(options: argparse.Namespace) -> None:
+    config = _read_config(options)
     record = run_experiment(
         config, options.results, max_minutes=options.max_minutes, force=options.force, download=options.download
     )
@@ -121,6 +148,37 @@ def _show(options: argparse.Namespace) -> None:
     records = load_runs(options.results)
     require(bool(records), f"{options.results} holds no records; make one with `python -m seqmatch_lib run PRESET`")
     print(format_records(records))
+
+
+def _bench(options: argparse.Namespace) -> None:
+    result = run_benchmark(options.quick)
+    path = save_benchmark(result, options.results / "benchmarks")
+    print(format_benchmark(result))
+    print(f"\nrecord: {path}")
+    if find_spec("seaborn") is None:
+        print("no figures: they need the notebook packages (pip install seqmatch-lib[notebooks])")
+        return
+    from seqmatch_lib.figures import plot_benchmark, set_style
+
+    set_style()
+    figure = plot_benchmark(result)
+    for kind in ("svg", "png"):
+        figure.savefig(path.with_suffix(f".{kind}"))
+    print(f"figures: {path.with_suffix('.svg')}, {path.with_suffix('.png')}")
+
+
+def _cost(options: argparse.Namespace) -> None:
+    config = _read_config(options)
+    path = options.benchmark or newest_benchmark(options.results / "benchmarks")
+    benchmark = load_benchmark(path)
+    problem = Problem.of(config.dataset)
+    changes = {"num_classes": options.num_classes, "train_images": options.train_images}
+    if options.image_size is not None:
+        changes["image_shape"] = (problem.image_shape[0], options.image_size, options.image_size)
+    problem = replace(problem, **{name: value for name, value in changes.items() if value is not None})
+    print(format_cost(config, problem, benchmark))
+    print(f"\nerror of the prediction on recorded runs, rates from {path}:")
+    print(format_errors(load_runs(options.results), benchmark))
 
 
 if __name__ == "__main__":

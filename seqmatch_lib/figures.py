@@ -1,9 +1,11 @@
 """Figures of the notebooks: distilled images, loss curves, accuracy bars, and the sketch of the method."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import seaborn as sns
 import torch
 from matplotlib.axes import Axes
@@ -107,6 +109,31 @@ def plot_accuracies(
     axis.set(ylabel="test accuracy, %", ylim=(0, 105))
     axis.grid(axis="x", visible=False)
     return axis
+
+
+def plot_benchmark(result: Mapping[str, Any]) -> Figure:
+    """Draws time and memory of the inner loop against its steps and against ipc, for every way that was measured.
+
+    Args:
+        result: of `bench.run_benchmark`; the width with most sizes is drawn.
+    """
+    rows = pd.DataFrame(result["inner_steps"]).query("allocator == 'kept'")
+    width = rows.groupby("width").size().idxmax()
+    rows = rows[rows["width"] == width].assign(ipc=lambda row: row["batch"] // 10, ms=lambda row: 1000 * row["seconds"])
+    figure, axes = plt.subplots(2, 2, figsize=(9, 6))
+    columns = (
+        ("syn_steps", rows[rows["batch"] == 100], "inner steps (ipc 10)"),
+        ("ipc", rows[rows["syn_steps"] == 10], "images per class (10 inner steps)"),
+    )
+    for column, (x, chosen, label) in enumerate(columns):
+        for line, (y, unit) in enumerate((("ms", "ms per inner step"), ("memory_mb", "peak memory, MiB"))):
+            first = line == column == 0
+            axis = axes[line, column]
+            sns.lineplot(chosen, x=x, y=y, hue="way", style="way", markers=True, legend=first, ax=axis)
+            axis.set(xscale="log", yscale="log", xlabel=label, ylabel=unit)
+    figure.suptitle(f"ConvNet-3, width {width}, {result['machine']['device_name']}, {result['machine']['threads']} threads")
+    figure.tight_layout()
+    return figure
 
 
 def plot_idea() -> Figure:

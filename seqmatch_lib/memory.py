@@ -25,6 +25,16 @@ def keep_freed_memory() -> None:
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
+def release_freed_memory(device: torch.device) -> None:
+    """Gives freed memory back, so that what is measured next is not hidden in it."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif sys.platform.startswith("linux"):
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "malloc_trim"):
+            libc.malloc_trim(0)
+
+
 def reset_peak_memory(device: torch.device) -> None:
     """Begins a new measurement of the peak, of the GPU's memory or of this process; the latter on Linux alone."""
     if device.type == "cuda":

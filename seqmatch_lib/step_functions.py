@@ -99,7 +99,10 @@ class StepFunctions:
         return adjoint
 
     def _autocast(self, device: str) -> AbstractContextManager:
-        return torch.autocast(device, torch.bfloat16) if self._precision == "bfloat16" else nullcontext()
+        """Uncompiled, bfloat16 is left out: autocast does not go with forward mode there, nor would it be faster."""
+        if self._precision != "bfloat16" or not torch.compiler.is_compiling():
+            return nullcontext()
+        return torch.autocast(device, torch.bfloat16)
 
 
 _CACHE: dict[tuple[Hashable, str], StepFunctions] = {}

@@ -16,7 +16,7 @@ from seqmatch_lib.augment import DSA_STRATEGY, apply_augmentation, draw_augmenta
 from seqmatch_lib.errors import ConfigError
 from seqmatch_lib.inner_loop import ENGINES, InnerBatch, unroll
 from seqmatch_lib.networks import NetworkConfig, flatten_parameters, make_network
-from seqmatch_lib.step_functions import StepFunctions, _Compiled
+from seqmatch_lib.step_functions import PRECISIONS, StepFunctions, _Compiled
 
 SHAPE, CLASSES = (2, 8, 8), 3
 
@@ -176,18 +176,19 @@ def test_stacked_networks_have_the_gradients_of_each(generator, uncompiled):
         torch.testing.assert_close(losses[index], loss, rtol=1e-12, atol=0)
 
 
-def test_bfloat16_is_near_and_tf32_is_float32_on_a_cpu(generator, uncompiled):
-    network = make_network(NetworkConfig(width=16, depth=2), SHAPE, CLASSES, generator)
-    start = flatten_parameters(network)
-    images, targets = torch.randn(20, *SHAPE, generator=generator), torch.randint(CLASSES, (20,), generator=generator)
-    exact, _ = StepFunctions(network).gradient(start, images, targets)
-    same, _ = StepFunctions(network, "tf32").gradient(start, images, targets)
-    near, _ = StepFunctions(network, "bfloat16").gradient(start, images, targets)
+def test_bfloat16_is_near_and_tf32_is_float32_on_a_cpu(generator):
+    problem = Problem(generator, NetworkConfig(width=16, depth=2), sizes=(20, 20), count=20)
+    network, start = problem.network.float(), problem.start.float()
+    data = (problem.images.float(), problem.hard, problem.batches, problem.lr.float())
+    gradients = {}
+    for precision in PRECISIONS:
+        reached = unroll(network, start, *data, engine="compiled", precision=precision)
+        (gradients[precision],) = torch.autograd.grad(reached.square().sum(), problem.images)
     if not torch.cuda.is_available():
-        assert torch.equal(exact, same)
-    error = (near - exact).norm() / exact.norm()
-    assert 0 < error < 0.1
-    assert near.dtype == torch.float32
+        assert torch.equal(gradients["float32"], gradients["tf32"])
+    error = (gradients["bfloat16"] - gradients["float32"]).norm() / gradients["float32"].norm()
+    assert 0 < error < 0.3
+    assert not _Compiled.reasons
 
 
 def test_the_compiled_engine_keeps_one_vector_a_step(generator, uncompiled):
