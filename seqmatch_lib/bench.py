@@ -28,7 +28,7 @@ from seqmatch_lib.training import make_trainer
 
 SCHEMA = 1
 IMAGE_SHAPE, NUM_CLASSES = (3, 32, 32), 10
-REPEATS = 3
+REPEATS, ENOUGH_SECONDS = 3, 8.0  # a measurement is repeated so often, but not much longer
 WIDTHS = (128, 32)  # of the networks of teachers and evaluation
 
 Row = dict[str, Any]
@@ -162,9 +162,7 @@ def run_benchmark(quick: bool = False, device: torch.device | str | None = None)
         "git_commit": commit,
         "dirty": dirty,
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "peak": {
-            name: _measure_peak(dtype, device) for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16))
-        },
+        "peak": {name: _measure_peak(name, device) for name in ("float32", "bfloat16")},
         "inner_steps": rows,
         "teachers": teachers,
         "evaluation": evaluation,
@@ -196,9 +194,7 @@ def _time_inner_steps(cases: Sequence[Case], ways: Sequence[str], device: torch.
                 "first_call": first,
                 "memory_mb": memory,
                 "error": error,
-                "flops": INNER_STEP_PASSES
-                * case.batch
-                * count_forward_flops(NetworkConfig(width=case.width), IMAGE_SHAPE, NUM_CLASSES),
+                "flops": INNER_STEP_PASSES * case.batch * _forward_flops(case.width),
             }
 
 
@@ -218,7 +214,7 @@ def _measure(call: Callable[[], Any], device: torch.device) -> tuple[float, floa
     call()
     memory = peak_memory_mb(device) - before
     seconds = []
-    for _ in range(REPEATS):
+    while len(seconds) < REPEATS and sum(seconds) < ENOUGH_SECONDS:
         _wait(device)
         began = time.perf_counter()
         call()
@@ -312,8 +308,9 @@ def _time_evaluation(width: int, engine: str, precision: str, device: torch.devi
             "flops": flops}  # fmt: skip
 
 
-def _measure_peak(dtype: torch.dtype, device: torch.device) -> float:
+def _measure_peak(precision: str, device: torch.device) -> float:
     """Returns the FLOP/s of the convolution that dominates a ConvNet of width 128: the roof over everything here."""
+    dtype = getattr(torch, precision)
     images = torch.randn(100, 128, 16, 16, device=device, dtype=dtype).to(memory_format=torch.channels_last)
     weights = torch.randn(128, 128, 3, 3, device=device, dtype=dtype).to(memory_format=torch.channels_last)
     seconds, _ = _measure(lambda: [F.conv2d(images, weights, padding=1) for _ in range(10)], device)

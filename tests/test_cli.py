@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from seqmatch_lib import bench
 from seqmatch_lib.__main__ import EXIT_ERROR, EXIT_OUT_OF_TIME, main
 
 QUICK = ["--set", "mtt.iterations=2", "--set", "training.epochs=2", "--set", "evaluation.num_networks=1"]
@@ -56,6 +57,20 @@ def test_evaluate_repeats_the_accuracy_of_the_record(tmp_path, capsys):
     assert f"convnet: {record.accuracy_last['mean']:.1f} " in capsys.readouterr().out
 
 
+def test_bench_leaves_a_record_and_figures_that_cost_reads(tmp_path, capsys, monkeypatch, uncompiled):
+    monkeypatch.setattr(bench, "QUICK", (bench.Case(8, 20, 2),))
+    monkeypatch.setattr(bench, "WIDTHS", (8,))
+    monkeypatch.setattr(bench, "TEACHER_BATCH", 16)
+    monkeypatch.setattr(bench, "REPEATS", 1)
+    assert main(["bench", "--quick", "--results", str(tmp_path)]) == 0
+    assert "inner step" in capsys.readouterr().out
+    assert sorted(path.suffix for path in (tmp_path / "benchmarks").iterdir()) == [".json", ".png", ".svg"]
+    size = ["--image-size", "64", "--num-classes", "1000", "--train-images", "1281167", "--set", "network.depth=4"]
+    for arguments in ([], size):
+        assert main(["cost", "cifar10-ipc10-mtt", "--results", str(tmp_path), *arguments]) == 0
+    assert capsys.readouterr().out.count("distillation") == 2
+
+
 def test_presets_are_listed(capsys):
     assert main(["presets"]) == 0
     assert "cifar10-ipc50-seqmatch_mtt" in capsys.readouterr().out.splitlines()
@@ -83,6 +98,8 @@ def test_out_of_time_says_how_to_go_on(tmp_path, capsys):
         (["rnu"], ["invalid choice: 'rnu'"]),
         (["evaluate", "absent.safetensors"], ["absent.safetensors does not exist"]),
         (["show", "nowhere"], ["nowhere holds no records", "make one with"]),
+        (["cost", "digits-ipc10-mtt", "--results", "nowhere"], ["nowhere/benchmarks holds no benchmark", "measure one with"]),
+        (["cost", "digits-ipc10-mt"], ["unknown preset 'digits-ipc10-mt'"]),
     ],
 )
 def test_mistakes_are_told_in_one_line(arguments, words, capsys, tmp_path, monkeypatch):
