@@ -51,7 +51,7 @@ class Case:
     ways: tuple[str, ...] | None = None
 
 
-KEEPS_NO_GRAPH = ("compiled float32", "compiled bfloat16")
+KEEPS_NO_GRAPH = ("compiled float32", "compiled tf32", "compiled bfloat16")
 QUICK = (Case(128, 100, 2), Case(32, 100, 10), Case(32, 100, 80, KEEPS_NO_GRAPH))
 FULL = (
     Case(128, 100, 2),

@@ -131,7 +131,7 @@ def test_work_is_counted_stage_by_stage():
 
 
 def test_seconds_follow_the_rate_of_the_nearest_width(result):
-    config = RunConfig.from_preset("cifar10-ipc10-mtt", "reduced")
+    config = RunConfig.from_preset("cifar10-ipc10-mtt", "reduced", overrides={"mtt.precision": "bfloat16"})
     work = predict_work(config, Sizes.of("cifar10"))["distillation"]
     rows = [row for row in result["inner_steps"] if row["way"] == "compiled bfloat16"]
     for row in rows:
