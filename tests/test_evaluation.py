@@ -126,7 +126,6 @@ def test_compiled_and_plain_evaluation_have_one_distribution():
     assert one.std > 0
     assert abs(one.mean - other.mean) < 3 * one.std * (2 / 20) ** 0.5
     assert 1 / 2 < one.std / other.std < 2
-    assert max(abs(a - b) for a, b in zip(one.values, other.values, strict=True)) < 5  # they are even the same networks
 
 
 def test_soft_labels_train_as_hard_ones_do():

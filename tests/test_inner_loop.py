@@ -179,7 +179,7 @@ def test_stacked_networks_have_the_gradients_of_each(generator, uncompiled):
 def test_bfloat16_is_near_and_tf32_is_float32_on_a_cpu(generator):
     problem = Problem(generator, NetworkConfig(width=16, depth=2), sizes=(20, 20), count=20)
     network, start = problem.network.float(), problem.start.float()
-    data = (problem.images.float(), problem.hard, problem.batches, problem.lr.float())
+    data = (problem.images.float(), problem.hard, problem.batches, torch.tensor(0.01))
     gradients = {}
     for precision in PRECISIONS:
         reached = unroll(network, start, *data, engine="compiled", precision=precision)
@@ -187,7 +187,7 @@ def test_bfloat16_is_near_and_tf32_is_float32_on_a_cpu(generator):
     if not torch.cuda.is_available():
         assert torch.equal(gradients["float32"], gradients["tf32"])
     error = (gradients["bfloat16"] - gradients["float32"]).norm() / gradients["float32"].norm()
-    assert 0 < error < 0.3
+    assert 0 < error < 0.3  # a tenth or less was seen
     assert not _Compiled.reasons
 
 
