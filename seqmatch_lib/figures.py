@@ -131,8 +131,16 @@ def plot_benchmark(result: Mapping[str, Any]) -> Figure:
             axis = axes[line, column]
             sns.lineplot(chosen, x=x, y=y, hue="way", style="way", markers=True, legend=first, ax=axis)
             axis.set(xscale="log", yscale="log", xlabel=label, ylabel=unit)
+            sizes = sorted(chosen[x].unique())
+            axis.set_xticks(sizes, [str(size) for size in sizes])
+            axis.yaxis.set_major_formatter("{x:g}")
+            axis.minorticks_off()
+        axes[0, 0].set(yscale="linear", ylim=(0, None))
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    axes[0, 0].get_legend().remove()
+    figure.legend(handles, labels, loc="lower center", ncols=len(labels), frameon=False)
     figure.suptitle(f"ConvNet-3, width {width}, {result['machine']['device_name']}, {result['machine']['threads']} threads")
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0.05, 1, 1))
     return figure
 
 
