@@ -12,8 +12,8 @@ export JUPYTER_PREFER_ENV_PATH := 1
 .PHONY: help install quickstart test lab clean
 
 help:
-	@echo "make quickstart  distil the built-in digits and show the result (about 3 minutes on 2 cores)"
-	@echo "make test        check style and run all tests (under 15 minutes on 2 cores)"
+	@echo "make quickstart  distil the built-in digits and show the result (2 minutes on 2 cores)"
+	@echo "make test        check style and run all tests (under 10 minutes on 2 cores)"
 	@echo "make lab         open the notebooks in JupyterLab"
 	@echo "make clean       remove build output (the environment stays in $(VENV))"
 
