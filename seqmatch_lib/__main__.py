@@ -82,7 +82,7 @@ def _make_parser() -> argparse.ArgumentParser:
     presets.set_defaults(command=lambda options: print("\n".join(preset_names())))
 
     bench = commands.add_parser("bench", help="measure speed, memory and exactness of the engines on this machine")
-    bench.add_argument("--quick", action="store_true", help="fewer sizes, under three minutes on two CPU cores")
+    bench.add_argument("--quick", action="store_true", help="small networks alone, under three minutes on two CPU cores")
     bench.add_argument("--results", type=Path, default=Path("paper_results"), metavar="DIR", help="default: paper_results")
     bench.set_defaults(command=_bench)
 

@@ -29,7 +29,7 @@ from seqmatch_lib.training import make_trainer
 SCHEMA = 1
 IMAGE_SHAPE, NUM_CLASSES = (3, 32, 32), 10
 REPEATS, ENOUGH_SECONDS = 3, 8.0  # a measurement is repeated so often, but not much longer
-WIDTHS = (128, 32)  # of the networks of teachers and evaluation
+WIDTHS, QUICK_WIDTHS = (128, 32), (32,)  # of the networks of teachers and evaluation
 
 Row = dict[str, Any]
 
@@ -52,7 +52,7 @@ class Case:
 
 
 KEEPS_NO_GRAPH = ("compiled float32", "compiled tf32", "compiled bfloat16")
-QUICK = (Case(128, 100, 2), Case(32, 100, 10), Case(32, 100, 80, KEEPS_NO_GRAPH))
+QUICK = (Case(32, 100, 2), Case(32, 100, 10), Case(32, 100, 80, KEEPS_NO_GRAPH))
 FULL = (
     Case(128, 100, 2),
     Case(128, 100, 5),
@@ -131,25 +131,25 @@ def run_benchmark(quick: bool = False, device: torch.device | str | None = None)
     """Measures everything on one device.
 
     Args:
-        quick: fewer sizes, under three minutes on two CPU cores.
+        quick: small networks alone, under three minutes on two CPU cores.
         device: the first GPU by default, or the CPU.
 
     Returns:
         JSON values: `machine`, the rows `inner_steps`, `teachers` and `evaluation`, and `peak`, in FLOP/s.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    cases = QUICK if quick else FULL
+    cases, widths = (QUICK, QUICK_WIDTHS) if quick else (FULL, WIDTHS)
     rows = []
     if device.type == "cpu":  # before the allocator is changed, which cannot be undone
         rows += list(_time_inner_steps(cases, PUBLIC_WAYS, device, "default"))
-        teachers = [_time_plain_loop(width, device, "default") for width in WIDTHS]
-        evaluation = [_time_evaluation(width, "eager", "float32", device, "default") for width in WIDTHS]
+        teachers = [_time_plain_loop(width, device, "default") for width in widths]
+        evaluation = [_time_evaluation(width, "eager", "float32", device, "default") for width in widths]
         keep_freed_memory()
     else:
         teachers, evaluation = [], []
     ways = [way for way in WAYS if way != "compiled tf32" or device.type == "cuda"]
     rows += list(_time_inner_steps(cases, ways, device, "kept"))
-    for width in WIDTHS:
+    for width in widths:
         teachers.append(_time_plain_loop(width, device, "kept"))
         for engine, precision in (("eager", "float32"), ("compiled", "float32"), ("compiled", "bfloat16")):
             evaluation.append(_time_evaluation(width, engine, precision, device, "kept"))

@@ -72,12 +72,13 @@ def format_benchmark(result: Benchmark) -> str:
 
 
 def summarise_ratios(result: Benchmark) -> dict[str, float]:
-    """Returns how many times faster ours are at width 128 and batch 100, and how memory grows from 10 to 80 steps."""
-    return dict([*_inner_step_ratios(result), *_memory_ratios(result), *_training_ratios(result)])
+    """Returns how many times faster ours are at the largest width and batch 100, and how memory grows from 10 to 80 steps."""
+    width = max(row["width"] for row in result["inner_steps"])
+    return dict([*_inner_step_ratios(result, width), *_memory_ratios(result), *_training_ratios(result, width)])
 
 
-def _inner_step_ratios(result: Benchmark) -> Iterator[tuple[str, float]]:
-    size = {"width": 128, "batch": 100, "syn_steps": 2}
+def _inner_step_ratios(result: Benchmark, width: int) -> Iterator[tuple[str, float]]:
+    size = {"width": width, "batch": 100, "syn_steps": 2}
     for ours in _find(result, "inner_steps", allocator="kept", **size):
         if not ours["way"].startswith("compiled"):
             continue
@@ -96,10 +97,10 @@ def _memory_ratios(result: Benchmark) -> Iterator[tuple[str, float]]:
                 yield f"memory of 80 over 10 steps, width {width}, {way}", long[0]["memory_mb"] / short[0]["memory_mb"]
 
 
-def _training_ratios(result: Benchmark) -> Iterator[tuple[str, float]]:
+def _training_ratios(result: Benchmark, width: int) -> Iterator[tuple[str, float]]:
     for table, public in (("teachers", "plain loop"), ("evaluation", "eager float32")):
-        for theirs in _find(result, table, way=public, width=128):
-            for ours in _find(result, table, width=128, allocator="kept"):
+        for theirs in _find(result, table, way=public, width=width):
+            for ours in _find(result, table, width=width, allocator="kept"):
                 if ours["way"].startswith("compiled"):
                     more = f", {ours['together']} together" if ours.get("together", 1) > 1 else ""
                     ratio = (ours["flops"] / ours["seconds"]) / (theirs["flops"] / theirs["seconds"])

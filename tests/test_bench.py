@@ -41,7 +41,7 @@ def measured():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_Compiled, "enabled", False)
         patch.setattr(bench, "QUICK", (Case(8, 20, 2), Case(8, 20, 4), Case(8, 10, 2)))
-        patch.setattr(bench, "WIDTHS", (8,))
+        patch.setattr(bench, "QUICK_WIDTHS", (8,))
         patch.setattr(bench, "TEACHER_BATCH", 32)
         patch.setattr(bench, "REPEATS", 1)
         return run_benchmark(quick=True, device="cpu")
