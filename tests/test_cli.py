@@ -58,7 +58,7 @@ def test_evaluate_repeats_the_accuracy_of_the_record(tmp_path, capsys):
 
 
 def test_bench_leaves_a_record_and_figures_that_cost_reads(tmp_path, capsys, monkeypatch, uncompiled):
-    monkeypatch.setattr(bench, "QUICK", (bench.Case(8, 20, 2),))
+    monkeypatch.setattr(bench, "QUICK", (bench.Case(8, 100, 2),))
     monkeypatch.setattr(bench, "QUICK_WIDTHS", (8,))
     monkeypatch.setattr(bench, "TEACHER_BATCH", 16)
     monkeypatch.setattr(bench, "REPEATS", 1)
