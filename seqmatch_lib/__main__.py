@@ -1,6 +1,7 @@
 """The command line: `python -m seqmatch_lib run | evaluate | show | presets | bench | cost`."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -42,12 +43,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _make_parser().parse_args(arguments)
     try:
         options.command(options)
+        sys.stdout.flush()
     except SeqMatchError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_ERROR
     except OutOfTime:
         print("out of time: the state is saved, the same command goes on from here", file=sys.stderr)
         return EXIT_OUT_OF_TIME
+    except BrokenPipeError:  # the reader has seen enough: `... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the flush at exit finds a reader
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
         return 130

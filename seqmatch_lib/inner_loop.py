@@ -1,7 +1,8 @@
 """The differentiable inner loop: SGD steps on synthetic batches, through which gradients flow back to the data."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import ceil, sqrt
 from typing import Any
 
 import higher
@@ -16,6 +17,7 @@ from seqmatch_lib.networks import count_parameters, load_parameters
 from seqmatch_lib.step_functions import StepFunctions, check_precision, step_functions
 
 ENGINES = ("higher", "compiled")
+TRAIL_BYTES = 2**30  # parameter vectors the compiled engine keeps of one unroll before it keeps fewer and repeats steps
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,8 @@ def unroll(
         batches: one a step; they may differ in size.
         lr: step size, a positive scalar tensor.
         engine: "higher", the reference: the graph of all steps is kept, so memory grows with their number; or
-            "compiled": the same gradient with one (P,) vector a step kept, for higher speed and constant memory.
+            "compiled": the same gradient with one (P,) vector a step kept, for higher speed and hardly growing memory;
+            where all of them would take more than `TRAIL_BYTES`, every sqrt(steps)-th is kept and a third more computed.
         precision: of the compiled engine, see `StepFunctions`; "higher" knows "float32" alone.
 
     Returns:
@@ -123,13 +126,14 @@ class _CompiledUnroll(torch.autograd.Function):
         targets: torch.Tensor,
         lr: torch.Tensor,
     ) -> torch.Tensor:
-        trail = [start]
-        for batch in batches:
-            gradient, _ = functions.gradient(trail[-1], *batch.take(images, targets))
-            trail.append(trail[-1] - lr * gradient)
-        context.functions, context.batches, context.trail = functions, batches, trail
+        every = _spacing(len(batches), start)
+        trail = []
+        for step, theta in enumerate(_walk(functions, batches, start, images, targets, lr)):
+            if step % every == 0 and step < len(batches):
+                trail.append(theta)
+        context.functions, context.batches, context.every, context.trail = functions, batches, every, trail
         context.save_for_backward(images, targets, lr)
-        return trail[-1].clone()
+        return theta.clone()
 
     @staticmethod
     @once_differentiable
@@ -138,16 +142,40 @@ class _CompiledUnroll(torch.autograd.Function):
         images_grad = torch.zeros_like(images)
         targets_grad = torch.zeros_like(targets) if targets.is_floating_point() else None
         lr_grad = torch.zeros_like(lr)
-        for theta, batch in zip(reversed(context.trail[:-1]), reversed(context.batches), strict=True):
-            with torch.enable_grad():
-                chosen = images[batch.rows].requires_grad_()
-                augmented = apply_augmentation(chosen, batch.augmentation)
-            wanted = targets[batch.rows]
-            theta_part, x_part, *y_part, product = context.functions.adjoint(theta, augmented.detach(), wanted, v)
-            (pixels,) = torch.autograd.grad(augmented, chosen, x_part)
-            images_grad.index_add_(0, batch.rows, -lr * pixels)
-            if targets_grad is not None:
-                targets_grad.index_add_(0, batch.rows, -lr * y_part[0])
-            lr_grad -= product
-            v = v - lr * theta_part
+        for index in reversed(range(len(context.trail))):
+            batches = context.batches[index * context.every : (index + 1) * context.every]
+            thetas = list(_walk(context.functions, batches[:-1], context.trail[index], images, targets, lr))
+            for theta, batch in zip(reversed(thetas), reversed(batches), strict=True):
+                with torch.enable_grad():
+                    chosen = images[batch.rows].requires_grad_()
+                    augmented = apply_augmentation(chosen, batch.augmentation)
+                wanted = targets[batch.rows]
+                theta_part, x_part, *y_part, product = context.functions.adjoint(theta, augmented.detach(), wanted, v)
+                (pixels,) = torch.autograd.grad(augmented, chosen, x_part)
+                images_grad.index_add_(0, batch.rows, -lr * pixels)
+                if targets_grad is not None:
+                    targets_grad.index_add_(0, batch.rows, -lr * y_part[0])
+                lr_grad -= product
+                v = v - lr * theta_part
         return None, None, None, images_grad, targets_grad, lr_grad
+
+
+def _walk(
+    functions: StepFunctions,
+    batches: Sequence[InnerBatch],
+    theta: torch.Tensor,
+    images: torch.Tensor,
+    targets: torch.Tensor,
+    lr: torch.Tensor,
+) -> Iterator[torch.Tensor]:
+    """Yields the parameters before the first step, and after each."""
+    yield theta
+    for batch in batches:
+        gradient, _ = functions.gradient(theta, *batch.take(images, targets))
+        theta = theta - lr * gradient
+        yield theta
+
+
+def _spacing(steps: int, theta: torch.Tensor) -> int:
+    """Returns how many steps lie between two kept vectors: 1, or about sqrt(steps) where all would take too much memory."""
+    return 1 if steps * theta.nbytes <= TRAIL_BYTES else ceil(sqrt(steps))

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from torch.func import functional_call, grad
 
+from seqmatch_lib import inner_loop
 from seqmatch_lib.augment import DSA_STRATEGY, apply_augmentation, draw_augmentation
 from seqmatch_lib.errors import ConfigError
 from seqmatch_lib.inner_loop import ENGINES, InnerBatch, unroll
@@ -197,8 +198,21 @@ def test_the_compiled_engine_keeps_one_vector_a_step(generator, uncompiled):
         problem.network, problem.start, problem.images, problem.hard, problem.batches, problem.lr, engine="compiled"
     )
     kept = [*reached.grad_fn.trail, *reached.grad_fn.saved_tensors]
-    assert [tuple(tensor.shape) for tensor in reached.grad_fn.trail] == [problem.start.shape] * 7
-    assert sum(tensor.numel() for tensor in kept) == 7 * len(problem.start) + problem.images.numel() + 7 + 1
+    assert [tuple(tensor.shape) for tensor in reached.grad_fn.trail] == [problem.start.shape] * 6
+    assert sum(tensor.numel() for tensor in kept) == 6 * len(problem.start) + problem.images.numel() + 7 + 1
+
+
+def test_where_memory_is_short_fewer_vectors_give_the_same_gradients_bit_for_bit(generator, uncompiled, monkeypatch):
+    problem = Problem(generator, sizes=(4,) * 11)
+    data = (problem.images, problem.soft, problem.batches, problem.lr)
+    gradients = []
+    for limit, kept in ((2**30, 11), (100, 3)):
+        monkeypatch.setattr(inner_loop, "TRAIL_BYTES", limit)
+        reached = unroll(problem.network, problem.start, *data, engine="compiled")
+        assert len(reached.grad_fn.trail) == kept
+        gradients.append(torch.autograd.grad(reached.square().sum(), [problem.images, problem.soft, problem.lr]))
+    for many, few in zip(*gradients, strict=True):
+        assert torch.equal(many, few)
 
 
 def test_a_batch_that_repeats_an_image_counts_it_twice(generator, uncompiled):
