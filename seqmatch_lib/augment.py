@@ -1,11 +1,15 @@
 """Differentiable Siamese augmentation (DSA): draw the parameters, then apply a pure function of (images, parameters).
 
-Source: Zhao and Bilen, "Dataset Condensation with Differentiable Siamese Augmentation", ICML 2021, in the form and
-with the parameter ranges of the public MTT code (`DiffAugment`, `aug_mode = "S"`): one operation is drawn per call,
-its parameters per image, or once for the whole batch when `shared`.
+A strategy is written as operations: of those joined by "_" one is drawn a call, groups joined by "+" follow one another.
+"color_crop_flip" is the way of the public MTT and DM codes (`DiffAugment`, `aug_mode = "S"`), "flip+color+crop_scale+cutout"
+that of the public IDC code (`DiffAug`). Parameters are drawn for each image, or once for the whole batch when `shared`.
+
+Source: Zhao and Bilen, "Dataset Condensation with Differentiable Siamese Augmentation", ICML 2021, with the parameter
+ranges of those codes.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,24 +28,28 @@ ROTATE_DEGREES = 15.0
 
 
 @dataclass(frozen=True)
-class Augmentation:
-    """One drawn augmentation.
+class Operation:
+    """One drawn operation.
 
     Args:
-        operation: one of `OPERATIONS`, or `"none"`.
+        name: one of `OPERATIONS`.
         values: (parameters, batch) float32; the meaning of each row is in the function of the operation.
     """
 
-    operation: str
+    name: str
     values: torch.Tensor
 
 
+Augmentation = tuple[Operation, ...]  # applied in this order; empty for none
+
+
 def check_strategy(strategy: str) -> None:
-    """Raises ConfigError unless the strategy is `"none"` or names of `OPERATIONS` joined by underscores."""
-    unknown = set(strategy.split("_")) - set(OPERATIONS)
+    """Raises ConfigError unless the strategy is `"none"`, or names of `OPERATIONS` joined by underscores and pluses."""
+    unknown = set(strategy.replace("+", "_").split("_")) - set(OPERATIONS)
     require(
         strategy == "none" or not unknown,
-        f"augmentation {strategy!r} has unknown parts {sorted(unknown)}; use 'none' or any of {DSA_STRATEGY!r}",
+        f"augmentation {strategy!r} has unknown parts {sorted(unknown)}; use 'none' or any of {DSA_STRATEGY!r}, "
+        "joined by '_' (one of them) or '+' (one after the other)",
     )
 
 
@@ -53,10 +61,10 @@ def draw_augmentation(
     shared: bool = False,
     device: torch.device | str = "cpu",
 ) -> Augmentation:
-    """Draws one operation of the strategy and its parameters.
+    """Draws one operation of each group of the strategy, and its parameters.
 
     Args:
-        strategy: `"none"`, or operations joined by underscores, each as likely as the others.
+        strategy: `"none"`, or operations as described above, all of a group equally likely.
         batch: number of images.
         image_size: (height, width) in pixels.
         generator: a CPU generator; nothing else is random.
@@ -65,12 +73,15 @@ def draw_augmentation(
     """
     check_strategy(strategy)
     if strategy == "none":
-        return Augmentation("none", torch.empty(0, batch, device=device))
-    names = strategy.split("_")
-    operation = names[int(torch.randint(len(names), (), generator=generator))]
-    u = torch.rand(3, 1 if shared else batch, generator=generator).expand(3, batch)
-    values = _DRAW[operation](u, *image_size)
-    return Augmentation(operation, values.to(device, non_blocking=True))
+        return ()
+    drawn = []
+    for group in strategy.split("+"):
+        names = group.split("_")
+        name = names[int(torch.randint(len(names), (), generator=generator))]
+        u = torch.rand(3, 1 if shared else batch, generator=generator).expand(3, batch)
+        values = _DRAW[name](u, *image_size)
+        drawn.append(Operation(name, values.to(device, non_blocking=True)))
+    return tuple(drawn)
 
 
 def apply_augmentation(images: torch.Tensor, augmentation: Augmentation) -> torch.Tensor:
@@ -83,10 +94,23 @@ def apply_augmentation(images: torch.Tensor, augmentation: Augmentation) -> torc
     Returns:
         (batch, C, H, W), same dtype.
     """
-    if augmentation.operation == "none":
-        return images
-    values = augmentation.values.to(images.dtype)[:, :, None, None, None]  # (parameters, batch, 1, 1, 1)
-    return _APPLY[augmentation.operation](images, *values)
+    for operation in augmentation:
+        values = operation.values.to(images.dtype)[:, :, None, None, None]  # (parameters, batch, 1, 1, 1)
+        images = _APPLY[operation.name](images, *values)
+    return images
+
+
+def augment_alike(batches: Sequence[torch.Tensor], strategy: str, generator: torch.Generator) -> list[torch.Tensor]:
+    """Applies one draw, the same for every image, to several batches: what makes real and synthetic images comparable.
+
+    Args:
+        batches: (B, C, H, W) each, with B of their own, on one device.
+        strategy: as in `draw_augmentation`.
+        generator: a CPU generator.
+    """
+    images = torch.cat(list(batches))
+    drawn = draw_augmentation(strategy, len(images), images.shape[2:], generator, shared=True, device=images.device)
+    return list(apply_augmentation(images, drawn).split([len(batch) for batch in batches]))
 
 
 def _draw_color(u: torch.Tensor, height: int, width: int) -> torch.Tensor:

@@ -18,13 +18,14 @@ from torch.func import functional_call
 from torch.utils.data import DataLoader, TensorDataset
 
 from seqmatch_lib.augment import DSA_STRATEGY, apply_augmentation, draw_augmentation
-from seqmatch_lib.cost import GRADIENT_PASSES, INNER_STEP_PASSES, count_forward_flops
+from seqmatch_lib.cost import count_forward_flops
 from seqmatch_lib.inner_loop import InnerBatch, unroll
 from seqmatch_lib.memory import keep_freed_memory, peak_memory_mb, release_freed_memory, reset_peak_memory
 from seqmatch_lib.networks import NetworkConfig, flatten_parameters, make_network
 from seqmatch_lib.results import describe_code, describe_environment
 from seqmatch_lib.seeds import make_generator
-from seqmatch_lib.training import make_trainer
+from seqmatch_lib.step_functions import ADJOINT_PASSES, GRADIENT_PASSES
+from seqmatch_lib.training import Feed, Update, make_trainer
 
 SCHEMA = 1
 IMAGE_SHAPE, NUM_CLASSES = (3, 32, 32), 10
@@ -195,7 +196,7 @@ def _time_inner_steps(cases: Sequence[Case], ways: Sequence[str], device: torch.
                 "first_call": first,
                 "memory_mb": memory,
                 "error": error,
-                "flops": INNER_STEP_PASSES * case.batch * _forward_flops(case.width),
+                "flops": (GRADIENT_PASSES + ADJOINT_PASSES) * case.batch * _forward_flops(case.width),
             }
 
 
@@ -252,10 +253,11 @@ def _time_teachers(width: int, engine: str, precision: str, together: int, devic
         make_network(NetworkConfig(width=width), IMAGE_SHAPE, NUM_CLASSES, make_generator(0, index)).to(device)
         for index in range(together)
     ]
-    trainer = make_trainer(networks, 0.01, 0.0, 0.0, engine, precision)
+    trainer = make_trainer(networks, Update(0.01), engine, precision)
+    feed = Feed(TEACHER_BATCH, DSA_STRATEGY)
     generators = [make_generator(1, index) for index in range(together)]
     images, labels = _real_images(device)
-    seconds, _ = _measure(lambda: trainer.epoch(images, labels, TEACHER_BATCH, DSA_STRATEGY, generators).tolist(), device)
+    seconds, _ = _measure(lambda: trainer.epoch(images, labels, feed, generators).tolist(), device)
     return _teacher_row(f"{engine} {precision}", width, together, "kept", seconds)
 
 
@@ -292,14 +294,15 @@ def _time_evaluation(width: int, engine: str, precision: str, device: torch.devi
         make_network(config, IMAGE_SHAPE, NUM_CLASSES, make_generator(0, index)).to(device)
         for index in range(EVALUATION_NETWORKS)
     ]
-    trainer = make_trainer(networks, 0.01, 0.9, 5e-4, engine, precision)
+    trainer = make_trainer(networks, Update(0.01, 0.9, 5e-4), engine, precision)
+    feed = Feed(TEACHER_BATCH, DSA_STRATEGY)
     generators = [make_generator(1, index) for index in range(EVALUATION_NETWORKS)]
     count = EVALUATION_IPC * NUM_CLASSES
     images, labels = (tensor[:count] for tensor in _real_images(device))
 
     def epochs() -> None:
         for _ in range(EVALUATION_EPOCHS):
-            losses = trainer.epoch(images, labels, TEACHER_BATCH, DSA_STRATEGY, generators)
+            losses = trainer.epoch(images, labels, feed, generators)
         losses.tolist()
 
     seconds, _ = _measure(epochs, device)

@@ -64,16 +64,17 @@ class StageCheckpoint:
         self._path = path
         self._owner = owner
 
-    def save(self, progress: StageProgress) -> None:
-        """Writes the state atomically."""
+    def save(self, progress: StageProgress, state: dict[str, torch.Tensor]) -> None:
+        """Writes progress, and the method's own state, atomically."""
         trainable = progress.trainable
         tensors = {"images": trainable.images, "labels": trainable.labels, "lr": trainable.lr}
-        for name, leaf, optimizer in _leaves(trainable):
-            buffer = optimizer.state[leaf].get("momentum_buffer")
-            if buffer is not None:
-                tensors[f"momentum.{name}"] = buffer
-        if progress.best is not None:
-            tensors |= {"best.images": progress.best.images, "best.lr": torch.tensor(progress.best.lr, dtype=torch.float64)}
+        for name, optimizer in trainable.optimizers.items():
+            tensors |= {f"optimizer.{name}.{key}": value for key, value in optimizer.state[tensors[name]].items()}
+        tensors |= {f"method.{key}": value for key, value in state.items()}
+        best = progress.best
+        if best is not None:
+            tensors |= {"best.images": best.images, "best.labels": best.labels}
+            tensors["best.lr"] = torch.tensor(best.lr, dtype=torch.float64)
         metadata = {
             "owner": self._owner,
             "iteration": trainable.iteration,
@@ -84,14 +85,16 @@ class StageCheckpoint:
         }
         save_tensors(self._path, tensors, metadata)
 
-    def load(self, fresh: Trainable) -> StageProgress:
-        """Returns the saved state put into a fresh trainable, or the fresh one if nothing was saved.
+    def load(self, fresh: Trainable) -> tuple[StageProgress, dict[str, torch.Tensor]]:
+        """Returns the saved progress put into a fresh trainable, and the method's own state.
+
+        If nothing was saved, the fresh trainable itself and an empty state.
 
         Raises:
             StorageError: the file is damaged or belongs to another run.
         """
         if not self._path.is_file():
-            return StageProgress(fresh)
+            return StageProgress(fresh), {}
         tensors, metadata = load_tensors(self._path)
         require(
             metadata["owner"] == self._owner,
@@ -99,22 +102,26 @@ class StageCheckpoint:
             StorageError,
         )
         device = fresh.images.device
+        leaves = {"images": fresh.images, "labels": fresh.labels, "lr": fresh.lr}
         with torch.no_grad():
-            fresh.images.copy_(tensors["images"])
-            fresh.lr.copy_(tensors["lr"])
-        fresh.labels = tensors["labels"].to(device)
-        for name, leaf, optimizer in _leaves(fresh):
-            if f"momentum.{name}" in tensors:
-                optimizer.state[leaf]["momentum_buffer"] = tensors[f"momentum.{name}"].to(device)
+            for name, leaf in leaves.items():
+                leaf.copy_(tensors[name])
+        for name, optimizer in fresh.optimizers.items():
+            # counters of steps stay on the CPU, as the optimisers of torch keep them
+            memory = _part(tensors, f"optimizer.{name}.")
+            optimizer.state[leaves[name]] = {
+                key: value.to(device) if value.dim() or name == "lr" else value for key, value in memory.items()
+            }
         fresh.iteration = metadata["iteration"]
         fresh.losses = metadata["losses"]
         best = None
         if "best.images" in tensors:
-            best = SyntheticSubset(tensors["best.images"].to(device), fresh.labels.clone(), tensors["best.lr"].item())
+            images, labels = tensors["best.images"].to(device), tensors["best.labels"].to(device)
+            best = SyntheticSubset(images, labels, tensors["best.lr"].item(), fresh.formation)
         scores = [(iteration, accuracy) for iteration, accuracy in metadata["scores"]]
-        return StageProgress(fresh, best, scores, metadata["seconds"], metadata["peak_memory_mb"])
+        progress = StageProgress(fresh, best, scores, metadata["seconds"], metadata["peak_memory_mb"])
+        return progress, {key: value.to(device) for key, value in _part(tensors, "method.").items()}
 
 
-def _leaves(trainable: Trainable) -> list[tuple[str, torch.Tensor, torch.optim.SGD]]:
-    image_optimizer, lr_optimizer = trainable.optimizers
-    return [("images", trainable.images, image_optimizer), ("lr", trainable.lr, lr_optimizer)]
+def _part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -1,13 +1,13 @@
 """The configuration of a run: frozen dataclasses, built strictly from `presets.toml` and overrides.
 
-A preset's settings come in layers, each over the one before: `[defaults]`, the preset itself, then for the scale
-`[scale.<scale>.all]`, `[scale.<scale>.<dataset>]` and `[scale.<scale>.<preset>]`, and last the user's overrides.
+A preset's settings come in layers, each over the one before: `[defaults]`, `[method.<base method>]`, the preset itself; then
+for the scale `[scale.<scale>.all]`, `[scale.<scale>.<dataset>]`, `[scale.<scale>.<base method>]` and
+`[scale.<scale>.<preset>]`; and last the user's overrides.
 """
 
-import json
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from importlib.resources import files
 from typing import Any, get_args, get_origin
@@ -17,6 +17,7 @@ from seqmatch_lib.evaluation import EvaluationConfig
 from seqmatch_lib.methods import get_method, method_names
 from seqmatch_lib.methods.mtt import check_interval
 from seqmatch_lib.networks import NetworkConfig
+from seqmatch_lib.settings import as_settings
 from seqmatch_lib.storage import digest_json
 from seqmatch_lib.training import TrainingRecipe
 from seqmatch_lib.trajectories import TeacherConfig
@@ -40,7 +41,8 @@ class RunConfig:
         method: a base method, `seqmatch_` and a base method, or a reference to compare them with: "random" (as many
             random real images) or "whole" (all real images).
         subset_ipcs: images per class of S_1 … S_K; they sum up to `ipc`. Empty means one subset.
-        intervals: (first, end) teacher epochs of each subset; a single one given stands for all.
+        intervals: (first, end) teacher epochs of each subset; a single one given stands for all. Empty for methods without
+            teachers.
         zca: whether images are ZCA whitened instead of normalised.
         select_on: images on which the best iterate of a stage is chosen: "validation" holds 10 % of the training
             images out, "test" is the published protocol, "none" keeps the last iterate.
@@ -87,6 +89,13 @@ class RunConfig:
             f"method {self.method!r} distils one subset, but subset_ipcs {list(self.subset_ipcs)} names {self.num_subsets}; "
             f"use method '{SEQUENTIAL_PREFIX}{self.method}' or one subset",
         )
+        if not get_method(self.base_method).uses_teachers:
+            require(
+                not self.intervals,
+                f"intervals {[list(interval) for interval in self.intervals]} mean nothing to method {self.method!r}, which "
+                "has no teachers; leave them out",
+            )
+            return
         require(
             len(self.intervals) == self.num_subsets,
             f"intervals {[list(interval) for interval in self.intervals]} and subset_ipcs {list(self.subset_ipcs)} "
@@ -114,12 +123,16 @@ class RunConfig:
         table = _read_presets()
         require(preset in table["preset"], _unknown("preset", preset, table["preset"]))
         require(scale in SCALES, f"scale {scale!r} is unknown; use one of {', '.join(SCALES)}")
-        layers = [table["defaults"], table["preset"][preset]]
+        own = table["preset"][preset]
+        base = own["method"].removeprefix(SEQUENTIAL_PREFIX)
         scaled = table["scale"].get(scale, {})
-        layers += [scaled.get(name, {}) for name in ("all", table["preset"][preset]["dataset"], preset)]
+        layers = [table["defaults"], table["method"].get(base, {}), own]
+        layers += [scaled.get(name, {}) for name in ("all", own["dataset"], base, preset)]
         settings: dict[str, Any] = {}
         for layer in layers:
             settings = _merge(settings, layer)
+        if not _uses_teachers(base):
+            settings["intervals"] = []  # those of a scale are meant for the others
         for key, value in (overrides or {}).items():
             settings = _merge(settings, _nested(key, value, settings))
         return cls.from_dict({**settings, "preset": preset, "scale": scale, "seed": seed})
@@ -138,13 +151,13 @@ class RunConfig:
         options = None if base in REFERENCES else _build(get_method(base).config_class, sections[base], base)
         if not values.get("subset_ipcs"):
             values["subset_ipcs"] = [values.get("ipc", 0)]
-        if len(values.get("intervals", ())) == 1:
+        if len(values.get("intervals", ())) == 1 and _uses_teachers(base):
             values["intervals"] = list(values["intervals"]) * len(values["subset_ipcs"])
         return _build(cls, {**values, "options": options}, "")
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the configuration as nested JSON values; the base method's section stands under its name."""
-        values = json.loads(json.dumps(asdict(self)))  # tuples become lists, as they are in a file
+        values = as_settings(self)
         options = values.pop("options")
         return values if options is None else {**values, self.base_method: options}
 
@@ -191,6 +204,11 @@ def parse_override(text: str) -> tuple[str, Any]:
         return key, tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         return key, value
+
+
+def _uses_teachers(base: str) -> bool:
+    """Whether a method has intervals of teacher epochs; references keep the ones of the methods they stand beside."""
+    return base in REFERENCES or get_method(base).uses_teachers
 
 
 def _read_presets() -> dict[str, Any]:

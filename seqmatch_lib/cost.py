@@ -12,14 +12,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from seqmatch_lib.config import RunConfig
 from seqmatch_lib.data import DATASETS
 from seqmatch_lib.errors import ConfigError, require
+from seqmatch_lib.methods import get_method
 from seqmatch_lib.networks import NetworkConfig, count_parameters, make_network
 from seqmatch_lib.results import RunRecord
+from seqmatch_lib.step_functions import GRADIENT_PASSES
 
-# In units of one forward pass: a gradient is a forward pass and two products backward for each one forward; the adjoint
-# of the compiled engine carries tangents through all three, which doubles and adds: 3 + 6.
-GRADIENT_PASSES = 3
-ADJOINT_PASSES = 9
-INNER_STEP_PASSES = GRADIENT_PASSES + ADJOINT_PASSES
 VALIDATION_SHARE = 0.1
 
 
@@ -106,7 +103,8 @@ def predict_work(config: RunConfig, problem: Problem) -> dict[str, Work]:
     plan = _Plan(config, problem)
     work = {}
     if config.options is not None:
-        work = {"teachers": plan.teachers(), "distillation": plan.distillation(), "selection": plan.selection()}
+        work = {"teachers": plan.teachers()} if get_method(config.base_method).uses_teachers else {}
+        work |= {"distillation": plan.distillation(), "selection": plan.selection()}
     return work | {"evaluation": plan.evaluation()}
 
 
@@ -116,6 +114,7 @@ class _Plan:
     def __init__(self, config: RunConfig, problem: Problem) -> None:
         self.config = config
         self.test_images = problem.test_images
+        self.num_classes = problem.num_classes
         architecture = (config.network, problem.image_shape, problem.num_classes)
         self.forward = count_forward_flops(*architecture)
         self.activations = count_activations(*architecture)
@@ -126,13 +125,15 @@ class _Plan:
         self.selection_images = problem.test_images if config.select_on == "test" else validation
         self.sizes = [problem.num_classes * ipc for ipc in config.subset_ipcs] if config.ipc else [self.train_images]
         self.unions = [sum(self.sizes[: k + 1]) for k in range(len(self.sizes))]
+        # training images in a stored one
+        self.tiles = getattr(config.options, "factor", 1) ** 2
         pixels = problem.image_shape[0] * problem.image_shape[1] * problem.image_shape[2]
         self.data_bytes = 4 * pixels * (self.train_images + self.selection_images + problem.test_images)
         self.training_way = f"{config.training.engine} {config.training.precision}"
 
     def staged(self, stages: int) -> float:
         """Operations of training one network through the first stages."""
-        return GRADIENT_PASSES * self.forward * self.config.training.epochs * sum(self.unions[:stages])
+        return GRADIENT_PASSES * self.forward * self.config.training.epochs * sum(self.unions[:stages]) * self.tiles
 
     def work(self, flops: float, rate: str, way: str, vectors: float, images: float) -> Work:
         """A phase that holds so many parameter vectors, and the activations of so many images, passes and all."""
@@ -151,14 +152,11 @@ class _Plan:
         return self.work(flops, "training", way, vectors, teachers.together * teachers.batch_size)
 
     def distillation(self) -> Work:
-        """The inner loops of all stages; `higher` keeps the graph of all steps, about four times the activations."""
-        mtt = self.config.options
-        batches = [min(mtt.batch_syn or size, union) for size, union in zip(self.sizes, self.unions, strict=True)]
-        flops = mtt.iterations * mtt.syn_steps * sum(batches) * INNER_STEP_PASSES * self.forward
-        higher = mtt.engine == "higher"
-        way = "higher" if higher else f"compiled {mtt.precision}"
-        kept = 4 * mtt.syn_steps if higher else 1
-        return self.work(flops, "inner_steps", way, mtt.syn_steps + 4, kept * max(batches))
+        """What the method does in all stages, and the networks that it starts from."""
+        effort = get_method(self.config.base_method)(self.config.options).effort(self.sizes, self.num_classes)
+        starts = sum(count * self.staged(k) for k, count in enumerate(effort.starts))
+        flops = effort.passes * self.forward + starts
+        return self.work(flops, effort.rate, effort.way, effort.vectors, effort.images)
 
     def selection(self) -> Work:
         """One network a scored iterate, trained through the stages so far."""
@@ -216,7 +214,7 @@ def format_cost(config: RunConfig, problem: Problem, benchmark: Mapping[str, Any
 
 def trajectory_bytes(config: RunConfig, problem: Problem) -> float:
     """Returns the bytes of all teacher files of a run."""
-    if config.options is None:
+    if config.options is None or not get_method(config.base_method).uses_teachers:
         return 0.0
     parameters = count_parameters_of(config.network, problem.image_shape, problem.num_classes)
     rows = sum(config.teachers.recorded_epochs(k) + 1 for k in range(1, config.num_subsets + 1))

@@ -20,6 +20,7 @@ from seqmatch_lib.errors import StorageError
 from seqmatch_lib.evaluation import Accuracy, evaluate_networks
 from seqmatch_lib.memory import keep_freed_memory, peak_memory_mb, reset_peak_memory
 from seqmatch_lib.methods import Stage, get_method
+from seqmatch_lib.preprocessing import Normalisation, Whitening
 from seqmatch_lib.results import SCHEMA, RunRecord, describe_code, describe_environment, load_record
 from seqmatch_lib.seqmatch import distill_sequence
 from seqmatch_lib.storage import read_json, write_json
@@ -37,6 +38,7 @@ class RealData:
         selection: (images, labels) that select iterates, or None.
         test: (images, labels) of the whole test split.
         num_classes: number of classes.
+        preprocessing: what was done to the pixels.
         identity: JSON values that decide `train`.
         summary: what the record says of the data.
     """
@@ -45,6 +47,7 @@ class RealData:
     selection: tuple[torch.Tensor, torch.Tensor] | None
     test: tuple[torch.Tensor, torch.Tensor]
     num_classes: int
+    preprocessing: Normalisation | Whitening
     identity: dict[str, Any]
     summary: dict[str, Any]
 
@@ -75,7 +78,7 @@ def prepare_data(dataset: ImageDataset, zca: bool, select_on: str, device: torch
         "notices": list(dataset.notices),
     }
     selection = test if select_on == "test" else selection
-    return RealData(ready(train), selection, test, dataset.spec.num_classes, identity, summary)
+    return RealData(ready(train), selection, test, dataset.spec.num_classes, preprocessing, identity, summary)
 
 
 def run_experiment(
@@ -217,11 +220,12 @@ class _Run:
         first_stage = Stage(
             index=1,
             ipc=config.subset_ipcs[0],
-            interval=config.intervals[0],
+            interval=None,
             frozen=SubsetSequence(),
             images=images,
             labels=labels,
             num_classes=data.num_classes,
+            preprocessing=data.preprocessing,
             data_identity=data.identity,
             network=config.network,
             teachers=config.teachers,
@@ -241,7 +245,7 @@ class _Run:
             get_method(config.base_method)(config.options),
             first_stage,
             config.subset_ipcs,
-            config.intervals,
+            config.intervals or [None] * config.num_subsets,
             lambda index: StageCheckpoint(self.state_dir / f"stage-{index}.safetensors", config.hash),
             score if data.selection is not None else None,
             config.evaluation.num_selections,

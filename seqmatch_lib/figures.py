@@ -32,7 +32,7 @@ def show_images(
     """Draws the images, a row for each class and a block of columns for each subset.
 
     Args:
-        sequence: S_1 … S_K with int64 labels.
+        sequence: S_1 … S_K; images are stored class by class.
         to_pixels: undoes the preprocessing; what it returns is clipped to [0, 1].
         class_names: one a label.
         title: of the figure.
@@ -43,7 +43,8 @@ def show_images(
     figure, axes = plt.subplots(1, len(columns), figsize=size, squeeze=False, width_ratios=columns)
     for k, (axis, subset, count) in enumerate(zip(axes[0], sequence.subsets, columns, strict=True), start=1):
         pixels = to_pixels(subset.images).clamp(0, 1)
-        rows = [torch.cat(list(pixels[subset.labels == label][:count]), dim=2) for label in range(len(class_names))]
+        by_class = pixels.unflatten(0, (len(class_names), -1))
+        rows = [torch.cat(list(images[:count]), dim=2) for images in by_class]
         grid = torch.cat(rows, dim=1).permute(1, 2, 0).numpy()
         axis.imshow(grid.squeeze(-1) if grid.shape[2] == 1 else grid, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         side = pixels.shape[2]

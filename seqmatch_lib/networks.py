@@ -53,7 +53,7 @@ class NetworkConfig:
 
 def make_network(
     config: NetworkConfig, image_shape: tuple[int, int, int], num_classes: int, generator: torch.Generator
-) -> nn.Module:
+) -> nn.Sequential:
     """Builds a network with freshly drawn parameters.
 
     Args:
@@ -63,7 +63,8 @@ def make_network(
         generator: a CPU generator, the only source of randomness; torch's global generator is left alone.
 
     Returns:
-        A module on the CPU that maps (batch, C, H, W) to (batch, num_classes).
+        A module on the CPU that maps (batch, C, H, W) to (batch, num_classes); its last part is the linear classifier,
+        so that `network[:-1]` maps to the features.
 
     Raises:
         ConfigError: the images are too small for the number of poolings.
@@ -162,7 +163,7 @@ def _halve(size: tuple[int, int], layers: int) -> tuple[int, int]:
     return size
 
 
-def _convnet(config: NetworkConfig, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+def _convnet(config: NetworkConfig, image_shape: tuple[int, int, int], num_classes: int) -> nn.Sequential:
     """Blocks of 3x3 convolution, norm, ReLU and 2x2 pooling, then one linear layer."""
     layers: list[nn.Module] = []
     channels, size = image_shape[0], _padded_size(image_shape)
@@ -176,7 +177,7 @@ def _convnet(config: NetworkConfig, image_shape: tuple[int, int, int], num_class
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * size[0] * size[1], num_classes))
 
 
-def _alexnet(config: NetworkConfig, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+def _alexnet(config: NetworkConfig, image_shape: tuple[int, int, int], num_classes: int) -> nn.Sequential:
     """Five convolutions without norm, three 2x2 max poolings."""
     layers: list[nn.Module] = []
     channels, size = image_shape[0], _padded_size(image_shape)
@@ -190,7 +191,7 @@ def _alexnet(config: NetworkConfig, image_shape: tuple[int, int, int], num_class
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * size[0] * size[1], num_classes))
 
 
-def _vgg11(config: NetworkConfig, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+def _vgg11(config: NetworkConfig, image_shape: tuple[int, int, int], num_classes: int) -> nn.Sequential:
     """Eight 3x3 convolutions, each with a norm, five 2x2 max poolings, one linear layer."""
     layers: list[nn.Module] = []
     channels, size = image_shape[0], _padded_size(image_shape)
@@ -227,10 +228,10 @@ class _ResidualBlock(nn.Module):
         return F.relu(self.norm2(self.conv2(out)) + self.shortcut(x))
 
 
-def _resnet18(pools: bool) -> Callable[[NetworkConfig, tuple[int, int, int], int], nn.Module]:
+def _resnet18(pools: bool) -> Callable[[NetworkConfig, tuple[int, int, int], int], nn.Sequential]:
     """Four groups of two residual blocks. With a stride the head averages over the image, with `pools` it does not."""
 
-    def build(config: NetworkConfig, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    def build(config: NetworkConfig, image_shape: tuple[int, int, int], num_classes: int) -> nn.Sequential:
         size = _padded_size(image_shape)
         stem = nn.Conv2d(image_shape[0], 64, 3, padding=_first_padding(image_shape, 3), bias=False)
         layers: list[nn.Module] = [stem, _norm(config.norm, 64, size), nn.ReLU()]
@@ -275,12 +276,12 @@ class _TransformerBlock(nn.Module):
         return x + self.contract(F.gelu(self.expand(self.norm2(x))))
 
 
-class _ViT(nn.Module):
-    """A small vision transformer: at most 8 patches a side, a class token, 6 blocks of width 192 with 3 heads."""
+class _ViTFeatures(nn.Module):
+    """What a small vision transformer makes of its class token: at most 8 patches a side, 6 blocks of width 192, 3 heads."""
 
     width, heads, blocks, patches_per_side = 192, 3, 6, 8
 
-    def __init__(self, config: NetworkConfig, image_shape: tuple[int, int, int], num_classes: int) -> None:
+    def __init__(self, image_shape: tuple[int, int, int]) -> None:
         super().__init__()
         channels, height, width = image_shape
         patch = math.ceil(min(height, width) / self.patches_per_side)
@@ -293,19 +294,23 @@ class _ViT(nn.Module):
         self.position = _Embedding(1, 1 + (height // patch) * (width // patch), self.width)
         self.encoder = nn.Sequential(*(_TransformerBlock(self.width, self.heads) for _ in range(self.blocks)))
         self.norm = nn.LayerNorm(self.width)
-        self.head = nn.Linear(self.width, num_classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         tokens = self.patches(x).flatten(2).transpose(1, 2)
         tokens = torch.cat([self.token.value.expand(len(x), -1, -1), tokens], dim=1) + self.position.value
-        return self.head(self.norm(self.encoder(tokens))[:, 0])
+        return self.norm(self.encoder(tokens))[:, 0]
 
 
-NETWORKS: dict[str, Callable[[NetworkConfig, tuple[int, int, int], int], nn.Module]] = {
+def _vit(config: NetworkConfig, image_shape: tuple[int, int, int], num_classes: int) -> nn.Sequential:
+    return nn.Sequential(_ViTFeatures(image_shape), nn.Linear(_ViTFeatures.width, num_classes))
+
+
+# Each is a Sequential whose last module is the linear classifier: `network[:-1]` gives the features.
+NETWORKS: dict[str, Callable[[NetworkConfig, tuple[int, int, int], int], nn.Sequential]] = {
     "convnet": _convnet,
     "alexnet": _alexnet,
     "vgg11": _vgg11,
     "resnet18": _resnet18(pools=False),
     "resnet18_ap": _resnet18(pools=True),
-    "vit": _ViT,
+    "vit": _vit,
 }

@@ -30,6 +30,11 @@ class Normalisation:
         """Maps normalised images back to pixels, where real ones lie in [0, 1]; nothing is clipped."""
         return images.cpu() * _per_channel(self.std) + _per_channel(self.mean)
 
+    def range(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns what black and white, 0 and 1, become: two (1, C, 1, 1) tensors."""
+        mean, std = _per_channel(self.mean), _per_channel(self.std)
+        return -mean / std, (1 - mean) / std
+
     def describe(self) -> dict[str, Any]:
         """Returns JSON values for records."""
         return {"kind": "normalisation", "mean": list(self.mean), "std": list(self.std)}

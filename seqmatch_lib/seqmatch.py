@@ -14,7 +14,7 @@ from tqdm import tqdm
 from seqmatch_lib.checkpoint import StageCheckpoint, StageProgress
 from seqmatch_lib.errors import DivergenceError, require
 from seqmatch_lib.memory import reset_peak_memory
-from seqmatch_lib.methods.base import BaseMethod, Stage, Trainable
+from seqmatch_lib.methods.base import BaseMethod, Prepared, Stage, Trainable
 from seqmatch_lib.seeds import make_generator
 from seqmatch_lib.synthetic import SubsetSequence
 
@@ -25,7 +25,7 @@ def distill_sequence(
     method: BaseMethod,
     first_stage: Stage,
     ipcs: Sequence[int],
-    intervals: Sequence[tuple[int, int]],
+    intervals: Sequence[tuple[int, int] | None],
     make_checkpoint: Callable[[int], StageCheckpoint],
     score: Scorer | None = None,
     num_selections: int = 1,
@@ -36,7 +36,7 @@ def distill_sequence(
         method: the base method A.
         first_stage: what is common to all stages; its index, ipc, interval and frozen subsets are set here.
         ipcs: images per class of each subset; they may differ.
-        intervals: teacher epochs of each subset.
+        intervals: teacher epochs of each subset; None for methods without teachers.
         make_checkpoint: k -> where stage k is kept; finished stages are read from there.
         score: accuracy of a sequence on held-out images, to select the best iterate of a stage; None keeps the last.
         num_selections: how many iterates a stage are scored.
@@ -63,13 +63,15 @@ def distill_subset(
         DivergenceError: the loss or the step size leaves its range; the last good state is in the checkpoint.
         OutOfTime: the budget is spent; the state is in the checkpoint.
     """
-    iterations = method.config.iterations
-    progress = checkpoint.load(method.initialise(stage))
+    iterations = method.num_iterations(stage.index)
+    progress, state = checkpoint.load(method.initialise(stage))
     trainable = progress.trainable
     if trainable.iteration >= iterations:
         return progress
     reset_peak_memory(stage.images.device)
     prepared = method.prepare(stage)
+    if state:
+        prepared.load_state(state)
     progress.seconds["teachers"] = prepared.seconds
     progress.note_memory("teachers")
     reset_peak_memory(stage.images.device)
@@ -80,7 +82,7 @@ def distill_subset(
             try:
                 advance(method, prepared, trainable, stage)
             except DivergenceError:
-                checkpoint.save(progress)
+                checkpoint.save(progress, prepared.state())
                 raise
             progress.seconds["distillation"] += time.perf_counter() - began
             bar.update()
@@ -91,35 +93,32 @@ def distill_subset(
                 progress.seconds["selection"] += time.perf_counter() - began
             if trainable.iteration == iterations or stage.budget.wants_save():
                 progress.note_memory("distillation")
-                checkpoint.save(progress)
+                checkpoint.save(progress, prepared.state())
                 stage.budget.saved()
     return progress
 
 
-def advance(method: BaseMethod, prepared: object, trainable: Trainable, stage: Stage) -> None:
-    """Makes one iteration: loss and gradients by the base method, then one step of both optimisers.
+def advance(method: BaseMethod, prepared: Prepared, trainable: Trainable, stage: Stage) -> None:
+    """Makes one iteration: loss and gradients by the base method, then one step of every optimiser.
 
-    Nothing is changed unless loss, gradients and the new step size are in range.
+    Images, labels and step size are left as they were unless loss, gradients and the new step size are in range.
 
     Raises:
         DivergenceError: a loss or gradient that is not finite, or a step size that would not stay positive.
     """
     generator = make_generator(stage.seed, "stage", stage.index, "iteration", trainable.iteration)
-    image_optimizer, lr_optimizer = trainable.optimizers
-    image_optimizer.zero_grad()
-    lr_optimizer.zero_grad()
+    for optimizer in trainable.optimizers.values():
+        optimizer.zero_grad()
     loss = method.step(prepared, trainable, stage.frozen, generator)
-    before = trainable.lr.detach().clone()
-    momentum = lr_optimizer.state[trainable.lr].get("momentum_buffer")
-    momentum = None if momentum is None else momentum.clone()
-    lr_optimizer.step()
-    finite = loss.isfinite() & trainable.images.grad.isfinite().all()
-    values = torch.stack([part.double() for part in (loss, finite, before, trainable.lr.detach())])
-    loss_value, is_finite, lr_before, lr_after = values.tolist()  # the one wait for the device in an iteration
-    if not (is_finite and 0 < lr_after < float("inf")):
-        with torch.no_grad():
-            trainable.lr.copy_(before)
-        lr_optimizer.state[trainable.lr]["momentum_buffer"] = momentum
+    finite = loss.isfinite()
+    for leaf in (trainable.images, trainable.labels):
+        if leaf.grad is not None:
+            finite = finite & leaf.grad.isfinite().all()
+    lr_after, undo = _step_lr(trainable)
+    values = torch.stack([part.double() for part in (loss, finite, lr_after)])
+    loss_value, is_finite, lr_value = values.tolist()  # the one wait for the device in an iteration
+    if not (is_finite and 0 < lr_value < float("inf")):
+        undo()
         where = f"stage {stage.index}, iteration {trainable.iteration}"
         require(
             is_finite,
@@ -128,9 +127,27 @@ def advance(method: BaseMethod, prepared: object, trainable: Trainable, stage: S
             DivergenceError,
         )
         raise DivergenceError(
-            f"{where}: the step size would go from {lr_before:.4g} to {lr_after:.4g}, but it must stay positive; the state "
-            "before it is kept. Lower lr_lr, or begin with a larger syn_lr"
+            f"{where}: the step size would go from {trainable.lr.item():.4g} to {lr_value:.4g}, but it must stay positive; "
+            "the state before it is kept. Lower lr_lr, or begin with a larger syn_lr"
         )
-    image_optimizer.step()
+    for name, optimizer in trainable.optimizers.items():
+        if name != "lr":
+            optimizer.step()
     trainable.losses.append(loss_value)
     trainable.iteration += 1
+
+
+def _step_lr(trainable: Trainable) -> tuple[torch.Tensor, Callable[[], None]]:
+    """Makes the step of the step size, where it is learned; returns its new value, and what takes the step back."""
+    before, optimizer = trainable.lr.detach().clone(), trainable.optimizers.get("lr")
+    if optimizer is None:
+        return before, lambda: None
+    memory = {key: value.clone() for key, value in optimizer.state[trainable.lr].items() if value is not None}
+    optimizer.step()
+
+    def undo() -> None:
+        with torch.no_grad():
+            trainable.lr.copy_(before)
+        optimizer.state[trainable.lr] = memory
+
+    return trainable.lr.detach(), undo

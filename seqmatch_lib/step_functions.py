@@ -19,41 +19,76 @@ from torch.func import functional_call, grad_and_value, jvp, vmap
 from seqmatch_lib.errors import require
 
 PRECISIONS = ("float32", "tf32", "bfloat16")
+# What the functions cost, in units of one forward pass: a gradient is a forward pass and two products backward for each one
+# forward; the adjoint carries tangents through all three, which doubles and adds: 3 + 6; that of the images alone leaves out
+# the products that would give the parameters' part.
+GRADIENT_PASSES, ADJOINT_PASSES, IMAGE_ADJOINT_PASSES = 3, 9, 6
+LOSSES = ("cross_entropy", "mse")
 MAX_SHAPES = 64  # shapes and networks compiled in one process before torch would quietly stop compiling
 
 
+def batch_loss(kind: str, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Returns the mean loss of a batch.
+
+    Args:
+        kind: "cross_entropy", or "mse": half the squared distance of the logits from the targets.
+        logits: (B, classes).
+        targets: (B,) int64 classes, or (B, classes): probabilities for "cross_entropy", any numbers for "mse", which
+            takes a class as its one-hot vector minus 1 / classes.
+
+    Source: "mse" with centred labels is the loss of the public FRePo code (`mean_squared_loss`, `y_transform`).
+    """
+    if kind == "cross_entropy":
+        return F.cross_entropy(logits, targets)
+    wanted = targets if targets.is_floating_point() else centred_one_hot(targets, logits.shape[1], logits.dtype)
+    return 0.5 * (logits - wanted).square().sum(1).mean()
+
+
+def centred_one_hot(labels: torch.Tensor, num_classes: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Returns (N, classes) rows that are 1 - 1 / classes at the label and -1 / classes elsewhere."""
+    return (torch.eye(num_classes, dtype=dtype, device=labels.device) - 1 / num_classes)[labels]
+
+
 class StepFunctions:
-    """Gradient and adjoint of the cross-entropy of a network, as functions of its (P,) flat parameters.
+    """Gradient and adjoint of the loss of a network, as functions of its (P,) flat parameters.
 
     Args:
         network: the architecture, without buffers; its own parameter values are never used.
+        loss: one of `LOSSES`.
+        compiled: whether the functions are compiled, or called as they are.
         precision: "float32": the dtype of the tensors, in full; "tf32": the same with TF32 products on a GPU;
             "bfloat16": convolutions and products in bfloat16 (autocast), parameters and sums as they are.
     """
 
-    def __init__(self, network: nn.Module, precision: str = "float32") -> None:
+    def __init__(
+        self, network: nn.Module, precision: str = "float32", loss: str = "cross_entropy", compiled: bool = True
+    ) -> None:
         check_precision(precision)
+        check_loss(loss)
         self._network = network
+        self._loss = loss
         self._precision = precision
         self._names = [name for name, _ in network.named_parameters()]
         self._shapes = [parameter.shape for parameter in network.parameters()]
         self._sizes = [shape.numel() for shape in self._shapes]
-        self._gradient = _Compiled(grad_and_value(self.loss))
-        self._stacked_gradient = _Compiled(vmap(grad_and_value(partial(self.loss, channels_last=False))))
-        self._adjoint_of_classes = _Compiled(self._differentiate((0, 1)))
-        self._adjoint_of_probabilities = _Compiled(self._differentiate((0, 1, 2)))
+        compile_ = _Compiled if compiled else lambda function: function
+        self._gradient = compile_(grad_and_value(self.loss))
+        self._stacked_gradient = compile_(vmap(grad_and_value(partial(self.loss, channels_last=False))))
+        self._adjoint_of_classes = compile_(self._differentiate((0, 1)))
+        self._adjoint_of_probabilities = compile_(self._differentiate((0, 1, 2)))
+        self._adjoint_of_images = compile_(self._differentiate((1,)))
 
     def loss(
         self, parameters: torch.Tensor, images: torch.Tensor, targets: torch.Tensor, channels_last: bool = True
     ) -> torch.Tensor:
-        """Returns the mean cross-entropy; images (B, C, H, W), targets (B,) int64 or (B, classes) probabilities."""
+        """Returns the mean loss; images (B, C, H, W), targets (B,) int64 or (B, classes) as in `batch_loss`."""
         parts = [part.view(shape) for part, shape in zip(parameters.split(self._sizes), self._shapes, strict=True)]
         if channels_last and torch.compiler.is_compiling() and images.device.type == "cpu":  # a GPU's compiler does so itself
             images, *parts = [_channels_last(tensor) for tensor in (images, *parts)]
         named = dict(zip(self._names, parts, strict=True))
         with self._autocast(images.device.type):
             logits = functional_call(self._network, named, (images,))
-        return F.cross_entropy(logits.to(parameters.dtype), targets)
+        return batch_loss(self._loss, logits.to(parameters.dtype), targets)
 
     def gradient(
         self, parameters: torch.Tensor, images: torch.Tensor, targets: torch.Tensor
@@ -84,6 +119,17 @@ class StepFunctions:
                 parameters, images, targets, direction
             )
 
+    def image_adjoint(
+        self, parameters: torch.Tensor, images: torch.Tensor, targets: torch.Tensor, direction: torch.Tensor
+    ) -> torch.Tensor:
+        """Returns the derivative of <gradient, direction> with respect to the images alone, at half the cost of `adjoint`.
+
+        It is what matching of gradients needs: for a distance D of the gradient from another, `direction` is the
+        derivative of D with respect to the gradient, and the result that of D with respect to the images.
+        """
+        with _tf32(self._precision == "tf32"):
+            return self._adjoint_of_images(parameters, images, targets, direction)[0]
+
     def _differentiate(self, arguments: tuple[int, ...]) -> Callable[..., tuple[torch.Tensor, ...]]:
         gradients = grad_and_value(self.loss, argnums=arguments)
 
@@ -105,20 +151,25 @@ class StepFunctions:
         return torch.autocast(device, torch.bfloat16)
 
 
-_CACHE: dict[tuple[Hashable, str], StepFunctions] = {}
+_CACHE: dict[tuple[Hashable, str, str, bool], StepFunctions] = {}
 
 
-def step_functions(network: nn.Module, precision: str) -> StepFunctions:
+def step_functions(network: nn.Module, precision: str, loss: str = "cross_entropy", compiled: bool = True) -> StepFunctions:
     """Returns the step functions of a network; networks of equal architecture share them, so each is compiled once."""
-    key = (getattr(network, "architecture", network), precision)
+    key = (getattr(network, "architecture", network), precision, loss, compiled)
     if key not in _CACHE:
-        _CACHE[key] = StepFunctions(network, precision)
+        _CACHE[key] = StepFunctions(network, precision, loss, compiled)
     return _CACHE[key]
 
 
 def check_precision(precision: str) -> None:
     """Raises ConfigError unless the precision is one of `PRECISIONS`."""
     require(precision in PRECISIONS, f"precision {precision!r} is unknown; use one of {', '.join(PRECISIONS)}")
+
+
+def check_loss(loss: str) -> None:
+    """Raises ConfigError unless the loss is one of `LOSSES`."""
+    require(loss in LOSSES, f"loss {loss!r} is unknown; use one of {', '.join(LOSSES)}")
 
 
 def _channels_last(tensor: torch.Tensor) -> torch.Tensor:

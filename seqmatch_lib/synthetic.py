@@ -1,13 +1,14 @@
 """Distilled sets: a sequence of subsets S_1 … S_K, each with images, labels and a learned step size of its own."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from seqmatch_lib.errors import DataError, StorageError, require
+from seqmatch_lib.multi_formation import AS_STORED, Formation
 from seqmatch_lib.seeds import make_generator
 from seqmatch_lib.storage import digest_tensors, load_tensors, save_tensors
 
@@ -18,17 +19,25 @@ class SyntheticSubset:
 
     Args:
         images: (classes * ipc, C, H, W) float32, normalised as the real data are; sorted by class.
-        labels: (classes * ipc,) int64, or (classes * ipc, classes) float32 probabilities.
-        lr: the step size learned with the images.
+        labels: (classes * ipc,) int64, or (classes * ipc, classes) float32 probabilities or targets.
+        lr: the step size learned with the images, or the one they are to be trained with.
+        formation: how the stored images become training images.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
     lr: float
+    formation: Formation = AS_STORED
 
     def to(self, device: torch.device | str) -> "SyntheticSubset":
         """Returns the subset on a device."""
-        return SyntheticSubset(self.images.to(device), self.labels.to(device), self.lr)
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+
+    def of_class(self, label: int, num_classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the stored images and labels that were made for one class."""
+        ipc = len(self.images) // num_classes
+        rows = slice(label * ipc, (label + 1) * ipc)
+        return self.images[rows], self.labels[rows]
 
 
 @dataclass(frozen=True)
@@ -55,9 +64,9 @@ class SubsetSequence:
         return SubsetSequence(tuple(subset.to(device) for subset in self.subsets), self.metadata)
 
     def union(self, stages: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns images and labels of S_1 ∪ … ∪ S_stages, of all subsets by default."""
-        chosen = self.subsets[:stages]
-        return torch.cat([subset.images for subset in chosen]), torch.cat([subset.labels for subset in chosen])
+        """Returns training images and labels of S_1 ∪ … ∪ S_stages, of all subsets by default, tiles taken apart."""
+        decoded = [subset.formation(subset.images, subset.labels) for subset in self.subsets[:stages]]
+        return torch.cat([images for images, _ in decoded]), torch.cat([labels for _, labels in decoded])
 
     def joint(self) -> "SubsetSequence":
         """Returns all images as one subset, with the last step size: the one learned on the union of all images."""
@@ -71,7 +80,10 @@ class SubsetSequence:
 
 def save_sequence(path: Path, sequence: SubsetSequence) -> None:
     """Writes a distilled set as one safetensors file, atomically."""
-    save_tensors(path, _as_tensors(sequence), {"num_subsets": len(sequence), **sequence.metadata})
+    header: dict[str, Any] = {"num_subsets": len(sequence)}
+    if any(subset.formation != AS_STORED for subset in sequence.subsets):
+        header["formations"] = [asdict(subset.formation) for subset in sequence.subsets]
+    save_tensors(path, _as_tensors(sequence), header | sequence.metadata)
 
 
 def load_sequence(path: Path) -> SubsetSequence:
@@ -83,9 +95,10 @@ def load_sequence(path: Path) -> SubsetSequence:
     tensors, metadata = load_tensors(path)
     try:
         count = metadata.pop("num_subsets")
+        formations = metadata.pop("formations", [{}] * count)
         subsets = tuple(
-            SyntheticSubset(tensors[f"images.{k}"], tensors[f"labels.{k}"], tensors[f"lr.{k}"].item())
-            for k in range(1, count + 1)
+            SyntheticSubset(tensors[f"images.{k}"], tensors[f"labels.{k}"], tensors[f"lr.{k}"].item(), Formation(**formation))
+            for k, formation in enumerate(formations, start=1)
         )
     except KeyError as error:
         raise StorageError(f"{path} is not a distilled set: {error} is missing; give a file written by a run") from error
@@ -145,4 +158,6 @@ def _as_tensors(sequence: SubsetSequence) -> dict[str, torch.Tensor]:
         tensors[f"images.{k}"] = subset.images
         tensors[f"labels.{k}"] = subset.labels
         tensors[f"lr.{k}"] = torch.tensor(subset.lr, dtype=torch.float64)
+        if subset.formation != AS_STORED:
+            tensors[f"factor.{k}"] = torch.tensor(subset.formation.factor)
     return tensors

@@ -1,7 +1,8 @@
-"""Ordinary training of networks by SGD: shared by teachers, by evaluation and by the stages before stage k."""
+"""Ordinary training of networks: shared by teachers, by evaluation, by the stages before stage k and by methods."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from math import cos, pi, sqrt
 
 import torch
 import torch.nn.functional as F
@@ -10,10 +11,36 @@ from torch import nn
 from seqmatch_lib.augment import DSA_STRATEGY, apply_augmentation, check_strategy, draw_augmentation
 from seqmatch_lib.errors import DivergenceError, require
 from seqmatch_lib.networks import flatten_parameters, load_parameters
-from seqmatch_lib.step_functions import check_precision, step_functions
+from seqmatch_lib.settings import later
+from seqmatch_lib.step_functions import batch_loss, check_loss, check_precision, step_functions
 
 ENGINES = ("eager", "compiled")
+OPTIMIZERS = ("sgd", "adam")
 CHECK_EPOCHS = 25  # epochs between two looks at the losses: each look waits for the device
+WARMUP_EPOCHS = 500  # of schedule "cosine", but no more than a quarter of all
+
+
+def _half(epochs: int) -> list[float]:
+    """A tenth after epoch `epochs // 2 + 1`, counted from 0."""
+    first = min(epochs // 2 + 2, epochs)
+    return [1.0] * first + [0.1] * (epochs - first)
+
+
+def _steps(epochs: int) -> list[float]:
+    """A fifth at two thirds, and again at five sixths."""
+    return [0.2 ** ((epoch >= 2 * epochs // 3) + (epoch >= 5 * epochs // 6)) for epoch in range(epochs)]
+
+
+def _cosine(epochs: int) -> list[float]:
+    """A linear rise, then half a cosine down to a hundredth."""
+    warmup = min(WARMUP_EPOCHS, epochs // 4)
+    falling = max(epochs - warmup, 1)
+    rise = [(epoch + 1) / (warmup + 1) for epoch in range(warmup)]
+    return rise + [0.01 + 0.99 * (1 + cos(pi * epoch / falling)) / 2 for epoch in range(epochs - warmup)]
+
+
+# Factors on the step size, one an epoch.
+SCHEDULES: dict[str, Callable[[int], list[float]]] = {"half": _half, "steps": _steps, "cosine": _cosine}
 
 
 @dataclass(frozen=True)
@@ -24,11 +51,16 @@ class TrainingRecipe:
         epochs: passes over the stage's images, at least 1.
         batch_size: images a step.
         momentum: of SGD, in [0, 1).
-        weight_decay: of SGD, at least 0.
+        weight_decay: at least 0.
         augment: DSA strategy, or "none".
         engine: and `precision`: of `make_trainer`.
+        optimizer: "sgd" or "adam".
+        loss: "cross_entropy" or "mse", see `batch_loss`.
+        schedule: of the step size: "half" is that of the MTT, DSA and DM codes, which also make SGD anew when the step
+            size falls, so that momentum starts from zero; "steps" that of IDC; "cosine" that of FRePo.
+        cutmix: probability, a batch, of CutMix.
 
-    Source: `evaluate_synset` of the public MTT code.
+    Source: `evaluate_synset` of the public MTT code; for the other values `train.py` of IDC and `script/eval.py` of FRePo.
     """
 
     epochs: int = 1000
@@ -38,14 +70,96 @@ class TrainingRecipe:
     augment: str = DSA_STRATEGY
     engine: str = "eager"
     precision: str = "float32"
+    optimizer: str = later("sgd")
+    loss: str = later("cross_entropy")
+    schedule: str = later("half")
+    cutmix: float = later(0.0)
 
     def __post_init__(self) -> None:
         require(self.epochs >= 1, f"training.epochs {self.epochs} must be at least 1")
         require(self.batch_size >= 1, f"training.batch_size {self.batch_size} must be at least 1")
         require(0 <= self.momentum < 1, f"training.momentum {self.momentum} must lie in [0, 1)")
         require(self.weight_decay >= 0, f"training.weight_decay {self.weight_decay} must not be negative")
+        require(0 <= self.cutmix <= 1, f"training.cutmix {self.cutmix} must lie in [0, 1]")
+        for name, known in (("optimizer", OPTIMIZERS), ("schedule", tuple(SCHEDULES))):
+            value = getattr(self, name)
+            require(value in known, f"training.{name} {value!r} is unknown; use one of {', '.join(known)}")
+        check_loss(self.loss)
         check_strategy(self.augment)
         check_trainer(self.engine, self.precision)
+
+
+@dataclass(frozen=True)
+class Update:
+    """How a trainer changes parameters.
+
+    Args:
+        lr: step size; `momentum`, `weight_decay`, `optimizer` and `loss`: as in `TrainingRecipe`.
+    """
+
+    lr: float
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    optimizer: str = "sgd"
+    loss: str = "cross_entropy"
+
+    def make_optimizer(self, parameters: Iterable[torch.Tensor]) -> torch.optim.Optimizer:
+        """Returns a fresh optimiser of these parameters."""
+        if self.optimizer == "adam":
+            return torch.optim.Adam(parameters, lr=self.lr, weight_decay=self.weight_decay)
+        return torch.optim.SGD(parameters, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
+
+
+@dataclass(frozen=True)
+class Feed:
+    """What a trainer is fed with.
+
+    Args:
+        batch_size: images a step.
+        augment: DSA strategy, drawn anew for each batch.
+        cutmix: probability, a batch, of CutMix; the targets must then be probabilities.
+    """
+
+    batch_size: int
+    augment: str = "none"
+    cutmix: float = 0.0
+
+    def draw(
+        self, images: torch.Tensor, targets: torch.Tensor, rows: torch.Tensor, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the chosen images, augmented and perhaps mixed, and their targets."""
+        drawn = draw_augmentation(self.augment, len(rows), images.shape[2:], generator, device=images.device)
+        batch, wanted = apply_augmentation(images[rows], drawn), targets[rows]
+        return mix_patches(batch, wanted, self.cutmix, generator) if self.cutmix else (batch, wanted)
+
+
+def mix_patches(
+    images: torch.Tensor, targets: torch.Tensor, probability: float, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Puts one rectangle of a shuffled batch into the batch (CutMix), targets by the share of the area.
+
+    Args:
+        images: (B, C, H, W).
+        targets: (B, classes) probabilities.
+        probability: that it is done at all.
+        generator: a CPU generator.
+
+    Source: Yun et al., ICCV 2019, with Beta(1, 1), one rectangle a batch, in the form of the public IDC code
+    (`train_epoch`, `rand_bbox`).
+    """
+    height, width = images.shape[2:]
+    chance, share, row, column = torch.rand(4, generator=generator).tolist()
+    order = torch.randperm(len(images), generator=generator).to(images.device)
+    if chance >= probability:
+        return images, targets
+    half_height, half_width = int(height * sqrt(1 - share)) // 2, int(width * sqrt(1 - share)) // 2
+    row, column = int(row * height), int(column * width)
+    top, bottom = max(row - half_height, 0), min(row + half_height, height)
+    left, right = max(column - half_width, 0), min(column + half_width, width)
+    mixed = images.clone()
+    mixed[:, :, top:bottom, left:right] = images[order, :, top:bottom, left:right]
+    kept = 1 - (bottom - top) * (right - left) / (height * width)
+    return mixed, kept * targets + (1 - kept) * targets[order]
 
 
 class OneByOne:
@@ -53,30 +167,23 @@ class OneByOne:
 
     Args:
         networks: changed in place.
-        lr: of SGD, as are `momentum` and `weight_decay`.
+        update: how.
     """
 
-    def __init__(self, networks: Sequence[nn.Module], lr: float, momentum: float, weight_decay: float) -> None:
+    def __init__(self, networks: Sequence[nn.Module], update: Update) -> None:
         self._networks = networks
-        self._optimizers = [
-            torch.optim.SGD(network.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay) for network in networks
-        ]
+        self._update = update
+        self._optimizers = [update.make_optimizer(network.parameters()) for network in networks]
 
     def epoch(
-        self,
-        images: torch.Tensor,
-        targets: torch.Tensor,
-        batch_size: int,
-        augment: str,
-        generators: Sequence[torch.Generator],
+        self, images: torch.Tensor, targets: torch.Tensor, feed: Feed, generators: Sequence[torch.Generator]
     ) -> torch.Tensor:
         """Trains each network for one pass over the images, in a random order of its own.
 
         Args:
             images: (N, C, H, W), normalised, on the device of the networks.
-            targets: (N,) int64 classes, or (N, classes) probabilities.
-            batch_size: images a step; the last step takes what is left.
-            augment: DSA strategy, drawn anew for each batch.
+            targets: (N,) int64 classes, or (N, classes); see `batch_loss`.
+            feed: batches and their augmentation; the last step takes what is left.
             generators: CPU generators for order and augmentation, one a network.
 
         Returns:
@@ -87,14 +194,21 @@ class OneByOne:
             zip(self._networks, self._optimizers, generators, strict=True)
         ):
             network.train()
-            for rows in torch.randperm(len(images), generator=generator).to(images.device).split(batch_size):
-                batch = draw_batch(images, rows, augment, generator)
-                loss = F.cross_entropy(network(batch), targets[rows])
+            for rows in torch.randperm(len(images), generator=generator).to(images.device).split(feed.batch_size):
+                batch, wanted = feed.draw(images, targets, rows, generator)
+                loss = batch_loss(self._update.loss, network(batch), wanted)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
                 losses[index] += loss.detach() * len(rows)
         return losses / len(images)
+
+    def change_lr(self, lr: float, forget: bool) -> None:
+        """Sets the step size; `forget` makes the optimisers anew, so that momentum starts from zero."""
+        if forget:
+            self._optimizers = [self._update.make_optimizer(network.parameters()) for network in self._networks]
+        for optimizer in self._optimizers:
+            optimizer.param_groups[0]["lr"] = lr
 
     def parameters(self) -> torch.Tensor:
         """Returns a copy of all parameters, (networks, P)."""
@@ -105,62 +219,76 @@ class OneByOne:
 
 
 class Together:
-    """Trains networks of one architecture side by side on stacked parameters with compiled steps.
+    """Trains networks of one architecture side by side on stacked parameters.
 
     Each network sees the batches and augmentations that `OneByOne` would show it, so the results are the same up to
-    rounding. Arguments as there; `precision` as in `StepFunctions`. The networks change at `finish`.
+    rounding. The networks change at `finish`.
+
+    Args:
+        networks: and `update`: as in `OneByOne`.
+        precision: as in `StepFunctions`.
+        compiled: whether steps are compiled.
     """
 
-    def __init__(self, networks: Sequence[nn.Module], lr: float, momentum: float, weight_decay: float, precision: str) -> None:
+    def __init__(
+        self, networks: Sequence[nn.Module], update: Update, precision: str = "float32", compiled: bool = True
+    ) -> None:
         require(
             next(networks[0].buffers(), None) is None,
             "networks with running statistics cannot be trained by engine 'compiled'; use engine 'eager'",
         )
         self._networks = networks
-        self._gradient = step_functions(networks[0], precision).gradient
+        self._update = update
+        self._gradient = step_functions(networks[0], precision, update.loss, compiled).gradient
         self._parameters = torch.stack([flatten_parameters(network) for network in networks])
-        self._velocity = torch.zeros_like(self._parameters)
-        self._lr, self._momentum, self._weight_decay = lr, momentum, weight_decay
+        self._optimizer = update.make_optimizer([self._parameters])
 
     def epoch(
-        self,
-        images: torch.Tensor,
-        targets: torch.Tensor,
-        batch_size: int,
-        augment: str,
-        generators: Sequence[torch.Generator],
+        self, images: torch.Tensor, targets: torch.Tensor, feed: Feed, generators: Sequence[torch.Generator]
     ) -> torch.Tensor:
         """Trains all networks for one pass over the images; arguments and result as in `OneByOne.epoch`."""
         orders = [torch.randperm(len(images), generator=generator).to(images.device) for generator in generators]
         losses = torch.zeros(len(orders), device=images.device)
-        for rows in zip(*(order.split(batch_size) for order in orders), strict=True):
-            batches = [draw_batch(images, mine, augment, generator) for mine, generator in zip(rows, generators, strict=True)]
-            losses += self._step(batches, [targets[mine] for mine in rows]) * len(rows[0])
+        for rows in zip(*(order.split(feed.batch_size) for order in orders), strict=True):
+            drawn = [feed.draw(images, targets, mine, generator) for mine, generator in zip(rows, generators, strict=True)]
+            batches, wanted = zip(*drawn, strict=True)
+            self._parameters.grad, batch_losses = self._gradients(batches, wanted)
+            self._optimizer.step()
+            losses += batch_losses * len(rows[0])
         return losses / len(images)
 
-    def _step(self, batches: list[torch.Tensor], targets: list[torch.Tensor]) -> torch.Tensor:
-        """Makes one step of SGD with momentum and weight decay, as `torch.optim.SGD` does; returns the losses."""
-        gradient, losses = self._gradients(batches, targets)
-        if self._weight_decay:
-            gradient = gradient + self._weight_decay * self._parameters
-        self._velocity.mul_(self._momentum).add_(gradient)
-        self._parameters.sub_(self._velocity, alpha=self._lr)
-        return losses
-
-    def _gradients(self, batches: list[torch.Tensor], targets: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _gradients(
+        self, batches: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns (networks, P) gradients and (networks,) losses: in one call on a GPU, which small networks leave idle.
 
         On a CPU one network already keeps all cores busy, and convolutions of stacked networks are slower.
         """
         if self._parameters.is_cuda:
-            return self._gradient(self._parameters, torch.stack(batches), torch.stack(targets))
+            return self._gradient(self._parameters, torch.stack(tuple(batches)), torch.stack(tuple(targets)))
         results = [self._gradient(*one) for one in zip(self._parameters, batches, targets, strict=True)]
         gradients, losses = zip(*results, strict=True)
         return torch.stack(gradients), torch.stack(losses)
 
+    def change_lr(self, lr: float, forget: bool) -> None:
+        """Sets the step size; as in `OneByOne.change_lr`."""
+        if forget:
+            self._optimizer = self._update.make_optimizer([self._parameters])
+        self._optimizer.param_groups[0]["lr"] = lr
+
     def parameters(self) -> torch.Tensor:
         """Returns a copy of all parameters, (networks, P)."""
         return self._parameters.clone()
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Returns parameters and the optimiser's memory, from which `load_state` goes on bit for bit."""
+        return {"parameters": self._parameters, **self._optimizer.state[self._parameters]}
+
+    def load_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Takes over what `state` returned."""
+        memory = {name: value.clone() for name, value in state.items() if name != "parameters"}
+        self._parameters.copy_(state["parameters"])
+        self._optimizer.state[self._parameters] = memory
 
     def finish(self) -> None:
         """Writes the parameters into the networks."""
@@ -168,10 +296,9 @@ class Together:
             load_parameters(network, parameters)
 
 
-def draw_batch(images: torch.Tensor, rows: torch.Tensor, augment: str, generator: torch.Generator) -> torch.Tensor:
-    """Returns the chosen images under an augmentation drawn for them."""
-    drawn = draw_augmentation(augment, len(rows), images.shape[2:], generator, device=images.device)
-    return apply_augmentation(images[rows], drawn)
+def one_hot(labels: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """Returns (N, classes) float32 probabilities: what CutMix mixes."""
+    return F.one_hot(labels, num_classes).float()
 
 
 def check_trainer(engine: str, precision: str) -> None:
@@ -181,13 +308,9 @@ def check_trainer(engine: str, precision: str) -> None:
     require(engine == "compiled" or precision == "float32", f"engine {engine!r} has no precision {precision!r}; use 'float32'")
 
 
-def make_trainer(
-    networks: Sequence[nn.Module], lr: float, momentum: float, weight_decay: float, engine: str, precision: str
-) -> OneByOne | Together:
+def make_trainer(networks: Sequence[nn.Module], update: Update, engine: str, precision: str) -> OneByOne | Together:
     """Returns what trains these networks: "eager" one by one, or "compiled" together."""
-    if engine == "eager":
-        return OneByOne(networks, lr, momentum, weight_decay)
-    return Together(networks, lr, momentum, weight_decay, precision)
+    return OneByOne(networks, update) if engine == "eager" else Together(networks, update, precision)
 
 
 def train_stage(
@@ -200,20 +323,25 @@ def train_stage(
 ) -> None:
     """Trains networks in place on the images of one stage, with the stage's step size `lr`.
 
-    SGD is made anew at the start and when the step size falls to a tenth, after epoch `epochs // 2 + 1` (counted
-    from 0), so momentum starts from zero at both. The public loop runs one epoch more than its `epochs`; ours does not.
+    The public MTT loop runs one epoch more than its `epochs`; ours does not.
 
     Raises:
         DivergenceError: a loss is not finite.
     """
-    first = min(recipe.epochs // 2 + 2, recipe.epochs)
-    for phase_lr, epochs in ((lr, range(first)), (0.1 * lr, range(first, recipe.epochs))):
-        trainer = make_trainer(networks, phase_lr, recipe.momentum, recipe.weight_decay, recipe.engine, recipe.precision)
-        for epoch in epochs:
-            losses = trainer.epoch(images, targets, recipe.batch_size, recipe.augment, generators)
-            if epoch % CHECK_EPOCHS == 0 or epoch == recipe.epochs - 1:
-                _check_losses(losses, f"{len(images)} images", epoch, lr)
-        trainer.finish()
+    if recipe.cutmix and not targets.is_floating_point():
+        targets = one_hot(targets, networks[0][-1].out_features).to(images.dtype)
+    update = Update(lr, recipe.momentum, recipe.weight_decay, recipe.optimizer, recipe.loss)
+    trainer = make_trainer(networks, update, recipe.engine, recipe.precision)
+    feed = Feed(recipe.batch_size, recipe.augment, recipe.cutmix)
+    before = 1.0
+    for epoch, factor in enumerate(SCHEDULES[recipe.schedule](recipe.epochs)):
+        if factor != before:
+            trainer.change_lr(factor * lr, forget=recipe.schedule == "half")
+            before = factor
+        losses = trainer.epoch(images, targets, feed, generators)
+        if epoch % CHECK_EPOCHS == 0 or epoch == recipe.epochs - 1:
+            _check_losses(losses, f"{len(images)} images", epoch, lr)
+    trainer.finish()
 
 
 def _check_losses(losses: torch.Tensor, data: str, epoch: int, lr: float) -> None:

@@ -25,7 +25,7 @@ from seqmatch_lib.errors import DivergenceError, StorageError, require
 from seqmatch_lib.networks import count_parameters
 from seqmatch_lib.seeds import make_generator
 from seqmatch_lib.storage import digest_json, read_json, write_atomically, write_json
-from seqmatch_lib.training import check_trainer, make_trainer
+from seqmatch_lib.training import Feed, Update, check_trainer, make_trainer
 
 
 @dataclass(frozen=True)
@@ -218,13 +218,15 @@ def _train_teachers(
     bar: tqdm,
 ) -> tuple[np.ndarray, list[list[float]]]:
     """Trains teachers; returns their (teachers, epochs + 1, P) rows and the mean training loss of each epoch."""
-    trainer = make_trainer(networks, config.lr, config.momentum, config.weight_decay, config.engine, config.precision)
+    update = Update(config.lr, config.momentum, config.weight_decay)
+    trainer = make_trainer(networks, update, config.engine, config.precision)
+    feed = Feed(config.batch_size, config.augment)
     rows = np.empty((len(networks), epochs + 1, count_parameters(networks[0])), dtype=np.float32)
     rows[:, 0] = trainer.parameters().cpu().numpy()  # a copy: a view would follow the live weights
     losses: list[list[float]] = [[] for _ in teachers]
     for epoch in range(epochs):
         generators = [make_generator(config.seed, "teacher", teacher, "epoch", epoch) for teacher in teachers]
-        epoch_losses = trainer.epoch(images, labels, config.batch_size, config.augment, generators).tolist()
+        epoch_losses = trainer.epoch(images, labels, feed, generators).tolist()
         for teacher, loss, all_losses in zip(teachers, epoch_losses, losses, strict=True):
             require(
                 np.isfinite(loss),

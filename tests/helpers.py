@@ -8,6 +8,7 @@ from seqmatch_lib.budget import Budget
 from seqmatch_lib.checkpoint import StageCheckpoint
 from seqmatch_lib.methods import Stage
 from seqmatch_lib.networks import NetworkConfig
+from seqmatch_lib.preprocessing import Normalisation
 from seqmatch_lib.synthetic import SubsetSequence
 from seqmatch_lib.training import TrainingRecipe
 from seqmatch_lib.trajectories import TeacherConfig
@@ -37,6 +38,7 @@ def make_stage(folder: Path, seed: int = 0) -> Stage:
         images=images,
         labels=labels,
         num_classes=CLASSES,
+        preprocessing=Normalisation((0.5,), (0.25,)),
         data_identity={"name": "test"},
         network=NETWORK,
         teachers=TEACHERS,

@@ -8,8 +8,9 @@ import torch
 from seqmatch_lib.augment import (
     DSA_STRATEGY,
     OPERATIONS,
-    Augmentation,
+    Operation,
     apply_augmentation,
+    augment_alike,
     draw_augmentation,
 )
 from seqmatch_lib.errors import ConfigError
@@ -18,14 +19,14 @@ BATCH, SIZE = 6, (9, 8)
 
 
 def draw_many(operation: str, size: tuple[int, int], generator: torch.Generator) -> torch.Tensor:
-    return draw_augmentation(operation, 20000, size, generator).values
+    return draw_augmentation(operation, 20000, size, generator)[0].values
 
 
 def test_color_is_brightness_then_saturation_then_contrast(generator):
     x = torch.randn(BATCH, 3, *SIZE, generator=generator)
     drawn = draw_augmentation("color", BATCH, SIZE, generator)
     expected = []
-    for image, (brightness, saturation, contrast) in zip(x, drawn.values.T, strict=True):
+    for image, (brightness, saturation, contrast) in zip(x, drawn[0].values.T, strict=True):
         image = image + brightness
         grey = image.mean(0)
         image = (image - grey) * saturation + grey
@@ -37,7 +38,7 @@ def test_crop_shifts_by_whole_pixels_and_fills_with_zero(generator):
     x = torch.randn(BATCH, 3, 16, 24, generator=generator)
     drawn = draw_augmentation("crop", BATCH, (16, 24), generator)
     result = apply_augmentation(x, drawn)
-    for image, moved, (down, right) in zip(x, result, drawn.values.T.int().tolist(), strict=True):
+    for image, moved, (down, right) in zip(x, result, drawn[0].values.T.int().tolist(), strict=True):
         expected = torch.zeros_like(image)
         for row in range(16):
             for column in range(24):
@@ -49,7 +50,7 @@ def test_crop_shifts_by_whole_pixels_and_fills_with_zero(generator):
 def test_cutout_erases_a_square_of_half_the_side(generator):
     x = torch.ones(BATCH, 1, *SIZE)
     drawn = draw_augmentation("cutout", BATCH, SIZE, generator)
-    for image, (row, column) in zip(apply_augmentation(x, drawn), drawn.values.T.int().tolist(), strict=True):
+    for image, (row, column) in zip(apply_augmentation(x, drawn), drawn[0].values.T.int().tolist(), strict=True):
         expected = torch.ones(1, *SIZE)
         # sides 9 and 8 give squares of 5 and 4 pixels
         expected[:, max(0, row - 2) : row + 3, max(0, column - 2) : column + 2] = 0
@@ -58,21 +59,21 @@ def test_cutout_erases_a_square_of_half_the_side(generator):
 
 def test_flip_mirrors_the_chosen_images():
     x = torch.arange(12.0).view(2, 1, 2, 3)
-    result = apply_augmentation(x, Augmentation("flip", torch.tensor([[1.0, 0.0]])))
+    result = apply_augmentation(x, (Operation("flip", torch.tensor([[1.0, 0.0]])),))
     assert torch.equal(result[0], x[0].flip(2))
     assert torch.equal(result[1], x[1])
 
 
 def test_rotation_by_a_right_angle_and_by_nothing():
     x = torch.randn(2, 3, 8, 8)
-    result = apply_augmentation(x, Augmentation("rotate", torch.tensor([[math.pi / 2, 0.0]])))
+    result = apply_augmentation(x, (Operation("rotate", torch.tensor([[math.pi / 2, 0.0]])),))
     torch.testing.assert_close(result[0], x[0].rot90(1, (1, 2)), atol=1e-4, rtol=0)
     torch.testing.assert_close(result[1], x[1], atol=1e-5, rtol=0)
 
 
 def test_scale_samples_the_grid_at_the_given_factors():
     x = torch.linspace(-1, 1, 9).expand(2, 1, 9, 9)  # the value of a pixel is its x coordinate
-    result = apply_augmentation(x, Augmentation("scale", torch.tensor([[0.5, 1.0], [1.0, 1.0]])))
+    result = apply_augmentation(x, (Operation("scale", torch.tensor([[0.5, 1.0], [1.0, 1.0]])),))
     torch.testing.assert_close(result[0], 0.5 * x[0])
     torch.testing.assert_close(result[1], x[1], atol=1e-6, rtol=0)
 
@@ -100,7 +101,7 @@ def test_parameters_fill_the_published_range(operation, size, low, high, generat
 
 
 def test_every_operation_of_the_strategy_is_drawn_about_equally_often(generator):
-    drawn = [draw_augmentation(DSA_STRATEGY, 1, SIZE, generator).operation for _ in range(1200)]
+    drawn = [draw_augmentation(DSA_STRATEGY, 1, SIZE, generator)[0].name for _ in range(1200)]
     counts = [drawn.count(operation) for operation in OPERATIONS]
     assert sum(counts) == 1200
     assert min(counts) > 140, counts  # 200 expected, standard deviation 13
@@ -108,8 +109,8 @@ def test_every_operation_of_the_strategy_is_drawn_about_equally_often(generator)
 
 def test_shared_parameters_are_equal_and_others_are_not(generator):
     for operation in OPERATIONS:
-        shared = draw_augmentation(operation, 50, SIZE, generator, shared=True).values
-        single = draw_augmentation(operation, 50, SIZE, generator).values
+        shared = draw_augmentation(operation, 50, SIZE, generator, shared=True)[0].values
+        single = draw_augmentation(operation, 50, SIZE, generator)[0].values
         assert (shared == shared[:, :1]).all(), operation
         assert not (single == single[:, :1]).all(), operation
 
@@ -120,8 +121,8 @@ def test_same_generator_state_gives_the_same_augmentation(generator):
     second = draw_augmentation(DSA_STRATEGY, BATCH, SIZE, generator)
     generator.set_state(state)
     again = draw_augmentation(DSA_STRATEGY, BATCH, SIZE, generator)
-    assert (first.operation, first.values.tolist()) == (again.operation, again.values.tolist())
-    assert (first.operation, first.values.tolist()) != (second.operation, second.values.tolist())
+    assert (first[0].name, first[0].values.tolist()) == (again[0].name, again[0].values.tolist())
+    assert (first[0].name, first[0].values.tolist()) != (second[0].name, second[0].values.tolist())
 
 
 def test_drawing_leaves_the_global_generator_alone(generator):
@@ -137,11 +138,32 @@ def test_gradient_in_the_images(operation, generator, float64):
     assert torch.autograd.gradcheck(lambda images: apply_augmentation(images, drawn), x)
 
 
+def test_groups_follow_one_another(generator):
+    x = torch.randn(BATCH, 3, *SIZE, generator=generator)
+    drawn = draw_augmentation("flip+color+crop_scale+cutout", BATCH, SIZE, generator)
+    names = [operation.name for operation in drawn]
+    assert (names[:2], names[3:]) == (["flip", "color"], ["cutout"])
+    assert names[2] in ("crop", "scale")
+    one_by_one = x
+    for operation in drawn:
+        one_by_one = apply_augmentation(one_by_one, (operation,))
+    assert torch.equal(apply_augmentation(x, drawn), one_by_one)
+
+
+def test_batches_augmented_alike_get_one_draw(generator):
+    image = torch.randn(1, 3, *SIZE, generator=generator)
+    first, second = augment_alike([image.repeat(2, 1, 1, 1), image.repeat(3, 1, 1, 1)], "color+crop+cutout", generator)
+    assert (len(first), len(second)) == (2, 3)
+    for other in (*first, *second):
+        torch.testing.assert_close(other, first[0])
+    assert not torch.allclose(first[0], image[0])
+
+
 def test_none_returns_the_images_themselves(generator):
     x = torch.randn(2, 3, 6, 5)
     assert apply_augmentation(x, draw_augmentation("none", 2, (6, 5), generator)) is x
 
 
 def test_unknown_operation_is_named(generator):
-    with pytest.raises(ConfigError, match=r"\['crpo'\].*color_crop_cutout"):
+    with pytest.raises(ConfigError, match=r"\['crpo'\].*color_crop_cutout.*joined by"):
         draw_augmentation("color_crpo", 2, (6, 5), generator)

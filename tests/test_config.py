@@ -31,7 +31,8 @@ def test_every_preset_builds_at_every_scale_and_says_what_its_name_says(preset, 
     assert ipc == ([f"ipc{config.ipc}"] if config.ipc else [])
     assert config.dataset in DATASETS
     assert sum(config.subset_ipcs) == config.ipc
-    assert config.num_subsets == ({10: 2, 50: 3}[config.ipc] if config.is_sequential else 1)
+    stages = 2 if config.ipc == 10 or method == "seqmatch_idc" else 3
+    assert config.num_subsets == (stages if config.is_sequential else 1)
     assert config.run_id.startswith(f"{dataset}-{method}-ipc{config.ipc}-k{config.num_subsets}-seed3-")
     assert RunConfig.from_dict(json.loads(json.dumps(config.as_dict()))) == config
 

@@ -1,7 +1,12 @@
 """Base distillation methods: each optimises one subset, and `seqmatch_lib.seqmatch` puts any of them in sequence."""
 
-from seqmatch_lib.methods import mtt as mtt  # registers itself
+# each registers itself
+from seqmatch_lib.methods import dm as dm
+from seqmatch_lib.methods import idc as idc
+from seqmatch_lib.methods import krr as krr
+from seqmatch_lib.methods import mtt as mtt
 from seqmatch_lib.methods.base import (
+    BaseConfig,
     BaseMethod,
     Prepared,
     Stage,
@@ -11,4 +16,13 @@ from seqmatch_lib.methods.base import (
     register_method,
 )
 
-__all__ = ["BaseMethod", "Prepared", "Stage", "Trainable", "get_method", "method_names", "register_method"]
+__all__ = [
+    "BaseConfig",
+    "BaseMethod",
+    "Prepared",
+    "Stage",
+    "Trainable",
+    "get_method",
+    "method_names",
+    "register_method",
+]

@@ -1,12 +1,46 @@
 """The interface of a base method A, as Algorithm 1 of SeqMatch uses it, and the registry of methods.
 
-A base method optimises the images of one stage. It knows nothing of the sequence except what `Stage` tells it: the
-frozen earlier subsets, and the interval of teacher epochs it is to match. To add one, subclass `BaseMethod`, give it a
-frozen dataclass as `config_class`, write `prepare` and `step`, and register it under its name.
+A method of your own
+====================
+A base method optimises the images of one stage. It knows nothing of the sequence except what `Stage` tells it, so a method
+that works alone works under SeqMatch. It takes four things:
+
+1. a frozen dataclass of settings, with at least `iterations`, `lr_img`, `momentum_img`, `syn_lr`;
+2. `prepare(stage)`: what the steps need of the real data and the frozen subsets, made once a stage;
+3. `step(prepared, trainable, frozen, generator)`: one iteration's loss, its gradient added to `trainable.images.grad`;
+4. a name. This is all of a method that matches the class means of pixels (`tests/test_own_method.py` runs it):
+
+       @dataclass(frozen=True)
+       class MeansConfig(BaseConfig):
+           iterations: int = 30
+
+       @register_method("means")
+       class Means(BaseMethod):
+           config_class = MeansConfig
+
+           def prepare(self, stage):
+               return RealMeans(0.0, class_means(stage.images, stage.labels))
+
+           def step(self, prepared, trainable, frozen, generator):
+               loss = (class_means(*frozen.then(trainable.freeze_view()).union()) - prepared.means).square().sum()
+               loss.backward()
+               return loss.detach()
+
+A package of your own makes it known by an entry point, and `seqmatch_means` comes with it:
+
+       [project.entry-points."seqmatch_lib.methods"]
+       means = "my_package.means:Means"
+
+`RunConfig.from_dict` then builds runs of it from a dictionary; presets are for published settings. Rules: all randomness
+comes from `generator` or from seeds of `stage`; nothing of `frozen` is changed; what must survive a restart beside the
+images stands in `Prepared.state`. Override `initialise` for another start or other optimisers, `training_recipe` if
+networks must be trained on the result in one way only, `num_iterations` and `initial_lr` if they depend on the stage.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,12 +48,17 @@ import torch
 from torch import nn
 
 from seqmatch_lib.budget import Budget
-from seqmatch_lib.errors import require
+from seqmatch_lib.errors import ConfigError, require
+from seqmatch_lib.evaluation import train_staged
+from seqmatch_lib.multi_formation import AS_STORED, Formation
 from seqmatch_lib.networks import NetworkConfig, make_network
+from seqmatch_lib.preprocessing import Normalisation, Whitening
 from seqmatch_lib.seeds import make_generator
 from seqmatch_lib.synthetic import SubsetSequence, SyntheticSubset, sample_real_subset
 from seqmatch_lib.training import TrainingRecipe
 from seqmatch_lib.trajectories import TeacherConfig
+
+ENTRY_POINTS = "seqmatch_lib.methods"
 
 
 @dataclass(frozen=True)
@@ -29,11 +68,12 @@ class Stage:
     Args:
         index: k = 1, 2, …
         ipc: images per class of S_k.
-        interval: (first, end): teacher epochs [first, end] that S_k is matched with.
+        interval: (first, end): teacher epochs [first, end] that S_k is matched with; None for methods without teachers.
         frozen: S_1 … S_{k-1}, on the device.
         images: (N, C, H, W) float32 normalised real training images, on the device.
         labels: (N,) int64.
         num_classes: number of classes.
+        preprocessing: what made `images` from pixels.
         data_identity: JSON values that name data set, split and preprocessing, for files made from them.
         network: architecture that is trained on the subset.
         teachers: how teachers are trained, for methods that use them.
@@ -45,11 +85,12 @@ class Stage:
 
     index: int
     ipc: int
-    interval: tuple[int, int]
+    interval: tuple[int, int] | None
     frozen: SubsetSequence
     images: torch.Tensor
     labels: torch.Tensor
     num_classes: int
+    preprocessing: Normalisation | Whitening
     data_identity: dict[str, Any]
     network: NetworkConfig
     teachers: TeacherConfig
@@ -58,10 +99,28 @@ class Stage:
     folder: Path
     budget: Budget
 
-    def make_network(self, seed: int, *purpose: str | int) -> nn.Module:
+    def make_network(self, seed: int, *purpose: str | int) -> nn.Sequential:
         """Returns a fresh network for this data, on the device."""
         generator = make_generator(seed, *purpose)
         return make_network(self.network, tuple(self.images.shape[1:]), self.num_classes, generator).to(self.images.device)
+
+    def start_networks(self, seed: int, *purposes: tuple[str | int, ...]) -> list[nn.Sequential]:
+        """Returns networks as stage k meets them: fresh ones, trained on S_1, then on S_1 ∪ S_2, …, S_1 ∪ … ∪ S_{k-1}.
+
+        Args:
+            seed: of starts and training.
+            *purposes: one a network; they name its random numbers.
+
+        Source: Algorithm 1 of SeqMatch, the line that carries the network from subset to subset.
+        """
+        networks = [self.make_network(seed, *purpose, "start") for purpose in purposes]
+        generators = [make_generator(seed, *purpose, "earlier stages") for purpose in purposes]
+        train_staged(networks, self.frozen, self.recipe, generators)
+        return networks
+
+    def rows_by_class(self) -> list[torch.Tensor]:
+        """Returns, for each class, the rows of its real images."""
+        return [(self.labels == label).nonzero().flatten() for label in range(self.num_classes)]
 
 
 @dataclass
@@ -70,9 +129,11 @@ class Trainable:
 
     Args:
         images: (classes * ipc, C, H, W) leaf that requires a gradient.
-        labels: (classes * ipc,) int64 classes, fixed.
-        lr: scalar leaf, the step size, that requires a gradient.
-        optimizers: of the images and of the step size, in this order.
+        labels: (classes * ipc,) int64 classes, or a (classes * ipc, classes) leaf that requires a gradient.
+        lr: scalar leaf, the step size; it requires a gradient where it is learned.
+        optimizers: by the name of the leaf that they change: "images", and "labels" and "lr" where those are learned.
+        logits: whether learned labels are logits, of which networks are shown the probabilities.
+        formation: how the stored images become training images.
         iteration: finished iterations.
         losses: one a finished iteration.
     """
@@ -80,38 +141,101 @@ class Trainable:
     images: torch.Tensor
     labels: torch.Tensor
     lr: torch.Tensor
-    optimizers: tuple[torch.optim.SGD, torch.optim.SGD]
+    optimizers: dict[str, torch.optim.Optimizer]
+    logits: bool = False
+    formation: Formation = AS_STORED
     iteration: int = 0
     losses: list[float] = field(default_factory=list)
 
+    def targets(self) -> torch.Tensor:
+        """Returns what networks are trained on: the labels, or the probabilities of logits; differentiable."""
+        return self.labels.softmax(1) if self.logits else self.labels
+
+    def freeze_view(self) -> SyntheticSubset:
+        """Returns the present state as a subset through which gradients flow back; it changes with the next step.
+
+        Its step size is left at 0: reading it would wait for the device, and losses take it from `lr`.
+        """
+        return SyntheticSubset(self.images, self.targets(), 0.0, self.formation)
+
     def freeze(self) -> SyntheticSubset:
         """Returns a copy of the present state as a subset that no later step can change."""
-        return SyntheticSubset(self.images.detach().clone(), self.labels.clone(), self.lr.item())
+        labels = self.targets().detach().clone()
+        return SyntheticSubset(self.images.detach().clone(), labels, self.lr.item(), self.formation)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Prepared:
     """What `prepare` returns: a method subclasses it with whatever its steps need.
 
     Args:
-        seconds: spent on making it, in this run or in the one that left it on disk.
+        seconds: spent on teachers, in this run or in the one that left them on disk; 0 without teachers.
     """
 
     seconds: float
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Returns what beside the subset changes from step to step, to be saved with it."""
+        return {}
+
+    def load_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Takes over what `state` returned in the process that was stopped."""
+
+
+@dataclass(frozen=True)
+class BaseConfig:
+    """Settings that every method has.
+
+    Args:
+        iterations: steps of a stage.
+        lr_img: learning rate of the images.
+        momentum_img: of the image optimiser (SGD).
+        syn_lr: step size that networks are trained with on the result, or that its learning begins with.
+    """
+
+    iterations: int = 1000
+    lr_img: float = 1.0
+    momentum_img: float = 0.5
+    syn_lr: float = 0.01
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What a method computes and holds.
+
+    Args:
+        passes: forward passes of one image, over all stages.
+        images: whose activations it holds at a time.
+        vectors: of parameters that it holds.
+        way: engine and precision, as the benchmark names them.
+        rate: what the benchmark measures that is like it: "inner_steps" or "training".
+        starts: networks, one number a stage, that are trained through the stages before.
+    """
+
+    passes: float
+    images: float
+    vectors: float
+    way: str
+    rate: str = "training"
+    starts: tuple[float, ...] = ()
 
 
 class BaseMethod(ABC):
     """A distillation method for one subset.
 
     Args:
-        config: an instance of `config_class`, which has at least `iterations`, `lr_img`, `lr_lr`, `syn_lr`,
-            `momentum_img` and `momentum_lr`.
+        config: an instance of `config_class`.
     """
 
     config_class: ClassVar[type]
+    uses_teachers: ClassVar[bool] = False  # whether stages have an interval of teacher epochs
 
     def __init__(self, config: Any) -> None:
         self.config = config
+
+    def num_iterations(self, index: int) -> int:
+        """Returns the iterations of stage k = `index`."""
+        return self.config.iterations
 
     def initial_lr(self, index: int) -> float:
         """Returns the step size that stage k = `index` begins with."""
@@ -123,12 +247,12 @@ class BaseMethod(ABC):
         purpose = ("stage", stage.index, "initial images")
         start = sample_real_subset(stage.images, stage.labels, stage.num_classes, stage.ipc, lr, stage.seed, *purpose)
         images = start.images.requires_grad_()
-        lr_leaf = torch.tensor(lr, device=images.device, requires_grad=True)
-        optimizers = (
-            torch.optim.SGD([images], lr=self.config.lr_img, momentum=self.config.momentum_img),
-            torch.optim.SGD([lr_leaf], lr=self.config.lr_lr, momentum=self.config.momentum_lr),
-        )
-        return Trainable(images, start.labels, lr_leaf, optimizers)
+        optimizers = {"images": self.image_optimizer(images)}
+        return Trainable(images, start.labels, torch.tensor(lr, device=images.device), optimizers)
+
+    def image_optimizer(self, images: torch.Tensor) -> torch.optim.Optimizer:
+        """Returns what changes the images: SGD with momentum."""
+        return torch.optim.SGD([images], lr=self.config.lr_img, momentum=self.config.momentum_img)
 
     @abstractmethod
     def prepare(self, stage: Stage) -> Prepared:
@@ -136,7 +260,7 @@ class BaseMethod(ABC):
 
     @abstractmethod
     def step(self, prepared: Any, trainable: Trainable, frozen: SubsetSequence, generator: torch.Generator) -> torch.Tensor:
-        """Computes one iteration's loss and adds its gradients to `trainable.images` and `trainable.lr`.
+        """Computes one iteration's loss and adds its gradients to the leaves of `trainable`.
 
         Args:
             prepared: what `prepare` returned.
@@ -149,14 +273,26 @@ class BaseMethod(ABC):
         """
 
     def training_recipe(self, recipe: TrainingRecipe) -> TrainingRecipe:
-        """Returns how networks are trained on the result; a method with a protocol of its own changes the recipe."""
+        """Returns how networks are trained on the result; a method that needs a loss of its own changes the recipe."""
         return recipe
+
+    def effort(self, sizes: list[int], num_classes: int) -> Effort:
+        """Returns what distilling all stages costs, for `python -m seqmatch_lib cost`.
+
+        Args:
+            sizes: stored images of each stage.
+            num_classes: of the data.
+
+        Raises:
+            ConfigError: the method does not say.
+        """
+        raise ConfigError(f"{type(self).__name__} does not say what its steps cost; give it a method `effort`")
 
 
 _METHODS: dict[str, type[BaseMethod]] = {}
 
 
-def register_method(name: str) -> Any:
+def register_method(name: str) -> Callable[[type[BaseMethod]], type[BaseMethod]]:
     """Class decorator that makes a base method available under a name, alone and as `seqmatch_<name>`."""
 
     def register(method: type[BaseMethod]) -> type[BaseMethod]:
@@ -168,15 +304,23 @@ def register_method(name: str) -> Any:
 
 
 def method_names() -> tuple[str, ...]:
-    """Returns the names of all registered base methods."""
-    return tuple(sorted(_METHODS))
+    """Returns the names of all base methods: those of this library, and those that other packages name."""
+    return tuple(sorted({*_METHODS, *(entry.name for entry in entry_points(group=ENTRY_POINTS))}))
 
 
 def get_method(name: str) -> type[BaseMethod]:
-    """Returns a registered base method.
+    """Returns a base method by its name.
 
     Raises:
-        ConfigError: no method has that name.
+        ConfigError: no method has that name, or the package that names one does not give a method.
     """
+    if name not in _METHODS:
+        for entry in entry_points(group=ENTRY_POINTS, name=name):
+            method = entry.load()
+            require(
+                isinstance(method, type) and issubclass(method, BaseMethod),
+                f"entry point {name!r} ({entry.value}) is no BaseMethod; name a subclass of seqmatch_lib.methods.BaseMethod",
+            )
+            _METHODS.setdefault(name, method)
     require(name in _METHODS, f"method {name!r} is unknown; use one of {', '.join(method_names())}")
     return _METHODS[name]

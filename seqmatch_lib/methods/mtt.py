@@ -1,18 +1,19 @@
 """MTT: match the parameters that real training reaches (Cazenavette et al., CVPR 2022, Algorithm 1)."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from seqmatch_lib.augment import DSA_STRATEGY, check_strategy, draw_augmentation
 from seqmatch_lib.errors import require
-from seqmatch_lib.evaluation import train_staged
 from seqmatch_lib.inner_loop import InnerBatch, check_engine, unroll
-from seqmatch_lib.methods.base import BaseMethod, Prepared, Stage, Trainable, register_method
-from seqmatch_lib.seeds import make_generator
+from seqmatch_lib.methods.base import BaseMethod, Effort, Prepared, Stage, Trainable, register_method
+from seqmatch_lib.networks import load_parameters
+from seqmatch_lib.settings import as_settings, later
+from seqmatch_lib.step_functions import ADJOINT_PASSES, GRADIENT_PASSES
 from seqmatch_lib.storage import digest_json
-from seqmatch_lib.synthetic import SubsetSequence, SyntheticSubset
+from seqmatch_lib.synthetic import SubsetSequence
 from seqmatch_lib.training import TrainingRecipe
 from seqmatch_lib.trajectories import TeacherConfig, TrajectorySet, record_trajectories
 
@@ -34,6 +35,14 @@ class MTTConfig:
         momentum_lr: of the step-size optimiser.
         augment: DSA strategy in the inner loop, or "none".
         engine: and `precision`: of `unroll`.
+        lr_label: learning rate of soft labels, learned with the images as logits (`lr_y` in the public DATM code); 0 keeps
+            the classes.
+        momentum_label: of their optimiser (SGD).
+        label_epoch: epochs of the teacher whose logits on the initial images the labels begin with; at most the recorded
+            ones (`Label_Model_Timestamp`; -1 there and here for the last one).
+
+    Source: the public MTT code; for soft labels Guo et al., "Towards Lossless Dataset Distillation via Difficulty-Aligned
+    Trajectory Matching" (DATM), ICLR 2024.
     """
 
     iterations: int = 5000
@@ -49,6 +58,9 @@ class MTTConfig:
     augment: str = DSA_STRATEGY
     engine: str = "higher"
     precision: str = "float32"
+    lr_label: float = later(0.0)
+    momentum_label: float = later(0.9)
+    label_epoch: int = later(-1)
 
     def __post_init__(self) -> None:
         for name in ("iterations", "syn_steps", "expert_epochs"):
@@ -57,13 +69,15 @@ class MTTConfig:
         for name in ("lr_img", "syn_lr", "later_syn_lr"):
             require(getattr(self, name) > 0, f"mtt.{name} {getattr(self, name)} must be positive")
         require(self.lr_lr >= 0, f"mtt.lr_lr {self.lr_lr} must not be negative; 0 keeps the step size fixed")
-        for name in ("momentum_img", "momentum_lr"):
+        require(self.lr_label >= 0, f"mtt.lr_label {self.lr_label} must not be negative; 0 keeps the classes as labels")
+        require(self.label_epoch >= -1, f"mtt.label_epoch {self.label_epoch} must be an epoch, or -1 for the last one")
+        for name in ("momentum_img", "momentum_lr", "momentum_label"):
             require(0 <= getattr(self, name) < 1, f"mtt.{name} {getattr(self, name)} must lie in [0, 1)")
         check_strategy(self.augment)
         check_engine(self.engine, self.precision)
 
 
-@dataclass(frozen=True)
+@dataclass
 class MTTPrepared(Prepared):
     """What MTT needs in a stage: the teachers, their interval, and a network to unroll."""
 
@@ -77,10 +91,37 @@ class MTT(BaseMethod):
     """Matching training trajectories."""
 
     config_class = MTTConfig
+    uses_teachers = True
 
     def initial_lr(self, index: int) -> float:
         """Returns the step size that stage k = `index` begins with."""
         return self.config.syn_lr if index == 1 else self.config.later_syn_lr
+
+    def initialise(self, stage: Stage) -> Trainable:
+        """Returns random real images, their classes or a teacher's logits on them (learned), and a step size (learned)."""
+        config = self.config
+        trainable = super().initialise(stage)
+        trainable.lr.requires_grad_()
+        trainable.optimizers["lr"] = torch.optim.SGD([trainable.lr], lr=config.lr_lr, momentum=config.momentum_lr)
+        if config.lr_label:
+            trainable.labels = self._teacher_logits(stage, trainable.images).requires_grad_()
+            trainable.logits = True
+            optimizer = torch.optim.SGD([trainable.labels], lr=config.lr_label, momentum=config.momentum_label)
+            trainable.optimizers["labels"] = optimizer
+        return trainable
+
+    @torch.no_grad()
+    def _teacher_logits(self, stage: Stage, images: torch.Tensor) -> torch.Tensor:
+        """Returns the first teacher's logits after `label_epoch` epochs."""
+        recorded = stage.teachers.recorded_epochs(stage.index)
+        epoch = recorded if self.config.label_epoch == -1 else self.config.label_epoch
+        require(
+            epoch <= recorded,
+            f"mtt.label_epoch {epoch} exceeds the {recorded} epochs recorded in stage {stage.index}; lower it",
+        )
+        network = stage.make_network(stage.seed, "labelling network")
+        load_parameters(network, record_stage_teachers(stage).segment(0, 0, epoch)[1])
+        return network.eval()(images)
 
     def prepare(self, stage: Stage) -> MTTPrepared:
         """Records the teachers of the stage, or opens them if another run with the same settings made them.
@@ -104,13 +145,24 @@ class MTT(BaseMethod):
         config = self.config
         start, target = self._draw_segment(prepared, generator)
         start, target = start.to(trainable.images.device), target.to(trainable.images.device)
-        images, labels = frozen.then(SyntheticSubset(trainable.images, trainable.labels, lr=0.0)).union()
+        images, labels = frozen.then(trainable.freeze_view()).union()
         batch_size = config.batch_syn or len(trainable.images)
         batches = draw_batches(images, batch_size, config.syn_steps, config.augment, generator)
         reached = unroll(prepared.network, start, images, labels, batches, trainable.lr, config.engine, config.precision)
         loss = (reached - target).square().sum() / (start - target).square().sum()
         loss.backward()
         return loss.detach()
+
+    def effort(self, sizes: list[int], num_classes: int) -> Effort:
+        """Returns what the inner loops cost; `higher` keeps the graph of all steps, about four times the activations."""
+        config = self.config
+        unions = [sum(sizes[: k + 1]) for k in range(len(sizes))]
+        batches = [min(config.batch_syn or size, union) for size, union in zip(sizes, unions, strict=True)]
+        passes = config.iterations * config.syn_steps * sum(batches) * (GRADIENT_PASSES + ADJOINT_PASSES)
+        higher = config.engine == "higher"
+        kept = 4 * config.syn_steps if higher else 1
+        way = "higher" if higher else f"compiled {config.precision}"
+        return Effort(passes, kept * max(batches), config.syn_steps + 4, way, "inner_steps")
 
     def _draw_segment(self, prepared: MTTPrepared, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """Draws a teacher, and a start epoch uniformly from [first, end - M)."""
@@ -170,7 +222,7 @@ def record_stage_teachers(stage: Stage) -> TrajectorySet:
     epochs = stage.teachers.recorded_epochs(stage.index)
     identity: dict[str, object] = {
         "data": stage.data_identity,
-        "network": asdict(stage.network),
+        "network": as_settings(stage.network),
         "stage": stage.index,
         "epochs": epochs,
         "teachers": _without_engine(stage.teachers),
@@ -180,10 +232,7 @@ def record_stage_teachers(stage: Stage) -> TrajectorySet:
     name = f"{stage.network.name}-stage{stage.index}-{digest_json(identity)[:8]}"
 
     def make_starts(teachers: list[int]) -> list[nn.Module]:
-        networks = [stage.make_network(stage.teachers.seed, "teacher", teacher, "start") for teacher in teachers]
-        generators = [make_generator(stage.teachers.seed, "teacher", teacher, "earlier stages") for teacher in teachers]
-        train_staged(networks, stage.frozen, stage.recipe, generators)
-        return networks
+        return list(stage.start_networks(stage.teachers.seed, *(("teacher", teacher) for teacher in teachers)))
 
     return record_trajectories(
         stage.folder / name, identity, stage.teachers, epochs, make_starts, stage.images, stage.labels, stage.budget
@@ -192,4 +241,4 @@ def record_stage_teachers(stage: Stage) -> TrajectorySet:
 
 def _without_engine(config: TeacherConfig | TrainingRecipe) -> dict[str, object]:
     """Returns the settings that decide a result: engines differ in speed and rounding alone, precisions in more."""
-    return {key: value for key, value in asdict(config).items() if key not in ("engine", "together")}
+    return {key: value for key, value in as_settings(config).items() if key not in ("engine", "together")}

@@ -1,0 +1,310 @@
+"""IDC: match gradients class by class along the training of a network on real data (Kim et al., ICML 2022).
+
+Departures from the public code: the images of all classes take their step together, after the matches of one round (classes
+do not meet in the match, so only the moment differs at which momentum acts); images are kept normalised, with gradients
+scaled so that `lr_img` is in units of pixels in [0, 1] as published; real images are drawn anew in each round.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from seqmatch_lib.augment import augment_alike, check_strategy
+from seqmatch_lib.errors import require
+from seqmatch_lib.methods.base import BaseMethod, Effort, Prepared, Stage, Trainable, register_method
+from seqmatch_lib.multi_formation import Formation, store_tiles
+from seqmatch_lib.networks import flatten_parameters, load_parameters
+from seqmatch_lib.preprocessing import Normalisation
+from seqmatch_lib.step_functions import GRADIENT_PASSES, IMAGE_ADJOINT_PASSES, step_functions
+from seqmatch_lib.synthetic import SubsetSequence, sample_real_subset
+from seqmatch_lib.training import Feed, Together, Update, check_trainer, one_hot
+
+STARTS = ("mix", "random")
+
+
+def _squared(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return (x - y).square().sum()
+
+
+def _absolute(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return (x - y).abs().sum()
+
+
+def _cosine(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """One minus the cosine of each filter's gradients, added up."""
+    x, y = x.flatten(1), y.flatten(1)
+    return (1 - (x * y).sum(1) / (x.norm(dim=1) * y.norm(dim=1) + 1e-6)).sum()
+
+
+# Distances of two gradients of one weight tensor (`dist` in the public code).
+METRICS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "mse": _squared,
+    "l1": _absolute,
+    "cosine": _cosine,
+}
+
+
+@dataclass(frozen=True)
+class IDCConfig:
+    """Hyperparameters of IDC, with the names of the public code where it has one.
+
+    Args:
+        iterations: rounds of matching of each subset, one entry for all or one each: 100 times the `niter` of the code.
+        inner_loop: rounds, each followed by training on real images, before the network begins anew; likewise.
+        fix_iter: how many times it begins from the same start, before that is drawn anew.
+        factor: of multi-formation; 1 is IDC-I.
+        decode: of multi-formation in the match; sets matched with "bound" are trained on as "single".
+        start: "mix", tiles of different real images, or "random", whole real images.
+        metric: distance of gradients: "mse", "l1" or "cosine".
+        lr_img: learning rate of the images in [0, 1] at 10 images per class; it grows with the stage's ipc.
+        momentum_img: of the image optimiser.
+        batch_real: real images of a class in a match.
+        batch_syn_max: most training images of a class and subset in a match.
+        n_data: real images that the network is trained on after a round; 0 for none.
+        net_epoch: passes over them.
+        net_lr: of that training, as are `net_momentum`, `net_weight_decay` and `net_batch_size`.
+        match_augment: DSA strategy of the match, one draw for the real and synthetic images of a class.
+        net_augment: DSA strategy of the training on real images.
+        cutmix: probability of CutMix in that training.
+        syn_lr: step size for training on the set; IDC learns none.
+        engine: "eager" or "compiled", and `precision`, of gradients, their derivatives and the training.
+
+    Source: `argument.py`, `misc/reproduce.py` and `condense.py` of the public code; `inner_loops`, `niters` and `fix_iter` in
+    `condense_new.py` of SeqMatch-IDC.
+    """
+
+    iterations: tuple[int, ...] = (200_000,)
+    inner_loop: tuple[int, ...] = (100,)
+    fix_iter: int = 1
+    factor: int = 2
+    decode: str = "single"
+    start: str = "mix"
+    metric: str = "mse"
+    lr_img: float = 5e-3
+    momentum_img: float = 0.5
+    batch_real: int = 64
+    batch_syn_max: int = 128
+    n_data: int = 2000
+    net_epoch: int = 1
+    net_lr: float = 0.01
+    net_momentum: float = 0.9
+    net_weight_decay: float = 5e-4
+    net_batch_size: int = 64
+    match_augment: str = "color+crop+cutout"
+    net_augment: str = "color+crop"
+    cutmix: float = 0.5
+    syn_lr: float = 0.01
+    engine: str = "compiled"
+    precision: str = "float32"
+
+    def __post_init__(self) -> None:
+        for name in ("iterations", "inner_loop"):
+            values = getattr(self, name)
+            require(bool(values) and min(values) >= 1, f"idc.{name} {list(values)} must hold numbers of at least 1")
+        for name in ("fix_iter", "batch_real", "batch_syn_max", "net_epoch", "net_batch_size"):
+            require(getattr(self, name) >= 1, f"idc.{name} {getattr(self, name)} must be at least 1")
+        for name in ("lr_img", "net_lr", "syn_lr"):
+            require(getattr(self, name) > 0, f"idc.{name} {getattr(self, name)} must be positive")
+        for name in ("n_data", "net_weight_decay"):
+            require(getattr(self, name) >= 0, f"idc.{name} {getattr(self, name)} must not be negative")
+        for name in ("momentum_img", "net_momentum"):
+            require(0 <= getattr(self, name) < 1, f"idc.{name} {getattr(self, name)} must lie in [0, 1)")
+        require(0 <= self.cutmix <= 1, f"idc.cutmix {self.cutmix} must lie in [0, 1]")
+        require(self.start in STARTS, f"idc.start {self.start!r} is unknown; use one of {', '.join(STARTS)}")
+        require(self.metric in METRICS, f"idc.metric {self.metric!r} is unknown; use one of {', '.join(METRICS)}")
+        Formation(self.factor, self.decode)
+        check_strategy(self.match_augment)
+        check_strategy(self.net_augment)
+        check_trainer(self.engine, self.precision)
+
+
+class IDCPrepared(Prepared):
+    """The real images by class, and the network that the gradients are those of, at its place in training.
+
+    Args:
+        stage: S_k's.
+        config: of the method.
+    """
+
+    def __init__(self, stage: Stage, config: IDCConfig) -> None:
+        super().__init__(seconds=0.0)
+        require(
+            isinstance(stage.preprocessing, Normalisation),
+            "idc keeps pixels within [0, 1], which ZCA whitened images have no bounds for; set zca=false",
+        )
+        low, high = stage.preprocessing.range()
+        device = stage.images.device
+        self.stage = stage
+        self.low, self.high = low.to(device), high.to(device)
+        self.rows = stage.rows_by_class()
+        self.targets = one_hot(stage.labels, stage.num_classes) if config.cutmix else stage.labels
+        self._network = stage.make_network(stage.seed, "matching network")
+        weights = [torch.full_like(p, p.dim() > 2) for p in self._network.parameters()]
+        self.shapes = [weight.shape for weight in weights]
+        self.matched = [bool(weight.any()) for weight in weights]  # neither biases and norms nor the linear layer
+        self.functions = step_functions(self._network, config.precision, compiled=config.engine == "compiled")
+        self._update = Update(config.net_lr, config.net_momentum, config.net_weight_decay)
+        self._engine = {"precision": config.precision, "compiled": config.engine == "compiled"}
+        self._start = torch.empty(0)
+        self.trainer: Together | None = None
+
+    def begin_again(self, block: int, renew: bool) -> None:
+        """Sets the network back to its start; `renew` draws the start of that block of rounds first."""
+        if renew:
+            (network,) = self.stage.start_networks(self.stage.seed, ("stage", self.stage.index, "matching", block))
+            self._start = flatten_parameters(network)
+        self._make_trainer()
+
+    def _make_trainer(self) -> None:
+        load_parameters(self._network, self._start)
+        self.trainer = Together([self._network], self._update, **self._engine)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Returns the network's start, and its present place in training."""
+        assert self.trainer is not None
+        return {"start": self._start, **{f"trainer.{name}": value for name, value in self.trainer.state().items()}}
+
+    def load_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Puts the network back to where it was."""
+        self._start = state["start"]
+        self._make_trainer()
+        prefix = "trainer."
+        self.trainer.load_state({name.removeprefix(prefix): state[name] for name in state if name.startswith(prefix)})
+
+
+@register_method("idc")
+class IDC(BaseMethod):
+    """Gradient matching with multi-formation, in alternation with training on real data."""
+
+    config_class = IDCConfig
+
+    def num_iterations(self, index: int) -> int:
+        """Returns the rounds of stage k = `index`."""
+        return _entry(self.config.iterations, index, "idc.iterations")
+
+    def initialise(self, stage: Stage) -> Trainable:
+        """Returns real images, factor² of them in each stored image if `start` is "mix"."""
+        config = self.config
+        trainable = super().initialise(stage)
+        if config.start == "mix" and config.factor > 1:
+            count = config.factor**2
+            purpose = ("stage", stage.index, "initial tiles")
+            size = stage.ipc * count
+            real = sample_real_subset(stage.images, stage.labels, stage.num_classes, size, config.syn_lr, stage.seed, *purpose)
+            tiles = real.images.view(-1, count, *stage.images.shape[1:])
+            with torch.no_grad():
+                trainable.images.copy_(store_tiles(tiles, config.factor))
+        trainable.optimizers["images"].param_groups[0]["lr"] = config.lr_img * stage.ipc / 10
+        trainable.formation = Formation(config.factor, "multi" if config.decode == "multi" else "single")
+        return trainable
+
+    def prepare(self, stage: Stage) -> IDCPrepared:
+        """Sorts the real images by class.
+
+        Raises:
+            ConfigError: ZCA whitened images, or a batch too small for "bound".
+        """
+        return IDCPrepared(stage, self.config)
+
+    def step(
+        self, prepared: IDCPrepared, trainable: Trainable, frozen: SubsetSequence, generator: torch.Generator
+    ) -> torch.Tensor:
+        """Matches every class once, then trains the network on real images.
+
+        Returns:
+            The distance of real and synthetic gradients, added up over classes and weight tensors, detached.
+        """
+        config, stage = self.config, prepared.stage
+        block, place = divmod(trainable.iteration, _entry(config.inner_loop, stage.index, "idc.inner_loop"))
+        if place == 0:
+            prepared.begin_again(block // config.fix_iter, renew=block % config.fix_iter == 0)
+            with torch.no_grad():
+                trainable.images.clamp_(prepared.low, prepared.high)
+        sequence = frozen.then(trainable.freeze_view())
+        parameters = prepared.trainer.parameters()[0]
+        losses = [
+            self._match(prepared, parameters, label, *self._training_images(sequence, label, stage, generator), generator)
+            for label in range(stage.num_classes)
+        ]
+        # pixels are std times the stored values, so a step of lr in pixels is one of lr / std² here
+        trainable.images.grad.mul_((prepared.high - prepared.low).square())
+        self._train(prepared, generator)
+        return torch.stack(losses).sum()
+
+    def _training_images(
+        self, sequence: SubsetSequence, label: int, stage: Stage, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the training images of a class in all subsets, at most `batch_syn_max` of each subset."""
+        images, labels = [], []
+        bound = self.config.batch_syn_max
+        formation = Formation(self.config.factor, self.config.decode)
+        for subset in sequence.subsets:
+            decoded, repeated = formation(*subset.of_class(label, stage.num_classes), bound)
+            if len(decoded) > bound:
+                chosen = torch.randperm(len(decoded), generator=generator)[:bound].to(decoded.device)
+                decoded, repeated = decoded[chosen], repeated[chosen]
+            images.append(decoded)
+            labels.append(repeated)
+        return torch.cat(images), torch.cat(labels)
+
+    def _match(
+        self,
+        prepared: IDCPrepared,
+        parameters: torch.Tensor,
+        label: int,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        generator: torch.Generator,
+    ) -> torch.Tensor:
+        """Adds the gradient of one class's distance to the images it came from, and returns the distance."""
+        stage, config = prepared.stage, self.config
+        members = prepared.rows[label]
+        rows = members[torch.randperm(len(members), generator=generator)[: config.batch_real].to(members.device)]
+        real, synthetic = augment_alike([stage.images[rows], images], config.match_augment, generator)
+        wanted = prepared.functions.gradient(parameters, real, stage.labels[rows])[0].clone()
+        reached = prepared.functions.gradient(parameters, synthetic.detach(), labels)[0].clone().requires_grad_()
+        sizes = [shape.numel() for shape in prepared.shapes]
+        loss = sum(
+            METRICS[config.metric](mine.view(shape), other.view(shape))
+            for mine, other, shape, matched in zip(
+                reached.split(sizes), wanted.split(sizes), prepared.shapes, prepared.matched, strict=True
+            )
+            if matched
+        )
+        (direction,) = torch.autograd.grad(loss, reached)
+        # the loss depends on the images through the gradient alone: d loss / d x = d <gradient, direction> / d x
+        synthetic.backward(prepared.functions.image_adjoint(parameters, synthetic.detach(), labels, direction))
+        return loss.detach()
+
+    def _train(self, prepared: IDCPrepared, generator: torch.Generator) -> None:
+        """Trains the network on `n_data` real images."""
+        config, stage = self.config, prepared.stage
+        feed = Feed(config.net_batch_size, config.net_augment, config.cutmix)
+        for _ in range(config.net_epoch if config.n_data else 0):
+            rows = torch.randperm(len(stage.images), generator=generator)[: config.n_data].to(stage.images.device)
+            prepared.trainer.epoch(stage.images[rows], prepared.targets[rows], feed, [generator])
+
+    def effort(self, sizes: list[int], num_classes: int) -> Effort:
+        """Returns what matches, and training on real images, cost."""
+        config = self.config
+        tiles = sum(factor**2 for factor in range(1, config.factor + 1)) if config.decode == "multi" else config.factor**2
+        passes, starts = 0.0, []
+        for index in range(1, len(sizes) + 1):
+            synthetic = sum(min(size // num_classes * tiles, config.batch_syn_max) for size in sizes[:index])
+            match = GRADIENT_PASSES * config.batch_real + (GRADIENT_PASSES + IMAGE_ADJOINT_PASSES) * synthetic
+            training = GRADIENT_PASSES * config.n_data * config.net_epoch
+            rounds = self.num_iterations(index)
+            passes += rounds * (num_classes * match + training)
+            starts.append(rounds / _entry(config.inner_loop, index, "idc.inner_loop") / config.fix_iter)
+        way = f"{config.engine} {config.precision}"
+        return Effort(passes, config.batch_real + config.batch_syn_max, 8, way, starts=tuple(starts))
+
+
+def _entry(values: tuple[int, ...], index: int, name: str) -> int:
+    """Returns the entry of stage k = `index`; a single one stands for all stages."""
+    require(
+        len(values) == 1 or index <= len(values),
+        f"{name} {list(values)} has no entry for stage {index}; give one for all stages, or one each",
+    )
+    return values[0] if len(values) == 1 else values[index - 1]

@@ -1,0 +1,234 @@
+"""KRR: predict real labels by kernel ridge regression on features of networks that are trained on the set meanwhile.
+
+In the manner of FRePo (Zhou, Nezhadarya and Ba, "Dataset Distillation using Neural Feature Regression", NeurIPS 2022). It
+differs in the networks, which are those of this project instead of FRePo's wider ones with batch norm.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import cos, pi, sqrt
+
+import torch
+from torch import nn
+
+from seqmatch_lib.errors import require
+from seqmatch_lib.methods.base import BaseMethod, Effort, Prepared, Stage, Trainable, register_method
+from seqmatch_lib.methods.lamb import Lamb
+from seqmatch_lib.networks import load_parameters
+from seqmatch_lib.step_functions import GRADIENT_PASSES, centred_one_hot
+from seqmatch_lib.synthetic import SubsetSequence
+from seqmatch_lib.training import Feed, Together, TrainingRecipe, Update, check_trainer
+
+FINAL_LR = 0.1  # what the cosine schedule leaves of the learning rate
+
+
+@dataclass(frozen=True)
+class KRRConfig:
+    """Hyperparameters of FRePo, with the names of its public code where it has one.
+
+    Args:
+        iterations: steps (`num_train_steps`).
+        lr_img: learning rate of images and labels, relative to their norms; it falls to a tenth by half a cosine.
+        learn_labels: whether labels are learned with the images.
+        batch_real: real images a step, whose labels are predicted.
+        ridge: regularisation, relative to the mean of the kernel's diagonal.
+        flip: whether mirrored synthetic images take part in the regression.
+        num_networks: size of the pool (`num_nn_state`).
+        max_online_updates: training steps of a network before another takes its place.
+        batch_syn: most synthetic images that a network is trained on in a step.
+        net_lr: of Adam, which trains the networks.
+        syn_lr: step size for training on the set, of Adam too; nobody learns it.
+        engine: "eager" or "compiled", and `precision`, of the networks' training.
+
+    Source: `script/distill.py` and `lib/datadistillation/frepo.py` of the public code.
+    """
+
+    iterations: int = 500_000
+    lr_img: float = 3e-4
+    learn_labels: bool = True
+    batch_real: int = 1024
+    ridge: float = 1e-6
+    flip: bool = True
+    num_networks: int = 10
+    max_online_updates: int = 100
+    batch_syn: int = 1000
+    net_lr: float = 3e-4
+    syn_lr: float = 3e-4
+    engine: str = "compiled"
+    precision: str = "float32"
+
+    def __post_init__(self) -> None:
+        for name in ("iterations", "batch_real", "num_networks", "max_online_updates", "batch_syn"):
+            require(getattr(self, name) >= 1, f"krr.{name} {getattr(self, name)} must be at least 1")
+        for name in ("lr_img", "ridge", "net_lr", "syn_lr"):
+            require(getattr(self, name) > 0, f"krr.{name} {getattr(self, name)} must be positive")
+        check_trainer(self.engine, self.precision)
+
+
+class KRRPrepared(Prepared):
+    """The pool of networks.
+
+    Args:
+        stage: S_k's.
+        config: of the method.
+    """
+
+    def __init__(self, stage: Stage, config: KRRConfig) -> None:
+        super().__init__(seconds=0.0)
+        self.stage = stage
+        self.targets = centred_one_hot(stage.labels, stage.num_classes)
+        self.network = stage.make_network(stage.seed, "pool network")  # shows the features of whichever is chosen
+        self._update = Update(config.net_lr, optimizer="adam", loss="mse")
+        self._engine = {"precision": config.precision, "compiled": config.engine == "compiled"}
+        count, most = config.num_networks, config.max_online_updates
+        # staggered, as in the public code, so that they do not all begin again at once
+        self.updates = torch.tensor([most // count * index for index in range(count)])
+        self.starts = torch.zeros(count, dtype=torch.long)
+        self.trainers = self._make_trainers(range(count))
+
+    def _make_trainers(self, places: Iterable[int]) -> list[Together]:
+        """Returns trainers of new networks for these places of the pool."""
+        purposes = [("stage", self.stage.index, "pool", index, int(self.starts[index])) for index in places]
+        networks = self.stage.start_networks(self.stage.seed, *purposes)
+        return [Together([network], self._update, **self._engine) for network in networks]
+
+    def replace(self, index: int) -> None:
+        """Puts a new network into a place of the pool."""
+        self.starts[index] += 1
+        self.updates[index] = 0
+        (self.trainers[index],) = self._make_trainers([index])
+
+    def features(self, index: int) -> nn.Module:
+        """Returns the features of a network of the pool, as they are now."""
+        load_parameters(self.network, self.trainers[index].parameters()[0])
+        return self.network[:-1].requires_grad_(False)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Returns all networks at their places in training."""
+        tensors = {"updates": self.updates, "starts": self.starts}
+        for index, trainer in enumerate(self.trainers):
+            tensors |= {f"{index}.{name}": value for name, value in trainer.state().items()}
+        return tensors
+
+    def load_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Puts all networks back to where they were."""
+        self.updates, self.starts = state["updates"].cpu(), state["starts"].cpu()
+        for index, trainer in enumerate(self.trainers):
+            prefix = f"{index}."
+            trainer.load_state({name.removeprefix(prefix): state[name] for name in state if name.startswith(prefix)})
+
+
+@register_method("krr")
+class KRR(BaseMethod):
+    """Kernel ridge regression on learned features, with learned labels."""
+
+    config_class = KRRConfig
+
+    def initialise(self, stage: Stage) -> Trainable:
+        """Returns random real images and their centred one-hot labels, both learned by LAMB."""
+        trainable = super().initialise(stage)
+        scale = sqrt(10 / stage.num_classes)  # `scale_y` of the public code
+        trainable.labels = scale * centred_one_hot(trainable.labels, stage.num_classes)
+        if self.config.learn_labels:
+            trainable.labels.requires_grad_()
+            trainable.optimizers["labels"] = self.image_optimizer(trainable.labels)
+        return trainable
+
+    def image_optimizer(self, images: torch.Tensor) -> torch.optim.Optimizer:
+        """Returns LAMB, for images as for labels."""
+        return Lamb([images], self.config.lr_img)
+
+    def training_recipe(self, recipe: TrainingRecipe) -> TrainingRecipe:
+        """Returns the recipe, after making sure that its loss knows what these labels mean."""
+        require(recipe.loss == "mse", f"training.loss {recipe.loss!r} does not fit the labels of krr; set training.loss=mse")
+        return recipe
+
+    def prepare(self, stage: Stage) -> KRRPrepared:
+        """Makes the pool of networks, each trained on S_1 … S_{k-1} first."""
+        return KRRPrepared(stage, self.config)
+
+    def step(
+        self, prepared: KRRPrepared, trainable: Trainable, frozen: SubsetSequence, generator: torch.Generator
+    ) -> torch.Tensor:
+        """Predicts the labels of a real batch from S_1 ∪ … ∪ S_k, then trains the network that gave the features.
+
+        Returns:
+            The mean squared error of the prediction and the label margin loss, detached.
+        """
+        config, stage = self.config, prepared.stage
+        self._set_learning_rates(trainable)
+        index = int(torch.randint(config.num_networks, (), generator=generator))
+        rows = torch.randperm(len(stage.images), generator=generator)[: config.batch_real].to(stage.images.device)
+        features = prepared.features(index)
+        images, labels = frozen.then(trainable.freeze_view()).union()
+        with torch.no_grad():
+            real = features(stage.images[rows])
+        mirrored = config.flip
+        support = torch.cat([images, images.flip(3)]) if mirrored else images
+        targets = torch.cat([labels, labels]) if mirrored else labels
+        prediction = regress(real, features(support), targets, config.ridge)
+        loss = 0.5 * (prediction - prepared.targets[rows]).square().sum(1).mean() + margin_loss(trainable.labels)
+        loss.backward()
+        self._train(prepared, index, images.detach(), labels.detach(), generator)
+        return loss.detach()
+
+    def _set_learning_rates(self, trainable: Trainable) -> None:
+        share = trainable.iteration / self.config.iterations
+        factor = FINAL_LR + (1 - FINAL_LR) * (1 + cos(pi * share)) / 2
+        for optimizer in trainable.optimizers.values():
+            optimizer.param_groups[0]["lr"] = self.config.lr_img * factor
+
+    def _train(
+        self,
+        prepared: KRRPrepared,
+        index: int,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        generator: torch.Generator,
+    ) -> None:
+        """Trains a network for one step on the synthetic set, or replaces it if it has had its steps."""
+        if prepared.updates[index] > self.config.max_online_updates:
+            prepared.replace(index)
+            return
+        rows = torch.randperm(len(images), generator=generator)[: self.config.batch_syn].to(images.device)
+        prepared.trainers[index].epoch(images[rows], labels[rows], Feed(len(rows)), [generator])
+        prepared.updates[index] += 1
+
+    def effort(self, sizes: list[int], num_classes: int) -> Effort:
+        """Returns what regressions and the networks' training cost."""
+        config, passes = self.config, 0.0
+        for index in range(1, len(sizes) + 1):
+            count = sum(sizes[:index])
+            regression = config.batch_real + GRADIENT_PASSES * count * (1 + config.flip)
+            passes += config.iterations * (regression + GRADIENT_PASSES * min(count, config.batch_syn))
+        starts = (config.num_networks + config.iterations / config.max_online_updates,) * len(sizes)
+        way = f"{config.engine} {config.precision}"
+        return Effort(passes, config.batch_real + 2 * sum(sizes), 4 * config.num_networks, way, starts=starts)
+
+
+def regress(queries: torch.Tensor, support: torch.Tensor, targets: torch.Tensor, ridge: float) -> torch.Tensor:
+    """Returns the predictions K_qs (K_ss + ridge tr(K_ss) / n I)^-1 Y of kernel ridge regression, differentiable.
+
+    Solved in float64: the kernel of many images in few features is singular but for the ridge.
+
+    Args:
+        queries: (Q, features).
+        support: (n, features).
+        targets: (n, classes) of the support.
+        ridge: relative to the mean of the kernel's diagonal.
+
+    Source: `nfr` of the public FRePo code; equation 3 of the paper.
+    """
+    kernel = (support @ support.T).double()
+    kernel = kernel + ridge * kernel.diagonal().mean() * torch.eye(len(kernel), dtype=kernel.dtype, device=kernel.device)
+    weights = torch.linalg.solve(kernel, targets.double())
+    return (queries @ support.T) @ weights.to(queries.dtype)
+
+
+def margin_loss(labels: torch.Tensor) -> torch.Tensor:
+    """Returns the mean of -min(largest - second largest, 1 / classes) over (n, classes) labels: keeps classes apart.
+
+    Source: `lb_margin_th` of the public FRePo code.
+    """
+    first, second = labels.topk(2, dim=1).values.unbind(1)
+    return -(first - second).clamp(max=1 / labels.shape[1]).mean()
