@@ -2,12 +2,14 @@
 
 import json
 from dataclasses import FrozenInstanceError
+from pathlib import Path
 
 import pytest
 
 from seqmatch_lib.config import SCALES, RunConfig, parse_override, preset_names
 from seqmatch_lib.data import DATASETS
 from seqmatch_lib.errors import ConfigError
+from seqmatch_lib.results import load_record
 
 REQUIRED = [f"digits-ipc10-{method}" for method in ("random", "mtt", "seqmatch_mtt")] + [
     f"{dataset}-ipc{ipc}-{method}"
@@ -15,6 +17,19 @@ REQUIRED = [f"digits-ipc10-{method}" for method in ("random", "mtt", "seqmatch_m
     for ipc in (10, 50)
     for method in ("random", "mtt", "seqmatch_mtt")
 ]
+REQUIRED += [
+    f"{dataset}-ipc{ipc}-{method}"
+    for dataset in ("svhn", "cifar10", "cifar100")
+    for ipc, methods in ((1, ("idc",)), (10, ("idc", "seqmatch_idc")), (50, ("idc", "seqmatch_idc")))
+    for method in methods
+]
+REQUIRED += [
+    f"{dataset}-ipc{ipc}-{method}"
+    for dataset in ("svhn", "cifar10", "cifar100", "tiny_imagenet")
+    for ipc in (10, 50)
+    for method in ("dm", "seqmatch_dm", "krr", "seqmatch_krr")
+]
+REQUIRED += [f"digits-ipc10-{prefix}{base}" for prefix in ("", "seqmatch_") for base in ("idc", "dm", "krr")]
 REQUIRED += [f"{dataset}-whole" for dataset in ("digits", "svhn", "cifar10", "cifar100", "tiny_imagenet")]
 
 
@@ -51,6 +66,59 @@ def test_paper_scale_is_the_public_example():
     assert (config.teachers.num_teachers, config.teachers.lr, config.teachers.batch_size) == (100, 0.01, 256)
     assert (config.training.epochs, config.training.momentum, config.training.weight_decay) == (1000, 0.9, 5e-4)
     assert config.network.width == 128
+
+
+def test_idc_at_paper_scale_is_its_public_setting_and_that_of_seqmatch():
+    config = RunConfig.from_preset("cifar10-ipc50-seqmatch_idc")
+    idc = config.options
+    assert config.subset_ipcs == (25, 25)
+    assert (idc.iterations, idc.inner_loop, idc.fix_iter) == ((200_000, 400_000), (50, 100), 50)
+    assert (idc.factor, idc.metric, idc.lr_img, idc.n_data, idc.batch_real, idc.batch_syn_max) == (
+        2,
+        "mse",
+        5e-3,
+        2000,
+        64,
+        128,
+    )
+    training = config.training
+    assert (training.epochs, training.batch_size, training.schedule, training.cutmix) == (1000, 64, "steps", 0.5)
+    assert training.augment == "flip+color+crop_scale_rotate"
+    assert RunConfig.from_preset("svhn-ipc10-idc").training.augment == "color+crop_scale_rotate"
+    assert RunConfig.from_preset("svhn-ipc10-idc").options.n_data == 500
+    plain = RunConfig.from_preset("cifar10-ipc10-idc").options
+    assert (plain.iterations, plain.inner_loop, plain.fix_iter) == ((200_000,), (100,), 1)
+
+
+def test_dm_and_krr_at_paper_scale_are_their_public_settings():
+    dm = RunConfig.from_preset("cifar10-ipc10-dm")
+    assert (dm.options.iterations, dm.options.lr_img, dm.options.batch_real, dm.options.fix_iter) == (20_000, 1.0, 256, 1)
+    assert (dm.training.epochs, dm.training.schedule, dm.training.loss) == (1000, "half", "cross_entropy")
+    krr = RunConfig.from_preset("cifar10-ipc10-krr")
+    assert (krr.options.lr_img, krr.options.batch_real, krr.options.ridge) == (3e-4, 1024, 1e-6)
+    assert (krr.options.num_networks, krr.options.max_online_updates, krr.options.flip) == (10, 100, True)
+    assert (krr.training.optimizer, krr.training.loss, krr.training.schedule) == ("adam", "mse", "cosine")
+    assert (krr.training.epochs, krr.training.batch_size, krr.evaluation.real_lr) == (2000, 500, 3e-4)
+    assert krr.zca
+
+
+def test_settings_of_runs_before_a_field_was_added_are_what_they_were():
+    """Later fields at their default stay out of the settings, so ids and teachers of recorded runs are found again."""
+    settings = RunConfig.from_preset("digits-ipc10-mtt", "reduced").as_dict()
+    assert "cutmix" not in settings["training"]
+    assert "lr_label" not in settings["mtt"]
+    for path in sorted(Path("paper_results/runs").rglob("*.json")):
+        record = load_record(path)
+        assert RunConfig.from_dict(record.config).hash == record.config_hash, path
+    changed = RunConfig.from_preset("digits-ipc10-mtt", "reduced", overrides={"mtt.lr_label": 1.0, "training.cutmix": 0.5})
+    assert changed.as_dict()["mtt"]["lr_label"] == 1.0
+    assert changed.as_dict()["training"]["cutmix"] == 0.5
+
+
+def test_methods_without_teachers_have_no_intervals():
+    assert RunConfig.from_preset("digits-ipc10-seqmatch_dm", "smoke").intervals == ()
+    with pytest.raises(ConfigError, match=r"intervals \[\[0, 4\]\] mean nothing to method 'dm', which has no teachers"):
+        RunConfig.from_preset("digits-ipc10-dm", "smoke", overrides={"intervals": [[0, 4]]})
 
 
 def test_a_later_layer_wins_and_overrides_win_over_all():
@@ -114,7 +182,7 @@ def test_override_without_key_or_value(text):
         ("intervals=[[0, 4], [0, 4], [0, 4]]", "must have one entry a subset"),
         ("subset_ipcs=[10, 0]", r"subset_ipcs \[10, 0\] must each be at least 1"),
         ("method=mtt", "distils one subset, but .* names 2; use method 'seqmatch_mtt'"),
-        ("method=mttt", "method 'mttt' is unknown; use random or whole, or mtt"),
+        ("method=mttt", "method 'mttt' is unknown; use random or whole, or dm, idc, krr, mtt"),
         ("method=seqmatch_random", "method 'seqmatch_random' is unknown"),
         ("method=whole", "ipc 10 does not fit method 'whole'"),
         ("select_on=train", "select_on 'train' is unknown; use one of validation, test, none"),

@@ -14,6 +14,7 @@ from seqmatch_lib.evaluation import Accuracy, EvaluationConfig, evaluate_network
 from seqmatch_lib.experiment import prepare_data
 from seqmatch_lib.networks import NetworkConfig, flatten_parameters, make_network
 from seqmatch_lib.seeds import derive_seed, make_generator
+from seqmatch_lib.step_functions import batch_loss, centred_one_hot
 from seqmatch_lib.storage import save_tensors
 from seqmatch_lib.synthetic import (
     SubsetSequence,
@@ -110,6 +111,98 @@ def test_together_is_one_by_one_up_to_rounding(uncompiled):
         generators = [make_generator(index) for index in range(2)]
         losses.append(trainer.epoch(*make_images(10), training.Feed(4, "color"), generators))
     torch.testing.assert_close(*losses)
+
+
+@pytest.mark.parametrize("optimizer", training.OPTIMIZERS)
+@pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
+def test_together_is_one_by_one_with_every_optimizer_loss_and_cutmix(optimizer, loss, uncompiled):
+    images, labels = make_images(10)
+    recipe = TrainingRecipe(epochs=9, batch_size=4, optimizer=optimizer, loss=loss, schedule="steps", cutmix=0.5)
+    trained = []
+    for engine in training.ENGINES:
+        networks = [make_network(NETWORK, SHAPE, CLASSES, make_generator(index)).double() for index in range(2)]
+        generators = [make_generator(index) for index in range(2)]
+        train_stage(networks, images.double(), labels, 0.02, replace(recipe, engine=engine), generators)
+        trained.append(torch.stack([flatten_parameters(network) for network in networks]))
+    torch.testing.assert_close(*trained, rtol=1e-8, atol=1e-9)
+
+
+def test_schedules_are_those_of_the_public_codes():
+    assert training.SCHEDULES["half"](8) == [1.0] * 6 + [0.1] * 2  # MTT: after epoch 8 // 2 + 1, counted from 0
+    steps = training.SCHEDULES["steps"](12)  # IDC: MultiStepLR at 2 / 3 and 5 / 6, stepped after each epoch
+    network = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones=[8, 10], gamma=0.2)
+    for factor in steps:
+        assert factor == pytest.approx(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    cosine = training.SCHEDULES["cosine"](2000)  # FRePo: 500 steps of linear warm-up, half a cosine to a hundredth
+    assert max(cosine) == cosine[500] == 1.0
+    assert cosine[250] == pytest.approx(0.5, abs=0.002)
+    assert cosine[1250] == pytest.approx(0.505)
+    assert cosine[-1] == pytest.approx(0.01, abs=1e-4)
+    for schedule in training.SCHEDULES.values():
+        assert [len(schedule(epochs)) for epochs in (1, 2, 7)] == [1, 2, 7]
+        assert all(0 < factor <= 1 for factor in schedule(7))
+
+
+def test_momentum_survives_the_steps_of_idc_and_not_those_of_mtt(uncompiled):
+    images, labels = make_images(6)
+    for engine in training.ENGINES:
+        for schedule, same in (("steps", True), ("half", False)):
+            network = make_network(NETWORK, SHAPE, CLASSES, make_generator(0))
+            seen = []
+            change = training.OneByOne.change_lr if engine == "eager" else training.Together.change_lr
+            holder = training.OneByOne if engine == "eager" else training.Together
+
+            def watched(self, lr, forget, change=change, seen=seen):
+                seen.append(forget)
+                change(self, lr, forget)
+
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(holder, "change_lr", watched)
+                recipe = TrainingRecipe(epochs=6, schedule=schedule, engine=engine)
+                train_stage([network], images, labels, 0.01, recipe, [make_generator(0)])
+            assert set(seen) == {not same}
+
+
+def test_cutmix_mixes_one_rectangle_and_the_targets_by_its_area(generator):
+    images = torch.arange(5.0).view(5, 1, 1, 1).expand(5, 2, 8, 6)  # an image shows its number
+    targets = torch.eye(5)
+    mixed_once = 0
+    for _ in range(200):
+        mixed, wanted = training.mix_patches(images, targets, 0.5, generator)
+        assert torch.equal(images[:, 0, 0, 0], torch.arange(5.0))  # the batch itself is left alone
+        torch.testing.assert_close(wanted.sum(1), torch.ones(5))
+        changed = (mixed != images).any(1)
+        for number in range(5):
+            shares = torch.bincount(mixed[number, 0].flatten().long(), minlength=5) / 48
+            torch.testing.assert_close(shares, wanted[number], atol=1e-6, rtol=0)
+        rectangle = changed.any(0)
+        if rectangle.any():
+            mixed_once += 1
+            rows, columns = rectangle.any(1).nonzero().flatten(), rectangle.any(0).nonzero().flatten()
+            assert rectangle[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all()
+    assert 40 < mixed_once < 120  # half the batches, less those whose rectangle is empty
+
+
+def test_the_share_of_mixed_batches_is_the_probability(generator):
+    images, targets = torch.randn(4, 1, 4, 4, generator=generator), torch.eye(4)
+    assert training.mix_patches(images, targets, 0.0, generator)[0] is images
+    drawn = [training.mix_patches(images, targets, 0.3, generator)[0] is images for _ in range(1000)]
+    assert 0.64 < sum(drawn) / 1000 < 0.76
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_squared_loss_centres_classes(dtype):
+    logits = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]], dtype=dtype)
+    labels = torch.tensor([0, 2])
+    centred = torch.tensor([[2 / 3, -1 / 3, -1 / 3], [-1 / 3, -1 / 3, 2 / 3]], dtype=dtype)
+    torch.testing.assert_close(centred_one_hot(labels, 3, dtype), centred)
+    expected = 0.5 * ((logits - centred) ** 2).sum() / 2
+    torch.testing.assert_close(batch_loss("mse", logits, labels), expected)
+    torch.testing.assert_close(batch_loss("mse", logits, centred), expected)
 
 
 def test_compiled_and_plain_evaluation_have_one_distribution():
@@ -219,6 +312,10 @@ def test_seeds_are_told_apart_by_purpose():
         (TrainingRecipe, {"batch_size": 0}, "training.batch_size 0"),
         (TrainingRecipe, {"momentum": 1.0}, r"training.momentum 1.0 must lie in \[0, 1\)"),
         (TrainingRecipe, {"weight_decay": -1.0}, "training.weight_decay -1.0"),
+        (TrainingRecipe, {"optimizer": "adamw"}, "training.optimizer 'adamw' is unknown; use one of sgd, adam"),
+        (TrainingRecipe, {"schedule": "linear"}, "training.schedule 'linear' is unknown; use one of half, steps, cosine"),
+        (TrainingRecipe, {"loss": "l1"}, "loss 'l1' is unknown; use one of cross_entropy, mse"),
+        (TrainingRecipe, {"cutmix": 1.5}, r"training.cutmix 1.5 must lie in \[0, 1\]"),
         (TrainingRecipe, {"augment": "x"}, "augmentation 'x'"),
         (EvaluationConfig, {"networks": ()}, "evaluation.networks is empty"),
         (EvaluationConfig, {"real_lr": 0.0}, "evaluation.real_lr 0.0 must be positive"),

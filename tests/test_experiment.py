@@ -12,10 +12,12 @@ import pytest
 import torch
 from filelock import FileLock
 
+from seqmatch_lib import evaluation
 from seqmatch_lib.config import RunConfig
 from seqmatch_lib.data import load_dataset
 from seqmatch_lib.errors import OutOfTime, StorageError
 from seqmatch_lib.experiment import prepare_data, run_experiment
+from seqmatch_lib.methods import get_method
 from seqmatch_lib.results import format_records, load_record, load_runs
 from seqmatch_lib.synthetic import load_sequence, sample_real_sequence
 
@@ -87,9 +89,10 @@ def test_runs_share_teachers_of_the_first_stage(finished):
     assert after == before
 
 
-def test_seqmatch_with_one_subset_is_the_base_method_bit_for_bit(tmp_path):
-    plain = configure("digits-ipc10-mtt")
-    single = configure("digits-ipc10-mtt", method="seqmatch_mtt")
+@pytest.mark.parametrize("base", ["mtt", "idc", "dm", "krr"])
+def test_seqmatch_with_one_subset_is_the_base_method_bit_for_bit(tmp_path, base):
+    plain = RunConfig.from_preset(f"digits-ipc10-{base}", "smoke", overrides=QUICK)
+    single = RunConfig.from_preset(f"digits-ipc10-{base}", "smoke", overrides=QUICK | {"method": f"seqmatch_{base}"})
     sets = []
     for config in (plain, single):
         record = run_experiment(config, tmp_path)
@@ -99,6 +102,29 @@ def test_seqmatch_with_one_subset_is_the_base_method_bit_for_bit(tmp_path):
     assert a.subsets[0].images.numpy().tobytes() == b.subsets[0].images.numpy().tobytes()
     assert a.subsets[0].lr == b.subsets[0].lr
     assert first.accuracy_last == second.accuracy_last
+
+
+@pytest.mark.parametrize(("base", "images"), [("idc", 40), ("dm", 10), ("krr", 10)])
+def test_other_base_methods_leave_whole_records(tmp_path, monkeypatch, base, images):
+    seen = []
+    train = evaluation.train_stage
+    monkeypatch.setattr(
+        evaluation, "train_stage", lambda networks, x, y, *rest: seen.append(y) or train(networks, x, y, *rest)
+    )
+    config = RunConfig.from_preset(f"digits-ipc10-seqmatch_{base}", "smoke", overrides=QUICK)
+    record = run_experiment(config, tmp_path)
+    assert (record.method, record.num_subsets, record.selected_on) == (f"seqmatch_{base}", 2, "validation")
+    assert [len(stage["losses"]) for stage in record.stages] == [
+        get_method(base)(config.options).num_iterations(k) for k in (1, 2)
+    ]
+    assert RunConfig.from_dict(record.config) == config
+    assert not (tmp_path / "teachers").exists()
+    # the last evaluations: S_1 ∪ S_2 as it is trained on, tiles apart, and as many random real images
+    assert {len(labels) for labels in seen} >= {images * 10, images * 5, 100}
+    for labels in seen:
+        hard = labels.argmax(1) if labels.is_floating_point() else labels
+        assert len(torch.bincount(hard, minlength=10).unique()) == 1
+    assert run_experiment(config, tmp_path, force=True).comparable() == record.comparable()
 
 
 def test_seeds_differ_and_repeat(tmp_path):

@@ -177,6 +177,34 @@ def test_stacked_networks_have_the_gradients_of_each(generator, uncompiled):
         torch.testing.assert_close(losses[index], loss, rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_adjoint_of_images_is_that_of_all_arguments(generator, name, uncompiled):
+    shape = (2, 16, 16) if "resnet" in name else SHAPE
+    network = make_network(ARCHITECTURES[name], shape, CLASSES, generator).double()
+    parameters = flatten_parameters(network)
+    images = torch.randn(3, *shape, generator=generator, dtype=torch.float64)
+    targets = torch.randint(CLASSES, (3,), generator=generator)
+    direction = torch.randn(parameters.shape, generator=generator, dtype=torch.float64)
+    functions = StepFunctions(network)
+    _, expected, _ = functions.adjoint(parameters, images, targets, direction)
+    alone = functions.image_adjoint(parameters, images, targets, direction)
+    assert_equal_gradients([alone], [expected])
+    leaf = images.clone().requires_grad_()  # and twice through autograd
+    theta = parameters.clone().requires_grad_()
+    parts = theta.split([p.numel() for p in network.parameters()])
+    named = {n: part.view(p.shape) for (n, p), part in zip(network.named_parameters(), parts, strict=True)}
+    loss = F.cross_entropy(functional_call(network, named, (leaf,)), targets)
+    (gradient,) = torch.autograd.grad(loss, theta, create_graph=True)
+    (twice,) = torch.autograd.grad(gradient @ direction, leaf)
+    assert_equal_gradients([alone], [twice])
+
+
+def test_compiled_is_what_was_asked_for(generator):
+    network = make_network(ARCHITECTURES["convnet"], SHAPE, CLASSES, generator)
+    assert not isinstance(StepFunctions(network, compiled=False)._gradient, _Compiled)
+    assert isinstance(StepFunctions(network)._gradient, _Compiled)
+
+
 def test_bfloat16_is_near_and_tf32_is_float32_on_a_cpu(generator):
     problem = Problem(generator, NetworkConfig(width=16, depth=2), sizes=(20, 20), count=20)
     network, start = problem.network.float(), problem.start.float()

@@ -117,3 +117,13 @@ def test_settings_out_of_range_are_named(settings, message):
 def test_too_many_poolings_for_the_images():
     with pytest.raises(ConfigError, match="too small for 4 poolings"):
         build("convnet", (3, 8, 8), 10, depth=4)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_last_module_is_the_linear_classifier(name):
+    network = build(name, CIFAR, 10).eval()
+    images = torch.randn(2, *CIFAR)
+    with torch.no_grad():
+        features = network[:-1](images)
+        assert features.dim() == 2
+        torch.testing.assert_close(features @ network[-1].weight.T + network[-1].bias, network(images))

@@ -138,7 +138,8 @@ class IDCPrepared(Prepared):
         self.stage = stage
         self.low, self.high = low.to(device), high.to(device)
         self.rows = stage.rows_by_class()
-        self.targets = one_hot(stage.labels, stage.num_classes) if config.cutmix else stage.labels
+        labels = stage.labels
+        self.targets = one_hot(labels, stage.num_classes).to(stage.images.dtype) if config.cutmix else labels
         self._network = stage.make_network(stage.seed, "matching network")
         weights = [torch.full_like(p, p.dim() > 2) for p in self._network.parameters()]
         self.shapes = [weight.shape for weight in weights]

@@ -76,7 +76,7 @@ class KRRPrepared(Prepared):
     def __init__(self, stage: Stage, config: KRRConfig) -> None:
         super().__init__(seconds=0.0)
         self.stage = stage
-        self.targets = centred_one_hot(stage.labels, stage.num_classes)
+        self.targets = centred_one_hot(stage.labels, stage.num_classes, stage.images.dtype)
         self.network = stage.make_network(stage.seed, "pool network")  # shows the features of whichever is chosen
         self._update = Update(config.net_lr, optimizer="adam", loss="mse")
         self._engine = {"precision": config.precision, "compiled": config.engine == "compiled"}
@@ -128,7 +128,7 @@ class KRR(BaseMethod):
         """Returns random real images and their centred one-hot labels, both learned by LAMB."""
         trainable = super().initialise(stage)
         scale = sqrt(10 / stage.num_classes)  # `scale_y` of the public code
-        trainable.labels = scale * centred_one_hot(trainable.labels, stage.num_classes)
+        trainable.labels = scale * centred_one_hot(trainable.labels, stage.num_classes, stage.images.dtype)
         if self.config.learn_labels:
             trainable.labels.requires_grad_()
             trainable.optimizers["labels"] = self.image_optimizer(trainable.labels)

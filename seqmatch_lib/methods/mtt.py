@@ -110,7 +110,6 @@ class MTT(BaseMethod):
             trainable.optimizers["labels"] = optimizer
         return trainable
 
-    @torch.no_grad()
     def _teacher_logits(self, stage: Stage, images: torch.Tensor) -> torch.Tensor:
         """Returns the first teacher's logits after `label_epoch` epochs."""
         recorded = stage.teachers.recorded_epochs(stage.index)
@@ -121,7 +120,7 @@ class MTT(BaseMethod):
         )
         network = stage.make_network(stage.seed, "labelling network")
         load_parameters(network, record_stage_teachers(stage).segment(0, 0, epoch)[1])
-        return network.eval()(images)
+        return network.eval()(images).detach()
 
     def prepare(self, stage: Stage) -> MTTPrepared:
         """Records the teachers of the stage, or opens them if another run with the same settings made them.
@@ -144,7 +143,7 @@ class MTT(BaseMethod):
         """
         config = self.config
         start, target = self._draw_segment(prepared, generator)
-        start, target = start.to(trainable.images.device), target.to(trainable.images.device)
+        start, target = start.to(trainable.images), target.to(trainable.images)
         images, labels = frozen.then(trainable.freeze_view()).union()
         batch_size = config.batch_syn or len(trainable.images)
         batches = draw_batches(images, batch_size, config.syn_steps, config.augment, generator)

@@ -1,0 +1,481 @@
+"""Base methods against slow, literal transcriptions of their formulas in float64; how they resume; their part in SeqMatch."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import CLASSES, checkpoints, make_stage
+
+from seqmatch_lib.augment import apply_augmentation, draw_augmentation
+from seqmatch_lib.budget import Budget
+from seqmatch_lib.errors import ConfigError, OutOfTime
+from seqmatch_lib.evaluation import train_staged
+from seqmatch_lib.methods import get_method
+from seqmatch_lib.methods.dm import DM, DMConfig
+from seqmatch_lib.methods.idc import IDC, METRICS, IDCConfig
+from seqmatch_lib.methods.krr import KRR, KRRConfig, margin_loss, regress
+from seqmatch_lib.methods.lamb import Lamb
+from seqmatch_lib.methods.mtt import MTT, MTTConfig, record_stage_teachers
+from seqmatch_lib.networks import flatten_parameters
+from seqmatch_lib.preprocessing import Whitening
+from seqmatch_lib.seeds import make_generator
+from seqmatch_lib.seqmatch import advance, distill_sequence
+from seqmatch_lib.synthetic import SubsetSequence
+from seqmatch_lib.training import TrainingRecipe
+
+IDC_CONFIG = IDCConfig(
+    iterations=(5,), inner_loop=(2,), fix_iter=2, lr_img=0.05, batch_real=7, batch_syn_max=6, n_data=20, net_batch_size=8,
+    engine="eager",
+)  # fmt: skip
+DM_CONFIG = DMConfig(iterations=5, lr_img=0.5, batch_real=9, fix_iter=2, later_fix_iter=3)
+KRR_CONFIG = KRRConfig(
+    iterations=8, lr_img=0.02, batch_real=30, num_networks=2, max_online_updates=2, batch_syn=5, net_lr=0.01, engine="eager"
+)
+MTT_CONFIG = MTTConfig(iterations=4, syn_steps=2, expert_epochs=2, lr_img=0.5, lr_lr=1e-4, syn_lr=0.05, lr_label=0.3)
+METHODS = {"idc": IDC(IDC_CONFIG), "dm": DM(DM_CONFIG), "krr": KRR(KRR_CONFIG), "mtt": MTT(MTT_CONFIG)}
+
+
+def make_double_stage(folder, **changes):
+    """A first stage in float64, to be used with the `float64` fixture, which makes the networks float64."""
+    stage = make_stage(folder)
+    return replace(stage, images=stage.images.double(), **changes)
+
+
+def make_later_stage(folder, method):
+    """A second stage in float64 with a frozen first subset, which has learned something."""
+    first = make_double_stage(folder)
+    (progress,) = distill_sequence(method, first, (2,), ((0, 4),), checkpoints(folder))
+    return replace(first, index=2, ipc=1, interval=(0, 3), frozen=SubsetSequence((progress.last,)))
+
+
+def generator_of(stage, iteration):
+    return make_generator(stage.seed, "stage", stage.index, "iteration", iteration)
+
+
+def alike(real, synthetic, strategy, generator):
+    """Augments a batch of real and synthetic images by one draw."""
+    both = torch.cat([real, synthetic])
+    drawn = draw_augmentation(strategy, len(both), both.shape[2:], generator, shared=True)
+    return apply_augmentation(both, drawn)[: len(real)], apply_augmentation(both, drawn)[len(real) :]
+
+
+def chosen(members, count, generator):
+    return members[torch.randperm(len(members), generator=generator)[:count]]
+
+
+class LiteralIDC:
+    """IDC with nn.Module, torch.optim and second derivatives by autograd, as its public code computes them."""
+
+    def __init__(self, stage, config):
+        self.stage, self.config = stage, config
+        self.momentum = None
+
+    def decode(self, images):
+        half = images.shape[-1] // 2
+        tiles = [images[:, :, i : i + half, j : j + half] for i in (0, half) for j in (0, half)]
+        return torch.cat([F.interpolate(tile, scale_factor=2, mode="bilinear") for tile in tiles])
+
+    def start_network(self, block):
+        stage, purpose = self.stage, ("stage", self.stage.index, "matching", block)
+        network = stage.make_network(stage.seed, *purpose, "start")
+        train_staged([network], stage.frozen, stage.recipe, [make_generator(stage.seed, *purpose, "earlier stages")])
+        return network
+
+    def step(self, images, iteration):
+        """Returns the loss and the image after one step of SGD with momentum on pixels in [0, 1]."""
+        stage, config = self.stage, self.config
+        std, mean = 0.25, 0.5
+        generator = generator_of(stage, iteration)
+        if iteration % config.inner_loop[0] == 0:
+            block = iteration // config.inner_loop[0]
+            if block % config.fix_iter == 0:
+                self.start = self.start_network(block // config.fix_iter)
+            self.network = stage.make_network(stage.seed, "any")
+            self.network.load_state_dict(self.start.state_dict())
+            self.optimizer = torch.optim.SGD(
+                self.network.parameters(), config.net_lr, config.net_momentum, weight_decay=config.net_weight_decay
+            )
+            images = (images * std + mean).clamp(0, 1).sub(mean).div(std)
+        pixels = (images * std + mean).detach().requires_grad_()
+        total = 0.0
+        for label in range(CLASSES):
+            parts = []
+            for stored in (*(subset.images for subset in stage.frozen.subsets), (pixels - mean) / std):
+                ipc = len(stored) // CLASSES
+                decoded = self.decode(stored[label * ipc : (label + 1) * ipc])
+                if len(decoded) > config.batch_syn_max:
+                    decoded = decoded[torch.randperm(len(decoded), generator=generator)[: config.batch_syn_max]]
+                parts.append(decoded)
+            synthetic = torch.cat(parts)
+            rows = chosen((stage.labels == label).nonzero().flatten(), config.batch_real, generator)
+            real, synthetic = alike(stage.images[rows], synthetic, config.match_augment, generator)
+            gradients = []
+            for batch in (real, synthetic):
+                loss = F.cross_entropy(self.network(batch), torch.full((len(batch),), label))
+                gradients.append(torch.autograd.grad(loss, list(self.network.parameters()), create_graph=True))
+            for wanted, reached in zip(*gradients, strict=True):
+                if wanted.dim() == 4:  # weights of convolutions alone
+                    total = total + METRICS[config.metric](reached, wanted.detach())
+        total.backward()
+        self.train(generator)
+        velocity = pixels.grad if self.momentum is None else config.momentum_img * self.momentum + pixels.grad
+        self.momentum = velocity
+        moved = pixels.detach() - config.lr_img * stage.ipc / 10 * velocity
+        return total.item(), (moved - mean) / std
+
+    def train(self, generator):
+        stage, config = self.stage, self.config
+        rows = torch.randperm(len(stage.images), generator=generator)[: config.n_data]
+        for batch in rows[torch.randperm(config.n_data, generator=generator)].split(config.net_batch_size):
+            drawn = draw_augmentation(config.net_augment, len(batch), (6, 6), generator)
+            images, labels = apply_augmentation(stage.images[batch], drawn), stage.labels[batch]
+            chance, share, row, column = torch.rand(4, generator=generator).tolist()
+            order = torch.randperm(len(batch), generator=generator)
+            self.optimizer.zero_grad()
+            if chance < config.cutmix:
+                side = int(6 * (1 - share) ** 0.5) // 2
+                inside = torch.zeros(6, 6, dtype=torch.bool)
+                for y in range(6):
+                    for x in range(6):
+                        inside[y, x] = (
+                            int(row * 6) - side <= y < int(row * 6) + side
+                            and int(column * 6) - side <= x < int(column * 6) + side
+                        )
+                logits = self.network(torch.where(inside, images[order], images))
+                ratio = 1 - inside.double().mean()
+                loss = F.cross_entropy(logits, labels) * ratio + F.cross_entropy(logits, labels[order]) * (1 - ratio)
+            else:
+                loss = F.cross_entropy(self.network(images), labels)
+            loss.backward()
+            self.optimizer.step()
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("later", [False, True])
+def test_idc_is_its_literal_transcription(tmp_path, float64, metric, later):
+    config = replace(IDC_CONFIG, metric=metric)
+    method = IDC(config)
+    stage = make_later_stage(tmp_path, method) if later else make_double_stage(tmp_path)
+    trainable = method.initialise(stage)
+    prepared = method.prepare(stage)
+    literal, images = LiteralIDC(stage, config), trainable.images.detach().clone()
+    for iteration in range(5):  # crosses the places where the network begins again, and where its start is new
+        loss, images = literal.step(images, iteration)
+        before = trainable.images.detach().clone()
+        advance(method, prepared, trainable, stage)
+        assert trainable.losses[-1] == pytest.approx(loss, rel=1e-8)
+        torch.testing.assert_close(trainable.images.detach(), images, rtol=1e-8, atol=1e-8)
+        assert not torch.allclose(trainable.images, before, atol=1e-6)
+
+
+def convnet_features(network, x):
+    """The features of a ConvNet of depth 1, written out."""
+    conv, norm = network[0], network[1]
+    x = F.conv2d(x, conv.weight, conv.bias, padding=1)
+    mean, variance = x.mean((2, 3), keepdim=True), x.var((2, 3), keepdim=True, correction=0)
+    x = (x - mean) / (variance + 1e-5).sqrt() * norm.weight.view(-1, 1, 1) + norm.bias.view(-1, 1, 1)
+    x = x.clamp(min=0)
+    return x.unfold(2, 2, 2).unfold(3, 2, 2).mean((4, 5)).flatten(1)
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_dm_is_its_literal_transcription(tmp_path, float64, later):
+    method = METHODS["dm"]
+    stage = make_later_stage(tmp_path, method) if later else make_double_stage(tmp_path)
+    trainable = method.initialise(stage)
+    prepared = method.prepare(stage)
+    fix_iter = DM_CONFIG.later_fix_iter if later else DM_CONFIG.fix_iter
+    for iteration in range(4):
+        generator = generator_of(stage, iteration)
+        purpose = ("stage", stage.index, "features", iteration // fix_iter)
+        network = stage.make_network(stage.seed, *purpose, "start")
+        train_staged([network], stage.frozen, stage.recipe, [make_generator(stage.seed, *purpose, "earlier stages")])
+        images = trainable.images.detach().clone().requires_grad_()
+        loss = 0.0
+        for label in range(CLASSES):
+            rows = chosen((stage.labels == label).nonzero().flatten(), DM_CONFIG.batch_real, generator)
+            own = [subset.images[subset.labels == label] for subset in stage.frozen.subsets]
+            own.append(images[trainable.labels == label])
+            real, synthetic = alike(stage.images[rows], torch.cat(own), DM_CONFIG.augment, generator)
+            means = [convnet_features(network, batch).mean(0) for batch in (real, synthetic)]
+            loss = loss + ((means[0].detach() - means[1]) ** 2).sum()
+        (gradient,) = torch.autograd.grad(loss, images)
+        advance(method, prepared, trainable, stage)
+        assert trainable.losses[-1] == pytest.approx(loss.item(), rel=1e-8)
+        torch.testing.assert_close(trainable.images.grad, gradient, rtol=1e-8, atol=1e-10)
+        assert gradient.abs().max() > 1e-6
+
+
+class LiteralKRR:
+    """FRePo with an explicit inverse, hand-written LAMB and torch's Adam."""
+
+    def __init__(self, stage, config):
+        self.stage, self.config = stage, config
+        self.networks, self.optimizers, self.starts = [None, None], [None, None], [0, 0]
+        self.updates = [0, config.max_online_updates // 2]
+        self.moments = {}
+        for index in range(2):
+            self.renew(index)
+
+    def renew(self, index):
+        stage = self.stage
+        purpose = ("stage", stage.index, "pool", index, self.starts[index])
+        network = stage.make_network(stage.seed, *purpose, "start")
+        train_staged([network], stage.frozen, stage.recipe, [make_generator(stage.seed, *purpose, "earlier stages")])
+        self.networks[index] = network
+        self.optimizers[index] = torch.optim.Adam(network.parameters(), lr=self.config.net_lr)
+
+    def lamb(self, name, value, gradient, iteration):
+        mean, square = self.moments.get(name, (0.0, 0.0))
+        mean, square = 0.9 * mean + 0.1 * gradient, 0.999 * square + 0.001 * gradient**2
+        self.moments[name] = mean, square
+        step = iteration + 1
+        direction = (mean / (1 - 0.9**step)) / ((square / (1 - 0.999**step)) ** 0.5 + 1e-6)
+        cosine = 0.1 + 0.9 * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * iteration / self.config.iterations)).item())
+        return value - self.config.lr_img * cosine * value.norm() / direction.norm() * direction
+
+    def step(self, images, labels, iteration):
+        stage, config = self.stage, self.config
+        generator = generator_of(stage, iteration)
+        index = int(torch.randint(2, (), generator=generator))
+        rows = torch.randperm(len(stage.images), generator=generator)[: config.batch_real]
+        network = self.networks[index]
+        images, labels = images.clone().requires_grad_(), labels.clone().requires_grad_()
+        x = torch.cat([*(subset.images for subset in stage.frozen.subsets), images])
+        y = torch.cat([*(subset.labels for subset in stage.frozen.subsets), labels])
+        support, targets = torch.cat([x, x.flip(3)]), torch.cat([y, y])
+        phi, phi_real = convnet_features(network, support), convnet_features(network, stage.images[rows])
+        kernel = phi @ phi.T
+        ridged = kernel + config.ridge * kernel.trace() / len(kernel) * torch.eye(len(kernel))
+        prediction = phi_real @ phi.T @ torch.linalg.inv(ridged) @ targets
+        wanted = torch.full((config.batch_real, CLASSES), -1 / CLASSES)
+        wanted[range(config.batch_real), stage.labels[rows]] += 1
+        ordered = labels.sort(dim=1, descending=True).values
+        margin = torch.minimum(ordered[:, 0] - ordered[:, 1], torch.tensor(1 / CLASSES))
+        loss = 0.5 * ((prediction - wanted) ** 2).sum() / config.batch_real - margin.mean()
+        gradients = torch.autograd.grad(loss, (images, labels))
+        if self.updates[index] > config.max_online_updates:
+            self.starts[index] += 1
+            self.updates[index] = 0
+            self.renew(index)
+        else:
+            batch = torch.randperm(len(x), generator=generator)[: config.batch_syn]
+            self.optimizers[index].zero_grad()
+            (0.5 * ((network(x[batch].detach()) - y[batch].detach()) ** 2).sum() / len(batch)).backward()
+            self.optimizers[index].step()
+            self.updates[index] += 1
+        moved = [
+            self.lamb(name, value.detach(), gradient, iteration)
+            for name, value, gradient in zip(("images", "labels"), (images, labels), gradients, strict=True)
+        ]
+        return loss.item(), *moved
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_krr_is_its_literal_transcription(tmp_path, float64, later):
+    method = METHODS["krr"]
+    recipe = TrainingRecipe(epochs=5, optimizer="adam", loss="mse", schedule="cosine", weight_decay=0.0)
+    stage = make_later_stage(tmp_path, method) if later else make_double_stage(tmp_path)
+    stage = replace(stage, recipe=recipe)
+    trainable = method.initialise(stage)
+    prepared = method.prepare(stage)
+    literal = LiteralKRR(stage, KRR_CONFIG)
+    images, labels = trainable.images.detach().clone(), trainable.labels.detach().clone()
+    for iteration in range(8):
+        loss, images, labels = literal.step(images, labels, iteration)
+        advance(method, prepared, trainable, stage)
+        assert trainable.losses[-1] == pytest.approx(loss, rel=1e-8)
+        torch.testing.assert_close(trainable.images.detach(), images, rtol=1e-8, atol=1e-8)
+        torch.testing.assert_close(trainable.labels.detach(), labels, rtol=1e-8, atol=1e-8)
+    assert sum(literal.starts) > 0  # a network of the pool was replaced on the way
+    assert prepared.starts.tolist() == literal.starts
+
+
+def test_krr_starts_with_centred_labels(tmp_path):
+    trainable = METHODS["krr"].initialise(make_stage(tmp_path))
+    scale = (10 / CLASSES) ** 0.5
+    assert trainable.labels[0].tolist() == pytest.approx([scale * 2 / 3, -scale / 3, -scale / 3])
+    assert trainable.labels.argmax(1).tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_regression_on_the_support_itself_returns_its_targets(generator):
+    support = torch.randn(6, 20, generator=generator)
+    targets = torch.randn(6, 3, generator=generator)
+    torch.testing.assert_close(regress(support, support, targets, 1e-9), targets, atol=1e-4, rtol=1e-4)
+
+
+def test_the_label_margin_stops_growing_at_one_class_share():
+    labels = torch.tensor([[0.9, 0.0, 0.0], [0.2, 0.1, 0.0]], requires_grad=True)
+    loss = margin_loss(labels)
+    assert loss.item() == pytest.approx(-(1 / 3 + 0.1) / 2)
+    loss.backward()
+    assert labels.grad.tolist() == [[0.0, 0.0, 0.0], [-0.5, 0.5, 0.0]]
+
+
+def test_lamb_moves_by_its_rate_times_the_norm(generator):
+    value = torch.randn(4, 5, generator=generator, requires_grad=True)
+    before = value.detach().clone()
+    optimizer = Lamb([value], lr=0.01)
+    value.grad = torch.randn(4, 5, generator=generator)
+    optimizer.step()
+    assert (value.detach() - before).norm() == pytest.approx(0.01 * before.norm().item(), rel=1e-4)
+    assert ((value.detach() - before) * value.grad <= 0).all()
+
+
+# --- what every method owes to the strategy
+
+
+def distil(folder, name, stage=None, ipcs=(2, 1)):
+    stage = stage or make_stage(folder)
+    return distill_sequence(METHODS[name], stage, ipcs, ((0, 4), (0, 3))[: len(ipcs)], checkpoints(folder))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, name):
+    class Impatient(Budget):
+        def wants_save(self):
+            return True
+
+        def saved(self):
+            raise OutOfTime
+
+    whole = distil(tmp_path / "whole", name)
+    stage = replace(make_stage(tmp_path / "parts"), budget=Impatient())
+    sessions = 0
+    while True:
+        try:
+            parts = distil(tmp_path / "parts", name, stage)
+            break
+        except OutOfTime:
+            sessions += 1
+    assert sessions == sum(METHODS[name].num_iterations(k) for k in (1, 2))
+    for a, b in zip(whole, parts, strict=True):
+        assert torch.equal(a.last.images, b.last.images)
+        assert torch.equal(a.last.labels, b.last.labels)
+        assert a.last.lr == b.last.lr
+        assert a.trainable.losses == b.trainable.losses
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_second_subset_depends_on_the_first_and_leaves_it_alone(tmp_path, name):
+    method, stage = METHODS[name], make_stage(tmp_path)
+    frozen = distil(tmp_path, name, ipcs=(2,))[0].last
+    results = []
+    for shift in (0.0, 0.5):
+        earlier = SubsetSequence((replace(frozen, images=frozen.images + shift),))
+        digest = earlier.sha256()
+        later = replace(stage, index=2, ipc=1, interval=(0, 3), frozen=earlier)
+        trainable = method.initialise(later)
+        advance(method, method.prepare(later), trainable, later)
+        assert earlier.sha256() == digest
+        results.append(trainable.images.detach())
+    assert not torch.allclose(*results)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_distilled_images_moved_and_are_class_by_class(tmp_path, name):
+    stage = make_stage(tmp_path)
+    start = METHODS[name].initialise(stage).images.detach()
+    (progress,) = distil(tmp_path, name, stage, ipcs=(2,))
+    assert not torch.allclose(progress.last.images, start, atol=1e-4)
+    labels = progress.last.labels
+    hard = labels.argmax(1) if labels.is_floating_point() else labels
+    assert METHODS[name].initialise(stage).targets().shape == labels.shape
+    if name != "mtt":  # soft labels there begin with what a teacher thinks
+        assert hard.tolist() == [0, 0, 1, 1, 2, 2]
+    assert {type(method.effort([6, 3], CLASSES).passes) for method in METHODS.values()} <= {int, float}
+
+
+def test_start_networks_went_through_the_stages_before(tmp_path):
+    stage = make_stage(tmp_path)
+    frozen = SubsetSequence(tuple(progress.last for progress in distil(tmp_path, "dm")))
+    (network,) = replace(stage, frozen=frozen).start_networks(0, ("x",))
+    expected = stage.make_network(0, "x", "start")
+    fresh = flatten_parameters(expected)
+    train_staged([expected], frozen, stage.recipe, [make_generator(0, "x", "earlier stages")])
+    assert torch.equal(flatten_parameters(network), flatten_parameters(expected))
+    assert not torch.equal(flatten_parameters(network), fresh)
+
+
+# --- soft labels of MTT
+
+
+def test_soft_labels_begin_with_a_teachers_logits_and_are_learned(tmp_path):
+    method, stage = METHODS["mtt"], make_stage(tmp_path)
+    trainable = method.initialise(stage)
+    network = stage.make_network(0, "any")
+    torch.nn.utils.vector_to_parameters(record_stage_teachers(stage).segment(0, 0, 4)[1], network.parameters())
+    torch.testing.assert_close(trainable.labels, network(trainable.images))
+    (progress,) = distil(tmp_path, "mtt", stage, ipcs=(2,))
+    labels = progress.last.labels
+    torch.testing.assert_close(labels.sum(1), torch.ones(6))
+    assert not torch.allclose(labels, trainable.targets().detach(), atol=1e-4)
+    early = MTT(replace(MTT_CONFIG, label_epoch=1)).initialise(stage)
+    assert not torch.allclose(early.labels, trainable.labels)
+    with pytest.raises(ConfigError, match="mtt.label_epoch 9 exceeds the 4 epochs recorded in stage 1"):
+        MTT(replace(MTT_CONFIG, label_epoch=9)).initialise(stage)
+
+
+@pytest.mark.parametrize("engine", ["higher", "compiled"])
+def test_the_gradient_of_soft_labels_equals_finite_differences(tmp_path, float64, uncompiled, engine):
+    stage = make_double_stage(tmp_path)
+    method = MTT(replace(MTT_CONFIG, engine=engine))
+    prepared = method.prepare(stage)
+
+    def loss_of(labels):
+        trainable = method.initialise(stage)
+        with torch.no_grad():
+            trainable.lr.data = trainable.lr.data.double()
+            trainable.labels.copy_(labels)
+        loss = method.step(prepared, trainable, SubsetSequence(), make_generator(0, "step"))
+        return loss.item(), trainable.labels.grad
+
+    start = method.initialise(stage).labels.detach()
+    _, gradient = loss_of(start)
+    for row, column in ((0, 0), (3, 1), (5, 2)):
+        sides = []
+        for shift in (1e-5, -1e-5):
+            moved = start.clone()
+            moved[row, column] += shift
+            sides.append(loss_of(moved)[0])
+        assert gradient[row, column].item() == pytest.approx((sides[0] - sides[1]) / 2e-5, rel=1e-4, abs=1e-9)
+
+
+# --- settings
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        (IDCConfig, {"iterations": ()}, r"idc.iterations \[\] must hold numbers of at least 1"),
+        (IDCConfig, {"inner_loop": (0,)}, r"idc.inner_loop \[0\]"),
+        (IDCConfig, {"metric": "l2"}, "idc.metric 'l2' is unknown; use one of mse, l1, cosine"),
+        (IDCConfig, {"start": "noise"}, "idc.start 'noise'"),
+        (IDCConfig, {"factor": 0}, "factor 0 must be at least 1"),
+        (IDCConfig, {"cutmix": 2.0}, "idc.cutmix 2.0"),
+        (IDCConfig, {"match_augment": "colour"}, "augmentation 'colour'"),
+        (IDCConfig, {"engine": "higher"}, "engine 'higher' is unknown; use one of eager, compiled"),
+        (DMConfig, {"later_fix_iter": 0}, "dm.later_fix_iter 0"),
+        (DMConfig, {"momentum_img": 1.0}, "dm.momentum_img 1.0"),
+        (KRRConfig, {"num_networks": 0}, "krr.num_networks 0"),
+        (KRRConfig, {"ridge": 0.0}, "krr.ridge 0.0 must be positive"),
+        (MTTConfig, {"lr_label": -1.0}, "mtt.lr_label -1.0 must not be negative"),
+        (MTTConfig, {"label_epoch": -2}, "mtt.label_epoch -2"),
+    ],
+)
+def test_settings_out_of_range_are_named(kind, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        kind(**settings)
+
+
+def test_what_does_not_go_together_is_named(tmp_path):
+    stage = make_stage(tmp_path)
+    whitened = replace(stage, preprocessing=Whitening(torch.randint(256, (20, 3, 4, 4), dtype=torch.uint8)))
+    with pytest.raises(ConfigError, match="idc keeps pixels within .* ZCA .* set zca=false"):
+        METHODS["idc"].prepare(whitened)
+    with pytest.raises(ConfigError, match="training.loss 'cross_entropy' does not fit the labels of krr"):
+        METHODS["krr"].training_recipe(TrainingRecipe())
+    with pytest.raises(ConfigError, match=r"idc.iterations \[5, 6\] has no entry for stage 3"):
+        IDC(replace(IDC_CONFIG, iterations=(5, 6))).num_iterations(3)
+    assert get_method("idc") is IDC

@@ -1,0 +1,129 @@
+"""Adding a method: ten lines, alone and under SeqMatch, registered here or by the entry point of another package."""
+
+import inspect
+import subprocess
+import sys
+import textwrap
+from dataclasses import dataclass
+
+import pytest
+import torch
+from helpers import CLASSES, NETWORK, RECIPE, checkpoints, make_images, make_stage
+
+from seqmatch_lib.errors import ConfigError
+from seqmatch_lib.evaluation import evaluate_networks
+from seqmatch_lib.methods import BaseConfig, BaseMethod, Prepared, get_method, register_method
+from seqmatch_lib.methods import base as registry
+from seqmatch_lib.seqmatch import distill_sequence
+from seqmatch_lib.synthetic import SubsetSequence
+
+
+def class_means(images, labels):
+    return torch.stack([images[labels == label].mean(0) for label in range(CLASSES)])
+
+
+@dataclass(frozen=True)
+class MeansConfig(BaseConfig):
+    iterations: int = 30
+
+
+@dataclass
+class RealMeans(Prepared):
+    means: torch.Tensor
+
+
+class Means(BaseMethod):
+    config_class = MeansConfig
+
+    def prepare(self, stage):
+        return RealMeans(0.0, class_means(stage.images, stage.labels))
+
+    def step(self, prepared, trainable, frozen, generator):
+        loss = (class_means(*frozen.then(trainable.freeze_view()).union()) - prepared.means).square().sum()
+        loss.backward()
+        return loss.detach()
+
+
+def test_ten_lines_are_a_method_that_runs_under_seqmatch(tmp_path):
+    stages = distill_sequence(Means(MeansConfig()), make_stage(tmp_path), (1, 2), (None, None), checkpoints(tmp_path))
+    assert [len(stage.last.images) for stage in stages] == [3, 6]
+    for distilled in stages:
+        assert distilled.trainable.losses[-1] < 1e-5
+    sequence = SubsetSequence(tuple(distilled.last for distilled in stages))
+    torch.testing.assert_close(class_means(*sequence.union()), class_means(*make_images(60)), atol=0.01, rtol=0)
+    accuracy = evaluate_networks(sequence, *make_images(300, seed=5), CLASSES, NETWORK, RECIPE, seed=0, indices=[0])[0]
+    assert accuracy > 60  # chance is 33
+
+
+def test_the_guide_shows_this_method():
+    for line in inspect.getsource(Means).splitlines()[1:]:
+        assert line.strip() in registry.__doc__
+
+
+def test_names_are_registered_once(monkeypatch):
+    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
+    register_method("means")(Means)
+    assert get_method("means") is Means
+    with pytest.raises(ConfigError, match="a method 'means' is registered already"):
+        register_method("means")(Means)
+    with pytest.raises(ConfigError, match="method 'mean' is unknown; use one of dm, idc, krr, means, mtt"):
+        get_method("mean")
+
+
+PACKAGE = """
+from dataclasses import dataclass
+import torch
+from seqmatch_lib.methods import BaseConfig, BaseMethod, Prepared
+
+@dataclass(frozen=True)
+class PullConfig(BaseConfig):
+    iterations: int = 3
+    strength: float = 0.1
+
+class Pull(BaseMethod):
+    config_class = PullConfig
+    def prepare(self, stage):
+        return Prepared(0.0)
+    def step(self, prepared, trainable, frozen, generator):
+        loss = self.config.strength * trainable.images.square().sum()
+        loss.backward()
+        return loss.detach()
+"""
+
+RUN = """
+import sys
+from seqmatch_lib.config import RunConfig
+from seqmatch_lib.experiment import run_experiment
+settings = RunConfig.from_preset("digits-ipc10-random", "smoke").as_dict()
+settings |= {"method": "seqmatch_pull", "subset_ipcs": [6, 4], "intervals": [], "pull": {"strength": 0.2, "iterations": 2}}
+record = run_experiment(RunConfig.from_dict(settings), sys.argv[1])
+print(record.method, [len(stage["losses"]) for stage in record.stages], record.config["pull"]["strength"])
+"""
+
+
+def install(folder, entry):
+    """Lays a package and its metadata into a folder, as pip does."""
+    (folder / "pull_package.py").write_text(PACKAGE)
+    metadata = folder / "pull_package-1.0.dist-info"
+    metadata.mkdir(parents=True)
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: pull-package\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(f"[seqmatch_lib.methods]\npull = {entry}\n")
+
+
+def run_python(script, folder, *arguments):
+    lines = f"import sys; sys.path.insert(0, {str(folder)!r})\n" + textwrap.dedent(script)
+    return subprocess.run([sys.executable, "-c", lines, *arguments], capture_output=True, text=True, check=False)
+
+
+def test_a_method_of_another_package_runs_by_its_entry_point(tmp_path):
+    install(tmp_path, "pull_package:Pull")
+    done = run_python(RUN, tmp_path, str(tmp_path / "results"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "seqmatch_pull [2, 2] 0.2"
+
+
+def test_an_entry_point_that_is_no_method_is_named(tmp_path):
+    install(tmp_path, "pull_package:PullConfig")
+    script = "from seqmatch_lib.methods import get_method\ntry:\n  get_method('pull')\nexcept ValueError as e:\n  print(e)"
+    done = run_python(script, tmp_path)
+    assert "entry point 'pull' (pull_package:PullConfig) is no BaseMethod" in done.stdout, done.stderr
