@@ -24,7 +24,13 @@ from seqmatch_lib.preprocessing import Normalisation, Whitening
 from seqmatch_lib.results import SCHEMA, RunRecord, describe_code, describe_environment, load_record
 from seqmatch_lib.seqmatch import distill_sequence
 from seqmatch_lib.storage import read_json, write_json
-from seqmatch_lib.synthetic import SubsetSequence, SyntheticSubset, sample_real_sequence, save_sequence
+from seqmatch_lib.synthetic import (
+    SubsetSequence,
+    SyntheticSubset,
+    check_class_sizes,
+    sample_real_sequence,
+    save_sequence,
+)
 
 VALIDATION_FRACTION = 0.1
 
@@ -166,6 +172,7 @@ class _Run:
         began = self._read_or_write_start()
         select_on = "none" if self.config.method == "whole" else self.config.select_on  # "whole" holds nothing out
         data = prepare_data(dataset, self.config.zca, select_on, self.device)
+        check_class_sizes(data.train[1], data.num_classes, self.config.ipc)  # now, not when the baseline is drawn
         stages = self._distill(data)
         last, selected = self._sequences(data, stages)
         if self.config.method != "whole":

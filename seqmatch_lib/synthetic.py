@@ -105,6 +105,16 @@ def load_sequence(path: Path) -> SubsetSequence:
     return SubsetSequence(subsets, metadata)
 
 
+def check_class_sizes(labels: torch.Tensor, num_classes: int, ipc: int) -> None:
+    """Raises DataError unless every class has at least `ipc` real images."""
+    for label, count in enumerate(torch.bincount(labels, minlength=num_classes).tolist()):
+        require(
+            count >= ipc,
+            f"class {label} has {count} real images, fewer than ipc {ipc}; lower ipc or get more of the data set",
+            DataError,
+        )
+
+
 def sample_real_subset(
     images: torch.Tensor, labels: torch.Tensor, num_classes: int, ipc: int, lr: float, seed: int, *purpose: str | int
 ) -> SyntheticSubset:
@@ -122,15 +132,11 @@ def sample_real_subset(
     Raises:
         DataError: a class has fewer than `ipc` images.
     """
+    check_class_sizes(labels, num_classes, ipc)
     generator = make_generator(seed, *purpose)
     chosen = []
     for label in range(num_classes):
         members = (labels == label).nonzero().flatten()
-        require(
-            len(members) >= ipc,
-            f"class {label} has {len(members)} real images, fewer than ipc {ipc}; lower ipc or get more of the data set",
-            DataError,
-        )
         order = torch.randperm(len(members), generator=generator)[:ipc].to(members.device)
         chosen.append(members[order])
     rows = torch.cat(chosen)

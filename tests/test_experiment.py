@@ -15,7 +15,7 @@ from filelock import FileLock
 from seqmatch_lib import evaluation
 from seqmatch_lib.config import RunConfig
 from seqmatch_lib.data import load_dataset
-from seqmatch_lib.errors import OutOfTime, StorageError
+from seqmatch_lib.errors import DataError, OutOfTime, StorageError
 from seqmatch_lib.experiment import prepare_data, run_experiment
 from seqmatch_lib.methods import get_method
 from seqmatch_lib.results import format_records, load_record, load_runs
@@ -185,6 +185,13 @@ def test_a_run_under_a_time_budget_reaches_the_same_record(tmp_path, finished):
             assert sessions < 60
     assert sessions > 0
     assert record.comparable() == expected.comparable()
+
+
+def test_too_few_real_images_are_told_before_anything_is_computed(tmp_path):
+    config = configure(ipc=200, subset_ipcs=[100, 100])
+    with pytest.raises(DataError, match=r"class \d has \d+ real images, fewer than ipc 200; lower ipc"):
+        run_experiment(config, tmp_path)
+    assert not (tmp_path / "teachers").exists()
 
 
 def test_a_second_process_at_the_same_run_is_refused(tmp_path):

@@ -169,6 +169,17 @@ def test_idc_is_its_literal_transcription(tmp_path, float64, metric, later):
         assert not torch.allclose(trainable.images, before, atol=1e-6)
 
 
+def test_idc_starts_from_tiles_of_real_images_of_the_class(tmp_path):
+    stage = make_stage(tmp_path)
+    stage = replace(stage, images=stage.labels.float().view(-1, 1, 1, 1).expand(-1, 1, 6, 6).contiguous())  # shows its class
+    for ipc in (2, 8):  # 8 images of 4 tiles need more than the 20 real ones of a class
+        trainable = METHODS["idc"].initialise(replace(stage, ipc=ipc))
+        assert trainable.optimizers["images"].param_groups[0]["lr"] == pytest.approx(IDC_CONFIG.lr_img * ipc / 10)
+        assert torch.equal(trainable.images.mean((1, 2, 3)).detach(), trainable.labels.float())
+    varied = METHODS["idc"].initialise(make_stage(tmp_path)).images
+    assert len({tile.detach().numpy().tobytes() for image in varied for tile in image.unfold(1, 3, 3).flatten(0, 2)}) > 20
+
+
 def convnet_features(network, x):
     """The features of a ConvNet of depth 1, written out."""
     conv, norm = network[0], network[1]

@@ -7,6 +7,7 @@ scaled so that `lr_img` is in units of pixels in [0, 1] as published; real image
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import ceil
 
 import torch
 
@@ -16,8 +17,9 @@ from seqmatch_lib.methods.base import BaseMethod, Effort, Prepared, Stage, Train
 from seqmatch_lib.multi_formation import Formation, store_tiles
 from seqmatch_lib.networks import flatten_parameters, load_parameters
 from seqmatch_lib.preprocessing import Normalisation
+from seqmatch_lib.seeds import make_generator
 from seqmatch_lib.step_functions import GRADIENT_PASSES, IMAGE_ADJOINT_PASSES, step_functions
-from seqmatch_lib.synthetic import SubsetSequence, sample_real_subset
+from seqmatch_lib.synthetic import SubsetSequence
 from seqmatch_lib.training import Feed, Together, Update, check_trainer, one_hot
 
 STARTS = ("mix", "random")
@@ -189,16 +191,23 @@ class IDC(BaseMethod):
         config = self.config
         trainable = super().initialise(stage)
         if config.start == "mix" and config.factor > 1:
-            count = config.factor**2
-            purpose = ("stage", stage.index, "initial tiles")
-            size = stage.ipc * count
-            real = sample_real_subset(stage.images, stage.labels, stage.num_classes, size, config.syn_lr, stage.seed, *purpose)
-            tiles = real.images.view(-1, count, *stage.images.shape[1:])
             with torch.no_grad():
-                trainable.images.copy_(store_tiles(tiles, config.factor))
+                trainable.images.copy_(self._tiled_start(stage))
         trainable.optimizers["images"].param_groups[0]["lr"] = config.lr_img * stage.ipc / 10
         trainable.formation = Formation(config.factor, "multi" if config.decode == "multi" else "single")
         return trainable
+
+    def _tiled_start(self, stage: Stage) -> torch.Tensor:
+        """Returns stored images of factor² real ones each; a class with too few real images gives some of them twice."""
+        tiles = self.config.factor**2
+        generator = make_generator(stage.seed, "stage", stage.index, "initial tiles")
+        chosen = []
+        for members in stage.rows_by_class():
+            rounds = ceil(stage.ipc * tiles / len(members))
+            order = torch.cat([torch.randperm(len(members), generator=generator) for _ in range(rounds)])
+            chosen.append(members[order[: stage.ipc * tiles].to(members.device)])
+        real = stage.images[torch.cat(chosen)]
+        return store_tiles(real.unflatten(0, (-1, tiles)), self.config.factor)
 
     def prepare(self, stage: Stage) -> IDCPrepared:
         """Sorts the real images by class.
