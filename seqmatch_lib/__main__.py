@@ -1,4 +1,4 @@
-"""The command line: `python -m seqmatch_lib run | evaluate | show | presets | bench | cost`."""
+"""The command line: `python -m seqmatch_lib run | evaluate | show | presets | tables | bench | cost`."""
 
 import argparse
 import os
@@ -14,7 +14,7 @@ import torch
 from seqmatch_lib.bench import run_benchmark
 from seqmatch_lib.bench_report import format_benchmark, load_benchmark, newest_benchmark, save_benchmark
 from seqmatch_lib.config import SCALES, RunConfig, parse_override, preset_names
-from seqmatch_lib.cost import Problem, format_cost, format_errors
+from seqmatch_lib.cost import Problem, format_cost, format_errors, format_pending
 from seqmatch_lib.data import load_dataset
 from seqmatch_lib.errors import OutOfTime, SeqMatchError, require
 from seqmatch_lib.evaluation import evaluate_sequence
@@ -89,6 +89,12 @@ def _make_parser() -> argparse.ArgumentParser:
     bench.add_argument("--quick", action="store_true", help="small networks alone, under three minutes on two CPU cores")
     bench.add_argument("--results", type=Path, default=Path("paper_results"), metavar="DIR", help="default: paper_results")
     bench.set_defaults(command=_bench)
+
+    tables = commands.add_parser("tables", help="write the paper's tables from the records of a results folder")
+    tables.add_argument("--results", type=Path, default=Path("paper_results"), metavar="DIR", help="default: paper_results")
+    tables.add_argument("--pending", action="store_true", help="list the cells without a record instead")
+    tables.add_argument("--scale", default="paper", choices=SCALES, help="of the pending cells; default: paper")
+    tables.set_defaults(command=_tables)
 
     cost = commands.add_parser("cost", help="predict operations, seconds and memory of a preset from a benchmark")
     _add_preset_arguments(cost)
@@ -169,6 +175,17 @@ def _bench(options: argparse.Namespace) -> None:
     for kind in ("svg", "png"):
         figure.savefig(path.with_suffix(f".{kind}"))
     print(f"figures: {path.with_suffix('.svg')}, {path.with_suffix('.png')}")
+
+
+def _tables(options: argparse.Namespace) -> None:
+    if options.pending:
+        benchmark = load_benchmark(newest_benchmark(options.results / "benchmarks"))
+        print(format_pending(options.scale, load_runs(options.results), benchmark))
+        return
+    require(find_spec("pandas") is not None, "tables need the notebook packages: pip install seqmatch-lib[notebooks]")
+    from seqmatch_lib.tables import write_tables
+
+    print("\n".join(str(path) for path in write_tables(options.results)))
 
 
 def _cost(options: argparse.Namespace) -> None:

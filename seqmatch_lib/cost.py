@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from seqmatch_lib.config import RunConfig
+from seqmatch_lib.config import RunConfig, preset_names
 from seqmatch_lib.data import DATASETS
 from seqmatch_lib.errors import ConfigError, require
 from seqmatch_lib.methods import get_method
@@ -239,3 +239,24 @@ def format_errors(records: Sequence[RunRecord], benchmark: Mapping[str, Any]) ->
                     f"{record.run_id:<52}{phase:<14}{predicted:>10,.0f}{measured:>10,.0f}{predicted / measured:>7.2f}"
                 )
     return "\n".join(lines) if len(lines) > 1 else "no run was recorded on this machine, so no error can be shown"
+
+
+def format_pending(scale: str, records: Sequence[RunRecord], benchmark: Mapping[str, Any]) -> str:
+    """Returns the presets without a record at a scale, with predicted hours on the machine of a benchmark.
+
+    Args:
+        scale: one of `SCALES`.
+        records: that there are.
+        benchmark: whose rates are used.
+    """
+    done = {(record.preset, record.scale) for record in records}
+    pending = [preset for preset in preset_names() if (preset, scale) not in done]
+    machine = f"hours on {benchmark['machine']['device_name']}"
+    lines = [f"{len(pending)} of {len(preset_names())} presets have no record at scale {scale}", ""]
+    lines.append(f"{'preset':<40}{machine:>24}")
+    for preset in pending:
+        config = RunConfig.from_preset(preset, scale)
+        work = predict_work(config, Problem.of(config.dataset))
+        seconds = sum(predict_seconds(one, config.network, benchmark) for one in work.values())
+        lines.append(f"{preset:<40}{seconds / 3600:>24,.1f}")
+    return "\n".join(lines)

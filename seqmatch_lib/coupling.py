@@ -1,0 +1,253 @@
+"""The coupling issue, measured: what the paper argues, as quantities of one set, one network, one teacher.
+
+Source: Du et al., NeurIPS 2023, section 3. Joint optimisation keeps condensing what networks learn early: images are drawn to
+repair the errors of the others instead of adding later knowledge. The definitions that make this computable are ours.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from seqmatch_lib.errors import require
+from seqmatch_lib.inner_loop import InnerBatch, unroll
+from seqmatch_lib.synthetic import SubsetSequence
+from seqmatch_lib.training import Feed, TrainingRecipe, Update, make_trainer, train_stage
+from seqmatch_lib.trajectories import TeacherConfig, TrajectorySet
+
+
+@torch.no_grad()
+def image_losses(network: nn.Module, images: torch.Tensor, labels: torch.Tensor, batch_size: int = 1000) -> torch.Tensor:
+    """Returns the (N,) cross-entropies of single images, without augmentation."""
+    network.eval()
+    parts = zip(images.split(batch_size), labels.split(batch_size), strict=True)
+    return torch.cat([F.cross_entropy(network(batch), wanted, reduction="none") for batch, wanted in parts])
+
+
+def follow_real_training(
+    network: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    config: TeacherConfig,
+    epochs: int,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """Trains a network in place on real images as teachers are, and watches every image.
+
+    Returns:
+        (epochs + 1, N) losses of the images, before the first epoch and after each.
+    """
+    losses = [image_losses(network, images, labels)]
+    trainer = make_trainer([network], Update(config.lr, config.momentum, config.weight_decay), "eager", "float32")
+    for _ in range(epochs):
+        trainer.epoch(images, labels, Feed(config.batch_size, config.augment), [generator])
+        losses.append(image_losses(network, images, labels))
+    return torch.stack(losses)
+
+
+def split_easy_hard(losses: torch.Tensor, early_epochs: int = 1) -> torch.Tensor:
+    """Returns (N,) booleans: True for the half of the images whose loss falls most in the first epochs.
+
+    Args:
+        losses: (epochs + 1, N) of `follow_real_training`.
+        early_epochs: that count as first.
+    """
+    drop = losses[0] - losses[early_epochs]
+    easy = torch.zeros(len(drop), dtype=torch.bool, device=drop.device)
+    easy[drop.argsort(descending=True)[: len(drop) // 2]] = True
+    return easy
+
+
+def difficulty_deciles(losses: torch.Tensor) -> torch.Tensor:
+    """Returns (N,) numbers 0 (easiest) to 9 by the mean loss over a training, as `follow_real_training` returns it."""
+    order = losses[1:].mean(0).argsort()
+    deciles = torch.empty_like(order)
+    deciles[order] = torch.arange(len(order), device=order.device) * 10 // len(order)
+    return deciles
+
+
+def mean_losses(losses: torch.Tensor, easy: torch.Tensor, training: str) -> pd.DataFrame:
+    """Returns mean losses of easy and hard images: columns training, step, images, loss, rate.
+
+    Args:
+        losses: (steps + 1, N).
+        easy: (N,) of `split_easy_hard`.
+        training: names what the network was trained on.
+
+    Returns:
+        `rate` is the fall of the mean loss since the step before; it is missing at step 0.
+    """
+    frames = []
+    for name, chosen in (("easy", easy), ("hard", ~easy)):
+        means = losses[:, chosen].mean(1).tolist()
+        rates = [float("nan"), *(before - after for before, after in zip(means, means[1:], strict=False))]
+        frames.append(
+            pd.DataFrame({"training": training, "step": range(len(means)), "images": name, "loss": means, "rate": rates})
+        )
+    return pd.concat(frames, ignore_index=True)
+
+
+def follow_staged_training(
+    network: nn.Module,
+    sequence: SubsetSequence,
+    recipe: TrainingRecipe,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """Trains a network in place on S_1, then on S_1 ∪ S_2, …, and watches real images.
+
+    Returns:
+        (K + 1, N) losses of the real images, before the first stage and after each.
+    """
+    losses = [image_losses(network, images, labels)]
+    for stage, subset in enumerate(sequence.subsets, start=1):
+        train_stage([network], *sequence.union(stage), subset.lr, recipe, [generator])
+        losses.append(image_losses(network, images, labels))
+    return torch.stack(losses)
+
+
+@torch.no_grad()
+def group_accuracies(network: nn.Module, images: torch.Tensor, labels: torch.Tensor, groups: torch.Tensor) -> dict[int, float]:
+    """Returns the accuracy in per cent in each group of images, such as their classes or deciles of difficulty.
+
+    Args:
+        network: trained.
+        images: (N, C, H, W).
+        labels: (N,) int64.
+        groups: (N,) int64, the group of each image.
+    """
+    network.eval()
+    right = torch.cat([network(batch).argmax(1) for batch in images.split(1000)]) == labels
+    return {group: 100 * right[groups == group].double().mean().item() for group in groups.unique().tolist()}
+
+
+class Match:
+    """The matching loss of MTT at one teacher segment, with whole sets as batches and no augmentation.
+
+    L(S) = ‖θ̂(S) − θ*‖² / ‖θ_e − θ*‖², where θ̂(S) is reached from θ_e by `steps` steps on all of S.
+
+    Args:
+        network: the architecture.
+        start: (P,) teacher parameters θ_e.
+        target: (P,) teacher parameters θ* = θ_{e+M}.
+        steps: inner steps.
+        lr: step size.
+    """
+
+    def __init__(self, network: nn.Module, start: torch.Tensor, target: torch.Tensor, steps: int, lr: float) -> None:
+        require(steps >= 1, f"steps {steps} must be at least 1")
+        self._network, self._start, self._target, self._steps = network, start, target, steps
+        self._lr = torch.tensor(lr, dtype=start.dtype, device=start.device)
+        self._scale = (start - target).square().sum()
+
+    def reach(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Returns θ̂(S), differentiable in the images."""
+        batch = InnerBatch(torch.arange(len(images), device=images.device), ())
+        return unroll(self._network, self._start, images, labels, [batch] * self._steps, self._lr)
+
+    def error(self, images: torch.Tensor, labels: torch.Tensor) -> float:
+        """Returns L(S): 0 if the target is reached, 1 if the student came no nearer to it."""
+        return ((self.reach(images, labels).detach() - self._target).square().sum() / self._scale).item()
+
+    def gradient(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Returns ∇L with respect to the images."""
+        leaf = images.detach().clone().requires_grad_()
+        loss = (self.reach(leaf, labels) - self._target).square().sum() / self._scale
+        return torch.autograd.grad(loss, leaf)[0]
+
+    def coupling(self, a: tuple[torch.Tensor, torch.Tensor], b: tuple[torch.Tensor, torch.Tensor]) -> float:
+        """Returns c(A|B) = ‖∇_A L(A ∪ B) − ∇_A L(A)‖ / ‖∇_A L(A)‖: how far the presence of B changes A's gradient.
+
+        Args:
+            a: images and labels of A.
+            b: images and labels of B.
+        """
+        alone = self.gradient(*a)
+        together = self.gradient(torch.cat([a[0], b[0]]), torch.cat([a[1], b[1]]))[: len(a[0])]
+        return ((together - alone).norm() / alone.norm()).item()
+
+    def repair_share(self, a: tuple[torch.Tensor, torch.Tensor], b: tuple[torch.Tensor, torch.Tensor]) -> float:
+        """Returns the cosine between B's gradient and the part of it that would vanish if A's matching error were zero.
+
+        With the residuals r_A = θ̂(A) − θ* and r = θ̂(A ∪ B) − θ* = r_A + (θ̂(A ∪ B) − θ̂(A)), and J_B the derivative of
+        θ̂(A ∪ B) with respect to B, B's gradient is 2 J_Bᵀ r / scale, and the part that A's error causes 2 J_Bᵀ r_A / scale.
+        A cosine of 1 says that B does nothing but repair what A leaves.
+        """
+        residual_of_a = self.reach(*a).detach() - self._target
+        own = b[0].detach().clone().requires_grad_()
+        reached = self.reach(torch.cat([a[0].detach(), own]), torch.cat([a[1], b[1]]))
+        (whole,) = torch.autograd.grad(reached, own, reached.detach() - self._target, retain_graph=True)
+        (repair,) = torch.autograd.grad(reached, own, residual_of_a)
+        return ((whole * repair).sum() / (whole.norm() * repair.norm())).item()
+
+
+def make_match(
+    network: nn.Module, teachers: TrajectorySet, teacher: int, epoch: int, expert_epochs: int, steps: int, lr: float
+) -> Match:
+    """Returns the match of a teacher's epochs [epoch, epoch + expert_epochs] on the device of the network."""
+    device = next(network.parameters()).device
+    start, target = teachers.segment(teacher, epoch, epoch + expert_epochs)
+    return Match(network, start.to(device), target.to(device), steps, lr)
+
+
+def errors_along_trajectory(
+    network: nn.Module,
+    teachers: TrajectorySet,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    lr: float,
+    steps: int,
+    expert_epochs: int,
+    epochs: Iterable[int],
+) -> pd.DataFrame:
+    """Returns the matching error of a set as a function of the start epoch: columns epoch, teacher, error.
+
+    Args:
+        network: the architecture.
+        teachers: all of which are taken.
+        images: of the set, as it is trained on.
+        labels: of the set.
+        lr: step size of the set.
+        steps: `syn_steps`.
+        expert_epochs: M.
+        epochs: start epochs e; each e + M must have been recorded.
+    """
+    rows = []
+    for epoch in epochs:
+        for teacher in range(len(teachers)):
+            match = make_match(network, teachers, teacher, epoch, expert_epochs, steps, lr)
+            rows.append({"epoch": epoch, "teacher": teacher, "error": match.error(images, labels)})
+    return pd.DataFrame(rows)
+
+
+def coupling_of_subsets(
+    matches: Sequence[Match], images: torch.Tensor, labels: torch.Tensor, num_classes: int, sizes: Sequence[int]
+) -> pd.DataFrame:
+    """Returns how strongly the first half of each class is coupled with the second, as the set grows.
+
+    Args:
+        matches: the quantities are taken at each of them.
+        images: (classes * ipc, C, H, W), sorted by class.
+        labels: of the images.
+        num_classes: number of classes.
+        sizes: images per class of A ∪ B, each even and at most ipc.
+
+    Returns:
+        Columns ipc, match, coupling (c(A|B)), repair_share.
+    """
+    ipc = len(images) // num_classes
+    by_class, labels_by_class = images.unflatten(0, (num_classes, ipc)), labels.unflatten(0, (num_classes, ipc))
+    rows = []
+    for size in sizes:
+        require(size % 2 == 0 and 2 <= size <= ipc, f"size {size} must be even and between 2 and ipc {ipc}")
+        halves = [
+            (by_class[:, part].flatten(0, 1), labels_by_class[:, part].flatten(0, 1))
+            for part in (slice(0, size // 2), slice(size // 2, size))
+        ]
+        for number, match in enumerate(matches):
+            coupling, share = match.coupling(*halves), match.repair_share(*halves)
+            rows.append({"ipc": size, "match": number, "coupling": coupling, "repair_share": share})
+    return pd.DataFrame(rows)

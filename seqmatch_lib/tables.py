@@ -1,0 +1,160 @@
+"""The tables of the paper, every cell with the published number and ours, made from records alone."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import pandas as pd
+
+from seqmatch_lib.config import REFERENCES, RunConfig, preset_names
+from seqmatch_lib.errors import StorageError, require
+from seqmatch_lib.results import RunRecord, load_runs
+from seqmatch_lib.storage import write_atomically
+
+DATASETS = ("svhn", "cifar10", "cifar100", "tiny_imagenet")  # with published numbers, in the order of the paper
+COLUMNS = {
+    "ipc": "ipc",
+    "method": "method",
+    "published": "published",
+    "last": "ours",
+    "selected": "ours, selected",
+    "difference": "difference",
+    "random": "random real",
+    "n": "n",
+    "seeds": "seeds",
+    "scale": "scale",
+    "minutes": "minutes",
+    "device": "device",
+}
+NOT_RUN = "not run"
+UNVERIFIED = "†"
+
+
+def load_published(results_dir: Path | str = "paper_results") -> pd.DataFrame:
+    """Reads the published accuracies: dataset, ipc (0 for all images), method, mean, std, source, check.
+
+    Raises:
+        StorageError: the file is missing.
+    """
+    path = Path(results_dir) / "published" / "accuracy.csv"
+    require(path.is_file(), f"{path} is missing; it belongs to the repository: use its paper_results folder", StorageError)
+    return pd.read_csv(path)
+
+
+def build_table(
+    dataset: str, records: Sequence[RunRecord], published: pd.DataFrame, scales: Sequence[str] = ("reduced", "paper")
+) -> pd.DataFrame:
+    """Returns one row for each cell of a data set's table and each scale it was run at; cells that were not run say so.
+
+    Runs of one preset and scale that differ in the seed alone are pooled: mean and standard deviation are those of all
+    their networks. `difference` is ours less the published mean, at paper scale only: smaller scales are other settings.
+
+    Args:
+        dataset: its name.
+        records: of any data sets; the others, and those with changed settings, are left out.
+        published: of `load_published`.
+        scales: which to show; a cell that none of them has becomes one row of scale "paper".
+    """
+    known = published[published["dataset"] == dataset]
+    rows = []
+    for preset in _presets_of(dataset):
+        config = RunConfig.from_preset(preset)
+        printed = known[(known["ipc"] == config.ipc) & (known["method"] == config.method)]
+        row = {"ipc": config.ipc or "all", "method": config.method, "published": _print_published(printed), "preset": preset}
+        runs = [(scale, _runs_of(preset, scale, records)) for scale in scales]
+        done = [(scale, found) for scale, found in runs if found]
+        rows += [row | _summarise(found, scale, printed) for scale, found in done]
+        if not done:
+            command = f"python -m seqmatch_lib run {preset}"
+            rows.append(row | {"last": NOT_RUN, "scale": "paper", "command": command})
+    table = pd.DataFrame(rows).reindex(columns=[*COLUMNS, "command", "preset"])
+    return table.fillna("").astype(str)
+
+
+def _presets_of(dataset: str) -> list[str]:
+    """Returns the presets of a data set: by ipc, references first, a base method beside its sequential form."""
+
+    def place(preset: str) -> tuple[Any, ...]:
+        config = RunConfig.from_preset(preset)
+        return config.ipc or 10**9, config.method not in REFERENCES, config.base_method, config.is_sequential
+
+    return sorted((preset for preset in preset_names() if preset.split("-")[0] == dataset), key=place)
+
+
+def _runs_of(preset: str, scale: str, records: Sequence[RunRecord]) -> list[RunRecord]:
+    """Returns the runs of a preset as it stands, one a seed; a run with overrides is another experiment."""
+    matching = [record for record in records if (record.preset, record.scale) == (preset, scale)]
+    return [record for record in matching if record.config_hash == RunConfig.from_preset(preset, scale, seed=record.seed).hash]
+
+
+def _summarise(runs: Sequence[RunRecord], scale: str, printed: pd.DataFrame) -> dict[str, Any]:
+    pooled = {
+        column: [value for run in runs for value in (getattr(run, name) or {"values": []})["values"]]
+        for column, name in (("last", "accuracy_last"), ("selected", "accuracy_selected"), ("random", "random_baseline"))
+    }
+    row = {column: _mean_and_std(values) for column, values in pooled.items() if values}
+    if scale == "paper" and len(printed):
+        row["difference"] = f"{fmean(pooled['last']) - printed['mean'].iloc[0]:+.1f}"
+    return row | {
+        "n": str(len(pooled["last"])),
+        "seeds": str(len(runs)),
+        "scale": scale,
+        "minutes": f"{sum(sum(run.seconds.values()) for run in runs) / 60:.0f}",
+        "device": ", ".join(sorted({run.device_name for run in runs})),
+    }
+
+
+def _mean_and_std(values: Sequence[float]) -> str:
+    return f"{fmean(values):.1f} ± {stdev(values) if len(values) > 1 else 0.0:.1f}"
+
+
+def _print_published(printed: pd.DataFrame) -> str:
+    """Returns a published accuracy as its paper prints it, with a dagger if nobody checked it."""
+    if printed.empty:
+        return ""
+    (row,) = printed.to_dict("records")
+    spread = "" if pd.isna(row["std"]) else f" ± {row['std']:.1f}"
+    return f"{row['mean']:.1f}{spread}{UNVERIFIED if row['check'] == 'unverified' else ''}"
+
+
+def format_markdown(table: pd.DataFrame) -> str:
+    """Returns the columns of `COLUMNS` as a Markdown table."""
+    lines = [list(COLUMNS.values()), ["---"] * len(COLUMNS), *table[list(COLUMNS)].to_numpy().tolist()]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def note_of(table: pd.DataFrame) -> str:
+    """Returns what a reader of a table must know, and the command that runs its first missing cell."""
+    text = (
+        "Test accuracy in per cent, mean ± standard deviation over n networks. `ours` is the last iterate, `ours, selected` "
+        "the one chosen on validation images (at paper scale on test images, as the papers do), `random real` as many random "
+        "real images under the same training. `reduced` is a smaller setting for two CPU cores and not to be compared with "
+        f"published numbers. {UNVERIFIED}: printed from memory, not checked."
+    )
+    commands = [command for command in table["command"] if command]
+    return text + (f" Cells that were not run: `{commands[0]}`, and so on." if commands else "")
+
+
+def write_tables(results_dir: Path | str = "paper_results") -> list[Path]:
+    """Writes the table of every data set, from records and published numbers, as Markdown, HTML and LaTeX.
+
+    Returns:
+        The files, below `results_dir/tables`.
+    """
+    results_dir = Path(results_dir)
+    records, published = load_runs(results_dir), load_published(results_dir)
+    paths = []
+    for dataset in DATASETS:
+        table = build_table(dataset, records, published)
+        shown = table[list(COLUMNS)].rename(columns=COLUMNS)
+        texts = {
+            "md": f"# {dataset}\n\n{format_markdown(table)}\n\n{note_of(table)}\n",
+            "html": shown.to_html(index=False, border=0) + "\n",
+            "tex": shown.to_latex(index=False, escape=True),
+        }
+        for kind, text in texts.items():
+            path = results_dir / "tables" / f"{dataset}.{kind}"
+            write_atomically(path, lambda temporary, text=text: temporary.write_text(text))
+            paths.append(path)
+    return paths

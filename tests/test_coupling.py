@@ -1,0 +1,144 @@
+"""The coupling measurements: cases with known answers, finite differences, and the definitions written out."""
+
+import pytest
+import torch
+from helpers import CLASSES, NETWORK, RECIPE, SHAPE, TEACHERS, make_images, make_stage
+
+from seqmatch_lib import coupling
+from seqmatch_lib.coupling import Match
+from seqmatch_lib.errors import ConfigError
+from seqmatch_lib.evaluation import train_staged
+from seqmatch_lib.methods.mtt import record_stage_teachers
+from seqmatch_lib.networks import flatten_parameters, make_network
+from seqmatch_lib.seeds import make_generator
+from seqmatch_lib.synthetic import SubsetSequence, SyntheticSubset, sample_real_subset
+
+
+@pytest.fixture
+def problem(float64, generator):
+    """Two halves of a small set, and a match towards random parameters."""
+    network = make_network(NETWORK, SHAPE, CLASSES, generator)
+    start = flatten_parameters(network)
+    target = start + 0.1 * torch.randn(start.shape, generator=generator)
+    images = torch.randn(6, *SHAPE, generator=generator)
+    labels = torch.tensor([0, 1, 2, 0, 1, 2])
+    return Match(network, start, target, steps=3, lr=0.3), start, target, (images[:3], labels[:3]), (images[3:], labels[3:])
+
+
+def test_errors_are_zero_at_the_target_and_one_for_no_steps(problem):
+    match, start, _, a, _ = problem
+    reached = match.reach(*a).detach()
+    assert Match(match._network, start, reached, 3, 0.3).error(*a) == pytest.approx(0, abs=1e-20)
+    assert Match(match._network, start, reached, 3, 1e-30).error(*a) == pytest.approx(1)
+    with pytest.raises(ConfigError, match="steps 0 must be at least 1"):
+        Match(match._network, start, reached, 0, 0.3)
+
+
+def test_gradients_equal_finite_differences(problem):
+    match, _, _, (images, labels), _ = problem
+    gradient = match.gradient(images, labels)
+    for index in ((0, 0, 1, 2), (1, 0, 3, 3), (2, 0, 5, 0)):
+        sides = []
+        for shift in (1e-5, -1e-5):
+            moved = images.clone()
+            moved[index] += shift
+            sides.append(match.error(moved, labels))
+        assert gradient[index].item() == pytest.approx((sides[0] - sides[1]) / 2e-5, rel=1e-4)
+
+
+def test_coupling_is_its_definition(problem):
+    match, _, _, a, b = problem
+    alone = match.gradient(*a)
+    together = match.gradient(torch.cat([a[0], b[0]]), torch.cat([a[1], b[1]]))
+    expected = (together[:3] - alone).norm() / alone.norm()
+    assert match.coupling(a, b) == pytest.approx(expected.item())
+    assert match.coupling(a, b) > 0.1
+
+
+def test_a_set_beside_its_own_copy_halves_its_gradient(problem):
+    """With B = A the mean loss of A ∪ B is that of A, so every image has half of its influence."""
+    match, _, _, a, _ = problem
+    assert match.coupling(a, a) == pytest.approx(0.5)
+
+
+def test_repair_is_all_that_a_powerless_second_half_can_do(problem):
+    match, start, target, a, b = problem
+    share = match.repair_share(a, b)
+    assert -1 <= share <= 1
+    # where both halves stay at the start, the residual is A's alone
+    still = Match(match._network, start, target, 3, 1e-9)
+    assert still.repair_share(a, b) == pytest.approx(1, abs=1e-5)
+
+
+def test_repair_share_is_its_definition(problem):
+    match, _, target, a, b = problem
+    own = b[0].clone().requires_grad_()
+    reached = match.reach(torch.cat([a[0], own]), torch.cat([a[1], b[1]]))
+    residual, residual_of_a = reached.detach() - target, match.reach(*a).detach() - target
+    columns = [torch.autograd.grad(one, own, retain_graph=True)[0].flatten() for one in reached]
+    jacobian = torch.stack(columns)
+    whole, repair = residual @ jacobian, residual_of_a @ jacobian
+    assert match.repair_share(a, b) == pytest.approx((whole @ repair / whole.norm() / repair.norm()).item())
+
+
+def test_growing_sets_have_a_row_for_each_size_and_match(problem):
+    match = problem[0]
+    images = torch.randn(CLASSES * 4, *SHAPE)
+    labels = torch.arange(CLASSES).repeat_interleave(4)
+    frame = coupling.coupling_of_subsets([match, match], images, labels, CLASSES, (2, 4))
+    assert frame["ipc"].tolist() == [2, 2, 4, 4]
+    by_hand = match.coupling((images[::4], labels[::4]), (images[1::4], labels[1::4]))
+    assert frame["coupling"][0] == pytest.approx(by_hand)
+    with pytest.raises(ConfigError, match="size 3 must be even"):
+        coupling.coupling_of_subsets([match], images, labels, CLASSES, (3,))
+
+
+def test_real_training_is_watched_image_by_image():
+    images, labels = make_images(60)
+    network = make_network(NETWORK, SHAPE, CLASSES, make_generator(0))
+    losses = coupling.follow_real_training(network, images, labels, TEACHERS, 5, make_generator(1))
+    assert losses.shape == (6, 60)
+    assert losses[-1].mean() < losses[0].mean()
+    easy = coupling.split_easy_hard(losses)
+    assert easy.sum() == 30
+    drop = losses[0] - losses[1]
+    assert drop[easy].min() >= drop[~easy].max()
+    frame = coupling.mean_losses(losses, easy, "real")
+    assert len(frame) == 12
+    first = frame[(frame["images"] == "easy") & (frame["step"] == 1)].iloc[0]
+    assert first["rate"] == pytest.approx(drop[easy].mean().item(), rel=1e-4)
+    deciles = coupling.difficulty_deciles(losses)
+    assert torch.bincount(deciles).tolist() == [6] * 10
+    assert losses[1:, deciles == 0].mean() < losses[1:, deciles == 9].mean()
+
+
+def test_staged_training_is_that_of_the_evaluation():
+    images, labels = make_images(60)
+    subsets = [sample_real_subset(images, labels, CLASSES, ipc, 0.05, 0, "x", ipc) for ipc in (2, 3)]
+    sequence = SubsetSequence(tuple(subsets))
+    networks = [make_network(NETWORK, SHAPE, CLASSES, make_generator(0)) for _ in range(2)]
+    losses = coupling.follow_staged_training(networks[0], sequence, RECIPE, images, labels, make_generator(1))
+    train_staged([networks[1]], sequence, RECIPE, [make_generator(1)])
+    assert losses.shape == (3, 60)
+    assert torch.equal(flatten_parameters(networks[0]), flatten_parameters(networks[1]))
+
+
+def test_accuracies_by_group():
+    class Guess(torch.nn.Module):
+        def forward(self, x):
+            return x
+
+    images, labels = torch.eye(3).repeat(2, 1), torch.tensor([0, 1, 2, 0, 0, 0])
+    groups = torch.tensor([0, 0, 0, 1, 1, 1])
+    assert coupling.group_accuracies(Guess(), images, labels, groups) == {0: 100.0, 1: pytest.approx(100 / 3)}
+
+
+def test_errors_along_a_trajectory_have_a_row_for_each_epoch_and_teacher(tmp_path):
+    stage = make_stage(tmp_path)
+    teachers = record_stage_teachers(stage)
+    network = stage.make_network(0, "any")
+    subset = SyntheticSubset(*make_images(6), lr=0.05)
+    frame = coupling.errors_along_trajectory(network, teachers, subset.images, subset.labels, 0.05, 4, 2, (0, 2))
+    assert frame["epoch"].tolist() == [0, 0, 2, 2]
+    match = coupling.make_match(network, teachers, 1, 2, 2, 4, 0.05)
+    assert frame["error"][3] == pytest.approx(match.error(subset.images, subset.labels))
