@@ -19,7 +19,6 @@ from seqmatch_lib.data import load_dataset
 from seqmatch_lib.errors import OutOfTime, SeqMatchError, require
 from seqmatch_lib.evaluation import evaluate_sequence
 from seqmatch_lib.experiment import prepare_data, run_experiment
-from seqmatch_lib.methods import get_method
 from seqmatch_lib.results import format_records, load_runs
 from seqmatch_lib.synthetic import load_sequence
 
@@ -138,15 +137,12 @@ def _evaluate(options: argparse.Namespace) -> None:
         data.identity["fingerprint"] == sequence.metadata["data"]["fingerprint"],
         f"{options.path} was distilled from other {config.dataset} images than those found; set SEQMATCH_DATA to them",
     )
-    recipe = config.training
-    if config.options is not None:
-        recipe = get_method(config.base_method)(config.options).training_recipe(recipe)
     accuracies = evaluate_sequence(
         (sequence.joint() if options.joint else sequence).to(device),
         *data.test,
         data.num_classes,
         [config.network.named(name) for name in options.networks or config.evaluation.networks],
-        recipe,
+        config.recipe,
         options.seed,
         options.num_networks or config.evaluation.num_networks,
     )

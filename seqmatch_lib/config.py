@@ -177,6 +177,15 @@ class RunConfig:
         return self.method.removeprefix(SEQUENTIAL_PREFIX)
 
     @property
+    def recipe(self) -> TrainingRecipe:
+        """How networks are trained on the set: `training`, as the base method has it."""
+        return (
+            self.training
+            if self.options is None
+            else get_method(self.base_method)(self.options).training_recipe(self.training)
+        )
+
+    @property
     def hash(self) -> str:
         """The sha256 of all settings."""
         return digest_json(self.as_dict())
@@ -185,6 +194,16 @@ class RunConfig:
     def run_id(self) -> str:
         """`<dataset>-<method>-ipc<N>-k<K>-seed<S>-<8 hex of the settings>`."""
         return f"{self.dataset}-{self.method}-ipc{self.ipc}-k{self.num_subsets}-seed{self.seed}-{self.hash[:8]}"
+
+
+def even_subsets(ipc: int, num_subsets: int) -> list[int]:
+    """Returns `subset_ipcs` for K subsets as equal as can be, the larger ones first: 50 and 3 give 17, 17, 16.
+
+    Raises:
+        ConfigError: there are more subsets than images per class.
+    """
+    require(1 <= num_subsets <= ipc, f"{num_subsets} subsets do not fit ipc {ipc}; take between 1 and {ipc}")
+    return [ipc // num_subsets + (k < ipc % num_subsets) for k in range(num_subsets)]
 
 
 def preset_names() -> tuple[str, ...]:

@@ -4,6 +4,7 @@ Source: Du et al., NeurIPS 2023, section 3. Joint optimisation keeps condensing 
 repair the errors of the others instead of adding later knowledge. The definitions that make this computable are ours.
 """
 
+import itertools
 from collections.abc import Iterable, Sequence
 
 import pandas as pd
@@ -33,17 +34,28 @@ def follow_real_training(
     config: TeacherConfig,
     epochs: int,
     generator: torch.Generator,
+    watched: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """Trains a network in place on real images as teachers are, and watches every image.
 
+    Args:
+        network: fresh.
+        images: (N, C, H, W) to train on.
+        labels: (N,) int64.
+        config: how.
+        epochs: of training.
+        generator: of batches and augmentation.
+        watched: images and labels to watch; those that are trained on by default.
+
     Returns:
-        (epochs + 1, N) losses of the images, before the first epoch and after each.
+        (epochs + 1, N) losses of the watched images, before the first epoch and after each.
     """
-    losses = [image_losses(network, images, labels)]
+    watched = watched or (images, labels)
+    losses = [image_losses(network, *watched)]
     trainer = make_trainer([network], Update(config.lr, config.momentum, config.weight_decay), "eager", "float32")
     for _ in range(epochs):
         trainer.epoch(images, labels, Feed(config.batch_size, config.augment), [generator])
-        losses.append(image_losses(network, images, labels))
+        losses.append(image_losses(network, *watched))
     return torch.stack(losses)
 
 
@@ -82,7 +94,7 @@ def mean_losses(losses: torch.Tensor, easy: torch.Tensor, training: str) -> pd.D
     frames = []
     for name, chosen in (("easy", easy), ("hard", ~easy)):
         means = losses[:, chosen].mean(1).tolist()
-        rates = [float("nan"), *(before - after for before, after in zip(means, means[1:], strict=False))]
+        rates = [float("nan"), *(before - after for before, after in itertools.pairwise(means))]
         frames.append(
             pd.DataFrame({"training": training, "step": range(len(means)), "images": name, "loss": means, "rate": rates})
         )

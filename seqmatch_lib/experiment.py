@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from seqmatch_lib.synthetic import (
     SubsetSequence,
     SyntheticSubset,
     check_class_sizes,
+    load_sequence,
     sample_real_sequence,
     save_sequence,
 )
@@ -133,6 +134,56 @@ def run_experiment(
     return record
 
 
+def make_first_stage(config: RunConfig, data: RealData, results_dir: Path, budget: Budget) -> Stage:
+    """Returns what the base method of a run knows in stage 1; the strategy makes the later stages from it."""
+    images, labels = data.train
+    return Stage(
+        index=1,
+        ipc=config.subset_ipcs[0],
+        interval=config.intervals[0] if config.intervals else None,
+        frozen=SubsetSequence(),
+        images=images,
+        labels=labels,
+        num_classes=data.num_classes,
+        preprocessing=data.preprocessing,
+        data_identity=data.identity,
+        network=config.network,
+        teachers=config.teachers,
+        recipe=config.recipe,
+        seed=config.seed,
+        folder=results_dir / "teachers" / config.dataset,
+        budget=budget,
+    )
+
+
+def open_run(
+    config: RunConfig, results_dir: Path | str = "paper_results", data_root: Path | str | None = None
+) -> tuple[RealData, SubsetSequence, list[Stage]]:
+    """Returns the data, the distilled set and the stages of a finished run, for whoever wants to look into it.
+
+    Args:
+        config: of the run.
+        results_dir: where it was run.
+        data_root: folder of the data sets; see `load_dataset`.
+
+    Returns:
+        The set and the stages are on the CPU; `record_stage_teachers(stage)` opens a stage's teachers.
+
+    Raises:
+        StorageError: the run has left no set there.
+    """
+    results_dir = Path(results_dir)
+    sequence = load_sequence(results_dir / "distilled" / f"{config.run_id}.safetensors")
+    data = prepare_data(load_dataset(config.dataset, data_root), config.zca, config.select_on, torch.device("cpu"))
+    first = make_first_stage(config, data, results_dir, Budget())
+    intervals = config.intervals or (None,) * config.num_subsets
+    stages = [
+        replace(first, index=k, ipc=ipc, interval=interval, frozen=SubsetSequence(sequence.subsets[: k - 1]))
+        for k, (ipc, interval) in enumerate(zip(config.subset_ipcs, intervals, strict=True), start=1)
+    ]
+    return data, sequence, stages
+
+
 def _choose_device(device: torch.device | str | None) -> torch.device:
     return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
@@ -163,9 +214,7 @@ class _Run:
         self.state_dir = state_dir
         self.budget = budget
         self.device = device
-        self.recipe = config.training
-        if config.options is not None:
-            self.recipe = get_method(config.base_method)(config.options).training_recipe(config.training)
+        self.recipe = config.recipe
 
     def execute(self, dataset: ImageDataset) -> RunRecord:
         """Runs what is missing and returns the record."""
@@ -223,24 +272,7 @@ class _Run:
         config = self.config
         if config.options is None:
             return []
-        images, labels = data.train
-        first_stage = Stage(
-            index=1,
-            ipc=config.subset_ipcs[0],
-            interval=None,
-            frozen=SubsetSequence(),
-            images=images,
-            labels=labels,
-            num_classes=data.num_classes,
-            preprocessing=data.preprocessing,
-            data_identity=data.identity,
-            network=config.network,
-            teachers=config.teachers,
-            recipe=self.recipe,
-            seed=config.seed,
-            folder=self.results_dir / "teachers" / config.dataset,
-            budget=self.budget,
-        )
+        first_stage = make_first_stage(config, data, self.results_dir, self.budget)
 
         def score(sequence: SubsetSequence) -> float:
             """Accuracy of one network on the selection images."""

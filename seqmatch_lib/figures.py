@@ -1,6 +1,6 @@
 """Figures of the notebooks: distilled images, loss curves, accuracy bars, and the sketch of the method."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -10,6 +10,7 @@ import seaborn as sns
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from seqmatch_lib.results import RunRecord
 from seqmatch_lib.synthetic import SubsetSequence
@@ -20,6 +21,12 @@ PALETTE = "colorblind"
 def set_style() -> None:
     """Sets seaborn's style for all figures: white ground, colours that colour-blind readers can tell apart."""
     sns.set_theme(style="whitegrid", context="notebook", palette=PALETTE, rc={"figure.dpi": 110, "savefig.dpi": 200})
+
+
+def whole_ticks(axes: Iterable[Axes]) -> None:
+    """Puts ticks at whole numbers on the x axis, for counts such as epochs, stages and images."""
+    for axis in axes:
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
 
 
 def show_images(
@@ -143,6 +150,42 @@ def plot_benchmark(result: Mapping[str, Any]) -> Figure:
     figure.suptitle(f"ConvNet-3, width {width}, {result['machine']['device_name']}, {result['machine']['threads']} threads")
     figure.tight_layout(rect=(0, 0.05, 1, 1))
     return figure
+
+
+def plot_table(published: pd.DataFrame, records: Sequence[RunRecord], dataset: str) -> Figure:
+    """Draws the published accuracies of a data set as bars, by images per class, and ours as points beside them.
+
+    Args:
+        published: of `tables.load_published`.
+        records: those of other data sets and of scale "smoke" are left out.
+        dataset: its name.
+    """
+    known = published[(published["dataset"] == dataset) & published["ipc"].isin([1, 10, 50])]
+    own = [record for record in records if record.dataset == dataset and record.scale != "smoke" and record.ipc in (1, 10, 50)]
+    methods = sorted({*known["method"], *(record.method for record in own)}, key=lambda name: _mean_of(known, name))
+    ipcs = sorted({*known["ipc"], *(record.ipc for record in own)})
+    figure, axes = plt.subplots(1, len(ipcs), figsize=(3.6 * len(ipcs), 0.3 * len(methods) + 1.3), sharey=True, squeeze=False)
+    for axis, ipc in zip(axes[0], ipcs, strict=True):
+        bars = known[known["ipc"] == ipc].set_index("method")["mean"].reindex(methods)
+        axis.barh(methods, bars.fillna(0), color="0.8", label="published")
+        for scale, face in (("reduced", "none"), ("paper", None)):
+            shown = [record for record in own if (record.ipc, record.scale) == (ipc, scale)]
+            means = [record.accuracy_last["mean"] for record in shown]
+            color = sns.color_palette(PALETTE)[3]
+            axis.scatter(means, [record.method for record in shown], zorder=3, edgecolors=[color], facecolors=face or [color],
+                         label=f"ours, {scale}" if shown else None)  # fmt: skip
+        axis.set(title=f"{ipc} image{'s' if ipc > 1 else ''} per class", xlabel="test accuracy, %", xlim=(0, 100))
+        axis.grid(axis="y", visible=False)
+    handles = {label: handle for axis in axes[0] for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=len(handles), frameon=False)
+    figure.suptitle(dataset)
+    figure.tight_layout(rect=(0, 0.06, 1, 1))
+    return figure
+
+
+def _mean_of(published: pd.DataFrame, method: str) -> float:
+    mean = published[published["method"] == method]["mean"].mean()
+    return float("-inf") if pd.isna(mean) else mean
 
 
 def plot_idea() -> Figure:

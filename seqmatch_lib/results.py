@@ -2,15 +2,18 @@
 
 import platform
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from seqmatch_lib.errors import StorageError, require
 from seqmatch_lib.storage import read_json, write_json
+
+if TYPE_CHECKING:  # the library runs without the notebook packages
+    from pandas import DataFrame
 
 SCHEMA = 1
 VOLATILE = ("seconds", "peak_memory_mb", "started_at")  # differ between two runs that are otherwise equal
@@ -120,6 +123,31 @@ def format_records(records: Iterable[RunRecord]) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def tabulate_accuracies(records: Mapping[Any, Sequence[RunRecord]], names: str | Sequence[str]) -> "DataFrame":
+    """Returns one row for each network of each evaluation, for figures and statistics.
+
+    Args:
+        records: what is compared -> its runs, which differ in the seed.
+        names: of the columns that hold the key: one, or as many as its parts.
+
+    Returns:
+        The key's columns, seed, training ("last", "selected", "joint" or "random"), network, accuracy in per cent.
+    """
+    from pandas import DataFrame
+
+    columns = [names] if isinstance(names, str) else list(names)
+    rows = []
+    for key, runs in records.items():
+        parts = dict(zip(columns, [key] if isinstance(names, str) else key, strict=True))
+        for run in runs:
+            kinds = {"last": run.accuracy_last, "selected": run.accuracy_selected, "joint": run.accuracy_joint}
+            for training, accuracy in (kinds | {"random": run.random_baseline}).items():
+                for network, found in (accuracy or {"by_network": {}})["by_network"].items():
+                    common = parts | {"seed": run.seed, "training": training, "network": network}
+                    rows += [common | {"accuracy": value} for value in found["values"]]
+    return DataFrame(rows)
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:

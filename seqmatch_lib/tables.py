@@ -136,11 +136,15 @@ def note_of(table: pd.DataFrame) -> str:
     return text + (f" Cells that were not run: `{commands[0]}`, and so on." if commands else "")
 
 
-def write_tables(results_dir: Path | str = "paper_results") -> list[Path]:
+def write_tables(results_dir: Path | str = "paper_results", out_dir: Path | str | None = None) -> list[Path]:
     """Writes the table of every data set, from records and published numbers, as Markdown, HTML and LaTeX.
 
+    Args:
+        results_dir: folder of records and published numbers.
+        out_dir: where the tables go; the same folder by default.
+
     Returns:
-        The files, below `results_dir/tables`.
+        The files, below `out_dir/tables`.
     """
     results_dir = Path(results_dir)
     records, published = load_runs(results_dir), load_published(results_dir)
@@ -154,7 +158,7 @@ def write_tables(results_dir: Path | str = "paper_results") -> list[Path]:
             "tex": shown.to_latex(index=False, escape=True),
         }
         for kind, text in texts.items():
-            path = results_dir / "tables" / f"{dataset}.{kind}"
+            path = Path(out_dir or results_dir) / "tables" / f"{dataset}.{kind}"
             write_atomically(path, lambda temporary, text=text: temporary.write_text(text))
             paths.append(path)
     return paths

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from seqmatch_lib.config import SCALES, RunConfig, parse_override, preset_names
+from seqmatch_lib.config import SCALES, RunConfig, even_subsets, parse_override, preset_names
 from seqmatch_lib.data import DATASETS
 from seqmatch_lib.errors import ConfigError
 from seqmatch_lib.results import load_record
@@ -114,6 +114,14 @@ def test_settings_of_runs_before_a_field_was_added_are_what_they_were():
     changed = RunConfig.from_preset("digits-ipc10-mtt", "reduced", overrides={"mtt.lr_label": 1.0, "training.cutmix": 0.5})
     assert changed.as_dict()["mtt"]["lr_label"] == 1.0
     assert changed.as_dict()["training"]["cutmix"] == 0.5
+
+
+def test_even_subsets():
+    assert [even_subsets(50, k) for k in (1, 2, 3, 4)] == [[50], [25, 25], [17, 17, 16], [13, 13, 12, 12]]
+    assert even_subsets(10, 10) == [1] * 10
+    for k in (0, 11):
+        with pytest.raises(ConfigError, match=f"{k} subsets do not fit ipc 10; take between 1 and 10"):
+            even_subsets(10, k)
 
 
 def test_methods_without_teachers_have_no_intervals():

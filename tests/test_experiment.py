@@ -16,8 +16,9 @@ from seqmatch_lib import evaluation
 from seqmatch_lib.config import RunConfig
 from seqmatch_lib.data import load_dataset
 from seqmatch_lib.errors import DataError, OutOfTime, StorageError
-from seqmatch_lib.experiment import prepare_data, run_experiment
+from seqmatch_lib.experiment import open_run, prepare_data, run_experiment
 from seqmatch_lib.methods import get_method
+from seqmatch_lib.methods.mtt import record_stage_teachers
 from seqmatch_lib.results import format_records, load_record, load_runs
 from seqmatch_lib.synthetic import load_sequence, sample_real_sequence
 
@@ -71,6 +72,24 @@ def test_the_distilled_set_is_the_one_of_the_record(finished):
     assert [len(subset.images) for subset in sequence.subsets] == [50, 50]
     assert [subset.lr for subset in sequence.subsets] == [stage["lr"] for stage in record.stages]
     assert sequence.metadata["run_id"] == record.run_id
+
+
+def test_a_finished_run_can_be_opened_with_its_stages_and_teachers(finished):
+    folder, record = finished
+    before = {path: path.stat().st_mtime_ns for path in (folder / "teachers").rglob("teacher-*.npy")}
+    data, sequence, stages = open_run(configure(), folder)
+    assert sequence.sha256() == record.synthetic_sha256
+    assert [(stage.index, stage.ipc, stage.interval, len(stage.frozen)) for stage in stages] == [
+        (1, 5, (0, 4), 0),
+        (2, 5, (0, 4), 1),
+    ]
+    assert torch.equal(stages[1].frozen.subsets[0].images, sequence.subsets[0].images)
+    assert len(data.test[0]) == record.data["test_images"]
+    for stage in stages:
+        assert len(record_stage_teachers(stage)) == 2
+    assert before == {path: path.stat().st_mtime_ns for path in (folder / "teachers").rglob("teacher-*.npy")}
+    with pytest.raises(StorageError, match=r"does not exist"):
+        open_run(configure(seed=77), folder)
 
 
 def test_a_finished_run_is_read_not_repeated_unless_forced(finished, monkeypatch):
