@@ -9,11 +9,14 @@ STAMP := $(VENV)/.installed
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export JUPYTER_PREFER_ENV_PATH := 1
 
-.PHONY: help install quickstart test lab clean
+.PHONY: help install quickstart test lab tables plan site clean
 
 help:
 	@echo "make quickstart  distil the built-in digits and show the result (2 minutes on 2 cores)"
 	@echo "make test        check style and run all tests (under 10 minutes on 2 cores)"
+	@echo "make tables      all runs, notebooks and tables; SCALE=smoke|reduced|paper, DATASETS=\"cifar10 svhn\""
+	@echo "make plan        what that would do, with predicted minutes and memory"
+	@echo "make site        executed notebooks and tables as static HTML"
 	@echo "make lab         open the notebooks in JupyterLab"
 	@echo "make clean       remove build output (the environment stays in $(VENV))"
 
@@ -37,6 +40,21 @@ test: $(STAMP)
 	ruff check
 	ruff format --check
 	python -m pytest
+
+# A dictionary of settings for the Snakefile: those that were given.
+BATCH = --config scale=$(SCALE) $(if $(DATASETS),datasets="$(DATASETS)") $(if $(SEEDS),seeds="$(SEEDS)")
+
+tables: SCALE := $(if $(filter command line,$(origin SCALE)),$(SCALE),smoke)
+tables: $(STAMP)
+	snakemake --cores all --keep-going --rerun-triggers mtime --rerun-incomplete --quiet rules $(BATCH)
+
+plan: SCALE := $(if $(filter command line,$(origin SCALE)),$(SCALE),smoke)
+plan: $(STAMP)
+	snakemake --cores all --dry-run --rerun-triggers mtime $(BATCH)
+
+site: SCALE := $(if $(filter command line,$(origin SCALE)),$(SCALE),smoke)
+site: $(STAMP)
+	python -m seqmatch_lib site --executed build/$(SCALE)/executed
 
 lab: $(STAMP)
 	jupyter lab notebooks/00_quickstart.ipynb

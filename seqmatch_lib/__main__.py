@@ -1,4 +1,4 @@
-"""The command line: `python -m seqmatch_lib run | evaluate | show | presets | tables | bench | cost`."""
+"""The command line: `python -m seqmatch_lib run | evaluate | show | presets | tables | notebook | site | bench | cost | …`."""
 
 import argparse
 import os
@@ -18,7 +18,8 @@ from seqmatch_lib.cost import Problem, format_cost, format_errors, format_pendin
 from seqmatch_lib.data import load_dataset
 from seqmatch_lib.errors import OutOfTime, SeqMatchError, require
 from seqmatch_lib.evaluation import evaluate_sequence
-from seqmatch_lib.experiment import prepare_data, run_experiment
+from seqmatch_lib.experiment import prepare_data, record_shared_teachers, run_experiment
+from seqmatch_lib.notebooks import run_notebook
 from seqmatch_lib.results import format_records, load_runs
 from seqmatch_lib.synthetic import load_sequence
 
@@ -94,6 +95,23 @@ def _make_parser() -> argparse.ArgumentParser:
     tables.add_argument("--pending", action="store_true", help="list the cells without a record instead")
     tables.add_argument("--scale", default="paper", choices=SCALES, help="of the pending cells; default: paper")
     tables.set_defaults(command=_tables)
+
+    notebook = commands.add_parser("notebook", help="execute a notebook; a parameter it does not have is an error")
+    notebook.add_argument("path", type=Path, metavar="PATH", help="for example notebooks/20_ablation_k.ipynb")
+    notebook.add_argument("--out", type=Path, metavar="PATH", help="the executed copy; default: build/executed/<name>")
+    notebook.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="for example scale=reduced")
+    notebook.set_defaults(command=_notebook)
+
+    site = commands.add_parser("site", help="render executed notebooks and tables as a static site")
+    site.add_argument("--executed", type=Path, default=Path("build/executed"), metavar="DIR", help="default: build/executed")
+    site.add_argument("--tables", type=Path, default=Path("paper_results/tables"), metavar="DIR")
+    site.add_argument("--out", type=Path, default=Path("build/site"), metavar="DIR", help="default: build/site")
+    site.set_defaults(command=_site)
+
+    teachers = commands.add_parser("teachers", help="record the teachers of a preset's first stage, which runs share")
+    _add_preset_arguments(teachers)
+    teachers.add_argument("--results", type=Path, default=Path("paper_results"), metavar="DIR", help="default: paper_results")
+    teachers.set_defaults(command=_teachers)
 
     cost = commands.add_parser("cost", help="predict operations, seconds and memory of a preset from a benchmark")
     _add_preset_arguments(cost)
@@ -182,6 +200,24 @@ def _tables(options: argparse.Namespace) -> None:
     from seqmatch_lib.tables import write_tables
 
     print("\n".join(str(path) for path in write_tables(options.results)))
+
+
+def _notebook(options: argparse.Namespace) -> None:
+    require(find_spec("papermill") is not None, "notebooks need their packages: pip install seqmatch-lib[notebooks]")
+    out = options.out or Path("build") / "executed" / options.path.name
+    run_notebook(options.path, out, dict(parse_override(text) for text in options.set))
+    print(f"executed: {out}")
+
+
+def _site(options: argparse.Namespace) -> None:
+    require(find_spec("nbconvert") is not None, "the site needs the notebook packages: pip install seqmatch-lib[notebooks]")
+    from seqmatch_lib.site import build_site
+
+    print(f"open {build_site(options.executed, options.tables, options.out)}")
+
+
+def _teachers(options: argparse.Namespace) -> None:
+    print(f"teachers: {record_shared_teachers(_read_config(options), options.results)}")
 
 
 def _cost(options: argparse.Namespace) -> None:

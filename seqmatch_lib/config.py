@@ -121,7 +121,7 @@ class RunConfig:
             ConfigError: an unknown preset, scale or key, a value of another type or out of range.
         """
         table = _read_presets()
-        require(preset in table["preset"], _unknown("preset", preset, table["preset"]))
+        require(preset in table["preset"], describe_unknown("preset", preset, table["preset"]))
         require(scale in SCALES, f"scale {scale!r} is unknown; use one of {', '.join(SCALES)}")
         own = table["preset"][preset]
         base = own["method"].removeprefix(SEQUENTIAL_PREFIX)
@@ -245,7 +245,7 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 def _nested(key: str, value: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Turns "mtt.syn_steps", 20 into {"mtt": {"syn_steps": 20}}; the key must be one that a preset has."""
     known = _known_keys(settings)
-    require(key in known, _unknown("key", key, known))
+    require(key in known, describe_unknown("key", key, known))
     for part in reversed(key.split(".")):
         value = {part: value}
     return value
@@ -265,7 +265,7 @@ def _known_keys(settings: Mapping[str, Any]) -> list[str]:
     return keys
 
 
-def _unknown(what: str, name: str, known: Any) -> str:
+def describe_unknown(what: str, name: str, known: Any) -> str:
     """Returns the message for an unknown name, with the known ones that are spelled or end alike."""
     ends_alike = [other for other in known if other.rpartition(".")[2] == name]
     alike = ends_alike or get_close_matches(name, list(known), n=3, cutoff=0.5)
@@ -279,7 +279,7 @@ def _build(kind: type, values: Mapping[str, Any], section: str) -> Any:
     require(isinstance(values, Mapping), f"{section} must be a table of settings, not {values!r}")
     names = [field.name for field in fields(kind)]
     for key in values:
-        require(key in names, _unknown("key", f"{prefix}{key}", [f"{prefix}{name}" for name in names]))
+        require(key in names, describe_unknown("key", f"{prefix}{key}", [f"{prefix}{name}" for name in names]))
     return kind(
         **{
             field.name: _coerce(values[field.name], field.type, f"{prefix}{field.name}")

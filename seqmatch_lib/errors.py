@@ -21,6 +21,10 @@ class DivergenceError(SeqMatchError):
     """A loss or step size that left the range in which distillation can go on."""
 
 
+class NotebookError(SeqMatchError):
+    """A notebook with a cell that failed."""
+
+
 class OutOfTime(Exception):
     """The time budget is spent and the state is saved: not a fault, the same command goes on from here."""
 

@@ -16,10 +16,11 @@ from seqmatch_lib.budget import Budget
 from seqmatch_lib.checkpoint import StageCheckpoint, StageProgress
 from seqmatch_lib.config import RunConfig
 from seqmatch_lib.data import ImageDataset, Split, fit_preprocessing, load_dataset, split_validation
-from seqmatch_lib.errors import StorageError
+from seqmatch_lib.errors import ConfigError, StorageError, require
 from seqmatch_lib.evaluation import Accuracy, evaluate_networks
 from seqmatch_lib.memory import keep_freed_memory, peak_memory_mb, reset_peak_memory
 from seqmatch_lib.methods import Stage, get_method
+from seqmatch_lib.methods.mtt import record_stage_teachers
 from seqmatch_lib.preprocessing import Normalisation, Whitening
 from seqmatch_lib.results import SCHEMA, RunRecord, describe_code, describe_environment, load_record
 from seqmatch_lib.seqmatch import distill_sequence
@@ -154,6 +155,26 @@ def make_first_stage(config: RunConfig, data: RealData, results_dir: Path, budge
         folder=results_dir / "teachers" / config.dataset,
         budget=budget,
     )
+
+
+def record_shared_teachers(
+    config: RunConfig, results_dir: Path | str = "paper_results", data_root: Path | str | None = None
+) -> Path:
+    """Records the teachers of a run's first stage, which depend neither on its method nor on its seed.
+
+    Returns:
+        Their folder; runs that need the same ones find them there.
+
+    Raises:
+        ConfigError: the method uses no teachers.
+    """
+    uses_teachers = config.options is not None and get_method(config.base_method).uses_teachers
+    require(
+        uses_teachers, f"method {config.method!r} uses no teachers; give a preset of one that does, such as mtt", ConfigError
+    )
+    keep_freed_memory()
+    data = prepare_data(load_dataset(config.dataset, data_root), config.zca, config.select_on, _choose_device(None))
+    return record_stage_teachers(make_first_stage(config, data, Path(results_dir), Budget())).folder
 
 
 def open_run(
