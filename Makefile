@@ -1,6 +1,6 @@
 # The two commands of the README are `make quickstart` and `make test`; both build .venv first if it is not there.
 PYTHON ?= python3
-SCALE ?= reduced
+SCALE ?= smoke
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -31,7 +31,7 @@ $(STAMP): requirements.lock pyproject.toml
 
 quickstart: $(STAMP)
 	@mkdir -p build
-	papermill notebooks/00_quickstart.ipynb build/00_quickstart.ipynb -p scale $(SCALE) -p results_dir build/quickstart
+	papermill notebooks/00_quickstart.ipynb build/00_quickstart.ipynb -p scale reduced -p results_dir build/quickstart
 	jupyter nbconvert --log-level WARN --to html build/00_quickstart.ipynb
 	@python -m seqmatch_lib show build/quickstart
 	@echo "open build/00_quickstart.html for the images and curves"
@@ -44,15 +44,12 @@ test: $(STAMP)
 # A dictionary of settings for the Snakefile: those that were given.
 BATCH = --config scale=$(SCALE) $(if $(DATASETS),datasets="$(DATASETS)") $(if $(SEEDS),seeds="$(SEEDS)")
 
-tables: SCALE := $(if $(filter command line,$(origin SCALE)),$(SCALE),smoke)
 tables: $(STAMP)
 	snakemake --cores all --keep-going --rerun-triggers mtime --rerun-incomplete --quiet rules $(BATCH)
 
-plan: SCALE := $(if $(filter command line,$(origin SCALE)),$(SCALE),smoke)
 plan: $(STAMP)
 	snakemake --cores all --dry-run --rerun-triggers mtime $(BATCH)
 
-site: SCALE := $(if $(filter command line,$(origin SCALE)),$(SCALE),smoke)
 site: $(STAMP)
 	python -m seqmatch_lib site --executed build/$(SCALE)/executed
 
