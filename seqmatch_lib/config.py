@@ -9,6 +9,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from difflib import get_close_matches
+from functools import cache
 from importlib.resources import files
 from typing import Any, get_args, get_origin
 
@@ -230,6 +231,7 @@ def _uses_teachers(base: str) -> bool:
     return base in REFERENCES or get_method(base).uses_teachers
 
 
+@cache
 def _read_presets() -> dict[str, Any]:
     return tomllib.loads(files("seqmatch_lib").joinpath("presets.toml").read_text())
 

@@ -68,8 +68,8 @@ def build_table(
         if not done:
             command = f"python -m seqmatch_lib run {preset}"
             rows.append(row | {"last": NOT_RUN, "scale": "paper", "command": command})
-    table = pd.DataFrame(rows).reindex(columns=[*COLUMNS, "command", "preset"])
-    return table.fillna("").astype(str)
+    columns = [*COLUMNS, "command", "preset"]
+    return pd.DataFrame([{column: str(row.get(column, "")) for column in columns} for row in rows])
 
 
 def _presets_of(dataset: str) -> list[str]:

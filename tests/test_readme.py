@@ -18,8 +18,11 @@ COMMANDS = [line for block in BLOCKS for line in block.splitlines() if line.star
 TABLES = re.findall(r"^<!-- records: (\w+) (\w+) -->\n```\n(.*?)\n```$", README, flags=re.MULTILINE | re.DOTALL)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::UserWarning")  # papermill's own
 def test_the_commands_run_one_after_another(tmp_path, monkeypatch):
     assert any(" run " in command for command in COMMANDS)
+    for folder in ("notebooks", "paper_results"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
     monkeypatch.chdir(tmp_path)
     for command in COMMANDS:
         arguments = shlex.split(command)[3:]

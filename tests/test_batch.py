@@ -1,0 +1,123 @@
+"""The batch: a plan, a failing cell that stops nothing else, what is missing alone on the next call, notebooks, the site."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from seqmatch_lib.__main__ import main
+from seqmatch_lib.config import RunConfig
+from seqmatch_lib.errors import ConfigError, NotebookError, StorageError
+from seqmatch_lib.notebooks import read_parameters, run_notebook
+from seqmatch_lib.site import build_site
+
+ROOT = Path(__file__).parents[1]
+QUICKSTART = ROOT / "notebooks" / "00_quickstart.ipynb"
+# papermill and its kernel warn about their own internals
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::UserWarning")
+
+
+def snakemake(results, *arguments):
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    settings = ["scale=smoke", f"results={results}", "presets=digits-ipc10-random digits-ipc10-dm", "notebooks=90_all_results"]
+    command = ["snakemake", "--cores", "all", "--keep-going", "--rerun-triggers", "mtime", *arguments, "--config", *settings]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_a_batch_with_a_broken_cell_finishes_the_rest_and_goes_on_later(tmp_path):
+    results = tmp_path / "results"
+    random, dm = (RunConfig.from_preset(f"digits-ipc10-{method}", "smoke") for method in ("random", "dm"))
+    broken = results / "state" / f"{dm.run_id}.lock"
+    broken.mkdir(parents=True)  # no process can take this lock
+    code, out = snakemake(results)
+    assert code != 0
+    assert f"1 of 3 cells and notebooks are missing; the rest is finished:\n  {results}/runs/digits/{dm.run_id}.json" in out
+    record = results / "runs" / "digits" / f"{random.run_id}.json"
+    executed = results / "executed" / "90_all_results.ipynb"
+    first = record.stat().st_mtime_ns, executed.stat().st_mtime_ns
+    broken.rmdir()
+    code, out = snakemake(results)
+    assert code == 0, out
+    assert (results / "runs" / "digits" / f"{dm.run_id}.json").is_file()
+    assert (record.stat().st_mtime_ns, executed.stat().st_mtime_ns) == first  # only what was missing
+    assert "random real" in (results / "summary.txt").read_text()
+    code, out = snakemake(results)
+    assert code == 0
+    assert "Nothing to be done" in out
+
+
+def test_a_dry_run_prints_the_plan_with_predictions(tmp_path):
+    code, out = snakemake(tmp_path / "results", "--dry-run")
+    assert code == 0, out
+    assert "runtime=1" in out
+    assert "mem_mb=1" in out
+    assert not (tmp_path / "results").exists()
+
+
+def write_notebook(path, *cells):
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    notebook = nbformat.v4.new_notebook(metadata={"kernelspec": kernel})
+    notebook.cells = [nbformat.v4.new_markdown_cell("# A title & more"), *(nbformat.v4.new_code_cell(cell) for cell in cells)]
+    notebook.cells[1].metadata["tags"] = ["parameters"]
+    nbformat.write(notebook, path)
+    return path
+
+
+def test_a_mistyped_parameter_is_an_error_before_anything_runs(tmp_path, capsys):
+    assert read_parameters(QUICKSTART)["scale"] == '"smoke"'
+    with pytest.raises(ConfigError, match=r"unknown parameter of .*00_quickstart.ipynb 'scael'; did you mean scale\?"):
+        run_notebook(QUICKSTART, tmp_path / "out.ipynb", {"scael": "reduced"})
+    assert not (tmp_path / "out.ipynb").exists()
+    assert main(["notebook", str(QUICKSTART), "--set", "scael=reduced"]) == 2
+    assert "did you mean scale?" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="notebook nowhere.ipynb does not exist"):
+        run_notebook("nowhere.ipynb", tmp_path / "out.ipynb", {})
+
+
+def test_a_failing_cell_is_named_and_its_notebook_stays(tmp_path):
+    path = write_notebook(tmp_path / "broken.ipynb", "x = 1", "print('before')", "x / 0")
+    with pytest.raises(NotebookError, match=r"cell \d+ of .*broken.ipynb failed: ZeroDivisionError: division by zero"):
+        run_notebook(path, tmp_path / "out" / "broken.ipynb", {"x": 2})
+    cells = json.loads((tmp_path / "out" / "broken.ipynb").read_text())["cells"]
+    assert any("before" in str(cell.get("outputs")) for cell in cells)
+    assert any("x = 2" in "".join(cell["source"]) for cell in cells)
+
+
+DRAW = "import matplotlib.pyplot as plt\nplt.plot([0, x])\nplt.show()"
+
+
+def test_the_site_shows_the_main_figure_first_and_links_every_notebook(tmp_path):
+    for stem in ("00_first", "11_table_cifar10"):
+        run_notebook(
+            write_notebook(tmp_path / f"{stem}.ipynb", "x = 1", DRAW), tmp_path / "executed" / f"{stem}.ipynb", {"x": 3}
+        )
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / "svhn.html").write_text("<table><tr><td>cell</td></tr></table>")
+    index = build_site(tmp_path / "executed", tmp_path / "tables", tmp_path / "site")
+    page = index.read_text()
+    assert page.index('src="main.png"') < page.index('href="00_first.html"') < page.index('href="11_table_cifar10.html"')
+    assert page.index("</ul>") < page.index("<td>cell</td>")
+    assert "A title &amp; more" in page
+    assert (tmp_path / "site" / "main.png").read_bytes().startswith(b"\x89PNG")
+    assert "data:image/png" in (tmp_path / "site" / "00_first.html").read_text()
+    with pytest.raises(StorageError, match="holds no executed notebooks; run `make tables"):
+        build_site(tmp_path / "nothing", tmp_path / "tables", tmp_path / "site")
+
+
+def test_shared_teachers_are_those_that_runs_find(tmp_path, capsys):
+    assert main(["teachers", "digits-ipc10-mtt", "--scale", "smoke", "--results", str(tmp_path)]) == 0
+    folder = Path(capsys.readouterr().out.splitlines()[-1].removeprefix("teachers: "))
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("*.npy")}
+    assert len(before) == 2
+    quick = ["--set", "mtt.iterations=2", "--set", "training.epochs=2", "--set", "evaluation.num_networks=1"]
+    assert (
+        main(["run", "digits-ipc10-seqmatch_mtt", "--scale", "smoke", "--seed", "5", "--results", str(tmp_path), *quick]) == 0
+    )
+    assert before == {path: path.stat().st_mtime_ns for path in folder.glob("*.npy")}
+    assert main(["teachers", "digits-ipc10-dm", "--scale", "smoke", "--results", str(tmp_path)]) == 2
+    assert "method 'dm' uses no teachers" in capsys.readouterr().err

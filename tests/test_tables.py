@@ -1,0 +1,115 @@
+"""Tables: every cell has its row, missing ones say so, nothing is compared that should not be, files follow the records."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from seqmatch_lib.__main__ import main
+from seqmatch_lib.config import RunConfig, preset_names
+from seqmatch_lib.errors import StorageError
+from seqmatch_lib.results import load_runs, tabulate_accuracies
+from seqmatch_lib.tables import COLUMNS, DATASETS, build_table, format_markdown, load_published, note_of, write_tables
+
+RESULTS = Path(__file__).parents[1] / "paper_results"
+RECORDS = load_runs(RESULTS)
+PUBLISHED = load_published(RESULTS)
+
+
+def as_run_of(preset, scale="paper", seed=0, mean=60.0):
+    """A record of a preset, with made-up accuracies."""
+    config = RunConfig.from_preset(preset, scale, seed)
+    accuracy = {"mean": mean, "std": 1.0, "n": 2, "values": [mean - 1, mean + 1]}
+    accuracy |= {"by_network": {"convnet": dict(accuracy)}}
+    return replace(
+        RECORDS[0], run_id=config.run_id, table=config.dataset, dataset=config.dataset, preset=preset, scale=scale, seed=seed,
+        method=config.method, ipc=config.ipc, config=config.as_dict(), config_hash=config.hash, seconds={"evaluation": 120.0},
+        **dict.fromkeys(("accuracy_last", "accuracy_selected", "random_baseline"), accuracy),
+    )  # fmt: skip
+
+
+def row_of(table, preset, scale):
+    (row,) = table[(table["preset"] == preset) & (table["scale"] == scale)].to_dict("records")
+    return row
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_every_cell_has_a_row_and_missing_ones_give_the_command(dataset):
+    table = build_table(dataset, [], PUBLISHED)
+    assert sorted(table["preset"]) == sorted(name for name in preset_names() if name.startswith(f"{dataset}-"))
+    assert (table["last"] == "not run").all()
+    assert (table["command"] == "python -m seqmatch_lib run " + table["preset"]).all()
+    assert f"`python -m seqmatch_lib run {table['preset'][0]}`" in note_of(table)
+
+
+def test_published_numbers_stand_as_printed_with_a_dagger_if_unchecked():
+    table = build_table("cifar10", [], PUBLISHED)
+    assert row_of(table, "cifar10-ipc10-mtt", "paper")["published"] == "65.3 ± 0.7"
+    assert row_of(table, "cifar10-ipc50-seqmatch_mtt", "paper")["published"] == "74.4 ± 0.5†"
+    assert row_of(table, "cifar10-whole", "paper")["published"] == "84.8 ± 0.1†"
+    assert row_of(table, "cifar10-ipc10-seqmatch_dm", "paper")["published"] == ""
+    assert row_of(build_table("svhn", [], PUBLISHED), "svhn-ipc1-idc", "paper")["published"] == "68.5"
+
+
+def test_only_paper_scale_is_compared_with_published_numbers():
+    preset = "cifar10-ipc10-mtt"
+    records = [as_run_of(preset), as_run_of(preset, "reduced", mean=40.0)]
+    table = build_table("cifar10", records, PUBLISHED)
+    paper, reduced = row_of(table, preset, "paper"), row_of(table, preset, "reduced")
+    assert (paper["last"], paper["difference"], paper["n"], paper["minutes"]) == ("60.0 ± 1.4", "-5.3", "2", "2")
+    assert (reduced["last"], reduced["difference"]) == ("40.0 ± 1.4", "")
+
+
+def test_seeds_are_pooled_and_other_settings_left_out():
+    preset = "cifar10-ipc10-seqmatch_mtt"
+    changed = replace(as_run_of(preset, mean=99.0), config_hash="0" * 64)
+    records = [as_run_of(preset, seed=0, mean=60.0), as_run_of(preset, seed=1, mean=64.0), changed]
+    row = row_of(build_table("cifar10", records, PUBLISHED), preset, "paper")
+    assert (row["seeds"], row["n"], row["last"], row["difference"]) == ("2", "4", "62.0 ± 2.6", "-4.2")
+
+
+def test_the_committed_tables_are_what_the_records_say(tmp_path):
+    for path in write_tables(RESULTS, tmp_path):
+        committed = RESULTS / "tables" / path.name
+        assert committed.read_text() == path.read_text(), f"{committed}: run `python -m seqmatch_lib tables`"
+
+
+def test_a_markdown_table_has_a_line_for_each_row():
+    table = build_table("svhn", [], PUBLISHED)
+    lines = format_markdown(table).splitlines()
+    assert len(lines) == 2 + len(table)
+    assert {line.count("|") for line in lines} == {len(COLUMNS) + 1}
+
+
+def test_published_numbers_are_complete_and_name_their_source():
+    assert not PUBLISHED.duplicated(["dataset", "ipc", "method"]).any()
+    assert set(PUBLISHED["dataset"]) == set(DATASETS)
+    assert PUBLISHED["mean"].between(0, 100).all()
+    assert PUBLISHED[["source", "check"]].notna().all(axis=None)
+    assert (PUBLISHED["check"].str.contains("read in") | (PUBLISHED["check"] == "unverified")).all()
+    with pytest.raises(StorageError, match="accuracy.csv is missing; it belongs to the repository"):
+        load_published("nowhere")
+
+
+def test_accuracies_become_one_row_a_network():
+    runs = [as_run_of("cifar10-ipc10-mtt", seed=seed, mean=mean) for seed, mean in ((0, 50.0), (1, 60.0))]
+    frame = tabulate_accuracies({("mtt", 10): runs}, ["method", "ipc"])
+    assert list(frame.columns) == ["method", "ipc", "seed", "training", "network", "accuracy"]
+    assert frame[frame["training"] == "last"]["accuracy"].tolist() == [49.0, 51.0, 59.0, 61.0]
+    assert set(frame["training"]) >= {"last", "selected", "random"}
+    assert isinstance(tabulate_accuracies({3: runs}, "K"), pd.DataFrame)
+
+
+def test_the_command_writes_tables_and_lists_what_is_pending(tmp_path, capsys):
+    for record in RECORDS:
+        record.save(tmp_path / "runs" / record.table / f"{record.run_id}.json")
+    (tmp_path / "published").mkdir()
+    (tmp_path / "published" / "accuracy.csv").write_text((RESULTS / "published" / "accuracy.csv").read_text())
+    assert main(["tables", "--results", str(tmp_path)]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3 * len(DATASETS)
+    assert main(["tables", "--pending", "--scale", "paper", "--results", str(RESULTS)]) == 0
+    out = capsys.readouterr().out
+    done = {record.preset for record in RECORDS if record.scale == "paper"}
+    assert f"{len(preset_names()) - len(done)} of {len(preset_names())} presets have no record at scale paper" in out
+    assert "cifar10-ipc50-seqmatch_mtt" in out
