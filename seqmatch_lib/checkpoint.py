@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -121,6 +122,22 @@ class StageCheckpoint:
         scores = [(iteration, accuracy) for iteration, accuracy in metadata["scores"]]
         progress = StageProgress(fresh, best, scores, metadata["seconds"], metadata["peak_memory_mb"])
         return progress, {key: value.to(device) for key, value in _part(tensors, "method.").items()}
+
+
+def read_progress(state_dir: Path) -> list[dict[str, Any]]:
+    """Returns what a run has done so far, also while it goes on in another process: a dictionary a stage begun.
+
+    Args:
+        state_dir: `<results>/state/<run_id>`.
+
+    Returns:
+        `losses`, `scores` and `seconds` of each stage, as of its last checkpoint.
+
+    Raises:
+        StorageError: a checkpoint is damaged.
+    """
+    stages = [load_tensors(path)[1] for path in sorted(state_dir.glob("stage-*.safetensors"))]
+    return [{name: stage[name] for name in ("losses", "scores", "seconds")} for stage in stages]
 
 
 def _part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

@@ -1,6 +1,7 @@
 """Figures of the notebooks: distilled images, loss curves, accuracy bars, and the sketch of the method."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -12,6 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from seqmatch_lib.checkpoint import read_progress
+from seqmatch_lib.config import RunConfig
+from seqmatch_lib.errors import StorageError, require
 from seqmatch_lib.results import RunRecord
 from seqmatch_lib.synthetic import SubsetSequence
 
@@ -35,34 +39,35 @@ def show_images(
     class_names: Sequence[str],
     title: str = "",
     max_per_class: int = 10,
+    classes: Sequence[int] | None = None,
 ) -> Figure:
     """Draws the images, a row for each class and a block of columns for each subset.
 
     Args:
-        sequence: S_1 … S_K; images are stored class by class.
-        to_pixels: undoes the preprocessing; what it returns is clipped to [0, 1].
+        sequence: S_1 … S_K; images are stored class by class. `SubsetSequence(sequence.subsets[1:2])` shows one of them.
+        to_pixels: undoes the preprocessing, ZCA too; what it returns is clipped to [0, 1].
         class_names: one a label.
         title: of the figure.
         max_per_class: images per class shown of each subset.
+        classes: labels to show, in this order; all by default.
     """
+    shown = list(range(len(class_names)) if classes is None else classes)
     columns = [min(max_per_class, len(subset.images) // len(class_names)) for subset in sequence.subsets]
-    size = (0.45 * sum(columns) + 0.3 * len(columns) + 1.2, 0.45 * len(class_names) + 0.9)
+    size = (0.45 * sum(columns) + 0.3 * len(columns) + 1.2, 0.45 * len(shown) + 0.9)
     figure, axes = plt.subplots(1, len(columns), figsize=size, squeeze=False, width_ratios=columns)
     for k, (axis, subset, count) in enumerate(zip(axes[0], sequence.subsets, columns, strict=True), start=1):
         pixels = to_pixels(subset.images).clamp(0, 1)
         by_class = pixels.unflatten(0, (len(class_names), -1))
-        rows = [torch.cat(list(images[:count]), dim=2) for images in by_class]
+        rows = [torch.cat(list(by_class[label][:count]), dim=2) for label in shown]
         grid = torch.cat(rows, dim=1).permute(1, 2, 0).numpy()
         axis.imshow(grid.squeeze(-1) if grid.shape[2] == 1 else grid, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         side = pixels.shape[2]
         axis.set_xticks([])
-        axis.set_yticks(
-            [side * (row + 0.5) for row in range(len(class_names))] if k == 1 else [], class_names if k == 1 else []
-        )
+        names = [class_names[label] for label in shown] if k == 1 else []
+        axis.set_yticks([side * (row + 0.5) for row in range(len(names))], names)
         axis.grid(False)
-        axis.set_title(
-            f"$S_{k}$, step size {subset.lr:.3g}" if len(columns) > 1 else f"step size {subset.lr:.3g}", fontsize=10
-        )
+        step_size = f"step size {subset.lr:.3g}"
+        axis.set_title(f"$S_{k}$, {step_size}" if len(columns) > 1 else step_size, fontsize=10)
     figure.suptitle(title)
     figure.tight_layout()
     return figure
@@ -77,20 +82,52 @@ def plot_losses(records: Mapping[str, RunRecord], window: int = 20, axis: Axes |
         axis: to draw into; a new one by default.
     """
     axis = axis or plt.subplots(figsize=(7, 3.5))[1]
-    colors = sns.color_palette(PALETTE)
-    for (label, record), color in zip(records.items(), colors, strict=False):
-        first = 0
-        for k, stage in enumerate(record.stages, start=1):
-            losses = np.asarray(stage["losses"])
-            width = min(window, len(losses))
-            smooth = np.convolve(losses, np.ones(width) / width, mode="valid")
-            name = label if len(record.stages) == 1 else f"{label}, $S_{k}$"
-            style = ("-", "--", ":", "-.")[(k - 1) % 4]
-            axis.plot(np.arange(len(smooth)) + first + width, smooth, style, color=color, label=name)
-            first += len(losses)
-    axis.set(xlabel="iteration", ylabel="matching loss (1 = no step taken)")
+    for (label, record), color in zip(records.items(), sns.color_palette(PALETTE), strict=False):
+        _draw_losses(axis, [stage["losses"] for stage in record.stages], label, color, window)
+    axis.set(xlabel="iteration", ylabel="matching loss")
     axis.legend(frameon=False)
     return axis
+
+
+def plot_progress(config: RunConfig, results_dir: Path | str = "paper_results", window: int = 20) -> Figure:
+    """Draws the losses, and the validation accuracies if there are any, of a run that may still be going on.
+
+    Args:
+        config: of the run.
+        results_dir: where it runs.
+        window: iterations over which the running mean is taken.
+
+    Raises:
+        StorageError: it has not reached its first checkpoint there.
+    """
+    stages = read_progress(Path(results_dir) / "state" / config.run_id)
+    require(bool(stages), f"{config.run_id} has no checkpoint in {results_dir}/state yet; look again later", StorageError)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2))
+    color = sns.color_palette(PALETTE)[0]
+    _draw_losses(left, [stage["losses"] for stage in stages], "$S_1$" if len(stages) == 1 else "", color, window)
+    left.set(xlabel="iteration", ylabel="matching loss")
+    left.legend(frameon=False)
+    for k, stage in enumerate(stages, start=1):
+        if stage["scores"]:
+            right.plot(*zip(*stage["scores"], strict=True), "o-", label=f"$S_{k}$")
+    right.set(xlabel="iteration of the stage", ylabel="accuracy on selection images, %")
+    if right.has_data():
+        right.legend(frameon=False)
+    figure.suptitle(f"{config.run_id}: {len(stages)} of {config.num_subsets} stages begun", fontsize=10)
+    figure.tight_layout()
+    return figure
+
+
+def _draw_losses(axis: Axes, stages: Sequence[Sequence[float]], label: str, color: Any, window: int) -> None:
+    """Draws one run's stages one after another, each in a style of its own."""
+    first = 0
+    for k, losses in enumerate(stages, start=1):
+        width = min(window, len(losses))
+        smooth = np.convolve(losses, np.ones(width) / width, mode="valid")
+        name = label if len(stages) == 1 else f"{label}, $S_{k}$".lstrip(", ")
+        style = ("-", "--", ":", "-.")[(k - 1) % 4]
+        axis.plot(np.arange(len(smooth)) + first + width, smooth, style, color=color, label=name)
+        first += len(losses)
 
 
 def plot_accuracies(

@@ -150,6 +150,42 @@ def tabulate_accuracies(records: Mapping[Any, Sequence[RunRecord]], names: str |
     return DataFrame(rows)
 
 
+def compare_runs(first: RunRecord, second: RunRecord) -> "DataFrame":
+    """Returns two runs side by side: what differs in their settings, their accuracies, seconds and memory.
+
+    Args:
+        first: a record.
+        second: another one.
+
+    Returns:
+        Columns `first`, `second` and `difference` (second - first, of numbers), one row a quantity or differing setting.
+    """
+    from pandas import DataFrame
+
+    rows = {}
+    settings = [_flatten(run.config) for run in (first, second)]
+    for key in sorted({*settings[0], *settings[1]}):
+        values = [one.get(key, "-") for one in settings]
+        if values[0] != values[1]:
+            rows[key] = [*map(str, values), ""]
+    for name in ("accuracy_last", "accuracy_selected", "accuracy_joint", "random_baseline"):
+        found = [getattr(run, name) for run in (first, second)]
+        shown = ["-" if one is None else f"{one['mean']:.1f} ± {one['std']:.1f} (n = {one['n']})" for one in found]
+        rows[name] = [*shown, "" if None in found else f"{found[1]['mean'] - found[0]['mean']:+.1f}"]
+    for name, unit in (("seconds", "s"), ("peak_memory_mb", "MiB")):
+        for phase in sorted({*getattr(first, name), *getattr(second, name)}):
+            values = [getattr(run, name).get(phase, 0.0) for run in (first, second)]
+            rows[f"{phase}, {unit}"] = [*(f"{value:.0f}" for value in values), f"{values[1] - values[0]:+.0f}"]
+    return DataFrame.from_dict(rows, orient="index", columns=["first", "second", "difference"])
+
+
+def _flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in settings.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
 def describe_environment(device: torch.device) -> dict[str, Any]:
     """Returns what the numbers of a run may depend on besides its configuration."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor_name()

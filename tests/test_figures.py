@@ -1,0 +1,93 @@
+"""Figures: what is drawn, not how it looks."""
+
+import matplotlib.pyplot as plt
+import pytest
+import torch
+
+from seqmatch_lib import figures
+from seqmatch_lib.budget import Budget
+from seqmatch_lib.config import RunConfig
+from seqmatch_lib.errors import OutOfTime, StorageError
+from seqmatch_lib.experiment import run_experiment
+from seqmatch_lib.results import compare_runs
+from seqmatch_lib.synthetic import SubsetSequence, SyntheticSubset
+
+QUICK = {"mtt.iterations": 6, "training.epochs": 2, "evaluation.num_networks": 1, "evaluation.num_selections": 3}
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    yield
+    plt.close("all")
+
+
+def quick_config(**overrides):
+    return RunConfig.from_preset("digits-ipc10-seqmatch_mtt", "smoke", overrides=QUICK | overrides)
+
+
+@pytest.fixture(scope="module")
+def record(tmp_path_factory):
+    return run_experiment(quick_config(), tmp_path_factory.mktemp("results"))
+
+
+def test_images_stand_by_class_and_subset():
+    images = torch.arange(6.0).view(6, 1, 1, 1).expand(6, 1, 2, 2) / 10  # three classes of two images
+    subset = SyntheticSubset(images, torch.tensor([0, 0, 1, 1, 2, 2]), 0.5)
+    sequence = SubsetSequence((subset, subset))
+    figure = figures.show_images(sequence, lambda x: x, ["a", "b", "c"], "title")
+    left, right = figure.axes
+    assert left.images[0].get_array()[::2, ::2].tolist() == pytest.approx(torch.tensor([[0, 0.1], [0.2, 0.3], [0.4, 0.5]]))
+    assert [label.get_text() for label in left.get_yticklabels()] == ["a", "b", "c"]
+    assert [label.get_text() for label in right.get_yticklabels()] == []
+    assert left.get_title() == "$S_1$, step size 0.5"
+    one = figures.show_images(sequence, lambda x: x, ["a", "b", "c"], max_per_class=1, classes=[2, 0]).axes[0]
+    assert one.images[0].get_array()[::2, ::2].tolist() == pytest.approx(torch.tensor([[0.4], [0.0]]))
+    assert [label.get_text() for label in one.get_yticklabels()] == ["c", "a"]
+
+
+def test_losses_of_later_stages_follow_those_of_earlier_ones(record):
+    axis = figures.plot_losses({"SeqMatch": record}, window=2)
+    first, second = axis.lines
+    assert (first.get_label(), second.get_label()) == ("SeqMatch, $S_1$", "SeqMatch, $S_2$")
+    assert first.get_xdata().tolist() == [2, 3, 4, 5, 6]
+    assert second.get_xdata().tolist() == [8, 9, 10, 11, 12]
+    losses = record.stages[0]["losses"]
+    assert first.get_ydata()[0] == pytest.approx((losses[0] + losses[1]) / 2)
+
+
+def test_a_run_can_be_watched_while_it_goes_on(tmp_path, monkeypatch):
+    config = quick_config()
+    with pytest.raises(StorageError, match=r"has no checkpoint in .*state yet; look again later"):
+        figures.plot_progress(config, tmp_path)
+
+    def stop(budget):
+        raise OutOfTime
+
+    with monkeypatch.context() as patch, pytest.raises(OutOfTime):
+        patch.setattr(Budget, "saved", stop)
+        run_experiment(config, tmp_path, save_seconds=0)
+    left, right = figures.plot_progress(config, tmp_path, window=1).axes
+    assert left.lines[0].get_xdata().tolist() == [1]
+    assert left.get_xlabel() == "iteration"
+    run_experiment(config, tmp_path)
+    left, right = figures.plot_progress(config, tmp_path, window=1).axes
+    assert [len(line.get_xdata()) for line in left.lines] == [6, 6]
+    assert [line.get_xdata().tolist() for line in right.lines] == [[2, 4, 6]] * 2
+
+
+def test_two_runs_are_compared_by_settings_and_results(record, tmp_path):
+    other = run_experiment(quick_config(**{"mtt.syn_steps": 2}), tmp_path)
+    frame = compare_runs(record, other)
+    assert frame.loc["mtt.syn_steps"].tolist() == ["3", "2", ""]
+    assert "mtt.lr_img" not in frame.index
+    difference = other.accuracy_last["mean"] - record.accuracy_last["mean"]
+    assert frame.loc["accuracy_last", "difference"] == f"{difference:+.1f}"
+    assert {"distillation, s", "evaluation, MiB"} <= set(frame.index)
+    assert compare_runs(record, record).index[0] == "accuracy_last"
+
+
+def test_whole_ticks_are_whole():
+    axis = plt.subplots()[1]
+    axis.plot([0, 1, 2], [0, 1, 2])
+    figures.whole_ticks([axis])
+    assert all(float(tick).is_integer() for tick in axis.get_xticks())
