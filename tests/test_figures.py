@@ -63,9 +63,10 @@ def test_a_run_can_be_watched_while_it_goes_on(tmp_path, monkeypatch):
     def stop(budget):
         raise OutOfTime
 
-    with monkeypatch.context() as patch, pytest.raises(OutOfTime):
+    with monkeypatch.context() as patch:
         patch.setattr(Budget, "saved", stop)
-        run_experiment(config, tmp_path, save_seconds=0)
+        with pytest.raises(OutOfTime):
+            run_experiment(config, tmp_path, save_seconds=0)
     left, right = figures.plot_progress(config, tmp_path, window=1).axes
     assert left.lines[0].get_xdata().tolist() == [1]
     assert left.get_xlabel() == "iteration"
