@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from seqmatch_lib.builtin_data import NAME_SHAPE, read_canvas_digits, read_digits, read_place_names
 from seqmatch_lib.data_files import (
     count_shards,
     find_shards,
@@ -22,13 +23,14 @@ from seqmatch_lib.data_files import (
     read_shards,
 )
 from seqmatch_lib.errors import DataError, require
+from seqmatch_lib.labels import IGNORED, image_classes
 from seqmatch_lib.preprocessing import Normalisation, Whitening
 from seqmatch_lib.seeds import make_generator
 
 
 @dataclass(frozen=True)
 class Split:
-    """Images (N, C, H, W) uint8 and labels (N,) int64 of one split."""
+    """Images (N, C, H, W) uint8 and labels of one split: (N,) int64, or (N, H, W) of pixels as in `labels`."""
 
     images: torch.Tensor
     labels: torch.Tensor
@@ -122,6 +124,8 @@ DATASETS: dict[str, DatasetSpec] = {
     spec.name: spec
     for spec in (
         DatasetSpec("digits", 10, (1, 8, 8), (0.3058,), (0.3761,), 1_347, 450),
+        DatasetSpec("canvas_digits", 10, (1, 16, 16), (0.0763,), (0.2298,), 1_347, 450),
+        DatasetSpec("place_names", 8, (1, *NAME_SHAPE), (0.0208,), (0.1428,), 1_388, 463),
         DatasetSpec("cifar10", 10, (3, 32, 32), _CIFAR_MEAN, _CIFAR_STD, 50_000, 10_000),
         DatasetSpec("cifar100", 100, (3, 32, 32), _CIFAR_MEAN, _CIFAR_STD, 50_000, 10_000),
         DatasetSpec("svhn", 10, (3, 32, 32), _SVHN_MEAN, _SVHN_STD, 73_257, 26_032),
@@ -185,8 +189,9 @@ def split_validation(split: Split, fraction: float = 0.1, seed: int = 0) -> tupl
     """
     generator = make_generator(seed, "validation split")
     held_out = torch.zeros(len(split), dtype=torch.bool)
-    for label in split.labels.unique().tolist():
-        members = (split.labels == label).nonzero().flatten()
+    classes = image_classes(split.labels)
+    for label in classes.unique().tolist():
+        members = (classes == label).nonzero().flatten()
         require(len(members) >= 2, f"class {label} has {len(members)} images; a validation split needs at least 2", DataError)
         count = max(1, round(fraction * len(members)))
         held_out[members[torch.randperm(len(members), generator=generator)[:count]]] = True
@@ -205,8 +210,8 @@ def _read(spec: DatasetSpec, root: Path, download: bool) -> _Parts:
     """Returns train, test, class names, source and notices from the first place that has the data set."""
     if spec.folder is not None:
         return _read_own_folder(spec)
-    if spec.name == "digits":
-        return _read_digits()
+    if spec.name in _BUILTIN:
+        return _read_builtin(spec.name)
     layout, marker = _LAYOUTS[spec.name]
     if (root / marker).exists():
         return (*layout(spec, root), "torchvision layout", [])
@@ -229,14 +234,11 @@ def _read(spec: DatasetSpec, root: Path, download: bool) -> _Parts:
     )
 
 
-def _read_digits() -> _Parts:
-    """scikit-learn's 1,797 handwritten digits of 8x8 pixels with 17 grey levels; a quarter is the test split."""
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    images = torch.from_numpy(np.rint(digits.images * 255 / 16).astype(np.uint8))[:, None]
-    train, test = split_validation(Split(images, torch.from_numpy(digits.target).long()), fraction=0.25)
-    return train, test, tuple("0123456789"), "built in", []
+def _read_builtin(name: str) -> _Parts:
+    """Divides built-in data: a quarter is the test split."""
+    images, labels, class_names = _BUILTIN[name]()
+    train, test = split_validation(Split(images, labels), fraction=0.25)
+    return train, test, class_names, "built in", []
 
 
 def _read_parquet(spec: DatasetSpec, train_shards: list[Path], test_shards: list[Path]) -> _Parts:
@@ -336,13 +338,14 @@ def _check_split(split: Split, name: str, spec: DatasetSpec, source: str) -> Non
     require(len(split) > 0, f"{where} has no images; get the files again", DataError)
     shape = tuple(split.images.shape[1:])
     require(shape == spec.shape, f"{where} has images of shape {shape}, not {spec.shape}; get the files again", DataError)
-    low, high = int(split.labels.min()), int(split.labels.max())
+    asked = split.labels[split.labels != IGNORED] if split.labels.dim() > 1 else split.labels
+    low, high = int(asked.min()), int(asked.max())
     require(
         low >= 0 and high < spec.num_classes,
         f"{where} has labels from {low} to {high}, but they must lie in 0 … {spec.num_classes - 1}; get the files again",
         DataError,
     )
-    missing = (torch.bincount(split.labels, minlength=spec.num_classes) == 0).nonzero().flatten().tolist()
+    missing = (torch.bincount(image_classes(split.labels), minlength=spec.num_classes) == 0).nonzero().flatten().tolist()
     require(not missing, f"{where} has no images of classes {missing[:10]}; get the missing files", DataError)
 
 
@@ -380,6 +383,11 @@ def import_torchvision() -> Any:
     return torchvision
 
 
+_BUILTIN: dict[str, Callable[[], tuple[torch.Tensor, torch.Tensor, tuple[str, ...]]]] = {
+    "digits": read_digits,
+    "canvas_digits": read_canvas_digits,
+    "place_names": read_place_names,
+}
 _Reader = Callable[[DatasetSpec, Path], tuple[Split, Split, tuple[str, ...]]]
 _LAYOUTS: dict[str, tuple[_Reader, str]] = {  # reader, and the file or folder that shows the layout is there
     "cifar10": (_read_cifar, "cifar-10-batches-py"),

@@ -26,8 +26,8 @@ class NetworkConfig:
 
     Args:
         name: one of `NETWORKS`.
-        width: channels of every ConvNet block; other networks keep their published widths.
-        depth: blocks of the ConvNet; other networks keep their published depths.
+        width: channels of every block of "convnet" and "fcn"; other networks keep their published widths.
+        depth: blocks of "convnet" and "fcn"; other networks keep their published depths.
         norm: one of `NORMS`; "batch" keeps running statistics, which no trajectory holds, so it serves evaluation only.
         pooling: one of `POOLINGS`, 2x2 after each ConvNet block.
     """
@@ -63,8 +63,8 @@ def make_network(
         generator: a CPU generator, the only source of randomness; torch's global generator is left alone.
 
     Returns:
-        A module on the CPU that maps (batch, C, H, W) to (batch, num_classes); its last part is the linear classifier,
-        so that `network[:-1]` maps to the features.
+        A module on the CPU that maps (batch, C, H, W) to (batch, num_classes), "fcn" to (batch, num_classes, H, W); its
+        last part is the linear classifier, so that `network[:-1]` maps to the features.
 
     Raises:
         ConfigError: the images are too small for the number of poolings.
@@ -175,6 +175,17 @@ def _convnet(config: NetworkConfig, image_shape: tuple[int, int, int], num_class
             layers.append(nn.AvgPool2d(2) if config.pooling == "avg" else nn.MaxPool2d(2))
             size = _halve(size, block + 1)
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * size[0] * size[1], num_classes))
+
+
+def _fcn(config: NetworkConfig, image_shape: tuple[int, int, int], num_classes: int) -> nn.Sequential:
+    """A fully convolutional network for labels of pixels: the ConvNet without pooling, and a classifier of each pixel."""
+    layers: list[nn.Module] = []
+    channels = image_shape[0]
+    for _ in range(config.depth):
+        norm = _norm(config.norm, config.width, image_shape[1:])
+        layers += [nn.Conv2d(channels, config.width, 3, padding=1), norm, nn.ReLU()]
+        channels = config.width
+    return nn.Sequential(*layers, nn.Conv2d(channels, num_classes, 1))
 
 
 def _alexnet(config: NetworkConfig, image_shape: tuple[int, int, int], num_classes: int) -> nn.Sequential:
@@ -305,7 +316,7 @@ def _vit(config: NetworkConfig, image_shape: tuple[int, int, int], num_classes: 
     return nn.Sequential(_ViTFeatures(image_shape), nn.Linear(_ViTFeatures.width, num_classes))
 
 
-# Each is a Sequential whose last module is the linear classifier: `network[:-1]` gives the features.
+# Each is a Sequential whose last module is the linear classifier, of images or (fcn) of pixels: `network[:-1]` gives features.
 NETWORKS: dict[str, Callable[[NetworkConfig, tuple[int, int, int], int], nn.Sequential]] = {
     "convnet": _convnet,
     "alexnet": _alexnet,
@@ -313,4 +324,5 @@ NETWORKS: dict[str, Callable[[NetworkConfig, tuple[int, int, int], int], nn.Sequ
     "resnet18": _resnet18(pools=False),
     "resnet18_ap": _resnet18(pools=True),
     "vit": _vit,
+    "fcn": _fcn,
 }

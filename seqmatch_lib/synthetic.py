@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from seqmatch_lib.errors import DataError, StorageError, require
+from seqmatch_lib.labels import image_classes
 from seqmatch_lib.multi_formation import AS_STORED, Formation
 from seqmatch_lib.seeds import make_generator
 from seqmatch_lib.storage import digest_tensors, load_tensors, save_tensors
@@ -19,7 +20,8 @@ class SyntheticSubset:
 
     Args:
         images: (classes * ipc, C, H, W) float32, normalised as the real data are; sorted by class.
-        labels: (classes * ipc,) int64, or (classes * ipc, classes) float32 probabilities or targets.
+        labels: (classes * ipc,) int64, or (classes * ipc, classes) float32 probabilities or targets, or
+            (classes * ipc, H, W) int64 classes of pixels.
         lr: the step size learned with the images, or the one they are to be trained with.
         formation: how the stored images become training images.
     """
@@ -107,7 +109,7 @@ def load_sequence(path: Path) -> SubsetSequence:
 
 def check_class_sizes(labels: torch.Tensor, num_classes: int, ipc: int) -> None:
     """Raises DataError unless every class has at least `ipc` real images."""
-    for label, count in enumerate(torch.bincount(labels, minlength=num_classes).tolist()):
+    for label, count in enumerate(torch.bincount(image_classes(labels), minlength=num_classes).tolist()):
         require(
             count >= ipc,
             f"class {label} has {count} real images, fewer than ipc {ipc}; lower ipc or get more of the data set",
@@ -133,10 +135,10 @@ def sample_real_subset(
         DataError: a class has fewer than `ipc` images.
     """
     check_class_sizes(labels, num_classes, ipc)
-    generator = make_generator(seed, *purpose)
+    generator, classes = make_generator(seed, *purpose), image_classes(labels)
     chosen = []
     for label in range(num_classes):
-        members = (labels == label).nonzero().flatten()
+        members = (classes == label).nonzero().flatten()
         order = torch.randperm(len(members), generator=generator)[:ipc].to(members.device)
         chosen.append(members[order])
     rows = torch.cat(chosen)
@@ -148,12 +150,12 @@ def sample_real_sequence(
 ) -> SubsetSequence:
     """Draws disjoint random real subsets of the given sizes: the baseline of a sequence with the same stages."""
     whole = sample_real_subset(images, labels, num_classes, sum(ipcs), lr, seed, "random real images")
-    by_class = whole.images.view(num_classes, sum(ipcs), *images.shape[1:])
-    labels_by_class = whole.labels.view(num_classes, sum(ipcs))
+    by_class = whole.images.unflatten(0, (num_classes, sum(ipcs)))
+    labels_by_class = whole.labels.unflatten(0, (num_classes, sum(ipcs)))
     subsets, first = [], 0
     for ipc in ipcs:
         part = slice(first, first + ipc)
-        subsets.append(SyntheticSubset(by_class[:, part].flatten(0, 1), labels_by_class[:, part].flatten(), lr))
+        subsets.append(SyntheticSubset(by_class[:, part].flatten(0, 1), labels_by_class[:, part].flatten(0, 1), lr))
         first += ipc
     return SubsetSequence(tuple(subsets))
 

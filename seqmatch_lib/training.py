@@ -10,6 +10,7 @@ from torch import nn
 
 from seqmatch_lib.augment import DSA_STRATEGY, apply_augmentation, check_strategy, draw_augmentation
 from seqmatch_lib.errors import DivergenceError, require
+from seqmatch_lib.labels import count_right
 from seqmatch_lib.networks import flatten_parameters, load_parameters
 from seqmatch_lib.settings import later
 from seqmatch_lib.step_functions import batch_loss, check_loss, check_precision, step_functions
@@ -355,9 +356,16 @@ def _check_losses(losses: torch.Tensor, data: str, epoch: int, lr: float) -> Non
 
 @torch.no_grad()
 def measure_accuracy(network: nn.Module, images: torch.Tensor, labels: torch.Tensor, batch_size: int = 1000) -> float:
-    """Returns the accuracy in per cent on (N, C, H, W) normalised images with (N,) int64 labels, without augmentation."""
+    """Returns the share of images, or of labelled pixels, that a network classifies rightly, in per cent.
+
+    Args:
+        network: trained.
+        images: (N, C, H, W) normalised, without augmentation.
+        labels: (N,) int64, or (N, H, W) as in `labels`.
+        batch_size: images at a time.
+    """
     network.eval()
-    correct = torch.zeros((), dtype=torch.int64, device=images.device)
-    for batch, expected in zip(images.split(batch_size), labels.split(batch_size), strict=True):
-        correct += (network(batch).argmax(1) == expected).sum()
-    return 100.0 * correct.item() / len(images)
+    parts = zip(images.split(batch_size), labels.split(batch_size), strict=True)
+    counts = [torch.stack(count_right(network(batch).argmax(1), expected)) for batch, expected in parts]
+    right, asked = torch.stack(counts).sum(0).tolist()
+    return 100.0 * right / asked

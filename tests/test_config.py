@@ -31,6 +31,11 @@ REQUIRED += [
     if (dataset, ipc) != ("tiny_imagenet", 50) or method.endswith("dm")
 ]
 REQUIRED += [f"digits-ipc10-{prefix}{base}" for prefix in ("", "seqmatch_") for base in ("idc", "dm", "krr")]
+REQUIRED += [
+    f"{dataset}-{rest}"
+    for dataset in ("canvas_digits", "place_names")
+    for rest in ("ipc10-random", "ipc10-mtt", "ipc10-seqmatch_mtt", "whole")
+]
 REQUIRED += [f"{dataset}-whole" for dataset in ("digits", "svhn", "cifar10", "cifar100", "tiny_imagenet")]
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 
 from seqmatch_lib import data
 from seqmatch_lib.data import (
+    _BUILTIN,
     DATASETS,
     DatasetSpec,
     Split,
@@ -151,14 +152,14 @@ def test_shards_of_two_partitions_are_not_mixed(parquet_cifar):
         load_dataset("cifar10", root)
 
 
-@pytest.mark.parametrize("name", [name for name in DATASETS if name != "digits"])
+@pytest.mark.parametrize("name", [name for name in DATASETS if name not in _BUILTIN])
 def test_missing_data_names_the_places_and_the_remedy(tmp_path, name):
     with pytest.raises(DataError, match=f"{name} is neither in {tmp_path}.*SEQMATCH_DATA.*(--download|unpack)"):
         load_dataset(name, tmp_path)
 
 
 def test_unknown_name_lists_the_known_ones():
-    with pytest.raises(DataError, match="'cifar11' is unknown; use one of digits, cifar10"):
+    with pytest.raises(DataError, match="'cifar11' is unknown; use one of digits, canvas_digits, place_names, cifar10"):
         load_dataset("cifar11")
 
 

@@ -37,7 +37,21 @@ def test_parameter_counts(name, settings, shape, classes, expected):
     assert count_parameters(build(name, shape, classes, **settings)) == expected
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+CLASSIFIERS = [name for name in NETWORKS if name != "fcn"]
+
+
+def test_a_fully_convolutional_network_has_logits_for_every_pixel():
+    network = build("fcn", (1, 16, 16), 10, width=8, depth=2)
+    images = torch.randn(2, 1, 16, 16)
+    with torch.no_grad():
+        logits = network(images)
+        assert logits.shape == (2, 10, 16, 16)
+        head = network[-1]
+        by_hand = torch.einsum("bwij,cw->bcij", network[:-1](images), head.weight[:, :, 0, 0]) + head.bias.view(-1, 1, 1)
+    torch.testing.assert_close(logits, by_hand)
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
 @pytest.mark.parametrize(("shape", "classes"), [(CIFAR, 10), (TINY, 200), (FASHION, 10)])
 def test_logits_have_one_column_a_class(name, shape, classes):
     with torch.no_grad():
@@ -119,7 +133,7 @@ def test_too_many_poolings_for_the_images():
         build("convnet", (3, 8, 8), 10, depth=4)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", CLASSIFIERS)
 def test_the_last_module_is_the_linear_classifier(name):
     network = build(name, CIFAR, 10).eval()
     images = torch.randn(2, *CIFAR)

@@ -50,6 +50,7 @@ from torch import nn
 from seqmatch_lib.budget import Budget
 from seqmatch_lib.errors import ConfigError, require
 from seqmatch_lib.evaluation import train_staged
+from seqmatch_lib.labels import image_classes
 from seqmatch_lib.multi_formation import AS_STORED, Formation
 from seqmatch_lib.networks import NetworkConfig, make_network
 from seqmatch_lib.preprocessing import Normalisation, Whitening
@@ -120,7 +121,8 @@ class Stage:
 
     def rows_by_class(self) -> list[torch.Tensor]:
         """Returns, for each class, the rows of its real images."""
-        return [(self.labels == label).nonzero().flatten() for label in range(self.num_classes)]
+        classes = image_classes(self.labels)
+        return [(classes == label).nonzero().flatten() for label in range(self.num_classes)]
 
 
 @dataclass

@@ -1,0 +1,23 @@
+"""Labels of images and of pixels: one number an image, or one a pixel where nobody asks about the others."""
+
+import torch
+
+IGNORED = -100  # label of pixels that count neither in a loss nor in an accuracy, as torch's cross-entropy has it
+
+
+def image_classes(labels: torch.Tensor) -> torch.Tensor:
+    """Returns the class of each image.
+
+    Args:
+        labels: (N,) classes, or (N, H, W) classes of pixels, where every image shows one class beside `IGNORED`.
+
+    Returns:
+        (N,) int64.
+    """
+    return labels if labels.dim() == 1 else labels.flatten(1).amax(1)
+
+
+def count_right(predicted: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns how many images, or pixels that are not ignored, are predicted rightly, and how many there are."""
+    counted = labels != IGNORED
+    return ((predicted == labels) & counted).sum(), counted.sum()

@@ -1,0 +1,94 @@
+"""Labels of pixels and text through the same library: the data, the loss and accuracy of pixels, whole runs."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from seqmatch_lib.builtin_data import ALPHABET, draw_name, read_canvas_digits, read_digits, read_place_names, spell
+from seqmatch_lib.config import RunConfig
+from seqmatch_lib.data import load_dataset
+from seqmatch_lib.experiment import run_experiment
+from seqmatch_lib.inner_loop import InnerBatch, unroll
+from seqmatch_lib.labels import IGNORED, count_right, image_classes
+from seqmatch_lib.networks import NetworkConfig, flatten_parameters, make_network
+from seqmatch_lib.synthetic import load_sequence
+from seqmatch_lib.training import measure_accuracy
+
+QUICK = {"training.epochs": 4, "evaluation.num_networks": 2}
+
+
+def test_a_canvas_holds_one_digit_whose_ink_is_labelled():
+    images, labels, _ = read_canvas_digits()
+    digits, classes, _ = read_digits()
+    assert images.shape == (1797, 1, 16, 16)
+    assert torch.equal(images.flatten(1).long().sum(1), digits.flatten(1).long().sum(1))  # nothing of a digit is cut off
+    assert torch.equal(image_classes(labels), classes)
+    assert (images[:, 0][labels == IGNORED] < 100).all()
+    assert (images[:, 0][labels != IGNORED] >= 100).all()
+    corners = {tuple(image[0].nonzero().amin(0).tolist()) for image in images[:200]}
+    assert len(corners) > 30  # they stand in many places
+
+
+def test_names_of_places_are_images_of_their_letters():
+    image = draw_name("São Tomé")
+    assert spell(image / 255) == "sao tome"
+    assert image.sum() == 255 * len("sao tome")
+    assert image[0, ALPHABET.index("s"), 0] == 255
+    images, labels, languages = read_place_names()
+    names = [spell(one / 255) for one in images]
+    assert len(names) == len(labels) > 1500
+    assert torch.bincount(labels).min() >= 100
+    assert "agypten" in [name for name, label in zip(names, labels.tolist(), strict=True) if languages[label] == "German"]
+    assert "espana" not in names[: int((labels == 0).sum())]
+
+
+@pytest.mark.parametrize("name", ["canvas_digits", "place_names"])
+def test_they_load_as_data_sets(name):
+    dataset = load_dataset(name)
+    spec = dataset.spec
+    assert (len(dataset.train), len(dataset.test)) == (spec.train_size, spec.test_size)
+    pixels = torch.cat([dataset.train.images, dataset.test.images]).double() / 255
+    assert (pixels.mean().item(), pixels.std().item()) == pytest.approx((spec.mean[0], spec.std[0]), abs=1e-4)
+    assert load_dataset(name).fingerprint == dataset.fingerprint
+
+
+def test_pixels_that_are_ignored_count_neither_as_right_nor_as_wrong():
+    labels = torch.tensor([[[1, IGNORED], [0, 2]]])
+    right, asked = count_right(torch.tensor([[[1, 1], [1, 2]]]), labels)
+    assert (right.item(), asked.item()) == (2, 3)
+
+    class Zero(torch.nn.Module):
+        def forward(self, x):
+            return F.one_hot(torch.zeros(len(x), 2, 2, dtype=torch.long), 3).permute(0, 3, 1, 2).float()
+
+    assert measure_accuracy(Zero(), torch.zeros(5, 1, 2, 2), labels.repeat(5, 1, 1), batch_size=2) == pytest.approx(100 / 3)
+
+
+def test_engines_agree_on_labels_of_pixels(generator, uncompiled):
+    network = make_network(NetworkConfig(name="fcn", width=4, depth=2), (1, 6, 6), 3, generator).double()
+    start = flatten_parameters(network)
+    images = torch.randn(4, 1, 6, 6, generator=generator, dtype=torch.float64, requires_grad=True)
+    labels = torch.randint(3, (4, 6, 6), generator=generator)
+    labels[:, :2] = IGNORED
+    batches = [InnerBatch(torch.tensor(rows), ()) for rows in ([0, 1, 2], [3, 1])]
+    lr = torch.tensor(0.2, dtype=torch.float64)
+    gradients = []
+    for engine in ("higher", "compiled"):
+        reached = unroll(network, start, images, labels, batches, lr, engine)
+        gradients.append(torch.autograd.grad(reached.square().sum(), images)[0])
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-12)
+    assert gradients[0].abs().max() > 0
+
+
+@pytest.mark.parametrize("dataset", ["canvas_digits", "place_names"])
+@pytest.mark.parametrize("method", ["random", "mtt", "seqmatch_mtt"])
+def test_whole_runs(tmp_path, dataset, method):
+    overrides = QUICK if method == "random" else QUICK | {"mtt.iterations": 3}
+    config = RunConfig.from_preset(f"{dataset}-ipc10-{method}", "smoke", overrides=overrides)
+    record = run_experiment(config, tmp_path)
+    assert 0 <= record.accuracy_last["mean"] <= 100
+    sequence = load_sequence(tmp_path / "distilled" / f"{config.run_id}.safetensors")
+    classes = load_dataset(dataset).spec.num_classes
+    for subset, ipc in zip(sequence.subsets, config.subset_ipcs, strict=True):
+        assert torch.bincount(image_classes(subset.labels)).tolist() == [ipc] * classes
+        assert subset.labels.shape[1:] == ((16, 16) if dataset == "canvas_digits" else ())
