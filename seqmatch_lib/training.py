@@ -287,7 +287,8 @@ class Together:
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
         """Takes over what `state` returned."""
-        memory = {name: value.clone() for name, value in state.items() if name != "parameters"}
+        # counters of steps stay on the CPU, as torch's optimisers keep them
+        memory = {name: value.clone() if value.dim() else value.cpu() for name, value in state.items() if name != "parameters"}
         self._parameters.copy_(state["parameters"])
         self._optimizer.state[self._parameters] = memory
 

@@ -165,7 +165,8 @@ class IDCPrepared(Prepared):
 
     def state(self) -> dict[str, torch.Tensor]:
         """Returns the network's start, and its present place in training."""
-        assert self.trainer is not None
+        if self.trainer is None:
+            return {}
         return {"start": self._start, **{f"trainer.{name}": value for name, value in self.trainer.state().items()}}
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
