@@ -20,6 +20,7 @@ from seqmatch_lib.results import RunRecord
 from seqmatch_lib.synthetic import SubsetSequence
 
 PALETTE = "colorblind"
+UNVERIFIED = "unverified"  # in the column "check" of published accuracies
 
 
 def set_style() -> None:
@@ -203,8 +204,10 @@ def plot_table(published: pd.DataFrame, records: Sequence[RunRecord], dataset: s
     ipcs = sorted({*known["ipc"], *(record.ipc for record in own)})
     figure, axes = plt.subplots(1, len(ipcs), figsize=(3.6 * len(ipcs), 0.3 * len(methods) + 1.3), sharey=True, squeeze=False)
     for axis, ipc in zip(axes[0], ipcs, strict=True):
-        bars = known[known["ipc"] == ipc].set_index("method")["mean"].reindex(methods)
-        axis.barh(methods, bars.fillna(0), color="0.8", label="published")
+        here = known[known["ipc"] == ipc]
+        for label, chosen, hatch in (("published", "read in", None), ("published, not checked", UNVERIFIED, "///")):
+            bars = here[here["check"].str.contains(chosen)].set_index("method")["mean"].reindex(methods)
+            axis.barh(methods, bars.fillna(0), color="0.8", edgecolor="white", hatch=hatch, label=label)
         for scale, face in (("reduced", "none"), ("paper", None)):
             shown = [record for record in own if (record.ipc, record.scale) == (ipc, scale)]
             means = [record.accuracy_last["mean"] for record in shown]
