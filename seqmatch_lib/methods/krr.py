@@ -163,9 +163,8 @@ class KRR(BaseMethod):
         images, labels = frozen.then(trainable.freeze_view()).union()
         with torch.no_grad():
             real = features(stage.images[rows])
-        mirrored = config.flip
-        support = torch.cat([images, images.flip(3)]) if mirrored else images
-        targets = torch.cat([labels, labels]) if mirrored else labels
+        support = torch.cat([images, images.flip(3)]) if config.flip else images
+        targets = torch.cat([labels, labels]) if config.flip else labels
         prediction = regress(real, features(support), targets, config.ridge)
         loss = 0.5 * (prediction - prepared.targets[rows]).square().sum(1).mean() + margin_loss(trainable.labels)
         loss.backward()
