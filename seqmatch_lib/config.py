@@ -180,11 +180,9 @@ class RunConfig:
     @property
     def recipe(self) -> TrainingRecipe:
         """How networks are trained on the set: `training`, as the base method has it."""
-        return (
-            self.training
-            if self.options is None
-            else get_method(self.base_method)(self.options).training_recipe(self.training)
-        )
+        if self.options is None:
+            return self.training
+        return get_method(self.base_method)(self.options).training_recipe(self.training)
 
     @property
     def hash(self) -> str:
