@@ -60,7 +60,7 @@ def unroll(
         lr: step size, a positive scalar tensor.
         engine: "higher", the reference: the graph of all steps is kept, so memory grows with their number; or
             "compiled": the same gradient with one (P,) vector a step kept, for higher speed and hardly growing memory;
-            where all of them would take more than `TRAIL_BYTES`, every sqrt(steps)-th is kept and a third more computed.
+            where all of them would take more than `TRAIL_BYTES`, every sqrt(steps)-th is kept and a quarter more computed.
         precision: of the compiled engine, see `StepFunctions`; "higher" knows "float32" alone.
 
     Returns:
