@@ -9,7 +9,7 @@ import torch
 from seqmatch_lib.errors import StorageError, require
 from seqmatch_lib.memory import peak_memory_mb
 from seqmatch_lib.methods.base import Trainable
-from seqmatch_lib.storage import load_tensors, save_tensors
+from seqmatch_lib.storage import load_tensors, save_tensors, tensors_under
 from seqmatch_lib.synthetic import SyntheticSubset
 
 
@@ -109,7 +109,7 @@ class StageCheckpoint:
                 leaf.copy_(tensors[name])
         for name, optimizer in fresh.optimizers.items():
             # counters of steps stay on the CPU, as the optimisers of torch keep them
-            memory = _part(tensors, f"optimizer.{name}.")
+            memory = tensors_under(tensors, f"optimizer.{name}.")
             optimizer.state[leaves[name]] = {
                 key: value.to(device) if value.dim() or name == "lr" else value for key, value in memory.items()
             }
@@ -121,7 +121,7 @@ class StageCheckpoint:
             best = SyntheticSubset(images, labels, tensors["best.lr"].item(), fresh.formation)
         scores = [(iteration, accuracy) for iteration, accuracy in metadata["scores"]]
         progress = StageProgress(fresh, best, scores, metadata["seconds"], metadata["peak_memory_mb"])
-        return progress, {key: value.to(device) for key, value in _part(tensors, "method.").items()}
+        return progress, {key: value.to(device) for key, value in tensors_under(tensors, "method.").items()}
 
 
 def read_progress(state_dir: Path) -> list[dict[str, Any]]:
@@ -138,7 +138,3 @@ def read_progress(state_dir: Path) -> list[dict[str, Any]]:
     """
     stages = [load_tensors(path)[1] for path in sorted(state_dir.glob("stage-*.safetensors"))]
     return [{name: stage[name] for name in ("losses", "scores", "seconds")} for stage in stages]
-
-
-def _part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

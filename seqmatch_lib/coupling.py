@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from seqmatch_lib.errors import require
+from seqmatch_lib.evaluation import train_staged
 from seqmatch_lib.inner_loop import InnerBatch, unroll
 from seqmatch_lib.synthetic import SubsetSequence
-from seqmatch_lib.training import Feed, TrainingRecipe, Update, make_trainer, train_stage
+from seqmatch_lib.training import Feed, TrainingRecipe, Update, make_trainer
 from seqmatch_lib.trajectories import TeacherConfig, TrajectorySet
 
 
@@ -115,9 +116,7 @@ def follow_staged_training(
         (K + 1, N) losses of the real images, before the first stage and after each.
     """
     losses = [image_losses(network, images, labels)]
-    for stage, subset in enumerate(sequence.subsets, start=1):
-        train_stage([network], *sequence.union(stage), subset.lr, recipe, [generator])
-        losses.append(image_losses(network, images, labels))
+    train_staged([network], sequence, recipe, [generator], lambda: losses.append(image_losses(network, images, labels)))
     return torch.stack(losses)
 
 

@@ -1,6 +1,6 @@
 """What a distilled set is worth: the test accuracy of fresh networks trained on it, stage by stage."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
@@ -74,6 +74,7 @@ def train_staged(
     sequence: SubsetSequence,
     recipe: TrainingRecipe,
     generators: Sequence[torch.Generator],
+    after_stage: Callable[[], None] = lambda: None,
 ) -> None:
     """Trains networks in place on S_1, then on S_1 ∪ S_2, …, each stage with that stage's own step size.
 
@@ -82,6 +83,7 @@ def train_staged(
         sequence: S_1 … S_K; K = 1 is ordinary training, and `sequence.joint()` makes any sequence K = 1.
         recipe: epochs, batch size, momentum, weight decay and augmentation of each stage.
         generators: CPU generators for batch order and augmentation, one a network.
+        after_stage: called after each stage, for whoever watches.
 
     Source: Algorithm 1 of SeqMatch, and the evaluation of its public code without its fault of dropping the stages
     2 … K - 1.
@@ -89,6 +91,7 @@ def train_staged(
     for stage, subset in enumerate(sequence.subsets, start=1):
         images, labels = sequence.union(stage)
         train_stage(networks, images, labels, subset.lr, recipe, generators)
+        after_stage()
 
 
 def evaluate_networks(

@@ -18,9 +18,9 @@ from seqmatch_lib.config import RunConfig
 from seqmatch_lib.errors import StorageError, require
 from seqmatch_lib.results import RunRecord
 from seqmatch_lib.synthetic import SubsetSequence
+from seqmatch_lib.tables import UNVERIFIED
 
 PALETTE = "colorblind"
-UNVERIFIED = "unverified"  # in the column "check" of published accuracies
 
 
 def set_style() -> None:

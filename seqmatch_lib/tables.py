@@ -28,7 +28,8 @@ COLUMNS = {
     "device": "device",
 }
 NOT_RUN = "not run"
-UNVERIFIED = "†"
+UNVERIFIED = "unverified"  # in the column "check" of published accuracies
+DAGGER = "†"  # stands beside them
 
 
 def load_published(results_dir: Path | str = "paper_results") -> pd.DataFrame:
@@ -115,7 +116,7 @@ def _print_published(printed: pd.DataFrame) -> str:
         return ""
     (row,) = printed.to_dict("records")
     spread = "" if pd.isna(row["std"]) else f" ± {row['std']:.1f}"
-    return f"{row['mean']:.1f}{spread}{UNVERIFIED if row['check'] == 'unverified' else ''}"
+    return f"{row['mean']:.1f}{spread}{DAGGER if row['check'] == UNVERIFIED else ''}"
 
 
 def format_markdown(table: pd.DataFrame) -> str:
@@ -130,7 +131,7 @@ def note_of(table: pd.DataFrame) -> str:
         "Test accuracy in per cent, mean ± standard deviation over n networks. `ours` is the last iterate, `ours, selected` "
         "the one chosen on validation images (at paper scale on test images, as the papers do), `random real` as many random "
         "real images under the same training. `reduced` is a smaller setting for two CPU cores and not to be compared with "
-        f"published numbers. {UNVERIFIED}: printed from memory, not checked."
+        f"published numbers. {DAGGER}: printed from memory, not checked."
     )
     commands = [command for command in table["command"] if command]
     return text + (f" Cells that were not run: `{commands[0]}`, and so on." if commands else "")

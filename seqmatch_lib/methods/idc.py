@@ -19,6 +19,7 @@ from seqmatch_lib.networks import flatten_parameters, load_parameters
 from seqmatch_lib.preprocessing import Normalisation
 from seqmatch_lib.seeds import make_generator
 from seqmatch_lib.step_functions import GRADIENT_PASSES, IMAGE_ADJOINT_PASSES, step_functions
+from seqmatch_lib.storage import tensors_under
 from seqmatch_lib.synthetic import SubsetSequence
 from seqmatch_lib.training import Feed, Together, Update, check_trainer, one_hot
 
@@ -143,9 +144,7 @@ class IDCPrepared(Prepared):
         labels = stage.labels
         self.targets = one_hot(labels, stage.num_classes).to(stage.images.dtype) if config.cutmix else labels
         self._network = stage.make_network(stage.seed, "matching network")
-        weights = [torch.full_like(p, p.dim() > 2) for p in self._network.parameters()]
-        self.shapes = [weight.shape for weight in weights]
-        self.matched = [bool(weight.any()) for weight in weights]  # neither biases and norms nor the linear layer
+        self.shapes = [parameter.shape for parameter in self._network.parameters()]
         self.functions = step_functions(self._network, config.precision, compiled=config.engine == "compiled")
         self._update = Update(config.net_lr, config.net_momentum, config.net_weight_decay)
         self._engine = {"precision": config.precision, "compiled": config.engine == "compiled"}
@@ -173,8 +172,7 @@ class IDCPrepared(Prepared):
         """Puts the network back to where it was."""
         self._start = state["start"]
         self._make_trainer()
-        prefix = "trainer."
-        self.trainer.load_state({name.removeprefix(prefix): state[name] for name in state if name.startswith(prefix)})
+        self.trainer.load_state(tensors_under(state, "trainer."))
 
 
 @register_method("idc")
@@ -221,7 +219,7 @@ class IDC(BaseMethod):
     def step(
         self, prepared: IDCPrepared, trainable: Trainable, frozen: SubsetSequence, generator: torch.Generator
     ) -> torch.Tensor:
-        """Matches every class once, then trains the network on real images.
+        """Matches every class once, then trains the network on real images; pixels are clipped where it begins again.
 
         Returns:
             The distance of real and synthetic gradients, added up over classes and weight tensors, detached.
@@ -278,10 +276,8 @@ class IDC(BaseMethod):
         sizes = [shape.numel() for shape in prepared.shapes]
         loss = sum(
             METRICS[config.metric](mine.view(shape), other.view(shape))
-            for mine, other, shape, matched in zip(
-                reached.split(sizes), wanted.split(sizes), prepared.shapes, prepared.matched, strict=True
-            )
-            if matched
+            for mine, other, shape in zip(reached.split(sizes), wanted.split(sizes), prepared.shapes, strict=True)
+            if len(shape) > 2  # neither biases and norms nor the linear layer
         )
         (direction,) = torch.autograd.grad(loss, reached)
         # the loss depends on the images through the gradient alone: d loss / d x = d <gradient, direction> / d x

@@ -16,6 +16,7 @@ from seqmatch_lib.methods.base import BaseMethod, Effort, Prepared, Stage, Train
 from seqmatch_lib.methods.lamb import Lamb
 from seqmatch_lib.networks import load_parameters
 from seqmatch_lib.step_functions import GRADIENT_PASSES, centred_one_hot
+from seqmatch_lib.storage import tensors_under
 from seqmatch_lib.synthetic import SubsetSequence
 from seqmatch_lib.training import Feed, Together, TrainingRecipe, Update, check_trainer
 
@@ -114,8 +115,7 @@ class KRRPrepared(Prepared):
         """Puts all networks back to where they were."""
         self.updates, self.starts = state["updates"].cpu(), state["starts"].cpu()
         for index, trainer in enumerate(self.trainers):
-            prefix = f"{index}."
-            trainer.load_state({name.removeprefix(prefix): state[name] for name in state if name.startswith(prefix)})
+            trainer.load_state(tensors_under(state, f"{index}."))
 
 
 @register_method("krr")
