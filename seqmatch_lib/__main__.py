@@ -1,4 +1,4 @@
-"""The command line: `python -m seqmatch_lib run | evaluate | show | presets | tables | notebook | site | bench | cost | …`."""
+"""The command line: `python -m seqmatch_lib run | evaluate | export | import | show | presets | tables | notebook | …`."""
 
 import argparse
 import os
@@ -15,13 +15,17 @@ from seqmatch_lib.bench import run_benchmark
 from seqmatch_lib.bench_report import format_benchmark, load_benchmark, newest_benchmark, save_benchmark
 from seqmatch_lib.config import SCALES, RunConfig, parse_override, preset_names
 from seqmatch_lib.cost import Problem, format_cost, format_errors, format_pending
-from seqmatch_lib.data import load_dataset
+from seqmatch_lib.data import DatasetSpec, find_dataset, fit_preprocessing, load_dataset, register_dataset
 from seqmatch_lib.errors import OutOfTime, SeqMatchError, require
-from seqmatch_lib.evaluation import evaluate_sequence
-from seqmatch_lib.experiment import prepare_data, record_shared_teachers, run_experiment
+from seqmatch_lib.evaluation import Accuracy
+from seqmatch_lib.exchange import FORMATS, export_sequence, import_sequence
+from seqmatch_lib.experiment import choose_device, prepare_data, record_shared_teachers, run_experiment
+from seqmatch_lib.judging import judge, save_judgement
 from seqmatch_lib.notebooks import run_notebook
+from seqmatch_lib.pixel_layouts import share_outside
+from seqmatch_lib.preprocessing import Preprocessing
 from seqmatch_lib.results import format_records, load_runs
-from seqmatch_lib.synthetic import load_sequence
+from seqmatch_lib.synthetic import SubsetSequence, check_sequence, load_sequence, save_sequence
 
 EXIT_ERROR = 2
 EXIT_OUT_OF_TIME = 75  # EX_TEMPFAIL: the state is saved, the same command goes on
@@ -68,6 +72,7 @@ def _make_parser() -> argparse.ArgumentParser:
     run.add_argument("--max-minutes", type=float, metavar="M", help="stop at the first checkpoint after M minutes")
     run.add_argument("--download", action="store_true", help="download the data set if it is missing")
     run.add_argument("--force", action="store_true", help="run again although there is a record")
+    _add_folder_arguments(run)
     run.set_defaults(command=_run)
 
     evaluate = commands.add_parser("evaluate", help="train fresh networks on a distilled set and test them")
@@ -76,7 +81,29 @@ def _make_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--num-networks", type=int, metavar="N", help="default: as in the set's own run")
     evaluate.add_argument("--seed", type=int, default=0, help="default: 0")
     evaluate.add_argument("--joint", action="store_true", help="train on all subsets at once instead of stage by stage")
+    evaluate.add_argument("--random", action="store_true", help="also train on as many random real images")
+    evaluate.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for example training.epochs=600")
+    evaluate.add_argument("--results", type=Path, metavar="DIR", help="keep a record in <DIR>/judgements")
+    _add_folder_arguments(evaluate)
     evaluate.set_defaults(command=_evaluate)
+
+    export = commands.add_parser("export", help="write a distilled set in the layout of another code, or as pictures")
+    export.add_argument("path", type=Path, metavar="PATH", help="a .safetensors file below <results>/distilled")
+    export.add_argument("--to", required=True, choices=FORMATS, metavar="FORMAT", help=", ".join(FORMATS))
+    export.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the files")
+    _add_folder_arguments(export)
+    export.set_defaults(command=_export)
+
+    import_ = commands.add_parser("import", help="read a distilled set in the layout of another code, for `evaluate`")
+    import_.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="folder of the set, or of each subset in order")
+    import_.add_argument("--from", dest="kind", required=True, choices=FORMATS, metavar="FORMAT", help=", ".join(FORMATS))
+    import_.add_argument("--preset", required=True, metavar="PRESET", help="what the set is: data set, ipc, method")
+    import_.add_argument("--scale", default="paper", choices=SCALES, help="how networks are trained; default: paper")
+    import_.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for example zca=false")
+    import_.add_argument("--lr", type=float, nargs="+", default=[], metavar="LR", help="one step size, or one a subset")
+    import_.add_argument("--out", type=Path, required=True, metavar="FILE", help="the .safetensors file to write")
+    _add_folder_arguments(import_)
+    import_.set_defaults(command=_import)
 
     show = commands.add_parser("show", help="print the accuracies of all records of a results folder")
     show.add_argument("results", type=Path, nargs="?", default=Path("paper_results"), metavar="DIR")
@@ -131,9 +158,25 @@ def _add_preset_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for example mtt.syn_steps=20")
 
 
+def _add_folder_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--images", type=Path, metavar="FOLDER", help="your own, FOLDER/train/<class>/, for the preset's data"
+    )
+    command.add_argument("--image-size", type=int, metavar="PIXELS", help="side that they are brought to; default: theirs")
+
+
 def _read_config(options: argparse.Namespace) -> RunConfig:
     overrides = dict(parse_override(text) for text in options.set)
-    return RunConfig.from_preset(options.preset, options.scale, options.seed, overrides)
+    if getattr(options, "images", None) is not None:
+        overrides |= {"dataset": _register_images(options), "zca": False}
+    return RunConfig.from_preset(options.preset, options.scale, getattr(options, "seed", 0), overrides)
+
+
+def _register_images(options: argparse.Namespace) -> str:
+    """Makes the user's own image folder a data set, and returns its name."""
+    spec = DatasetSpec.from_folder(options.images.resolve(), options.image_size)
+    register_dataset(spec)
+    return spec.name
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -146,26 +189,56 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
+    sequence, config = _open_set(options)
+    overrides = dict(parse_override(text) for text in options.set)
+    if options.networks:
+        overrides["evaluation.networks"] = options.networks
+    if options.num_networks is not None:
+        overrides["evaluation.num_networks"] = options.num_networks
+    config = config.changed(overrides)
+    data = prepare_data(load_dataset(config.dataset), config.zca, config.select_on, choose_device())
+    judgement = judge(sequence, config, data, options.joint, options.seed, options.random)
+    for what, accuracies in (("", judgement.accuracy), ("random real images, ", judgement.random_baseline or {})):
+        for name, accuracy in accuracies.items():
+            print(f"{what}{name}: {Accuracy(tuple(accuracy['values']))}")
+    if options.results is not None:
+        print(f"record: {save_judgement(judgement, options.results)}")
+
+
+def _open_set(options: argparse.Namespace) -> tuple[SubsetSequence, RunConfig]:
+    """Returns the set in a file, and the configuration it was made with."""
+    if options.images is not None:
+        _register_images(options)
     sequence = load_sequence(options.path)
     require("config" in sequence.metadata, f"{options.path} does not say how it was made; give a file written by `run`")
-    config = RunConfig.from_dict(sequence.metadata["config"])
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    data = prepare_data(load_dataset(config.dataset), config.zca, config.select_on, device)
-    require(
-        data.identity["fingerprint"] == sequence.metadata["data"]["fingerprint"],
-        f"{options.path} was distilled from other {config.dataset} images than those found; set SEQMATCH_DATA to them",
-    )
-    accuracies = evaluate_sequence(
-        (sequence.joint() if options.joint else sequence).to(device),
-        *data.test,
-        data.num_classes,
-        [config.network.named(name) for name in options.networks or config.evaluation.networks],
-        config.recipe,
-        options.seed,
-        options.num_networks or config.evaluation.num_networks,
-    )
-    for name, accuracy in accuracies.items():
-        print(f"{name}: {accuracy}")
+    return sequence, RunConfig.from_dict(sequence.metadata["config"])
+
+
+def _export(options: argparse.Namespace) -> None:
+    sequence, config = _open_set(options)
+    preprocessing, spec = _preprocessing_of(config)
+    check_sequence(sequence, str(options.path), spec.shape, spec.num_classes)
+    names = sequence.metadata.get("class_names") or [str(label) for label in range(spec.num_classes)]
+    written = export_sequence(sequence, options.to, options.out, preprocessing, names)
+    if options.to in ("parquet", "folder"):
+        share = share_outside(sequence, preprocessing)
+        print(f"clipped: {100 * share:.1f} % of the values, which lie beyond black or white; the .safetensors file keeps them")
+    print(f"{len(written)} files in {options.out}")
+
+
+def _import(options: argparse.Namespace) -> None:
+    config = _read_config(options)
+    preprocessing, spec = _preprocessing_of(config)
+    sequence = import_sequence(options.paths, options.kind, config, preprocessing, spec.shape, spec.num_classes, options.lr)
+    save_sequence(options.out, sequence)
+    print(f"imported: {options.out}")
+
+
+def _preprocessing_of(config: RunConfig) -> tuple[Preprocessing, DatasetSpec]:
+    """Returns what is done to the pixels of a data set, and its description; only whitening needs its images."""
+    spec = find_dataset(config.dataset)
+    images = load_dataset(spec).train.images if config.zca else torch.empty(0)
+    return fit_preprocessing(spec, images, config.zca), spec
 
 
 def _show(options: argparse.Namespace) -> None:

@@ -156,6 +156,17 @@ class RunConfig:
             values["intervals"] = list(values["intervals"]) * len(values["subset_ipcs"])
         return _build(cls, {**values, "options": options}, "")
 
+    def changed(self, overrides: Mapping[str, Any]) -> "RunConfig":
+        """Returns the configuration with some settings changed, by dotted keys as in `from_preset`.
+
+        Raises:
+            ConfigError: as `from_preset`.
+        """
+        settings = self.as_dict()
+        for key, value in overrides.items():
+            settings = _merge(settings, _nested(key, value, settings))
+        return RunConfig.from_dict(settings)
+
     def as_dict(self) -> dict[str, Any]:
         """Returns the configuration as nested JSON values; the base method's section stands under its name."""
         values = as_settings(self)

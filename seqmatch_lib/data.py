@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
@@ -11,20 +12,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from seqmatch_lib.builtin_data import NAME_SHAPE, read_canvas_digits, read_digits, read_place_names
+from seqmatch_lib.checksums import NAME as SHA256SUMS
+from seqmatch_lib.checksums import check_files
 from seqmatch_lib.data_files import (
     count_shards,
     find_shards,
     list_images,
+    read_header,
     read_image_files,
     read_image_folder,
     read_shards,
 )
 from seqmatch_lib.errors import DataError, require
 from seqmatch_lib.labels import IGNORED, image_classes
-from seqmatch_lib.preprocessing import Normalisation, Whitening
+from seqmatch_lib.preprocessing import Normalisation, Preprocessing, Whitening
 from seqmatch_lib.seeds import make_generator
 
 
@@ -67,6 +70,14 @@ class DatasetSpec:
     folder: Path | None = None
     resize: bool = False
 
+    def __post_init__(self) -> None:
+        require(
+            re.fullmatch(r"[A-Za-z0-9][\w.-]*", self.name, re.ASCII) is not None,  # it becomes part of the names of files
+            f"data set name {self.name!r} must consist of letters, digits, '_', '.' and '-'; give another name",
+            DataError,
+        )
+        require(self.num_classes >= 2, f"data set {self.name!r} has one class; there is nothing to tell apart", DataError)
+
     @classmethod
     def from_folder(cls, path: Path | str, image_size: int | None = None, name: str | None = None) -> "DatasetSpec":
         """Describes `<path>/train/<class>/*.png` and, if there is one, `<path>/test/<class>/*.png`.
@@ -77,20 +88,20 @@ class DatasetSpec:
             name: of the data set in records; that of the folder by default.
 
         Raises:
-            DataError: no class folders, or no images in the first one.
+            DataError: no class folders, no images, or one that cannot be read.
         """
         path = Path(path)
+        require(image_size is None or image_size >= 1, f"image_size {image_size} must be at least 1", DataError)
         classes = _class_folders(path / "train")
-        first = list_images(path / "train" / classes[0])
-        require(bool(first), f"class folder {path / 'train' / classes[0]} holds no images; add some or remove it", DataError)
-        with Image.open(first[0]) as image:
-            width, height = image.size
-            channels = 1 if image.mode in ("1", "L", "I;16") else 3
+        files = [file for label in classes for file in list_images(path / "train" / label)]
+        require(bool(files), f"the class folders of {path / 'train'} hold no images; add some", DataError)
+        (width, height), grey = read_header(files[0])
         if image_size is not None:
             width = height = image_size
-        grey = ((0.5,) * channels, (0.25,) * channels)
+        channels = 1 if grey and all(read_header(file)[1] for file in files) else 3  # one coloured image makes a coloured set
+        usual = ((0.5,) * channels, (0.25,) * channels)
         return cls(
-            name or path.name, len(classes), (channels, height, width), *grey, folder=path, resize=image_size is not None
+            name or path.name, len(classes), (channels, height, width), *usual, folder=path, resize=image_size is not None
         )
 
 
@@ -136,13 +147,25 @@ DATASETS: dict[str, DatasetSpec] = {
 
 
 def register_dataset(spec: DatasetSpec) -> None:
-    """Makes an image folder of one's own available by its name.
+    """Makes an image folder of one's own available by its name; twice the same is no fault.
 
     Raises:
         DataError: the name is taken.
     """
-    require(spec.name not in DATASETS, f"a data set {spec.name!r} is registered already; give another name", DataError)
+    known = DATASETS.get(spec.name, spec)
+    require(known == spec, f"another data set {spec.name!r} is registered already; give another name", DataError)
     DATASETS[spec.name] = spec
+
+
+def find_dataset(name: str) -> DatasetSpec:
+    """Returns the description of a data set.
+
+    Raises:
+        DataError: nobody registered the name.
+    """
+    known = ", ".join(DATASETS)
+    require(name in DATASETS, f"data set {name!r} is unknown; use one of {known}, or --images for a folder", DataError)
+    return DATASETS[name]
 
 
 def load_dataset(dataset: str | DatasetSpec, root: Path | str | None = None, download: bool = False) -> ImageDataset:
@@ -157,9 +180,7 @@ def load_dataset(dataset: str | DatasetSpec, root: Path | str | None = None, dow
         DataError: an unknown name; missing data, with the places looked at; a damaged file, by name; images of
             another size, labels out of range, or classes without images.
     """
-    if isinstance(dataset, str):
-        require(dataset in DATASETS, f"data set {dataset!r} is unknown; use one of {', '.join(DATASETS)}", DataError)
-        dataset = DATASETS[dataset]
+    dataset = find_dataset(dataset) if isinstance(dataset, str) else dataset
     root = Path(root or os.environ.get("SEQMATCH_DATA") or "data")
     train, test, class_names, source, notices = _read(dataset, root, download)
     for split, name in ((train, "train"), (test, "test")):
@@ -198,7 +219,7 @@ def split_validation(split: Split, fraction: float = 0.1, seed: int = 0) -> tupl
     return split.take((~held_out).nonzero().flatten()), split.take(held_out.nonzero().flatten())
 
 
-def fit_preprocessing(spec: DatasetSpec, train_images: torch.Tensor, zca: bool) -> Normalisation | Whitening:
+def fit_preprocessing(spec: DatasetSpec, train_images: torch.Tensor, zca: bool) -> Preprocessing:
     """Returns the data set's normalisation, or ZCA whitening fitted on its (N, C, H, W) uint8 training images."""
     return Whitening(train_images) if zca else Normalisation(spec.mean, spec.std)
 
@@ -217,7 +238,7 @@ def _read(spec: DatasetSpec, root: Path, download: bool) -> _Parts:
         return (*layout(spec, root), "torchvision layout", [])
     shards = [find_shards(root / spec.name, names) for names in (("train",), ("test", "valid"))]
     if all(shards):
-        return _read_parquet(spec, *shards)
+        return _read_parquet(spec, root, *shards)
     if download and spec.name in _DOWNLOADS:
         root.mkdir(parents=True, exist_ok=True)
         with redirect_stdout(sys.stderr):
@@ -241,8 +262,9 @@ def _read_builtin(name: str) -> _Parts:
     return train, test, class_names, "built in", []
 
 
-def _read_parquet(spec: DatasetSpec, train_shards: list[Path], test_shards: list[Path]) -> _Parts:
+def _read_parquet(spec: DatasetSpec, root: Path, train_shards: list[Path], test_shards: list[Path]) -> _Parts:
     splits, notices, names = [], [], ()
+    unchecked = check_files(root, [*train_shards, *test_shards])
     for split, shards, whole in (("train", train_shards, spec.train_size), ("test", test_shards, spec.test_size)):
         images, labels, names = read_shards(shards, spec.shape)
         splits.append(Split(images, labels))
@@ -253,6 +275,8 @@ def _read_parquet(spec: DatasetSpec, train_shards: list[Path], test_shards: list
                 f"{spec.name} {split}: {len(shards)} of {count_shards(shards)} shards found, {len(images):,} of {whole:,} "
                 f"images, {each} per class"
             )
+    if unchecked:
+        notices.append(f"{spec.name} has no {SHA256SUMS} beside it, so that damage inside an image could go unseen")
     return splits[0], splits[1], names, "parquet", notices
 
 

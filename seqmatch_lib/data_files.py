@@ -4,14 +4,14 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from seqmatch_lib.errors import DataError, require
 
@@ -48,21 +48,37 @@ def read_shards(shards: list[Path], shape: tuple[int, int, int]) -> tuple[torch.
     Raises:
         DataError: a damaged shard, a missing column, an undecodable image or one of another size.
     """
+    images, labels, names = [], [], ()
+    for path in shards:
+        shard_images, shard_labels, _, metadata = read_rows(path, shape)
+        images.append(shard_images)
+        labels.append(shard_labels)
+        try:
+            names = tuple(map(str, json.loads(metadata.get(b"class_names", b"[]"))))
+        except (ValueError, TypeError) as error:
+            raise DataError(f"{path} has damaged class names ({_first_line(error)}); get the file again") from error
+    return torch.cat(images), torch.cat(labels), names
+
+
+def read_rows(path: Path, shape: tuple[int, int, int]) -> tuple[torch.Tensor, torch.Tensor, Any, dict[bytes, bytes]]:
+    """Reads one shard: (N, C, H, W) uint8 images, (N,) int64 labels, the whole table, and its schema's metadata.
+
+    Raises:
+        DataError: as `read_shards`.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    images, labels, names = [], [], ()
-    for path in shards:
-        try:
-            table = pq.read_table(path)
-            encoded = [row["bytes"] for row in table["img"].to_pylist()]
-            labels.append(torch.from_numpy(table["label"].to_numpy().astype(np.int64)))
-            names = tuple(json.loads((table.schema.metadata or {}).get(b"class_names", b"[]")))
-        except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{path} is damaged or not an image shard ({_first_line(error)}); get the file again") from error
-        origins = [f"image {row} of {path}" for row in range(len(encoded))]
-        images.append(decode_images(encoded, origins, lambda image: image, shape))
-    return torch.cat(images), torch.cat(labels), names
+    try:
+        table = pq.read_table(path, page_checksum_verification=True)
+        encoded = [row["bytes"] for row in table["img"].to_pylist()]
+        labels = torch.from_numpy(table["label"].to_numpy().astype(np.int64))
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, OverflowError) as error:
+        raise DataError(f"{path} is damaged or not an image shard ({_first_line(error)}); get the file again") from error
+    require(len(encoded) > 0, f"{path} has no rows; get the file again", DataError)
+    origins = [f"image {row} of {path}" for row in range(len(encoded))]
+    images = decode_images(encoded, origins, shape)
+    return images, labels, table, table.schema.metadata or {}
 
 
 def read_image_folder(
@@ -96,22 +112,34 @@ def list_images(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
 
 
+def read_header(path: Path) -> tuple[tuple[int, int], bool]:
+    """Returns the (width, height) of an image file, and whether it is grey; decodes nothing.
+
+    Raises:
+        DataError: it is no image.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.size, image.mode in ("1", "L", "I", "I;16")
+    except Exception as error:  # as in `decode_images`
+        raise DataError(f"{path} cannot be decoded ({_first_line(error)}); get the file again") from error
+
+
 def read_image_files(paths: list[Path], shape: tuple[int, int, int], resize: bool = False) -> torch.Tensor:
     """Reads image files to (N, C, H, W) uint8; errors as in `read_image_folder`."""
-    fit = (lambda image: _cover(image, shape[1:])) if resize else (lambda image: image)
-    return decode_images((path.read_bytes() for path in paths), [str(path) for path in paths], fit, shape)
+    return decode_images((path.read_bytes() for path in paths), [str(path) for path in paths], shape, resize)
 
 
 def decode_images(
-    encoded: Iterable[bytes], origins: list[str], fit: Callable[[Image.Image], Image.Image], shape: tuple[int, int, int]
+    encoded: Iterable[bytes], origins: list[str], shape: tuple[int, int, int], resize: bool = False
 ) -> torch.Tensor:
     """Decodes images on all cores.
 
     Args:
         encoded: contents of image files.
         origins: what each is called in an error.
-        fit: brings a decoded image to the size of `shape`.
         shape: (C, H, W) that each must have; C is 1 or 3.
+        resize: whether images of another size are scaled by the shorter side and cut to the middle.
 
     Returns:
         (N, C, H, W) uint8.
@@ -121,15 +149,17 @@ def decode_images(
     def decode(item: tuple[bytes, str]) -> np.ndarray:
         content, origin = item
         try:
-            image = fit(Image.open(io.BytesIO(content)).convert("L" if channels == 1 else "RGB"))
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError, TypeError) as error:
+            image = Image.open(io.BytesIO(content))
+            fits = resize or image.size == (width, height)  # asked before anything as large as its header says is decoded
+            image = image.convert("L" if channels == 1 else "RGB") if fits else image
+        except Exception as error:  # Pillow's readers end in all kinds of exceptions on damaged files
             raise DataError(f"{origin} cannot be decoded ({_first_line(error)}); get the file again") from error
         require(
-            image.size == (width, height),
+            fits,
             f"{origin} is {image.size[0]}x{image.size[1]}, but the data set has {width}x{height} images; give image_size",
             DataError,
         )
-        return np.asarray(image)
+        return np.asarray(_cover(image, (height, width)) if resize else image)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         pixels = np.stack(list(pool.map(decode, zip(encoded, origins, strict=True))))

@@ -9,22 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from tqdm import tqdm
 
 from seqmatch_lib.budget import Budget
 from seqmatch_lib.checkpoint import StageCheckpoint, StageProgress
 from seqmatch_lib.config import RunConfig
-from seqmatch_lib.data import ImageDataset, Split, fit_preprocessing, load_dataset, split_validation
+from seqmatch_lib.data import ImageDataset, Split, find_dataset, fit_preprocessing, load_dataset, split_validation
 from seqmatch_lib.errors import ConfigError, StorageError, require
 from seqmatch_lib.evaluation import Accuracy, evaluate_networks
 from seqmatch_lib.memory import keep_freed_memory, peak_memory_mb, reset_peak_memory
 from seqmatch_lib.methods import Stage, get_method
 from seqmatch_lib.methods.mtt import record_stage_teachers
-from seqmatch_lib.preprocessing import Normalisation, Whitening
+from seqmatch_lib.preprocessing import Preprocessing
 from seqmatch_lib.results import SCHEMA, RunRecord, describe_code, describe_environment, load_record
 from seqmatch_lib.seqmatch import distill_sequence
-from seqmatch_lib.storage import read_json, write_json
+from seqmatch_lib.storage import acquire_lock, explain_refusal, read_json, remove_leftovers, write_json
 from seqmatch_lib.synthetic import (
     SubsetSequence,
     SyntheticSubset,
@@ -49,15 +49,17 @@ class RealData:
         preprocessing: what was done to the pixels.
         identity: JSON values that decide `train`.
         summary: what the record says of the data.
+        class_names: one a class.
     """
 
     train: tuple[torch.Tensor, torch.Tensor]
     selection: tuple[torch.Tensor, torch.Tensor] | None
     test: tuple[torch.Tensor, torch.Tensor]
     num_classes: int
-    preprocessing: Normalisation | Whitening
+    preprocessing: Preprocessing
     identity: dict[str, Any]
     summary: dict[str, Any]
+    class_names: list[str]
 
 
 def prepare_data(dataset: ImageDataset, zca: bool, select_on: str, device: torch.device) -> RealData:
@@ -86,7 +88,8 @@ def prepare_data(dataset: ImageDataset, zca: bool, select_on: str, device: torch
         "notices": list(dataset.notices),
     }
     selection = test if select_on == "test" else selection
-    return RealData(ready(train), selection, test, dataset.spec.num_classes, preprocessing, identity, summary)
+    names = list(dataset.class_names)
+    return RealData(ready(train), selection, test, dataset.spec.num_classes, preprocessing, identity, summary, names)
 
 
 def run_experiment(
@@ -123,16 +126,35 @@ def run_experiment(
     results_dir = Path(results_dir)
     state_dir = results_dir / "state" / config.run_id
     record_path = results_dir / "runs" / config.dataset / f"{config.run_id}.json"
-    with _only_process(state_dir.with_suffix(".lock")):
+    set_path = results_dir / "distilled" / f"{config.run_id}.safetensors"
+    # a set that was deleted is made again from what made it, if that is still there
+    has_set = config.method == "whole" or set_path.is_file() or not state_dir.is_dir()
+    if record_path.is_file() and has_set and not force:  # before any lock: it may lie where nothing can be written
+        record = load_record(record_path)
+        if find_dataset(config.dataset).folder is not None:  # a name of the user's own says little about what is in the folder
+            _check_same_data(record.data["fingerprint"], load_dataset(config.dataset), record_path)
+        return record
+    with _only_process(state_dir.with_name(f"{config.run_id}.lock")):
         if force:
             _remove_state(state_dir, record_path)
+        remove_leftovers(state_dir)
+        for path in (record_path, set_path):
+            remove_leftovers(path.parent, path.name)
+        dataset = load_dataset(config.dataset, data_root, download)
+        run = _Run(config, results_dir, state_dir, Budget(max_minutes, save_seconds), choose_device(device))
+        record = run.execute(dataset)
         if record_path.is_file():
             return load_record(record_path)
-        dataset = load_dataset(config.dataset, data_root, download)
-        run = _Run(config, results_dir, state_dir, Budget(max_minutes, save_seconds), _choose_device(device))
-        record = run.execute(dataset)
         record.save(record_path)
     return record
+
+
+def _check_same_data(fingerprint: str, dataset: ImageDataset, path: Path) -> None:
+    require(
+        fingerprint == dataset.fingerprint,
+        f"{path} belongs to other images of {dataset.spec.name} than those found; use another --results folder, or --force",
+        StorageError,
+    )
 
 
 def make_first_stage(config: RunConfig, data: RealData, results_dir: Path, budget: Budget) -> Stage:
@@ -173,7 +195,7 @@ def record_shared_teachers(
         uses_teachers, f"method {config.method!r} uses no teachers; give a preset of one that does, such as mtt", ConfigError
     )
     keep_freed_memory()
-    data = prepare_data(load_dataset(config.dataset, data_root), config.zca, config.select_on, _choose_device(None))
+    data = prepare_data(load_dataset(config.dataset, data_root), config.zca, config.select_on, choose_device())
     return record_stage_teachers(make_first_stage(config, data, Path(results_dir), Budget())).folder
 
 
@@ -205,25 +227,26 @@ def open_run(
     return data, sequence, stages
 
 
-def _choose_device(device: torch.device | str | None) -> torch.device:
+def choose_device(device: torch.device | str | None = None) -> torch.device:
+    """Returns the device asked for, or the first GPU, or the CPU."""
     return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 @contextmanager
 def _only_process(path: Path) -> Iterator[None]:
-    """Holds a run's lock; the operating system frees it when the process ends, however it ends."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Holds a run's lock."""
     try:
-        with FileLock(path, timeout=0):
-            yield
+        lock = acquire_lock(path, timeout=0)
     except Timeout as error:
         raise StorageError(f"another process is at this run ({path} is locked); wait, or use another --results") from error
+    with lock:
+        yield
 
 
 def _remove_state(state_dir: Path, record_path: Path) -> None:
-    record_path.unlink(missing_ok=True)
-    for path in state_dir.glob("*"):
-        path.unlink()
+    for path in (record_path, *state_dir.glob("*")):
+        with explain_refusal(path):
+            path.unlink(missing_ok=True)
 
 
 class _Run:
@@ -240,6 +263,7 @@ class _Run:
     def execute(self, dataset: ImageDataset) -> RunRecord:
         """Runs what is missing and returns the record."""
         began = self._read_or_write_start()
+        self._claim_data(dataset)
         select_on = "none" if self.config.method == "whole" else self.config.select_on  # "whole" holds nothing out
         data = prepare_data(dataset, self.config.zca, select_on, self.device)
         check_class_sizes(data.train[1], data.num_classes, self.config.ipc)  # now, not when the baseline is drawn
@@ -288,6 +312,13 @@ class _Run:
             write_json(path, began)
         return read_json(path)
 
+    def _claim_data(self, dataset: ImageDataset) -> None:
+        """Notes which images the run began with; it does not go on with others."""
+        path = self.state_dir / "data.json"
+        if not path.is_file():
+            write_json(path, {"fingerprint": dataset.fingerprint})
+        _check_same_data(read_json(path)["fingerprint"], dataset, path)
+
     def _distill(self, data: RealData) -> list[StageProgress]:
         """Distils all stages; references have none."""
         config = self.config
@@ -314,7 +345,7 @@ class _Run:
     def _sequences(self, data: RealData, stages: list[StageProgress]) -> tuple[SubsetSequence, SubsetSequence]:
         """Returns the sequence with the last iterate of S_K, and the one with its selected iterate."""
         config = self.config
-        metadata = {"run_id": config.run_id, "config": config.as_dict(), "data": data.summary}
+        metadata = {"run_id": config.run_id, "config": config.as_dict(), "data": data.summary, "class_names": data.class_names}
         if not stages:
             return (SubsetSequence(self._reference(data).subsets, metadata),) * 2
         earlier = tuple(stage.selected for stage in stages[:-1])

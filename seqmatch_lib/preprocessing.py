@@ -22,8 +22,15 @@ class Normalisation:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
+    def __post_init__(self) -> None:
+        require(
+            all(0 < std < float("inf") for std in self.std),
+            f"std {list(self.std)} must be positive in every channel; leave a channel that never changes at 1",
+            DataError,
+        )
+
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """Maps (N, C, H, W) uint8 images to normalised float32 ones."""
+        """Maps (N, C, H, W) pixels from 0 to 255, uint8 or float, to normalised float32 ones."""
         return (images.float() / 255 - _per_channel(self.mean)) / _per_channel(self.std)
 
     def inverse(self, images: torch.Tensor) -> torch.Tensor:
@@ -57,7 +64,7 @@ class Whitening:
         self._zca.fit(images.float() / 255)
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """Maps (N, C, H, W) uint8 images to whitened float32 ones."""
+        """Maps (N, C, H, W) pixels from 0 to 255, uint8 or float, to whitened float32 ones."""
         return torch.cat([self._zca(part.float() / 255) for part in images.split(10_000)])
 
     def inverse(self, images: torch.Tensor) -> torch.Tensor:
@@ -67,6 +74,9 @@ class Whitening:
     def describe(self) -> dict[str, Any]:
         """Returns JSON values for records; the matrix follows from the data's fingerprint."""
         return {"kind": "zca", "eps": ZCA_EPSILON}
+
+
+Preprocessing = Normalisation | Whitening
 
 
 def _per_channel(values: tuple[float, ...]) -> torch.Tensor:

@@ -107,6 +107,43 @@ def load_sequence(path: Path) -> SubsetSequence:
     return SubsetSequence(subsets, metadata)
 
 
+def spread_lrs(lrs: Sequence[float], count: int) -> list[float]:
+    """Returns one step size a subset, from as many or from one for all."""
+    require(len(lrs) in (1, count), f"{len(lrs)} step sizes are given for {count} subsets; give --lr once, or once a subset")
+    return list(lrs) * (count if len(lrs) == 1 else 1)
+
+
+def check_sequence(sequence: SubsetSequence, origin: str, shape: tuple[int, int, int], num_classes: int) -> None:
+    """Raises DataError unless a set from a file can be trained on.
+
+    Args:
+        sequence: the set.
+        origin: what it is called in an error.
+        shape: (C, H, W) that its images must have.
+        num_classes: classes 0 … num_classes - 1, each with as many images as the others.
+    """
+    for k, subset in enumerate(sequence.subsets, start=1):
+        images, labels, where = subset.images, subset.labels, f"{origin}: subset {k}"
+        found = tuple(images.shape[1:])
+        require(found == shape, f"{where} has images of shape {found}, but the data set {shape}; give its preset", DataError)
+        require(len(labels) == len(images), f"{where} has {len(images)} images and {len(labels)} labels", DataError)
+        require(bool(images.isfinite().all()), f"{where} has pixels that are not finite; get the set again", DataError)
+        require(0 < subset.lr < float("inf"), f"{where} has a step size of {subset.lr}, which must be positive", DataError)
+        if labels.is_floating_point():
+            fits = labels.shape == (len(images), num_classes) and bool(labels.isfinite().all())
+            require(fits, f"{where} has soft labels that are not {num_classes} finite numbers an image", DataError)
+            continue
+        low, high = (int(classes) for classes in image_classes(labels).aminmax())
+        known = low >= 0 and high < num_classes
+        require(known, f"{where} has labels from {low} to {high}, but they must lie in 0 … {num_classes - 1}", DataError)
+        counts = torch.bincount(image_classes(labels), minlength=num_classes)
+        require(
+            bool((counts == counts[0]).all()),
+            f"{where} has from {counts.min()} to {counts.max()} images a class; all classes must have the same number",
+            DataError,
+        )
+
+
 def check_class_sizes(labels: torch.Tensor, num_classes: int, ipc: int) -> None:
     """Raises DataError unless every class has at least `ipc` real images."""
     for label, count in enumerate(torch.bincount(image_classes(labels), minlength=num_classes).tolist()):

@@ -11,9 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from conftest import SEED
 from PIL import Image
 
 from seqmatch_lib import data
+from seqmatch_lib.checksums import write_checksums
 from seqmatch_lib.data import (
     _BUILTIN,
     DATASETS,
@@ -337,10 +339,11 @@ def test_own_folder_errors(tmp_path):
 def test_a_registered_folder_loads_by_name(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "DATASETS", dict(DATASETS))
     write_own_folder(tmp_path)
-    register_dataset(DatasetSpec.from_folder(tmp_path, name="pets"))
+    for _ in range(2):  # the same folder twice is no fault
+        register_dataset(DatasetSpec.from_folder(tmp_path, name="pets"))
     assert len(load_dataset("pets").train) == 10
     with pytest.raises(DataError, match="'pets' is registered already"):
-        register_dataset(DatasetSpec.from_folder(tmp_path, name="pets"))
+        register_dataset(DatasetSpec.from_folder(tmp_path, name="pets", image_size=4))
 
 
 def test_digits_are_built_in():
@@ -437,3 +440,36 @@ def test_real_data_load_count_decode_and_normalise(name):
     if name == "tiny_imagenet":
         grey = (dataset.train.images[:, 0] == dataset.train.images[:, 1]).all(2).all(1)
         assert 194 <= grey.sum() < 260  # 194 greyscale files, and colour files of grey things
+
+
+def test_checksums_beside_shards_notice_every_damaged_byte(parquet_cifar):
+    root, *_ = parquet_cifar
+    shards = sorted((root / "cifar10").glob("*.parquet"))
+    assert any("no SHA256SUMS" in notice for notice in load_dataset("cifar10", root).notices)
+    write_checksums(root, shards)
+    assert not any("SHA256SUMS" in notice for notice in load_dataset("cifar10", root).notices)
+    whole = shards[1].read_bytes()
+    for position in np.random.default_rng(SEED).integers(0, len(whole), 20):
+        shards[1].write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
+        with pytest.raises(DataError, match=r"train-00000-of-00003.parquet does not match .*SHA256SUMS"):
+            load_dataset("cifar10", root)
+    shards[1].write_bytes(whole)
+    (root / "SHA256SUMS").write_text("no checksum\n")
+    with pytest.raises(DataError, match=r"SHA256SUMS has the line 'no checksum'"):
+        load_dataset("cifar10", root)
+
+
+def test_one_coloured_image_makes_a_coloured_set(tmp_path):
+    for label, mode in (("grey", "L"), ("mixed", "RGB")):
+        (tmp_path / "train" / label).mkdir(parents=True)
+        for number in range(5):
+            Image.new("L" if number else mode, (4, 4), 9).save(tmp_path / "train" / label / f"{number}.png")
+    assert DatasetSpec.from_folder(tmp_path, name="some").shape == (3, 4, 4)
+    (tmp_path / "train" / "mixed" / "0.png").unlink()
+    assert DatasetSpec.from_folder(tmp_path, name="some").shape == (1, 4, 4)
+
+
+@pytest.mark.parametrize("name", ["../up", "a/b", "with space", "", ".hidden", "ünï"])
+def test_a_name_must_be_fit_for_files(name):
+    with pytest.raises(DataError, match=r"data set name .* must consist of letters"):
+        DatasetSpec(name, 2, (1, 4, 4), (0.5,), (0.25,))

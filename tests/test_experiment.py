@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 from filelock import FileLock
+from PIL import Image
 
-from seqmatch_lib import evaluation
+from seqmatch_lib import data, evaluation
 from seqmatch_lib.config import RunConfig
-from seqmatch_lib.data import load_dataset
+from seqmatch_lib.data import DatasetSpec, load_dataset, register_dataset
 from seqmatch_lib.errors import DataError, OutOfTime, StorageError
 from seqmatch_lib.experiment import open_run, prepare_data, run_experiment
 from seqmatch_lib.methods import get_method
@@ -284,3 +285,22 @@ def test_a_run_killed_in_every_phase_gives_the_record_of_an_uninterrupted_one(tm
 def test_comparable_leaves_out_only_what_may_differ(finished):
     _, record = finished
     assert asdict(record).keys() - record.comparable().keys() == {"seconds", "peak_memory_mb", "started_at"}
+
+
+def test_other_images_under_the_same_name_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "DATASETS", dict(data.DATASETS))
+    for label, shade in (("dark", 40), ("light", 200)):
+        (tmp_path / "own" / "train" / label).mkdir(parents=True)
+        for number in range(20):
+            Image.new("L", (8, 8), shade + number).save(tmp_path / "own" / "train" / label / f"{number:02d}.png")
+    register_dataset(DatasetSpec.from_folder(tmp_path / "own"))
+    config = configure("digits-ipc10-random", dataset="own", ipc=2, subset_ipcs=[2])
+    record = run_experiment(config, tmp_path / "results")
+    assert run_experiment(config, tmp_path / "results") == record
+    Image.new("L", (8, 8), 0).save(tmp_path / "own" / "train" / "light" / "00.png")
+    with pytest.raises(StorageError, match=r"own-random.*\.json belongs to other images of own.*--force"):
+        run_experiment(config, tmp_path / "results")
+    (tmp_path / "results" / "runs" / "own" / f"{record.run_id}.json").unlink()
+    with pytest.raises(StorageError, match=r"data\.json belongs to other images of own.*--force"):
+        run_experiment(config, tmp_path / "results")
+    assert run_experiment(config, tmp_path / "results", force=True).data["fingerprint"] != record.data["fingerprint"]

@@ -2,10 +2,14 @@
 
 import re
 import shlex
+from glob import glob
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image, ImageDraw
 
+from seqmatch_lib import data
 from seqmatch_lib.__main__ import main
 from seqmatch_lib.bench_report import format_benchmark, load_benchmark
 from seqmatch_lib.config import SCALES
@@ -23,12 +27,32 @@ def test_the_commands_run_one_after_another(tmp_path, monkeypatch):
     assert any(" run " in command for command in COMMANDS)
     for folder in ("notebooks", "paper_results"):
         (tmp_path / folder).symlink_to(ROOT / folder)
+    write_images(tmp_path / "my_images")
+    monkeypatch.setattr(data, "DATASETS", dict(data.DATASETS))  # forget `my_images` afterwards
     monkeypatch.chdir(tmp_path)
     for command in COMMANDS:
-        arguments = shlex.split(command)[3:]
+        arguments = [one for word in shlex.split(command)[3:] for one in (sorted(glob(word)) or [word])]
         if "run" in arguments:
             assert "smoke" in arguments, f"{command!r} would take more than seconds"
         assert main(arguments) == 0, command
+
+
+def write_images(folder: Path) -> None:
+    """Draws three classes of pictures, unequal in number, of odd sizes, some of them grey."""
+    random = np.random.default_rng(0)
+    for label, count in (("circle", 26), ("square", 19), ("triangle", 41)):
+        (folder / "train" / label).mkdir(parents=True)
+        for number in range(count):
+            width, height = (int(side) for side in random.integers(30, 80, 2))
+            picture = Image.new("RGB", (width, height), tuple(random.integers(0, 120, 3).tolist()))
+            left, top, right, bottom = 4, 6, width - 5, height - 4
+            corners = [(left, bottom), (right, bottom), (width // 2, top)]
+            draw, colour = ImageDraw.Draw(picture), tuple(random.integers(130, 256, 3).tolist())
+            if label == "circle":
+                draw.ellipse([left, top, right, bottom], fill=colour)
+            else:
+                draw.polygon(corners if label == "triangle" else [*corners[:2], (right, top), (left, top)], fill=colour)
+            picture.convert("L" if number % 5 == 0 else "RGB").save(folder / "train" / label / f"{number}.png")
 
 
 @pytest.mark.parametrize(("dataset", "scale", "text"), TABLES, ids=[" ".join(table[:2]) for table in TABLES])

@@ -53,7 +53,7 @@ from seqmatch_lib.evaluation import train_staged
 from seqmatch_lib.labels import image_classes
 from seqmatch_lib.multi_formation import AS_STORED, Formation
 from seqmatch_lib.networks import NetworkConfig, make_network
-from seqmatch_lib.preprocessing import Normalisation, Whitening
+from seqmatch_lib.preprocessing import Preprocessing
 from seqmatch_lib.seeds import make_generator
 from seqmatch_lib.synthetic import SubsetSequence, SyntheticSubset, sample_real_subset
 from seqmatch_lib.training import TrainingRecipe
@@ -91,7 +91,7 @@ class Stage:
     images: torch.Tensor
     labels: torch.Tensor
     num_classes: int
-    preprocessing: Normalisation | Whitening
+    preprocessing: Preprocessing
     data_identity: dict[str, Any]
     network: NetworkConfig
     teachers: TeacherConfig

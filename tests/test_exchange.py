@@ -1,0 +1,258 @@
+"""Distilled sets go out in every layout and come back, read as the public codes read them, and serve without this library."""
+
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from test_cli import fails_in_one_line
+
+from seqmatch_lib.__main__ import main
+from seqmatch_lib.config import RunConfig
+from seqmatch_lib.data import DATASETS, fit_preprocessing, load_dataset
+from seqmatch_lib.errors import ConfigError, DataError, StorageError
+from seqmatch_lib.exchange import FORMATS, export_sequence, import_sequence
+from seqmatch_lib.multi_formation import AS_STORED, Formation
+from seqmatch_lib.pixel_layouts import share_outside
+from seqmatch_lib.synthetic import SubsetSequence, SyntheticSubset, load_sequence, save_sequence
+
+ROOT = Path(__file__).parents[1]
+DIGITS = DATASETS["digits"]
+NAMES = [f"digit {label}" for label in range(10)]
+PLAIN = fit_preprocessing(DIGITS, torch.empty(0), zca=False)
+
+
+def make_sequence(generator, ipcs=(2, 1), soft=False, formation=AS_STORED):
+    """A set of digits whose colours lie within black and white, with a step size of its own in every subset."""
+    subsets = []
+    for k, ipc in enumerate(ipcs, start=1):
+        labels = torch.arange(10).repeat_interleave(ipc)
+        images = PLAIN(255 * torch.rand(len(labels), *DIGITS.shape, generator=generator))
+        if soft:
+            labels = (3 * torch.randn(len(labels), 10, generator=generator)).softmax(1)
+        subsets.append(SyntheticSubset(images, labels, 0.01 * k, formation))
+    return SubsetSequence(tuple(subsets))
+
+
+def configure(ipcs=(2, 1), method="seqmatch_mtt"):
+    name = method if len(ipcs) > 1 else method.removeprefix("seqmatch_")
+    overrides = {"ipc": sum(ipcs), "subset_ipcs": list(ipcs)}
+    if name == "idc":
+        overrides["idc.factor"] = 1
+    return RunConfig.from_preset(f"digits-ipc10-{name}", overrides=overrides)
+
+
+def there_and_back(sequence, kind, folder, config, lrs=(), preprocessing=PLAIN):
+    written = export_sequence(sequence, kind, folder, preprocessing, NAMES)
+    assert all(path.is_file() and folder in path.parents for path in written)
+    return import_sequence([folder], kind, config, preprocessing, DIGITS.shape, 10, lrs)
+
+
+@pytest.mark.parametrize("ipcs", [(3,), (2, 1)])
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_set_comes_back_from_every_layout(tmp_path, generator, kind, ipcs):
+    sequence = make_sequence(generator, ipcs, soft=kind == "datm")
+    lrs = [subset.lr for subset in sequence.subsets] if kind in ("idc", "folder") else []
+    back = there_and_back(sequence, kind, tmp_path, configure(ipcs), lrs)
+    assert [subset.lr for subset in back.subsets] == pytest.approx([subset.lr for subset in sequence.subsets])
+    assert len(back) == len(ipcs)
+    tolerance = {"mtt": 0.0, "datm": 0.0, "idc": 1e-5}.get(kind, 0.5 / 255 / PLAIN.std[0] + 1e-5)  # half a grey level
+    for ours, theirs in zip(sequence.subsets, back.subsets, strict=True):
+        torch.testing.assert_close(theirs.images, ours.images, rtol=0, atol=tolerance)
+        torch.testing.assert_close(theirs.labels, ours.labels, rtol=0, atol=1e-6)
+    assert back.metadata["config"] == configure(ipcs).as_dict()
+
+
+def test_parquet_keeps_soft_labels(tmp_path, generator):
+    sequence = make_sequence(generator, soft=True)
+    back = there_and_back(sequence, "parquet", tmp_path, configure())
+    for ours, theirs in zip(sequence.subsets, back.subsets, strict=True):
+        torch.testing.assert_close(theirs.labels, ours.labels)
+
+
+def test_whitened_sets_are_exported_in_true_colours(tmp_path, generator):
+    images = load_dataset("digits").train.images
+    whitening = fit_preprocessing(DIGITS, images, zca=True)
+    labels = torch.arange(10).repeat_interleave(2)
+    sequence = SubsetSequence((SyntheticSubset(whitening(images[:20]), labels, 0.01),))
+    back = there_and_back(sequence, "parquet", tmp_path, configure((2,)), preprocessing=whitening)
+    torch.testing.assert_close(back.subsets[0].images, whitening(images[:20]), rtol=0, atol=0.05)
+    first = export_sequence(sequence, "folder", tmp_path, whitening, NAMES)[0]
+    with Image.open(first) as picture:
+        shown = torch.tensor(list(picture.tobytes()))
+    assert (shown - images[0].flatten()).abs().max() <= 1
+
+
+def test_the_files_are_those_the_public_codes_load(tmp_path, generator):
+    """What `distill.py` of MTT, `evaluation.py` of SeqMatch and of DATM, and `test.py` of IDC do with them."""
+    sequence = make_sequence(generator)
+    export_sequence(sequence, "mtt", tmp_path / "mtt", PLAIN, NAMES)
+    images_best = []
+    for name in ["S_1", "S_2"]:  # as SeqMatch's buffer.py puts subsets together
+        image = torch.load(tmp_path / "mtt" / name / "images_best.pt", weights_only=True)
+        images_best.append(torch.cat([images_best[-1], image]) if images_best else image)
+        lr = torch.load(tmp_path / "mtt" / name / "best_lr.pt", weights_only=True)
+        assert lr.item() == pytest.approx(0.01 * len(images_best))
+    assert torch.equal(images_best[-1], sequence.union()[0])
+    export_sequence(sequence, "idc", tmp_path / "idc", PLAIN, NAMES)
+    data, target = torch.load(tmp_path / "idc" / "data_com_best.pt", weights_only=True)
+    assert (data >= -1e-6).all()
+    assert (data <= 1 + 1e-6).all()
+    assert torch.equal(target, sequence.union()[1])
+    single = make_sequence(generator, (3,), soft=True)
+    export_sequence(single, "datm", tmp_path / "datm", PLAIN, NAMES)
+    logits = torch.load(tmp_path / "datm" / "labels_best.pt", weights_only=True)
+    torch.testing.assert_close(logits.softmax(1), single.subsets[0].labels)
+    assert torch.load(tmp_path / "datm" / "lr_best.pt", weights_only=True).item() == pytest.approx(0.01)
+
+
+def test_multi_formation_is_kept_by_idc_and_taken_apart_by_the_others(tmp_path, generator):
+    sequence = make_sequence(generator, (2,), formation=Formation(2))
+    config = RunConfig.from_preset("digits-ipc10-idc", overrides={"ipc": 2, "subset_ipcs": [2]})
+    back = there_and_back(sequence, "idc", tmp_path / "idc", config)
+    assert back.subsets[0].formation == Formation(2)
+    torch.testing.assert_close(back.union()[0], sequence.union()[0], rtol=0, atol=1e-5)
+    back = there_and_back(sequence, "mtt", tmp_path / "mtt", configure((8,)))
+    assert [len(subset.images) for subset in back.subsets] == [80]
+    images, labels = sequence.union()
+    order = torch.sort(labels, stable=True).indices
+    assert torch.equal(back.subsets[0].images, images[order])
+
+
+def test_images_in_another_order_are_sorted_by_class(tmp_path, generator):
+    sequence = make_sequence(generator, (2,))
+    subset, order = sequence.subsets[0], torch.randperm(20, generator=generator)
+    shuffled = SubsetSequence((replace(subset, images=subset.images[order], labels=subset.labels[order]),))
+    back = there_and_back(shuffled, "mtt", tmp_path, configure((2,))).subsets[0]
+    assert back.labels.tolist() == sorted(subset.labels.tolist())
+    for image, label in zip(back.images, back.labels, strict=True):
+        (row,) = [row for row in range(20) if torch.equal(subset.images[row], image)]
+        assert subset.labels[row] == label
+
+
+def test_the_subsets_of_seqmatch_may_lie_in_folders_of_any_name(tmp_path, generator):
+    sequence = make_sequence(generator)
+    export_sequence(sequence, "mtt", tmp_path, PLAIN, NAMES)
+    (tmp_path / "SHA256SUMS").unlink()
+    folders = [(tmp_path / f"S_{k}").rename(tmp_path / name) for k, name in ((1, "warm"), (2, "late"))]
+    back = import_sequence(folders, "mtt", configure(), PLAIN, DIGITS.shape, 10)
+    assert torch.equal(back.union()[0], sequence.union()[0])
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_damaged_export_is_named(tmp_path, generator, kind):
+    sequence = make_sequence(generator, (2,), soft=kind == "datm")
+    files = export_sequence(sequence, kind, tmp_path, PLAIN, NAMES)
+    content = bytearray(files[0].read_bytes())
+    content[len(content) // 2] ^= 1
+    files[0].write_bytes(content)
+    with pytest.raises(DataError, match=rf"{re.escape(files[0].name)} does not match .*SHA256SUMS"):
+        import_sequence([tmp_path], kind, configure((2,)), PLAIN, DIGITS.shape, 10, [0.01])
+
+
+def test_what_a_layout_cannot_hold_is_refused(tmp_path, generator):
+    soft, hard = make_sequence(generator, soft=True), make_sequence(generator)
+    for kind, sequence, other in (
+        ("mtt", soft, "datm"),
+        ("datm", hard, "mtt"),
+        ("idc", soft, "parquet"),
+        ("folder", soft, "parquet"),
+    ):
+        with pytest.raises(ConfigError, match=rf"format '{kind}' holds .* use '{other}'"):
+            export_sequence(sequence, kind, tmp_path, PLAIN, NAMES)
+    targets = SubsetSequence(tuple(replace(subset, labels=subset.labels - 0.1) for subset in soft.subsets))
+    with pytest.raises(ConfigError, match=r"format 'datm' holds soft labels that are probabilities"):
+        export_sequence(targets, "datm", tmp_path, PLAIN, NAMES)
+    pixels = SubsetSequence((replace(hard.subsets[0], labels=torch.zeros(20, 8, 8, dtype=torch.int64)),))
+    with pytest.raises(ConfigError, match=r"labels of pixels do not fit format 'mtt'"):
+        export_sequence(pixels, "mtt", tmp_path, PLAIN, NAMES)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_does_not_fit_is_told_with_the_remedy(tmp_path, generator):
+    export_sequence(make_sequence(generator), "mtt", tmp_path / "mtt", PLAIN, NAMES)
+    export_sequence(make_sequence(generator), "folder", tmp_path / "folder", PLAIN, NAMES)
+
+    def read(name, kind, config=None, shape=DIGITS.shape, lrs=()):
+        return import_sequence([tmp_path / name], kind, config or configure(), PLAIN, shape, 10, lrs)
+
+    with pytest.raises(ConfigError, match=r"subsets of \[2, 1\] images per class.*--set ipc=3 --set subset_ipcs=\[2,1\]"):
+        read("mtt", "mtt", configure((5, 5)))
+    with pytest.raises(DataError, match=r"subset 1 has images of shape \(1, 8, 8\), but the data set \(3, 32, 32\)"):
+        read("mtt", "mtt", shape=(3, 32, 32))
+    with pytest.raises(ConfigError, match=r"holds no step size.*--lr"):
+        read("folder", "folder")
+    with pytest.raises(ConfigError, match=r"3 step sizes are given for 2 subsets; give --lr once"):
+        read("folder", "folder", lrs=[0.1, 0.2, 0.3])
+    with pytest.raises(DataError, match=r"subset 2 has a step size of -0.1, which must be positive"):
+        read("folder", "folder", lrs=[0.1, -0.1])
+    with pytest.raises(StorageError, match=r"images_best.pt does not exist"):
+        read("absent", "mtt")
+    with pytest.raises(DataError, match=r"holds classes: import it as mtt"):
+        read("mtt", "datm")
+    (tmp_path / "mtt" / "SHA256SUMS").unlink()
+    (tmp_path / "mtt" / "S_2" / "best_lr.pt").unlink()
+    with pytest.raises(ConfigError, match=r"S_2 holds no step size \(best_lr.pt or lr_best.pt\); give it with --lr"):
+        read("mtt", "mtt")
+
+
+def test_values_beyond_black_and_white_are_counted(generator):
+    sequence = make_sequence(generator, (1,))
+    assert share_outside(sequence, PLAIN) == 0
+    images = sequence.subsets[0].images.clone()
+    images[:5] = 99.0
+    assert share_outside(SubsetSequence((replace(sequence.subsets[0], images=images),)), PLAIN) == 0.5
+
+
+def test_from_the_command_line(tmp_path, generator, capsys):
+    source = tmp_path / "set.safetensors"
+    save_sequence(source, replace(make_sequence(generator), metadata={"config": configure().as_dict(), "class_names": NAMES}))
+    assert main(["export", str(source), "--to", "parquet", "--out", str(tmp_path / "parquet")]) == 0
+    assert "clipped: 0.0 %" in capsys.readouterr().out
+    back = tmp_path / "back.safetensors"
+    given = ["--from", "parquet", "--preset", "digits-ipc10-seqmatch_mtt", "--scale", "smoke", "--out", str(back)]
+    sizes = ["--set", "ipc=3", "--set", "subset_ipcs=[2,1]"]
+    assert main(["import", str(tmp_path / "parquet"), *given, *sizes]) == 0
+    assert [len(subset.images) for subset in load_sequence(back).subsets] == [20, 10]
+    assert main(["evaluate", str(back), "--results", str(tmp_path), "--random"]) == 0
+    assert "random real images, convnet: " in capsys.readouterr().out
+    error = fails_in_one_line(capsys, "import", str(tmp_path / "parquet"), *given)
+    assert "--set ipc=3 --set subset_ipcs=[2,1]" in error
+    assert "soft labels; use 'parquet'" not in fails_in_one_line(capsys, "export", str(source), "--to", "datm", "--out", "x")
+
+
+def test_exported_pictures_train_a_torchvision_model_without_this_library(tmp_path, generator):
+    """Runs the example of the README, on a fresh interpreter in which this library cannot be imported."""
+    (example,) = re.findall(r"^```python\n(# plain torchvision.*?)^```$", (ROOT / "README.md").read_text(), re.M | re.S)
+    labels = torch.arange(10).repeat_interleave(2)
+    images = torch.rand(20, 3, 32, 32, generator=generator)
+    cifar10 = fit_preprocessing(DATASETS["cifar10"], torch.empty(0), zca=False)
+    sequence = SubsetSequence((SyntheticSubset(cifar10(255 * images), labels, 0.01),))
+    export_sequence(sequence, "folder", tmp_path / "pictures", cifar10, NAMES)
+    prelude = (  # declares two operators, as `import_torchvision` does where torch is built without CUDA
+        "import sys; sys.modules['seqmatch_lib'] = None\n"
+        "import torch\n"
+        "library = torch.library.Library('torchvision', 'FRAGMENT')\n"
+        "for name in ('nms', 'qnms'):\n"
+        "    try: library.define(name + '(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')\n"
+        "    except RuntimeError: pass\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", prelude + example], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    loss = float(re.search(r"loss ([\d.]+)", done.stdout)[1])
+    assert loss < 1.0, "twenty random pictures are learned by heart"
+
+
+def test_parquet_is_read_by_anyone(tmp_path, generator):
+    export_sequence(make_sequence(generator), "parquet", tmp_path, PLAIN, NAMES)
+    table = pq.read_table(tmp_path / "train-00000-of-00001.parquet")
+    assert table.column_names == ["img", "label", "subset"]
+    assert table["img"][0].as_py()["bytes"].startswith(b"\x89PNG")
+    assert table["subset"].to_pylist() == [1] * 20 + [2] * 10
