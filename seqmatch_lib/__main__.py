@@ -18,6 +18,7 @@ from seqmatch_lib.cost import Problem, format_cost, format_errors, format_pendin
 from seqmatch_lib.data import DatasetSpec, find_dataset, fit_preprocessing, load_dataset, register_dataset
 from seqmatch_lib.errors import OutOfTime, SeqMatchError, require
 from seqmatch_lib.evaluation import Accuracy
+from seqmatch_lib.evidence import Evidence, update_page
 from seqmatch_lib.exchange import FORMATS, export_sequence, import_sequence
 from seqmatch_lib.experiment import choose_device, prepare_data, record_shared_teachers, run_experiment
 from seqmatch_lib.judging import judge, save_judgement
@@ -122,6 +123,11 @@ def _make_parser() -> argparse.ArgumentParser:
     tables.add_argument("--pending", action="store_true", help="list the cells without a record instead")
     tables.add_argument("--scale", default="paper", choices=SCALES, help="of the pending cells; default: paper")
     tables.set_defaults(command=_tables)
+
+    report = commands.add_parser("report", help="make the evidence blocks of Markdown pages anew from the records")
+    report.add_argument("pages", type=Path, nargs="*", default=[Path("README.md"), Path("paper_results/REPORT.md")])
+    report.add_argument("--results", type=Path, default=Path("paper_results"), metavar="DIR", help="default: paper_results")
+    report.set_defaults(command=_report)
 
     notebook = commands.add_parser("notebook", help="execute a notebook; a parameter it does not have is an error")
     notebook.add_argument("path", type=Path, metavar="PATH", help="for example notebooks/20_ablation_k.ipynb")
@@ -273,6 +279,13 @@ def _tables(options: argparse.Namespace) -> None:
     from seqmatch_lib.tables import write_tables
 
     print("\n".join(str(path) for path in write_tables(options.results)))
+
+
+def _report(options: argparse.Namespace) -> None:
+    evidence = Evidence.load(options.results)
+    for page in options.pages:
+        require(page.is_file(), f"{page} does not exist; give Markdown files with <!-- evidence: … --> blocks")
+        print(f"{page}: {'made anew' if update_page(page, evidence) else 'unchanged'}")
 
 
 def _notebook(options: argparse.Namespace) -> None:

@@ -97,30 +97,45 @@ class StageCheckpoint:
         if not self._path.is_file():
             return StageProgress(fresh), {}
         tensors, metadata = load_tensors(self._path)
+        owner = metadata.get("owner") if isinstance(metadata, dict) else None
         require(
-            metadata["owner"] == self._owner,
+            owner == self._owner,
             f"{self._path} belongs to a run with other settings; use another --results folder or delete it",
             StorageError,
         )
+        try:
+            return self._restore(fresh, tensors, metadata)
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:  # as another version may write it
+            raise StorageError(f"{self._path} is no state of this stage ({error!r}); delete it to begin it again") from error
+
+    def _restore(
+        self, fresh: Trainable, tensors: dict[str, torch.Tensor], metadata: dict[str, Any]
+    ) -> tuple[StageProgress, dict[str, torch.Tensor]]:
         device = fresh.images.device
         leaves = {"images": fresh.images, "labels": fresh.labels, "lr": fresh.lr}
         with torch.no_grad():
             for name, leaf in leaves.items():
-                leaf.copy_(tensors[name])
+                leaf.copy_(_like(tensors[name], leaf))
         for name, optimizer in fresh.optimizers.items():
             # counters of steps stay on the CPU, as the optimisers of torch keep them
             memory = tensors_under(tensors, f"optimizer.{name}.")
+            memory = {key: _like(value, leaves[name]) if value.dim() else value for key, value in memory.items()}
             optimizer.state[leaves[name]] = {
                 key: value.to(device) if value.dim() or name == "lr" else value for key, value in memory.items()
             }
         fresh.iteration = metadata["iteration"]
-        fresh.losses = metadata["losses"]
+        fresh.losses = [float(loss) for loss in metadata["losses"]]
+        if type(fresh.iteration) is not int or fresh.iteration != len(fresh.losses):
+            raise ValueError(f"iteration {fresh.iteration!r:.40} with {len(fresh.losses)} losses")
         best = None
         if "best.images" in tensors:
-            images, labels = tensors["best.images"].to(device), tensors["best.labels"].to(device)
+            images = _like(tensors["best.images"], fresh.images).to(device)
+            labels = _like(tensors["best.labels"], fresh.labels).to(device)
             best = SyntheticSubset(images, labels, tensors["best.lr"].item(), fresh.formation)
-        scores = [(iteration, accuracy) for iteration, accuracy in metadata["scores"]]
-        progress = StageProgress(fresh, best, scores, metadata["seconds"], metadata["peak_memory_mb"])
+        scores = [(int(iteration), float(accuracy)) for iteration, accuracy in metadata["scores"]]
+        progress = StageProgress(fresh, best, scores)
+        progress.seconds |= {phase: float(value) for phase, value in metadata["seconds"].items()}
+        progress.peak_memory_mb |= {phase: float(value) for phase, value in metadata["peak_memory_mb"].items()}
         return progress, {key: value.to(device) for key, value in tensors_under(tensors, "method.").items()}
 
 
@@ -136,5 +151,18 @@ def read_progress(state_dir: Path) -> list[dict[str, Any]]:
     Raises:
         StorageError: a checkpoint is damaged.
     """
-    stages = [load_tensors(path)[1] for path in sorted(state_dir.glob("stage-*.safetensors"))]
-    return [{name: stage[name] for name in ("losses", "scores", "seconds")} for stage in stages]
+    stages = []
+    for path in sorted(state_dir.glob("stage-*.safetensors")):
+        metadata = load_tensors(path)[1]
+        try:
+            stages.append({name: metadata[name] for name in ("losses", "scores", "seconds")})
+        except (KeyError, TypeError) as error:
+            raise StorageError(f"{path} is no state of a stage ({error!r}); delete it to begin it again") from error
+    return stages
+
+
+def _like(saved: torch.Tensor, leaf: torch.Tensor) -> torch.Tensor:
+    """Returns a saved tensor after making sure that it has the shape and dtype of what it is to become."""
+    if saved.shape != leaf.shape or saved.dtype != leaf.dtype:
+        raise ValueError(f"{saved.dtype} of shape {tuple(saved.shape)} instead of {leaf.dtype} of {tuple(leaf.shape)}")
+    return saved

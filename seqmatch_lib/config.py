@@ -5,9 +5,10 @@ for the scale `[scale.<scale>.all]`, `[scale.<scale>.<dataset>]`, `[scale.<scale
 `[scale.<scale>.<preset>]`; and last the user's overrides.
 """
 
+import sys
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
@@ -18,7 +19,7 @@ from seqmatch_lib.evaluation import EvaluationConfig
 from seqmatch_lib.methods import get_method, method_names
 from seqmatch_lib.methods.mtt import check_interval
 from seqmatch_lib.networks import NetworkConfig
-from seqmatch_lib.settings import as_settings
+from seqmatch_lib.settings import as_settings, is_file_name
 from seqmatch_lib.storage import digest_json
 from seqmatch_lib.training import TrainingRecipe
 from seqmatch_lib.trajectories import TeacherConfig
@@ -27,6 +28,7 @@ SCALES = ("smoke", "reduced", "paper")
 SELECTIONS = ("validation", "test", "none")
 SEQUENTIAL_PREFIX = "seqmatch_"
 REFERENCES = ("random", "whole")  # methods that learn no images
+LARGEST_INT = 2**63 - 1  # that torch takes
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,10 @@ class RunConfig:
     def __post_init__(self) -> None:
         require(self.scale in SCALES, f"scale {self.scale!r} is unknown; use one of {', '.join(SCALES)}")
         require(self.seed >= 0, f"seed {self.seed} must be at least 0")
+        require(
+            is_file_name(self.dataset),  # it becomes part of paths
+            f"dataset {self.dataset!r:.120} must be a name of letters, digits, '_', '.' and '-', 100 at most",
+        )
         if self.method == "whole":
             require(self.ipc == 0, f"ipc {self.ipc} does not fit method 'whole', which takes all images; use method 'random'")
         else:
@@ -140,20 +146,27 @@ class RunConfig:
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> "RunConfig":
-        """Builds a configuration from nested dictionaries, as `as_dict` and records hold them; strict about keys."""
+        """Builds a configuration from nested dictionaries, as `as_dict` and records hold them; strict about keys.
+
+        Raises:
+            ConfigError: a key that is unknown or missing, a value of another type or out of range.
+        """
+        require(isinstance(settings, Mapping), f"settings must be a table, not {settings!r:.200}")
         values = dict(settings)
         base = str(values.get("method", "")).removeprefix(SEQUENTIAL_PREFIX)
         require(
             base in method_names() or values.get("method") in REFERENCES,
-            f"method {values.get('method')!r} is unknown; use {' or '.join(REFERENCES)}, or {', '.join(method_names())}, "
+            f"method {values.get('method')!r:.120} is unknown; use {' or '.join(REFERENCES)}, or {', '.join(method_names())}, "
             f"alone or after '{SEQUENTIAL_PREFIX}'",
         )
         sections = {name: values.pop(name, {}) for name in method_names()}
         options = None if base in REFERENCES else _build(get_method(base).config_class, sections[base], base)
         if not values.get("subset_ipcs"):
             values["subset_ipcs"] = [values.get("ipc", 0)]
-        if len(values.get("intervals", ())) == 1 and _uses_teachers(base):
-            values["intervals"] = list(values["intervals"]) * len(values["subset_ipcs"])
+        intervals, ipcs = values.get("intervals"), values["subset_ipcs"]
+        both = isinstance(intervals, list | tuple) and isinstance(ipcs, list | tuple)
+        if both and len(intervals) == 1 and _uses_teachers(base):
+            values["intervals"] = list(intervals) * len(ipcs)
         return _build(cls, {**values, "options": options}, "")
 
     def changed(self, overrides: Mapping[str, Any]) -> "RunConfig":
@@ -230,9 +243,11 @@ def parse_override(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     require(bool(equals and key), f"--set {text!r} is not of the form key=value")
     try:
-        return key, tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+        parsed = tomllib.loads(f"value = {value}")["value"]
+        repr(parsed)  # no number of more digits than Python prints
+    except (ValueError, RecursionError):  # a TOMLDecodeError, or what is too long or too deep for Python
         return key, value
+    return key, parsed
 
 
 def _uses_teachers(base: str) -> bool:
@@ -281,16 +296,19 @@ def describe_unknown(what: str, name: str, known: Any) -> str:
     ends_alike = [other for other in known if other.rpartition(".")[2] == name]
     alike = ends_alike or get_close_matches(name, list(known), n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(alike)}?" if alike else f"known are {', '.join(known)}"
-    return f"unknown {what} {name!r}; {hint}"
+    return f"unknown {what} {name!r:.120}; {hint}"
 
 
 def _build(kind: type, values: Mapping[str, Any], section: str) -> Any:
     """Builds a dataclass from a mapping: every key known, every value of the field's type."""
     prefix = f"{section}." if section else ""
-    require(isinstance(values, Mapping), f"{section} must be a table of settings, not {values!r}")
+    require(isinstance(values, Mapping), f"{section} must be a table of settings, not {values!r:.200}")
     names = [field.name for field in fields(kind)]
     for key in values:
         require(key in names, describe_unknown("key", f"{prefix}{key}", [f"{prefix}{name}" for name in names]))
+    needed = [field.name for field in fields(kind) if field.default is MISSING and field.default_factory is MISSING]
+    missing = [f"{prefix}{name}" for name in needed if name not in values]
+    require(not missing, f"the settings lack {', '.join(missing)}; take those of a preset and change them")
     return kind(
         **{
             field.name: _coerce(values[field.name], field.type, f"{prefix}{field.name}")
@@ -310,9 +328,12 @@ def _coerce(value: Any, kind: Any, key: str) -> Any:
         if repeated or len(value) == len(inner):
             kinds = [inner[0]] * len(value) if repeated else inner
             return tuple(_coerce(item, item_kind, key) for item, item_kind in zip(value, kinds, strict=True))
-    if kind is float and type(value) is int:
+    if kind is float and type(value) in (int, float):
+        require(abs(value) <= sys.float_info.max, f"{key} = {value!r:.40} must be a finite number")
         return float(value)
+    if kind is int and type(value) is int:
+        require(abs(value) <= LARGEST_INT, f"{key} = {value!r:.40} must be a number of at most 63 bits")
     if kind is Any or type(value) is kind:
         return value
     expected = getattr(kind, "__name__", str(kind)) if get_origin(kind) is None else str(kind)
-    raise ConfigError(f"{key} = {value!r} has the wrong type; it must be {expected}")
+    raise ConfigError(f"{key} = {value!r:.200} has the wrong type; it must be {expected}")

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import re
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
@@ -29,6 +28,7 @@ from seqmatch_lib.errors import DataError, require
 from seqmatch_lib.labels import IGNORED, image_classes
 from seqmatch_lib.preprocessing import Normalisation, Preprocessing, Whitening
 from seqmatch_lib.seeds import make_generator
+from seqmatch_lib.settings import is_file_name
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,9 @@ class DatasetSpec:
 
     def __post_init__(self) -> None:
         require(
-            re.fullmatch(r"[A-Za-z0-9][\w.-]*", self.name, re.ASCII) is not None,  # it becomes part of the names of files
-            f"data set name {self.name!r} must consist of letters, digits, '_', '.' and '-'; give another name",
+            is_file_name(self.name),  # it becomes part of the names of files
+            f"data set name {self.name!r:.120} must consist of letters, digits, '_', '.' and '-', and of 100 at most; "
+            "give another name",
             DataError,
         )
         require(self.num_classes >= 2, f"data set {self.name!r} has one class; there is nothing to tell apart", DataError)
@@ -184,12 +185,12 @@ def load_dataset(dataset: str | DatasetSpec, root: Path | str | None = None, dow
     root = Path(root or os.environ.get("SEQMATCH_DATA") or "data")
     train, test, class_names, source, notices = _read(dataset, root, download)
     for split, name in ((train, "train"), (test, "test")):
-        _check_split(split, name, dataset, source)
+        _check_split(split, name, dataset, f"{source} in {dataset.folder or root}")
     class_names = class_names or tuple(str(label) for label in range(dataset.num_classes))
     require(
         len(class_names) == dataset.num_classes,
-        f"{dataset.name} in {root} names {len(class_names)} classes, but the data set has {dataset.num_classes}; "
-        "get the files again",
+        f"{dataset.name} ({source} in {dataset.folder or root}) names {len(class_names)} classes, but the data set has "
+        f"{dataset.num_classes}; get the files again",
         DataError,
     )
     for notice in notices:
@@ -284,6 +285,8 @@ def _read_own_folder(spec: DatasetSpec) -> _Parts:
     classes = _class_folders(spec.folder / "train")
     train = Split(*read_image_folder(spec.folder / "train", classes, spec.shape, spec.resize))
     if (spec.folder / "test").is_dir():
+        unknown = sorted(set(_class_folders(spec.folder / "test")) - set(classes))
+        require(not unknown, f"{spec.folder / 'test'} has classes {unknown} that train has not; name both alike", DataError)
         test = Split(*read_image_folder(spec.folder / "test", classes, spec.shape, spec.resize))
         return train, test, classes, "image folder", []
     train, test = split_validation(train, fraction=0.2)
@@ -326,7 +329,7 @@ def _read_fashion_mnist(spec: DatasetSpec, root: Path) -> tuple[Split, Split, tu
     for train in (True, False):
         try:
             loaded = kind(root, train=train)
-        except (RuntimeError, OSError, ValueError, AssertionError) as error:
+        except (RuntimeError, OSError, ValueError, TypeError, AssertionError) as error:
             raise DataError(f"{root / 'FashionMNIST' / 'raw'} is damaged or incomplete ({error}); get it again") from error
         splits.append(Split(loaded.data[:, None].contiguous(), loaded.targets))
     return splits[0], splits[1], tuple(loaded.classes)
@@ -340,6 +343,8 @@ def _read_tiny_imagenet(spec: DatasetSpec, root: Path) -> tuple[Split, Split, tu
     annotations = folder / "val" / "val_annotations.txt"
     try:
         rows = [line.split("\t")[:2] for line in annotations.read_text().splitlines()]
+        outside = [file for file, _ in rows if Path(file).name != file]
+        require(not outside, f"{annotations} names {outside[:1]} outside its folder; unpack the archive again", DataError)
         labels = torch.tensor([wnids.index(wnid) for _, wnid in rows])
         images = read_image_files([folder / "val" / "images" / file for file, _ in rows], spec.shape)
     except (OSError, ValueError) as error:
@@ -360,6 +365,8 @@ def _check_md5(path: Path, md5: str) -> None:
 def _check_split(split: Split, name: str, spec: DatasetSpec, source: str) -> None:
     where = f"{spec.name} {name} ({source})"
     require(len(split) > 0, f"{where} has no images; get the files again", DataError)
+    fits = len(split.labels) == len(split)
+    require(fits, f"{where} has {len(split)} images and {len(split.labels)} labels; get the files again", DataError)
     shape = tuple(split.images.shape[1:])
     require(shape == spec.shape, f"{where} has images of shape {shape}, not {spec.shape}; get the files again", DataError)
     asked = split.labels[split.labels != IGNORED] if split.labels.dim() > 1 else split.labels

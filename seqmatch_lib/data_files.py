@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import warnings
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +17,9 @@ from PIL import Image
 from seqmatch_lib.errors import DataError, require
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "WEBP")  # nothing else is opened: Pillow gives PostScript to a program of its own
+MAX_PIXELS = 2**26  # of one image: a file of some kilobytes can claim to hold any number
+MODES_OF_16_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 SHARD_NAME = re.compile(r"-(\d{5})-of-(\d{5})\.parquet$")
 
 
@@ -55,7 +59,7 @@ def read_shards(shards: list[Path], shape: tuple[int, int, int]) -> tuple[torch.
         labels.append(shard_labels)
         try:
             names = tuple(map(str, json.loads(metadata.get(b"class_names", b"[]"))))
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise DataError(f"{path} has damaged class names ({_first_line(error)}); get the file again") from error
     return torch.cat(images), torch.cat(labels), names
 
@@ -69,16 +73,32 @@ def read_rows(path: Path, shape: tuple[int, int, int]) -> tuple[torch.Tensor, to
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    require(path.is_file(), f"{path} is no file; get the file again", DataError)
     try:
         table = pq.read_table(path, page_checksum_verification=True)
         encoded = [row["bytes"] for row in table["img"].to_pylist()]
-        labels = torch.from_numpy(table["label"].to_numpy().astype(np.int64))
+        labels = torch.from_numpy(whole_numbers(table, "label"))
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{path} is damaged or not an image shard ({_first_line(error)}); get the file again") from error
     require(len(encoded) > 0, f"{path} has no rows; get the file again", DataError)
     origins = [f"image {row} of {path}" for row in range(len(encoded))]
     images = decode_images(encoded, origins, shape)
     return images, labels, table, table.schema.metadata or {}
+
+
+def whole_numbers(table: Any, name: str) -> np.ndarray:
+    """Returns a column of a table as (N,) int64.
+
+    Raises:
+        KeyError: there is no such column, or more than one.
+        ValueError: it holds anything but whole numbers, or leaves some out.
+    """
+    import pyarrow as pa
+
+    column = table[name]
+    if not pa.types.is_integer(column.type) or column.null_count:
+        raise ValueError(f"column {name!r} holds {column.type} with {column.null_count} missing instead of whole numbers")
+    return column.cast(pa.int64()).to_numpy().copy()  # a view of a table cannot be written to, which torch warns of
 
 
 def read_image_folder(
@@ -118,22 +138,47 @@ def read_header(path: Path) -> tuple[tuple[int, int], bool]:
     Raises:
         DataError: it is no image.
     """
+    content = _read_bytes(path)
     try:
-        with Image.open(path) as image:
-            return image.size, image.mode in ("1", "L", "I", "I;16")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = _open_image(content)
+        return image.size, image.mode in ("1", "L", *MODES_OF_16_BITS)
     except Exception as error:  # as in `decode_images`
         raise DataError(f"{path} cannot be decoded ({_first_line(error)}); get the file again") from error
 
 
 def read_image_files(paths: list[Path], shape: tuple[int, int, int], resize: bool = False) -> torch.Tensor:
     """Reads image files to (N, C, H, W) uint8; errors as in `read_image_folder`."""
-    return decode_images((path.read_bytes() for path in paths), [str(path) for path in paths], shape, resize)
+    return decode_images((_read_bytes(path) for path in paths), [str(path) for path in paths], shape, resize)
+
+
+def _read_bytes(path: Path) -> bytes:
+    require(path.is_file(), f"{path} is no file, or a link to none; remove it, or get it again", DataError)  # a pipe waits
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); make it readable, or get it again") from error
+
+
+def _open_image(content: bytes) -> Image.Image:
+    """Reads the header of an image file; decodes nothing, and refuses to if that would take too much memory.
+
+    Raises:
+        Exception: of nearly any kind, as Pillow's readers do on damaged files.
+    """
+    image = Image.open(io.BytesIO(content), formats=IMAGE_FORMATS)
+    if image.width * image.height > MAX_PIXELS:
+        raise ValueError(f"it is {image.width}x{image.height}, more than {MAX_PIXELS:,} pixels: make it smaller")
+    return image
 
 
 def decode_images(
     encoded: Iterable[bytes], origins: list[str], shape: tuple[int, int, int], resize: bool = False
 ) -> torch.Tensor:
-    """Decodes images on all cores.
+    """Decodes images on all cores: PNG, JPEG, BMP and WebP.
+
+    Of 16 bits a colour the upper 8 are kept, and transparency is left out, as torchvision does.
 
     Args:
         encoded: contents of image files.
@@ -143,15 +188,18 @@ def decode_images(
 
     Returns:
         (N, C, H, W) uint8.
+
+    Raises:
+        DataError: an image that cannot be decoded, is too large, or of another size without `resize`.
     """
     channels, height, width = shape
 
     def decode(item: tuple[bytes, str]) -> np.ndarray:
         content, origin = item
         try:
-            image = Image.open(io.BytesIO(content))
-            fits = resize or image.size == (width, height)  # asked before anything as large as its header says is decoded
-            image = image.convert("L" if channels == 1 else "RGB") if fits else image
+            image = _open_image(content)
+            fits = resize or image.size == (width, height)
+            image = _convert(image, "L" if channels == 1 else "RGB") if fits else image
         except Exception as error:  # Pillow's readers end in all kinds of exceptions on damaged files
             raise DataError(f"{origin} cannot be decoded ({_first_line(error)}); get the file again") from error
         require(
@@ -161,18 +209,27 @@ def decode_images(
         )
         return np.asarray(_cover(image, (height, width)) if resize else image)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
+        warnings.simplefilter("ignore")  # Pillow's, on what can be decoded all the same; for all threads, so set here
         pixels = np.stack(list(pool.map(decode, zip(encoded, origins, strict=True))))
     return torch.from_numpy(pixels).view(-1, height, width, channels).permute(0, 3, 1, 2).contiguous()
 
 
+def _convert(image: Image.Image, mode: str) -> Image.Image:
+    if image.mode in MODES_OF_16_BITS:  # which Pillow would cut off at 255 instead of dividing them
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image.convert(mode)
+
+
 def _cover(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Scales the image so that it covers (height, width), then cuts out the middle."""
+    """Scales the middle of the image, as much as has the shape of (height, width), to that size.
+
+    The whole image is never scaled: a strip of one pixel's width would become as long as it is narrow.
+    """
     height, width = size
-    scale = max(height / image.height, width / image.width)
-    image = image.resize((max(width, round(image.width * scale)), max(height, round(image.height * scale))), Image.BICUBIC)
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    return image.crop((left, top, left + width, top + height))
+    scale = min(image.height / height, image.width / width)
+    left, top = max(image.width - width * scale, 0) / 2, max(image.height - height * scale, 0) / 2
+    return image.resize((width, height), Image.BICUBIC, box=(left, top, image.width - left, image.height - top))
 
 
 def _first_line(error: Any) -> str:

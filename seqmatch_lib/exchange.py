@@ -89,16 +89,17 @@ def import_sequence(
     else:
         require(len(paths) == 1, f"format {kind!r} has all subsets in one place; give one path instead of {len(paths)}")
         if kind == "idc":
-            subsets = read_idc(paths[0], config, preprocessing, lrs)
+            subsets = read_idc(paths[0], config, preprocessing, shape, lrs)
         else:
             subsets = (read_parquet if kind == "parquet" else read_folder)(paths[0], preprocessing, shape, lrs)
     metadata = {"config": config.as_dict(), "imported": {"format": kind, "paths": [path.name for path in paths]}}
     sequence = SubsetSequence(tuple(_sort_by_class(subset) for subset in subsets), metadata)
-    check_sequence(sequence, ", ".join(map(str, paths)), shape, num_classes)
+    origin = ", ".join(map(str, paths))
+    check_sequence(sequence, origin, shape, num_classes)
     ipcs = tuple(len(subset.images) // num_classes for subset in sequence.subsets)
     require(
         ipcs == config.subset_ipcs,
-        f"the set has subsets of {list(ipcs)} images per class, but preset {config.preset!r} of {list(config.subset_ipcs)}; "
+        f"{origin} has subsets of {list(ipcs)} images per class, but preset {config.preset!r} of {list(config.subset_ipcs)}; "
         f"add --set ipc={sum(ipcs)} --set subset_ipcs={json.dumps(list(ipcs), separators=(',', ':'))}",
     )
     return sequence
@@ -110,7 +111,7 @@ def _check_kind(kind: str) -> None:
 
 def _sort_by_class(subset: SyntheticSubset) -> SyntheticSubset:
     """Returns the subset with its stored images in the order of their classes, as all our sets have them."""
-    if subset.labels.dim() != 1 or len(subset.labels) != len(subset.images):
+    if subset.labels.dim() != 1 or subset.labels.shape != subset.images.shape[:1]:
         return subset  # soft labels do not say which class an image was made for; `check_sequence` looks at the rest
     order = torch.sort(subset.labels, stable=True).indices
     return SyntheticSubset(subset.images[order], subset.labels[order], subset.lr, subset.formation)

@@ -14,8 +14,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from seqmatch_lib.checkpoint import read_progress
-from seqmatch_lib.config import RunConfig
+from seqmatch_lib.config import SEQUENTIAL_PREFIX, RunConfig
 from seqmatch_lib.errors import StorageError, require
+from seqmatch_lib.evidence import Evidence
+from seqmatch_lib.methods import method_names
 from seqmatch_lib.results import RunRecord
 from seqmatch_lib.synthetic import SubsetSequence
 from seqmatch_lib.tables import UNVERIFIED
@@ -220,6 +222,40 @@ def plot_table(published: pd.DataFrame, records: Sequence[RunRecord], dataset: s
     figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=len(handles), frameon=False)
     figure.suptitle(dataset)
     figure.tight_layout(rect=(0, 0.06, 1, 1))
+    return figure
+
+
+def plot_comparison(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figure:
+    """Draws every base method alone and in sequence: for each seed of distillation the mean and spread of its networks.
+
+    Args:
+        evidence: the records; methods without both runs are left out.
+        dataset: its name.
+        ipc: images per class.
+        scale: of the runs.
+    """
+    figure, axis = plt.subplots(figsize=(8, 3.4))
+    names = ("random_baseline", "accuracy_last", "accuracy_last", "accuracy_joint")
+    kinds = dict(zip(("random real", "alone", "in stages", "jointly"), names, strict=True))
+    ticks, labels = [], []
+    for base in method_names():
+        alone, sequence = (evidence.of_preset(dataset, ipc, prefix + base, scale) for prefix in ("", SEQUENTIAL_PREFIX))
+        if not (alone and sequence):
+            continue
+        for column, ((kind, name), color) in enumerate(zip(kinds.items(), sns.color_palette(PALETTE), strict=False)):
+            runs = alone if column < 2 else sequence
+            found = [getattr(run, name) for run in runs]
+            places = len(ticks) + 0.18 * (column - 1.5) + 0.05 * (np.arange(len(runs)) - (len(runs) - 1) / 2)
+            means, stds = [one["mean"] for one in found], [one["std"] for one in found]
+            axis.errorbar(places, means, stds, fmt="o", color=color, capsize=2, markersize=5, label=None if ticks else kind)
+        ticks.append(len(ticks))
+        seeds = " and ".join(map(str, dict.fromkeys((len(alone), len(sequence)))))
+        labels.append(f"{base}\nseeds: {seeds}")
+    axis.set_xticks(ticks, labels)
+    axis.set(ylabel="test accuracy, %", title=f"{dataset}, {ipc} images per class, scale {scale}")
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, title="networks trained on")
+    axis.grid(axis="x", visible=False)
+    figure.tight_layout()
     return figure
 
 

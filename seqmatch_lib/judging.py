@@ -9,7 +9,7 @@ from seqmatch_lib.config import RunConfig
 from seqmatch_lib.errors import DataError, StorageError, require
 from seqmatch_lib.evaluation import Accuracy, evaluate_sequence
 from seqmatch_lib.experiment import RealData
-from seqmatch_lib.results import describe_code, describe_environment
+from seqmatch_lib.results import describe_code, describe_environment, find_wrong_types
 from seqmatch_lib.storage import digest_json, read_json, write_json
 from seqmatch_lib.synthetic import SubsetSequence, check_sequence, sample_real_sequence
 
@@ -132,6 +132,7 @@ def load_judgements(results_dir: Path) -> list[Judgement]:
     for path in sorted((results_dir / "judgements").rglob("*.json")):
         values = read_json(path)
         wrong = sorted({field.name for field in fields(Judgement)} ^ values.keys())
+        wrong = wrong or find_wrong_types(Judgement, values)
         require(
             values.get("schema") == SCHEMA and not wrong,
             f"{path} is no judgement of this version (schema {values.get('schema')}, keys {wrong}); judge the set again",

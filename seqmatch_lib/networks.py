@@ -130,11 +130,25 @@ class InstanceNorm(nn.GroupNorm):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Maps (B, C, H, W) to the same shape and dtype; statistics of bfloat16 images are taken in float32."""
         if not torch.compiler.is_compiling():
-            return super().forward(x)
+            # what the module's own forward does, except that it refuses one image of one pixel, whose norm is the bias
+            return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
         full = x.float() if x.dtype == torch.bfloat16 else x
         variance, mean = torch.var_mean(full, (2, 3), correction=0, keepdim=True)
         weight, bias = self.weight.view(-1, 1, 1), self.bias.view(-1, 1, 1)
         return ((full - mean) * torch.rsqrt(variance + self.eps) * weight + bias).to(x.dtype)
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Batch norm that says in our words what it cannot do."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Maps (B, C, H, W) to the same shape."""
+        require(
+            not self.training or x.numel() > x.shape[1],
+            "norm 'batch' cannot normalise a batch of one image where one pixel of it is left; use norm 'instance', or "
+            "batches whose last one holds more than one image",
+        )
+        return super().forward(x)
 
 
 def _norm(kind: str, channels: int, size: tuple[int, int]) -> nn.Module:
@@ -144,7 +158,7 @@ def _norm(kind: str, channels: int, size: tuple[int, int]) -> nn.Module:
         return nn.GroupNorm(GROUPS, channels)
     if kind == "layer":
         return nn.LayerNorm((channels, *size))
-    return nn.BatchNorm2d(channels) if kind == "batch" else nn.Identity()
+    return BatchNorm(channels) if kind == "batch" else nn.Identity()
 
 
 def _first_padding(image_shape: tuple[int, int, int], kernel_size: int) -> int:

@@ -17,7 +17,7 @@ def read_parameters(path: Path | str) -> dict[str, str]:
     import papermill
 
     require(Path(path).is_file(), f"notebook {path} does not exist; the notebooks are in the folder notebooks/")
-    return {name: found["default"] for name, found in papermill.inspect_notebook(str(path)).items()}
+    return {name: found["default"] for name, found in papermill.inspect_notebook(_literally(path)).items()}
 
 
 def run_notebook(path: Path | str, out: Path | str, parameters: Mapping[str, Any]) -> None:
@@ -39,8 +39,15 @@ def run_notebook(path: Path | str, out: Path | str, parameters: Mapping[str, Any
         require(name in known, describe_unknown(f"parameter of {path}", name, known), ConfigError)
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     try:
-        papermill.execute_notebook(str(path), str(out), dict(parameters), kernel_name="python3", progress_bar=False)
+        papermill.execute_notebook(
+            _literally(path), _literally(out), dict(parameters), kernel_name="python3", progress_bar=False
+        )
     except papermill.PapermillExecutionError as error:
         raise NotebookError(
             f"cell {error.exec_count} of {path} failed: {error.ename}: {error.evalue}; the executed copy is {out}"
         ) from error
+
+
+def _literally(path: Path | str) -> str:
+    """Returns a path as papermill is to be told it: it fills parameters into the braces of paths."""
+    return str(path).replace("{", "{{").replace("}", "}}")

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from seqmatch_lib.data_files import list_images, read_image_files, read_rows
+from seqmatch_lib.data_files import list_images, read_image_files, read_rows, whole_numbers
 from seqmatch_lib.errors import DataError, StorageError, require
 from seqmatch_lib.preprocessing import Preprocessing
 from seqmatch_lib.storage import write_atomically
@@ -55,13 +55,13 @@ def read_parquet(
     try:
         if "soft_label" in table.column_names:
             labels = torch.tensor(table["soft_label"].to_pylist(), dtype=torch.float32)
-        subset_of = table["subset"].to_numpy() if "subset" in table.column_names else np.ones(len(images), dtype=np.int64)
+        subset_of = whole_numbers(table, "subset") if "subset" in table.column_names else np.ones(len(images), dtype=np.int64)
         numbers = sorted(set(subset_of.tolist()))
         stored = [float(lr) for lr in json.loads(metadata.get(b"lrs", b"[]"))]
-    except (TypeError, ValueError, OverflowError) as error:
+    except (TypeError, ValueError, OverflowError, RuntimeError, KeyError) as error:  # torch and json tell in many ways
         raise StorageError(f"{path} is no distilled set ({error}); export it again") from error
     require(bool(lrs or stored), f"{path} holds no step size; give it with --lr")
-    step_sizes = spread_lrs(lrs or stored, len(numbers))
+    step_sizes = spread_lrs(lrs or stored, len(numbers), str(path))
     ready = preprocessing(images)
     rows = [torch.from_numpy(np.flatnonzero(subset_of == number)) for number in numbers]
     return [SyntheticSubset(ready[chosen], labels[chosen], lr) for chosen, lr in zip(rows, step_sizes, strict=True)]
@@ -73,6 +73,8 @@ def write_folder(
     """Writes one PNG an image, which `torchvision.datasets.ImageFolder` reads."""
     soft = sequence.subsets[0].labels.is_floating_point()
     require(not soft, "format 'folder' holds classes, but this set has soft labels; use 'parquet'")
+    last = max(int(subset.labels.max()) for subset in sequence.subsets)
+    require(last < len(class_names), f"{len(class_names)} class names are given, but the set has class {last}; name them all")
     names, written = _folder_names(class_names), []
     for k, (pixels, labels) in enumerate(_pixels_of(sequence, preprocessing), start=1):
         for number, (image, label) in enumerate(zip(pixels, labels.tolist(), strict=True)):
@@ -99,7 +101,7 @@ def read_folder(
     subset_of = [int(match[1]) if match else 1 for match in found]
     numbers = sorted(set(subset_of))
     require(bool(lrs), f"{path} holds no step size, as images have none; give it with --lr")
-    step_sizes = spread_lrs(lrs, len(numbers))
+    step_sizes = spread_lrs(lrs, len(numbers), str(path))
     subsets = []
     for number, lr in zip(numbers, step_sizes, strict=True):
         chosen = [item for item, subset in zip(files, subset_of, strict=True) if subset == number]

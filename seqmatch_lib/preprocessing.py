@@ -24,6 +24,11 @@ class Normalisation:
 
     def __post_init__(self) -> None:
         require(
+            all(abs(mean) < float("inf") for mean in self.mean),
+            f"mean {list(self.mean)} must be finite in every channel",
+            DataError,
+        )
+        require(
             all(0 < std < float("inf") for std in self.std),
             f"std {list(self.std)} must be positive in every channel; leave a channel that never changes at 1",
             DataError,

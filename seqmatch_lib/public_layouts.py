@@ -4,6 +4,7 @@ Sources: `distill.py` of MTT, `distill_eval_new.py` of SeqMatch, `DATM.py`, `con
 SeqMatch-IDC.
 """
 
+import zipfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -82,7 +83,7 @@ def match_lrs(folders: Sequence[Path], lrs: Sequence[float]) -> list[tuple[Path,
     """Returns each subset's folder with the step size the user gives for it, if any."""
     if not lrs:
         return [(folder, None) for folder in folders]
-    return list(zip(folders, spread_lrs(lrs, len(folders)), strict=True))
+    return list(zip(folders, spread_lrs(lrs, len(folders), ", ".join(map(str, folders))), strict=True))
 
 
 def read_pt_subset(folder: Path, soft: bool, lr: float | None) -> SyntheticSubset:
@@ -103,7 +104,9 @@ def read_pt_subset(folder: Path, soft: bool, lr: float | None) -> SyntheticSubse
     return SyntheticSubset(images, labels.softmax(1) if soft and labels.dim() == 2 else labels, lr)
 
 
-def read_idc(folder: Path, config: RunConfig, preprocessing: Preprocessing, lrs: Sequence[float]) -> list[SyntheticSubset]:
+def read_idc(
+    folder: Path, config: RunConfig, preprocessing: Preprocessing, shape: tuple[int, int, int], lrs: Sequence[float]
+) -> list[SyntheticSubset]:
     """Reads what IDC and SeqMatch-IDC save; how it is divided and stored stands in their options, and here in the preset."""
     found = [folder / name for name in IDC_FILES if (folder / name).is_file()]
     require(bool(found), f"{folder} holds none of {', '.join(IDC_FILES)}; give the folder of a run of IDC", StorageError)
@@ -111,7 +114,8 @@ def read_idc(folder: Path, config: RunConfig, preprocessing: Preprocessing, lrs:
     is_pair = isinstance(value, list | tuple) and len(value) == 2
     require(is_pair, f"{found[0]} does not hold a list of images and labels", StorageError)
     images, labels = (_plain(part, found[0]) for part in value)
-    require(images.dim() == 4, f"{found[0]} holds images of shape {tuple(images.shape)}, not (N, C, H, W)", DataError)
+    fits = tuple(images.shape[1:]) == shape and labels.dim() > 0
+    require(fits, f"{found[0]} holds images and labels of {images.shape} and {labels.shape}, not images of {shape}", DataError)
     sizes = [len(images) * ipc // config.ipc for ipc in config.subset_ipcs]
     require(
         sum(sizes) == len(images) == len(labels),
@@ -119,7 +123,8 @@ def read_idc(folder: Path, config: RunConfig, preprocessing: Preprocessing, lrs:
         "divide; set ipc and subset_ipcs",
     )
     formation = Formation(getattr(config.options, "factor", 1), getattr(config.options, "decode", "single"))
-    step_sizes = spread_lrs(lrs or [getattr(config.options, "syn_lr", config.evaluation.real_lr)], len(sizes))
+    known = lrs or [getattr(config.options, "syn_lr", config.evaluation.real_lr)]
+    step_sizes = spread_lrs(known, len(sizes), str(found[0]))
     parts = zip(preprocessing(255 * images).split(sizes), labels.split(sizes), step_sizes, strict=True)
     return [SyntheticSubset(*part, formation) for part in parts]
 
@@ -141,7 +146,19 @@ def _plain(value: Any, path: Path) -> torch.Tensor:
 def _load_pt(path: Path) -> Any:
     require(path.is_file(), f"{path} does not exist; give the folder of a finished run", StorageError)
     try:
+        if zipfile.is_zipfile(path):
+            _check_stored(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a malformed or hostile pickle can end in any exception that its opcodes lead to
         reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+        if "weights_only" in reason:  # torch's advice to read it without the protection is nothing to pass on
+            reason = "objects that only running code could make"
         raise StorageError(f"{path} is damaged or holds more than tensors ({reason}); it is not read") from error
+
+
+def _check_stored(path: Path) -> None:
+    """Raises ValueError for a compressed file: torch writes none, and one of kilobytes can unfold to any size."""
+    with zipfile.ZipFile(path) as archive:
+        size = sum(entry.file_size for entry in archive.infolist())
+    if size > path.stat().st_size:
+        raise ValueError(f"its parts have {size:,} bytes, more than the file")

@@ -5,7 +5,8 @@ import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 import torch
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:  # the library runs without the notebook packages
 
 SCHEMA = 1
 VOLATILE = ("seconds", "peak_memory_mb", "started_at")  # differ between two runs that are otherwise equal
+ACCURACY = {"mean": float, "std": float, "n": int, "values": list[float]}  # what an accuracy holds, beside `by_network`
 
 
 @dataclass(frozen=True)
@@ -92,18 +94,45 @@ def load_record(path: Path) -> RunRecord:
     """Reads one record.
 
     Raises:
-        StorageError: damaged, of another schema version, or with keys missing or unknown.
+        StorageError: damaged, of another schema version, with keys missing or unknown, or with values of other types.
     """
     values = read_json(path)
     require(
         values.get("schema") == SCHEMA,
-        f"{path} has record schema {values.get('schema')}, but this version reads {SCHEMA}; run its preset again",
+        f"{path} has record schema {values.get('schema')!r:.40}, but this version reads {SCHEMA}; run its preset again",
         StorageError,
     )
     names = {field.name for field in fields(RunRecord)}
     wrong = sorted(names ^ values.keys())
     require(not wrong, f"{path} is no valid record: keys {wrong} are missing or unknown; run its preset again", StorageError)
+    wrong = find_wrong_types(RunRecord, values)
+    for name in ("accuracy_last", "accuracy_selected", "accuracy_joint", "random_baseline"):
+        accuracy = values[name]
+        if isinstance(accuracy, dict) and not all(_fits(accuracy.get(key), kind) for key, kind in ACCURACY.items()):
+            wrong.append(name)
+    require(not wrong, f"{path} is no valid record: {wrong} hold values of another type; run its preset again", StorageError)
     return RunRecord(**values)
+
+
+def find_wrong_types(kind: type, values: Mapping[str, Any]) -> list[str]:
+    """Returns the names of a dataclass's fields whose values, from a file, have another type than the field."""
+    return [field.name for field in fields(kind) if not _fits(values[field.name], field.type)]
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a JSON value is one of a type; a whole number may stand for a float."""
+    if kind is Any:
+        return True
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is UnionType:
+        return any(_fits(value, one) for one in inner)
+    if origin is dict:
+        return isinstance(value, dict) and all(_fits(one, inner[1]) for one in value.values())
+    if origin is list:
+        return isinstance(value, list) and all(_fits(one, inner[0]) for one in value)
+    if kind is float:
+        return type(value) in (int, float) and abs(value) != float("inf")
+    return value is None if kind is NoneType else type(value) is kind
 
 
 def load_runs(folder: Path) -> list[RunRecord]:
@@ -163,7 +192,7 @@ def compare_runs(first: RunRecord, second: RunRecord) -> "DataFrame":
     from pandas import DataFrame
 
     rows = {}
-    settings = [_flatten(run.config) for run in (first, second)]
+    settings = [flatten_settings(run.config) for run in (first, second)]
     for key in sorted({*settings[0], *settings[1]}):
         values = [one.get(key, "-") for one in settings]
         if values[0] != values[1]:
@@ -179,10 +208,11 @@ def compare_runs(first: RunRecord, second: RunRecord) -> "DataFrame":
     return DataFrame.from_dict(rows, orient="index", columns=["first", "second", "difference"])
 
 
-def _flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns nested settings under dotted keys."""
     flat = {}
     for key, value in settings.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+        flat |= flatten_settings(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat
 
 

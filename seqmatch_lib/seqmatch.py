@@ -101,28 +101,30 @@ def distill_subset(
 def advance(method: BaseMethod, prepared: Prepared, trainable: Trainable, stage: Stage) -> None:
     """Makes one iteration: loss and gradients by the base method, then one step of every optimiser.
 
-    Images, labels and step size are left as they were unless loss, gradients and the new step size are in range.
+    Images, labels and step size are left as they were unless loss, gradients and the new values are in range.
 
     Raises:
-        DivergenceError: a loss or gradient that is not finite, or a step size that would not stay positive.
+        DivergenceError: a loss, gradient or new value that is not finite, or a step size that would not stay positive.
     """
     generator = make_generator(stage.seed, "stage", stage.index, "iteration", trainable.iteration)
     for optimizer in trainable.optimizers.values():
         optimizer.zero_grad()
     loss = method.step(prepared, trainable, stage.frozen, generator)
+    leaves = {"images": trainable.images, "labels": trainable.labels, "lr": trainable.lr}
+    undo = [_step(leaves[name], optimizer) for name, optimizer in trainable.optimizers.items()]
     finite = loss.isfinite()
     for leaf in (trainable.images, trainable.labels):
         if leaf.grad is not None:
-            finite = finite & leaf.grad.isfinite().all()
-    lr_after, undo = _step_lr(trainable)
-    values = torch.stack([part.double() for part in (loss, finite, lr_after)])
+            finite = finite & leaf.grad.isfinite().all() & leaf.detach().isfinite().all()
+    values = torch.stack([part.double() for part in (loss, finite, trainable.lr.detach())])
     loss_value, is_finite, lr_value = values.tolist()  # the one wait for the device in an iteration
     if not (is_finite and 0 < lr_value < float("inf")):
-        undo()
+        for take_back in undo:
+            take_back()
         where = f"stage {stage.index}, iteration {trainable.iteration}"
         require(
             is_finite,
-            f"{where}: the loss is {loss_value:.4g} and its gradient is not finite; the state before it is kept. "
+            f"{where}: the loss is {loss_value:.4g}; it, its gradient or the step is not finite; the state before it is kept. "
             "Lower lr_img or syn_steps, or begin with a smaller syn_lr",
             DivergenceError,
         )
@@ -130,24 +132,19 @@ def advance(method: BaseMethod, prepared: Prepared, trainable: Trainable, stage:
             f"{where}: the step size would go from {trainable.lr.item():.4g} to {lr_value:.4g}, but it must stay positive; "
             "the state before it is kept. Lower lr_lr, or begin with a larger syn_lr"
         )
-    for name, optimizer in trainable.optimizers.items():
-        if name != "lr":
-            optimizer.step()
     trainable.losses.append(loss_value)
     trainable.iteration += 1
 
 
-def _step_lr(trainable: Trainable) -> tuple[torch.Tensor, Callable[[], None]]:
-    """Makes the step of the step size, where it is learned; returns its new value, and what takes the step back."""
-    before, optimizer = trainable.lr.detach().clone(), trainable.optimizers.get("lr")
-    if optimizer is None:
-        return before, lambda: None
-    memory = {key: value.clone() for key, value in optimizer.state[trainable.lr].items() if value is not None}
+def _step(leaf: torch.Tensor, optimizer: torch.optim.Optimizer) -> Callable[[], None]:
+    """Makes the step of an optimiser, and returns what takes it back."""
+    before = leaf.detach().clone()
+    memory = {key: value.clone() for key, value in optimizer.state[leaf].items() if value is not None}
     optimizer.step()
 
     def undo() -> None:
         with torch.no_grad():
-            trainable.lr.copy_(before)
-        optimizer.state[trainable.lr] = memory
+            leaf.copy_(before)
+        optimizer.state[leaf] = memory
 
-    return trainable.lr.detach(), undo
+    return undo

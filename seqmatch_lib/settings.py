@@ -1,8 +1,14 @@
-"""What of a configuration names a run: its settings as JSON values, steady while the library grows."""
+"""What of a configuration names a run: its settings as JSON values, steady while the library grows; and names themselves."""
 
 import json
+import re
 from dataclasses import field, fields, is_dataclass
 from typing import Any
+
+
+def is_file_name(name: Any, longest: int = 100) -> bool:
+    """Whether a text from anywhere can become part of a path: it names one file, in place, on every system."""
+    return isinstance(name, str) and len(name) <= longest and bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*", name, re.ASCII))
 
 
 def later(default: Any) -> Any:

@@ -1,33 +1,99 @@
-"""Files that are whole or absent: written to a temporary name, renamed, and checked against their own digest."""
+"""Files that are whole or absent: written to a temporary name, renamed, and checked against their own digest.
 
+A process killed while it writes leaves a temporary file, `.<name>.<pid>.tmp`. The process that next holds the lock under
+which that file is written removes it (`remove_leftovers`); nobody else does, as it may belong to a living process.
+"""
+
+import errno
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import AcquireReturnProxy, FileLock, Timeout
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from seqmatch_lib.errors import StorageError
+
+REMEDIES = {
+    errno.ENOSPC: "the disk is full; free some space",
+    errno.EDQUOT: "the disk quota is used up; free some space",
+    errno.EROFS: "its folder is read-only; make the folder writable",
+    errno.EACCES: "permission is denied; make the folder writable",
+    errno.EPERM: "it is not permitted; make the folder writable",
+}
+
+
+@contextmanager
+def explain_refusal(path: Path) -> Iterator[None]:
+    """Turns the operating system's refusal to write into an error that names the file, the reason and the remedy.
+
+    Raises:
+        StorageError: instead of any OSError but a lock's Timeout.
+    """
+    try:
+        yield
+    except Timeout:
+        raise
+    except OSError as error:
+        reason = REMEDIES.get(error.errno, f"{error.strerror or error}; remove the cause")
+        raise StorageError(f"{path} cannot be written: {reason}, then the same command goes on from there") from error
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Calls `write` with a temporary path beside `path`, flushes it to disk and renames it into place.
 
     A process killed at any moment leaves either the old file or the new one, never half of one.
+
+    Raises:
+        StorageError: the disk is full, or the folder cannot be written; the old file, if any, is still there.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        with open(temporary, "rb") as handle:
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with explain_refusal(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write(temporary)
+            with open(temporary, "rb") as handle:
+                os.fsync(handle.fileno())
+            os.replace(temporary, path)
+        finally:
+            with suppress(OSError):  # where nothing can be written, nothing can be removed
+                temporary.unlink()
+
+
+def remove_leftovers(folder: Path, prefix: str = "") -> None:
+    """Removes what killed writers have left of the files in a folder whose names begin with a prefix.
+
+    Only for the holder of the lock under which these files are written: no other process can be writing them then.
+    """
+    for path in folder.glob(".*.tmp"):
+        if path.name.startswith(f".{prefix}"):
+            with explain_refusal(path):
+                path.unlink(missing_ok=True)
+
+
+def acquire_lock(path: Path, timeout: float = -1) -> AcquireReturnProxy:
+    """Takes a lock, which the operating system frees when the process ends, however it ends.
+
+    Args:
+        path: of the lock file, which stays when the lock is freed; its folder is made if missing.
+        timeout: seconds to wait for another holder; -1 waits without end.
+
+    Returns:
+        A context manager that holds the lock already and frees it at its end.
+
+    Raises:
+        Timeout: another process holds it.
+        StorageError: the file cannot be made.
+    """
+    with explain_refusal(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return FileLock(path).acquire(timeout=timeout)
 
 
 def digest_json(value: Any) -> str:
@@ -55,12 +121,14 @@ def read_json(path: Path) -> dict[str, Any]:
     """Reads what `write_json` wrote.
 
     Raises:
-        StorageError: the file is not JSON, or its content does not match its checksum.
+        StorageError: the file cannot be read, is not JSON, or its content does not match its checksum.
     """
     try:
         value = json.loads(path.read_text())
         checksum = value.pop("checksum")
-    except (UnicodeDecodeError, json.JSONDecodeError, AttributeError, TypeError, KeyError) as error:
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read: {error.strerror}; see that it is there and readable") from error
+    except (ValueError, RecursionError, AttributeError, TypeError, KeyError) as error:  # numbers too long, lists too deep, …
         raise StorageError(f"{path} is not a JSON file of this project ({error!r}); delete it to make it again") from error
     if checksum != digest_json(value):
         raise StorageError(f"{path} does not match its checksum: it was damaged or edited; delete it to make it again")
@@ -75,7 +143,31 @@ def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[st
         "sha256_metadata": digest_json(metadata),
         "sha256_tensors": digest_tensors(tensors),
     }
-    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=header))
+    write_parts(path, *_serialise(tensors, header))
+
+
+def write_parts(path: Path, *parts: bytes | memoryview) -> None:
+    """Writes bytes one after another into one file, atomically."""
+
+    def write(temporary: Path) -> None:
+        with open(temporary, "wb") as handle:
+            for part in parts:
+                handle.write(part)
+
+    write_atomically(path, write)
+
+
+def _serialise(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> tuple[bytes, memoryview]:
+    """Returns the head and the data of a safetensors file.
+
+    Not by `save_file`: it orders metadata at random, so that equal sets differ in bytes, and has a temporary file of its
+    own, which a killed process leaves behind under a name that tells nobody whose it is.
+    """
+    plain = memoryview(save(tensors))  # 8 bytes: the header's length; the header, JSON; the data
+    start = 8 + int.from_bytes(plain[:8], "little")
+    header = json.dumps({"__metadata__": metadata, **json.loads(bytes(plain[8:start]))}, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # so that the data stay aligned
+    return len(header).to_bytes(8, "little") + header, plain[start:]
 
 
 def tensors_under(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
@@ -97,7 +189,7 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
             tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (not a dict)
         metadata = json.loads(header["metadata"])
         intact = header["sha256_tensors"] == digest_tensors(tensors) and header["sha256_metadata"] == digest_json(metadata)
-    except (SafetensorError, KeyError, json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise StorageError(f"{path} is damaged or no file of this project ({error!r}); delete it to make it again") from error
     if not intact:
         raise StorageError(f"{path} does not match its checksum: it was damaged; delete it to make it again")

@@ -11,6 +11,7 @@ from seqmatch_lib.errors import DataError, StorageError, require
 from seqmatch_lib.labels import image_classes
 from seqmatch_lib.multi_formation import AS_STORED, Formation
 from seqmatch_lib.seeds import make_generator
+from seqmatch_lib.settings import is_file_name
 from seqmatch_lib.storage import digest_tensors, load_tensors, save_tensors
 
 
@@ -89,13 +90,14 @@ def save_sequence(path: Path, sequence: SubsetSequence) -> None:
 
 
 def load_sequence(path: Path) -> SubsetSequence:
-    """Reads a distilled set.
+    """Reads a distilled set, which anybody may have written; whether it can be trained on, `check_sequence` says.
 
     Raises:
         StorageError: missing, damaged, or not a distilled set.
     """
     tensors, metadata = load_tensors(path)
     try:
+        _check_metadata(metadata, len(tensors))
         count = metadata.pop("num_subsets")
         formations = metadata.pop("formations", [{}] * count)
         subsets = tuple(
@@ -104,12 +106,34 @@ def load_sequence(path: Path) -> SubsetSequence:
         )
     except KeyError as error:
         raise StorageError(f"{path} is not a distilled set: {error} is missing; give a file written by a run") from error
+    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise StorageError(f"{path} is not a distilled set: {error}; give a file written by a run") from error
     return SubsetSequence(subsets, metadata)
 
 
-def spread_lrs(lrs: Sequence[float], count: int) -> list[float]:
-    """Returns one step size a subset, from as many or from one for all."""
-    require(len(lrs) in (1, count), f"{len(lrs)} step sizes are given for {count} subsets; give --lr once, or once a subset")
+def _check_metadata(metadata: Any, most: int) -> None:
+    """Raises an error of Python's own unless what a set says of itself can be used: its run names files."""
+    count = metadata["num_subsets"]
+    if type(count) is not int or not 1 <= count <= most:
+        raise ValueError(f"num_subsets is {count!r:.40}")
+    formations = metadata.get("formations", [{}] * count)
+    if len(formations) != count or not all(type(formation.get("factor", 1)) is int for formation in formations):
+        raise ValueError(f"formations are {formations!r:.80}")
+    if not is_file_name(metadata.get("run_id", "imported"), longest=200):
+        raise ValueError(f"run_id is {metadata['run_id']!r:.80}")
+    if not isinstance(metadata.get("data", {"fingerprint": ""})["fingerprint"], str):
+        raise ValueError("the fingerprint of its data is no text")
+    names = metadata.get("class_names", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"class_names are {names!r:.80}")
+
+
+def spread_lrs(lrs: Sequence[float], count: int, origin: str) -> list[float]:
+    """Returns one step size a subset, from as many or from one for all; `origin` is what the set is called in an error."""
+    require(
+        len(lrs) in (1, count),
+        f"{origin}: {len(lrs)} step sizes are given for {count} subsets; give --lr once, or once a subset",
+    )
     return list(lrs) * (count if len(lrs) == 1 else 1)
 
 
@@ -122,26 +146,47 @@ def check_sequence(sequence: SubsetSequence, origin: str, shape: tuple[int, int,
         shape: (C, H, W) that its images must have.
         num_classes: classes 0 … num_classes - 1, each with as many images as the others.
     """
+    require(len(sequence) > 0, f"{origin} has no subsets; get the set again", DataError)
     for k, subset in enumerate(sequence.subsets, start=1):
-        images, labels, where = subset.images, subset.labels, f"{origin}: subset {k}"
-        found = tuple(images.shape[1:])
-        require(found == shape, f"{where} has images of shape {found}, but the data set {shape}; give its preset", DataError)
-        require(len(labels) == len(images), f"{where} has {len(images)} images and {len(labels)} labels", DataError)
-        require(bool(images.isfinite().all()), f"{where} has pixels that are not finite; get the set again", DataError)
+        where = f"{origin}: subset {k}"
+        _check_images(subset.images, where, shape)
         require(0 < subset.lr < float("inf"), f"{where} has a step size of {subset.lr}, which must be positive", DataError)
-        if labels.is_floating_point():
-            fits = labels.shape == (len(images), num_classes) and bool(labels.isfinite().all())
-            require(fits, f"{where} has soft labels that are not {num_classes} finite numbers an image", DataError)
-            continue
-        low, high = (int(classes) for classes in image_classes(labels).aminmax())
-        known = low >= 0 and high < num_classes
-        require(known, f"{where} has labels from {low} to {high}, but they must lie in 0 … {num_classes - 1}", DataError)
-        counts = torch.bincount(image_classes(labels), minlength=num_classes)
-        require(
-            bool((counts == counts[0]).all()),
-            f"{where} has from {counts.min()} to {counts.max()} images a class; all classes must have the same number",
-            DataError,
-        )
+        factor = subset.formation.factor
+        require(factor <= min(shape[1:]), f"{where} has {factor} tiles a side, more than images of {shape} hold", DataError)
+        _check_labels(subset.labels, len(subset.images), where, shape, num_classes)
+
+
+def _check_images(images: torch.Tensor, where: str, shape: tuple[int, int, int]) -> None:
+    found = tuple(images.shape[1:])
+    require(found == shape, f"{where} has images of shape {found}, but the data set {shape}; give its preset", DataError)
+    require(len(images) > 0, f"{where} has no images; get the set again", DataError)
+    require(images.dtype is torch.float32, f"{where} has images of {images.dtype} instead of float32", DataError)
+    require(bool(images.isfinite().all()), f"{where} has pixels that are not finite; get the set again", DataError)
+
+
+def _check_labels(labels: torch.Tensor, count: int, where: str, shape: tuple[int, int, int], num_classes: int) -> None:
+    require(
+        labels.dim() > 0 and len(labels) == count,
+        f"{where} has {count} images and labels of shape {tuple(labels.shape)}, which must be as many",
+        DataError,
+    )
+    if labels.is_floating_point():
+        finite = labels.shape == (count, num_classes) and bool(labels.isfinite().all())
+        fits = finite and labels.dtype is torch.float32
+        require(fits, f"{where} has soft labels that are not {num_classes} finite float32 numbers an image", DataError)
+        require(count % num_classes == 0, f"{where} has {count} images for {num_classes} classes, not equally many", DataError)
+        return
+    fits = labels.dtype is torch.int64 and tuple(labels.shape[1:]) in ((), shape[1:])
+    require(fits, f"{where} has labels of {labels.dtype} and shape {tuple(labels.shape)}, not one class an image", DataError)
+    low, high = (int(classes) for classes in image_classes(labels).aminmax())
+    known = low >= 0 and high < num_classes
+    require(known, f"{where} has labels from {low} to {high}, but they must lie in 0 … {num_classes - 1}", DataError)
+    counts = torch.bincount(image_classes(labels), minlength=num_classes)
+    require(
+        bool((counts == counts[0]).all()),
+        f"{where} has from {counts.min()} to {counts.max()} images a class; all classes must have the same number",
+        DataError,
+    )
 
 
 def check_class_sizes(labels: torch.Tensor, num_classes: int, ipc: int) -> None:

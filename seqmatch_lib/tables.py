@@ -27,6 +27,8 @@ COLUMNS = {
     "minutes": "minutes",
     "device": "device",
 }
+PUBLISHED_TEXTS = ("dataset", "method", "source", "check")  # columns of published accuracies
+PUBLISHED_NUMBERS = {"ipc": int, "mean": float, "std": float}
 NOT_RUN = "not run"
 UNVERIFIED = "unverified"  # in the column "check" of published accuracies
 DAGGER = "†"  # stands beside them
@@ -36,11 +38,18 @@ def load_published(results_dir: Path | str = "paper_results") -> pd.DataFrame:
     """Reads the published accuracies: dataset, ipc (0 for all images), method, mean, std, source, check.
 
     Raises:
-        StorageError: the file is missing.
+        StorageError: the file is missing or damaged.
     """
     path = Path(results_dir) / "published" / "accuracy.csv"
-    require(path.is_file(), f"{path} is missing; it belongs to the repository: use its paper_results folder", StorageError)
-    return pd.read_csv(path)
+    remedy = "it belongs to the repository: use its paper_results folder"
+    require(path.is_file(), f"{path} is missing; {remedy}", StorageError)
+    try:
+        table = pd.read_csv(path, dtype=PUBLISHED_NUMBERS)
+    except (ValueError, OverflowError) as error:
+        raise StorageError(f"{path} is damaged ({error}); {remedy}") from error
+    wrong = sorted(set(PUBLISHED_TEXTS).union(PUBLISHED_NUMBERS) - set(table.columns))
+    require(not wrong, f"{path} has no columns {wrong}; {remedy}", StorageError)
+    return table
 
 
 def build_table(

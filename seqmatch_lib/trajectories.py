@@ -7,15 +7,16 @@ written last, holding the checksum of each row. Files are memory-mapped: a segme
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from torch import nn
 from tqdm import tqdm
 
@@ -24,7 +25,7 @@ from seqmatch_lib.budget import Budget
 from seqmatch_lib.errors import DivergenceError, StorageError, require
 from seqmatch_lib.networks import count_parameters
 from seqmatch_lib.seeds import make_generator
-from seqmatch_lib.storage import digest_json, read_json, write_atomically, write_json
+from seqmatch_lib.storage import acquire_lock, digest_json, read_json, remove_leftovers, write_json, write_parts
 from seqmatch_lib.training import Feed, Update, check_trainer, make_trainer
 
 
@@ -113,12 +114,16 @@ class TrajectorySet:
             f"epoch {epoch} is beyond the {len(checksums) - 1} recorded in {path}; raise teachers.epochs or lower intervals",
             StorageError,
         )
+        remedy = "delete it and its .json to train the teacher again"
         try:
-            row = np.load(path, mmap_mode="r")[epoch].copy()
-        except (OSError, ValueError, IndexError) as error:
-            raise StorageError(f"{path} is damaged ({error}); delete it and its .json to train the teacher again") from error
+            rows = np.load(path, mmap_mode="r")
+            # the checksums cover the rows' bytes, not the header that says how to read them
+            require(rows.dtype == np.dtype(np.float32), f"its numbers are {rows.dtype.str}, not float32", StorageError)
+            row = rows[epoch].copy()
+        except Exception as error:  # a damaged header can make numpy raise nearly anything
+            raise StorageError(f"{path} is damaged ({error}); {remedy}") from error
         if hashlib.sha256(row).hexdigest() != checksums[epoch]:
-            raise StorageError(f"epoch {epoch} of {path} does not match its checksum; delete it and its .json")
+            raise StorageError(f"epoch {epoch} of {path} does not match its checksum; {remedy}")
         return torch.from_numpy(row)
 
 
@@ -154,14 +159,14 @@ def record_trajectories(
     """
     manifest = {"identity": identity, "torch": torch.__version__}
     _claim_folder(folder, manifest)
-    waiting = list(range(config.num_teachers))
-    with tqdm(total=len(waiting) * epochs, desc=f"teachers {folder.name}", unit="epoch") as bar:
+    waiting = _missing(folder, range(config.num_teachers))
+    with tqdm(total=config.num_teachers * epochs, desc=f"teachers {folder.name}", unit="epoch") as bar:
+        bar.update(epochs * (config.num_teachers - len(waiting)))
         while waiting:
             with ExitStack() as locks:
                 group = _take_free(folder, waiting, config.together, locks)
-                finished = [teacher for teacher in group if _manifest_path(folder, teacher).is_file()]
-                missing = [teacher for teacher in group if teacher not in finished]
-                bar.update(epochs * len(finished))
+                missing = _missing(folder, group)  # without those that another process has finished since
+                bar.update(epochs * (len(group) - len(missing)))
                 if missing:
                     began = time.perf_counter()
                     rows, losses = _train_teachers(make_starts(missing), missing, config, epochs, images, labels, budget, bar)
@@ -180,20 +185,27 @@ def _manifest_path(folder: Path, teacher: int) -> Path:
     return _rows_path(folder, teacher).with_suffix(".json")
 
 
+def _missing(folder: Path, teachers: Iterable[int]) -> list[int]:
+    """Returns those of the teachers that are not finished; finished ones need no lock, and so no folder to write into."""
+    return [teacher for teacher in teachers if not _manifest_path(folder, teacher).is_file()]
+
+
 def _take_free(folder: Path, waiting: list[int], count: int, locks: ExitStack) -> list[int]:
     """Locks up to `count` teachers that no other process is at; if there is none, waits for the first of them."""
     taken = []
     for teacher in waiting:
         try:
-            locks.enter_context(FileLock(_rows_path(folder, teacher).with_suffix(".lock"), timeout=0))
+            locks.enter_context(acquire_lock(_rows_path(folder, teacher).with_suffix(".lock"), timeout=0))
         except Timeout:
             continue
         taken.append(teacher)
         if len(taken) == count:
             break
     if not taken:
-        locks.enter_context(FileLock(_rows_path(folder, waiting[0]).with_suffix(".lock")))
+        locks.enter_context(acquire_lock(_rows_path(folder, waiting[0]).with_suffix(".lock")))
         taken = waiting[:1]
+    for teacher in taken:
+        remove_leftovers(folder, f"{_rows_path(folder, teacher).stem}.")
     return taken
 
 
@@ -201,7 +213,10 @@ def _claim_folder(folder: Path, manifest: dict[str, Any]) -> None:
     """Writes the manifest of a new folder, or checks that an old one says the same, the torch version aside."""
     path = folder / "manifest.json"
     if not path.is_file():
-        write_json(path, manifest)
+        with acquire_lock(path.with_suffix(".lock")):
+            remove_leftovers(folder, path.name)
+            if not path.is_file():
+                write_json(path, manifest)
     found = read_json(path)
     same = digest_json({**found, "torch": ""}) == digest_json({**manifest, "torch": ""})
     require(same, f"{folder} holds other teachers than this run needs; use another --results folder", StorageError)
@@ -243,11 +258,8 @@ def _train_teachers(
 
 def _write_teacher(path: Path, rows: np.ndarray, losses: list[float], seconds: float) -> None:
     """Writes the rows under their final name when all are there; the checksums, which make them count, follow."""
-
-    def write(temporary: Path) -> None:
-        with open(temporary, "wb") as handle:
-            np.save(handle, rows)
-
-    write_atomically(path, write)
+    header = BytesIO()  # `np.save` would not say why a write failed
+    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(rows))
+    write_parts(path, header.getvalue(), rows.data)
     checksums = [hashlib.sha256(row).hexdigest() for row in rows]
     write_json(path.with_suffix(".json"), {"rows": checksums, "train_loss": losses, "seconds": round(seconds, 3)})

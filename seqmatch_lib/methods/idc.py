@@ -186,8 +186,14 @@ class IDC(BaseMethod):
         return _entry(self.config.iterations, index, "idc.iterations")
 
     def initialise(self, stage: Stage) -> Trainable:
-        """Returns real images, factor² of them in each stored image if `start` is "mix"."""
+        """Returns real images, factor² of them in each stored image if `start` is "mix".
+
+        Raises:
+            ConfigError: more tiles than pixels a side.
+        """
         config = self.config
+        side = min(stage.images.shape[2:])
+        require(config.factor <= side, f"idc.factor {config.factor} exceeds the {side} pixels of an image's side; lower it")
         trainable = super().initialise(stage)
         if config.start == "mix" and config.factor > 1:
             with torch.no_grad():

@@ -220,7 +220,9 @@ def regress(queries: torch.Tensor, support: torch.Tensor, targets: torch.Tensor,
     """
     kernel = (support @ support.T).double()
     kernel = kernel + ridge * kernel.diagonal().mean() * torch.eye(len(kernel), dtype=kernel.dtype, device=kernel.device)
-    weights = torch.linalg.solve(kernel, targets.double())
+    # features that are zero throughout leave nothing to solve: NaN, so that the loss tells, not an error of the solver
+    weights, failed = torch.linalg.solve_ex(kernel, targets.double())
+    weights = torch.where(failed == 0, weights, torch.nan)
     return (queries @ support.T) @ weights.to(queries.dtype)
 
 

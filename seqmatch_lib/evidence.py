@@ -1,0 +1,236 @@
+"""What the records say, as Markdown: the blocks of `paper_results/REPORT.md` and of the README, made again by `report`.
+
+A block is everything between `<!-- evidence: NAME ARGUMENTS -->` and `<!-- end -->`; NAME is one of `BLOCKS`. People write the
+prose around it, and no numbers.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import exp
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import numpy as np
+
+from seqmatch_lib.config import REFERENCES, SEQUENTIAL_PREFIX, RunConfig
+from seqmatch_lib.errors import StorageError, require
+from seqmatch_lib.judging import Judgement, load_judgements
+from seqmatch_lib.methods import method_names
+from seqmatch_lib.results import RunRecord, flatten_settings, load_runs
+from seqmatch_lib.storage import write_atomically
+
+BLOCK = re.compile(r"(<!-- evidence: ([\w ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+DRAWS = 10_000  # of the bootstrap
+Values = Sequence[Sequence[float]]  # accuracies in per cent: one list a seed of distillation, of its networks
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All records of a results folder."""
+
+    runs: list[RunRecord]
+    judgements: list[Judgement]
+
+    @classmethod
+    def load(cls, results_dir: Path | str) -> "Evidence":
+        """Reads a results folder."""
+        results_dir = Path(results_dir)
+        return cls(load_runs(results_dir), load_judgements(results_dir))
+
+    def of_preset(self, dataset: str, ipc: int, method: str, scale: str) -> list[RunRecord]:
+        """Returns the runs of a preset as it stands, in the order of their seeds."""
+        wanted = (dataset, ipc, method, scale)
+        found = [run for run in self.runs if (run.dataset, run.ipc, run.method, run.scale) == wanted and not changes_of(run)]
+        return sorted(found, key=lambda run: run.seed)
+
+
+def changes_of(run: RunRecord) -> dict[str, Any]:
+    """Returns the settings in which a run differs from its preset."""
+    preset = flatten_settings(RunConfig.from_preset(run.preset, run.scale, run.seed).as_dict())
+    return {key: value for key, value in flatten_settings(run.config).items() if preset.get(key) != value}
+
+
+def bootstrap_difference(first: Values, second: Values, seed: int = 0) -> tuple[float, float]:
+    """Returns the 95 % interval of mean(second) - mean(first), by a bootstrap over seeds and over the networks of each.
+
+    Args:
+        first: accuracies, one list a seed; the interval says something from 3 seeds on.
+        second: the same of what it is compared with.
+        seed: of the bootstrap.
+    """
+    generator = np.random.default_rng(seed)
+
+    def means(values: Values) -> np.ndarray:
+        """(draws,) means over seeds drawn with replacement, each with networks drawn with replacement."""
+        seeds = generator.integers(0, len(values), (DRAWS, len(values)))
+        per_seed = [np.asarray(one)[generator.integers(0, len(one), (DRAWS, len(values), len(one)))].mean(2) for one in values]
+        return np.take_along_axis(np.stack(per_seed, 2), seeds[:, :, None], 2).mean((1, 2))
+
+    low, high = np.quantile(means(second) - means(first), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def robust_score(weighted: float) -> float:
+    """Returns a weighted sum of differences of accuracy, in [-1, 1], as DD-Ranking normalises it: 0 … 100 per cent."""
+    return 100 * (exp(weighted) - exp(-1)) / (exp(1) - exp(-1))
+
+
+# --- blocks
+
+
+def baselines(evidence: Evidence, scale: str) -> str:
+    """Random real images and whole data sets."""
+    rows = [("data set", "images a class", "train images", "accuracy", "seeds", "n", "records")]
+    kept = [run for run in evidence.runs if run.method in REFERENCES and run.scale == scale and not changes_of(run)]
+    groups: dict[tuple[str, int], list[RunRecord]] = {}
+    for run in kept:
+        groups.setdefault((run.dataset, run.ipc), []).append(run)
+    for (dataset, ipc), runs in groups.items():
+        values = _values(runs, "accuracy_last")
+        size = f"{runs[0].data['train_images']:,}"
+        rows.append(
+            (dataset, ipc or "all", size, _spread(values), len(runs), sum(map(len, values)), ", ".join(map(_short, runs)))
+        )
+    return _table(rows)
+
+
+def comparison(evidence: Evidence, dataset: str, ipc: str, scale: str) -> str:
+    """Every base method alone and in sequence: equal images and iterations a subset."""
+    rows = [("method", "K", "seeds", "n", "random", "alone", "staged", "joint", "staged - alone", "joint - alone", "records")]
+    for base in method_names():
+        alone = evidence.of_preset(dataset, int(ipc), base, scale)
+        sequence = evidence.of_preset(dataset, int(ipc), SEQUENTIAL_PREFIX + base, scale)
+        if not (alone and sequence):
+            continue
+        random, plain = _values(alone, "random_baseline"), _values(alone, "accuracy_last")
+        staged, joint = _values(sequence, "accuracy_last"), _values(sequence, "accuracy_joint")
+        counts = len(alone) if len(alone) == len(sequence) else f"{len(alone)}, {len(sequence)}"
+        rows.append((
+            base, sequence[0].num_subsets, counts, sum(map(len, plain)), *map(_spread, (random, plain, staged, joint)),
+            _difference(plain, staged), _difference(plain, joint), ", ".join(map(_short, [*alone, *sequence])),
+        ))  # fmt: skip
+    return _table(rows)
+
+
+def changed(evidence: Evidence, dataset: str, scale: str) -> str:
+    """Runs with changed settings: ablations, equal compute, other protocols."""
+    rows = [("method", "ipc", "K", "seed", "changed", "last", "selected", "joint", "random", "record")]
+    for run in evidence.runs:
+        changes = changes_of(run)
+        if (run.dataset, run.scale) != (dataset, scale) or not changes:
+            continue
+        shown = ", ".join(f"{key} = {value}" for key, value in changes.items() if key != "ipc")
+        kinds = (run.accuracy_last, run.accuracy_selected, run.accuracy_joint, run.random_baseline)
+        rows.append((run.method, run.ipc, run.num_subsets, run.seed, shown, *map(_accuracy, kinds), _short(run)))
+    return _table(rows)
+
+
+def judged(evidence: Evidence, dataset: str) -> str:
+    """Finished sets under other questions: other networks, other training, jointly."""
+    rows = [("method and seed", "trained", "changed", "network", "accuracy", "random real", "difference", "n")]
+    runs = {run.run_id: run for run in evidence.runs}
+    for one in evidence.judgements:
+        if one.config["dataset"] != dataset or one.run_id not in runs:
+            continue
+        run = runs[one.run_id]
+        before = flatten_settings(run.config)
+        changes = {key: value for key, value in flatten_settings(one.config).items() if before.get(key) != value}
+        shown = ", ".join(f"{key} = {value}" for key, value in changes.items() if not key.startswith("evaluation."))
+        for name, found in one.accuracy.items():
+            random = (one.random_baseline or {}).get(name)
+            gain = "" if random is None else f"{found['mean'] - random['mean']:+.1f}"
+            trained = "jointly" if one.joint else "in stages" if run.num_subsets > 1 else "in one stage"
+            rows.append(
+                (f"{run.method}, {run.seed}", trained, shown, name, _accuracy(found), _accuracy(random), gain, found["n"])
+            )
+    return _table(rows)
+
+
+def robust(evidence: Evidence, dataset: str, scale: str) -> str:
+    """Label-robust and augmentation-robust scores in the sense of DD-Ranking, with weights of one half."""
+    whole = evidence.of_preset(dataset, 0, "whole", scale)
+    require(bool(whole), f"robust scores need the whole data set: run {dataset}-whole --scale {scale}", StorageError)
+    real = fmean(fmean(values) for values in _values(whole, "accuracy_last"))
+    rows = [("method and seed", "set", "random", "set, plain", "random, plain", "label-robust", "augmentation-robust")]
+    plain = {
+        one.run_id: one
+        for one in evidence.judgements
+        if one.config["training"]["augment"] == "none" and one.random_baseline is not None and not one.joint
+    }
+    for run in evidence.runs:
+        if (run.dataset, run.scale) != (dataset, scale) or run.run_id not in plain:
+            continue
+        bare, network = plain[run.run_id], run.config["network"]["name"]
+        found = (run.accuracy_last, run.random_baseline, bare.accuracy[network], bare.random_baseline[network])
+        ours, random, ours_plain, random_plain = (one["mean"] / 100 for one in found)
+        label = robust_score(0.5 * (ours - random) - 0.5 * (real / 100 - ours))
+        augment = robust_score(0.5 * (ours - random) + 0.5 * (ours_plain - random_plain))
+        rows.append((f"{run.method}, {run.seed}", *map(_accuracy, found), f"{label:.1f}", f"{augment:.1f}"))
+    return _table(rows)
+
+
+BLOCKS: dict[str, Callable[..., str]] = {
+    "baselines": baselines, "comparison": comparison, "changed": changed, "judged": judged, "robust": robust,
+}  # fmt: skip
+
+
+def _values(runs: Sequence[RunRecord], name: str) -> list[list[float]]:
+    return [getattr(run, name)["values"] for run in runs]
+
+
+def _spread(values: Values) -> str:
+    """Returns mean ± standard deviation over the seeds' means, or over networks if there is one seed."""
+    means = [fmean(one) for one in values] if len(values) > 1 else values[0]
+    return f"{fmean(means):.1f} ± {stdev(means) if len(means) > 1 else 0.0:.1f}"
+
+
+def _difference(first: Values, second: Values) -> str:
+    mean = fmean(fmean(one) for one in second) - fmean(fmean(one) for one in first)
+    if min(len(first), len(second)) < 3:
+        return f"{mean:+.1f}"
+    low, high = bootstrap_difference(first, second)
+    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def _accuracy(found: Mapping[str, Any] | None) -> str:
+    return "-" if found is None else f"{found['mean']:.1f} ± {found['std']:.1f}"
+
+
+def _short(run: RunRecord) -> str:
+    return f"`{run.config_hash[:8]}`"
+
+
+def _table(rows: Sequence[Sequence[Any]]) -> str:
+    head, *body = [[str(cell) for cell in row] for row in rows]
+    if not body:
+        return "Not run yet.\n"
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *body)) + "\n"
+
+
+# --- pages
+
+
+def render(text: str, evidence: Evidence) -> str:
+    """Returns a page with all its blocks made anew.
+
+    Raises:
+        StorageError: a block that `BLOCKS` does not know.
+    """
+
+    def replace(match: re.Match[str]) -> str:
+        name, *arguments = match[2].split()
+        require(name in BLOCKS, f"evidence block {name!r} is unknown; use one of {', '.join(BLOCKS)}", StorageError)
+        return match[1] + BLOCKS[name](evidence, *arguments) + match[3]
+
+    return BLOCK.sub(replace, text)
+
+
+def update_page(path: Path, evidence: Evidence) -> bool:
+    """Makes the blocks of a Markdown file anew; returns whether anything changed."""
+    before = path.read_text()
+    after = render(before, evidence)
+    if after != before:
+        write_atomically(path, lambda temporary: temporary.write_text(after))
+    return after != before
