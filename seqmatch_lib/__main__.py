@@ -122,6 +122,13 @@ def _make_parser() -> argparse.ArgumentParser:
     tables.add_argument("--results", type=Path, default=Path("paper_results"), metavar="DIR", help="default: paper_results")
     tables.add_argument("--pending", action="store_true", help="list the cells without a record instead")
     tables.add_argument("--scale", default="paper", choices=SCALES, help="of the pending cells; default: paper")
+    tables.add_argument(
+        "--tflops",
+        type=float,
+        default=20.0,
+        metavar="RATE",
+        help="assumed of a GPU; default: 20, a guess for an H200",
+    )
     tables.set_defaults(command=_tables)
 
     report = commands.add_parser("report", help="make the evidence blocks of Markdown pages anew from the records")
@@ -273,7 +280,7 @@ def _bench(options: argparse.Namespace) -> None:
 def _tables(options: argparse.Namespace) -> None:
     if options.pending:
         benchmark = load_benchmark(newest_benchmark(options.results / "benchmarks"))
-        print(format_pending(options.scale, load_runs(options.results), benchmark))
+        print(format_pending(options.scale, load_runs(options.results), benchmark, options.tflops))
         return
     require(find_spec("pandas") is not None, "tables need the notebook packages: pip install seqmatch-lib[notebooks]")
     from seqmatch_lib.tables import write_tables

@@ -14,7 +14,7 @@ from seqmatch_lib.data import DATASETS
 from seqmatch_lib.errors import ConfigError, require
 from seqmatch_lib.methods import get_method
 from seqmatch_lib.networks import NetworkConfig, count_parameters, make_network
-from seqmatch_lib.results import RunRecord
+from seqmatch_lib.results import RunRecord, changes_of
 from seqmatch_lib.step_functions import GRADIENT_PASSES
 
 VALIDATION_SHARE = 0.1
@@ -241,22 +241,26 @@ def format_errors(records: Sequence[RunRecord], benchmark: Mapping[str, Any]) ->
     return "\n".join(lines) if len(lines) > 1 else "no run was recorded on this machine, so no error can be shown"
 
 
-def format_pending(scale: str, records: Sequence[RunRecord], benchmark: Mapping[str, Any]) -> str:
-    """Returns the presets without a record at a scale, with predicted hours on the machine of a benchmark.
+def format_pending(scale: str, records: Sequence[RunRecord], benchmark: Mapping[str, Any], tflops: float) -> str:
+    """Returns the presets without a record at a scale, with predicted operations and hours.
 
     Args:
         scale: one of `SCALES`.
-        records: that there are.
-        benchmark: whose rates are used.
+        records: that there are; those with changed settings are other experiments.
+        benchmark: whose rates are used for hours on its machine.
+        tflops: an assumed rate, in 10^12 operations a second, for hours on a machine that nobody has measured.
     """
-    done = {(record.preset, record.scale) for record in records}
+    require(tflops > 0, f"--tflops {tflops} must be positive")
+    done = {(record.preset, record.scale) for record in records if not changes_of(record)}
     pending = [preset for preset in preset_names() if (preset, scale) not in done]
     machine = f"hours on {benchmark['machine']['device_name']}"
     lines = [f"{len(pending)} of {len(preset_names())} presets have no record at scale {scale}", ""]
-    lines.append(f"{'preset':<40}{machine:>24}")
+    assumed = f"hours at {tflops:g} TFLOP/s, assumed"
+    lines.append(f"{'preset':<34}{'PFLOP':>10}{machine:>30}{assumed:>34}")
     for preset in pending:
         config = RunConfig.from_preset(preset, scale)
         work = predict_work(config, Problem.of(config.dataset))
         seconds = sum(predict_seconds(one, config.network, benchmark) for one in work.values())
-        lines.append(f"{preset:<40}{seconds / 3600:>24,.1f}")
+        flops = sum(one.flops for one in work.values())
+        lines.append(f"{preset:<34}{flops / 1e15:>10,.1f}{seconds / 3600:>30,.1f}{flops / tflops / 3.6e15:>34,.2f}")
     return "\n".join(lines)

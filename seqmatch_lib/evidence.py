@@ -5,8 +5,9 @@ prose around it, and no numbers.
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import exp
 from pathlib import Path
 from statistics import fmean, stdev
@@ -14,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from seqmatch_lib.config import REFERENCES, SEQUENTIAL_PREFIX, RunConfig
+from seqmatch_lib.config import REFERENCES, SEQUENTIAL_PREFIX
 from seqmatch_lib.errors import StorageError, require
 from seqmatch_lib.judging import Judgement, load_judgements
 from seqmatch_lib.methods import method_names
-from seqmatch_lib.results import RunRecord, flatten_settings, load_runs
-from seqmatch_lib.storage import write_atomically
+from seqmatch_lib.results import RunRecord, changes_of, flatten_settings, load_runs
+from seqmatch_lib.storage import read_json, write_atomically
 
 BLOCK = re.compile(r"(<!-- evidence: ([\w ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 DRAWS = 10_000  # of the bootstrap
@@ -28,28 +29,30 @@ Values = Sequence[Sequence[float]]  # accuracies in per cent: one list a seed of
 
 @dataclass(frozen=True)
 class Evidence:
-    """All records of a results folder."""
+    """All records of a results folder.
+
+    Args:
+        runs: of `run`.
+        judgements: of `evaluate --results`.
+        trust: "faults" and "fuzzing" -> what `tests/faults.py` and `tests/fuzzing.py` counted in their long forms.
+    """
 
     runs: list[RunRecord]
     judgements: list[Judgement]
+    trust: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
     def load(cls, results_dir: Path | str) -> "Evidence":
         """Reads a results folder."""
         results_dir = Path(results_dir)
-        return cls(load_runs(results_dir), load_judgements(results_dir))
+        trust = {path.stem: read_json(path) for path in sorted((results_dir / "trust").glob("*.json"))}
+        return cls(load_runs(results_dir), load_judgements(results_dir), trust)
 
     def of_preset(self, dataset: str, ipc: int, method: str, scale: str) -> list[RunRecord]:
         """Returns the runs of a preset as it stands, in the order of their seeds."""
         wanted = (dataset, ipc, method, scale)
         found = [run for run in self.runs if (run.dataset, run.ipc, run.method, run.scale) == wanted and not changes_of(run)]
         return sorted(found, key=lambda run: run.seed)
-
-
-def changes_of(run: RunRecord) -> dict[str, Any]:
-    """Returns the settings in which a run differs from its preset."""
-    preset = flatten_settings(RunConfig.from_preset(run.preset, run.scale, run.seed).as_dict())
-    return {key: value for key, value in flatten_settings(run.config).items() if preset.get(key) != value}
 
 
 def bootstrap_difference(first: Values, second: Values, seed: int = 0) -> tuple[float, float]:
@@ -171,8 +174,27 @@ def robust(evidence: Evidence, dataset: str, scale: str) -> str:
     return _table(rows)
 
 
+def trust(evidence: Evidence) -> str:
+    """What happened to runs that were harmed and to readers that were lied to, by kind of fault."""
+    counts: dict[str, Counter[str]] = {}
+    for fault, row in evidence.trust.get("faults", {"rows": {}})["rows"].items():
+        counts.setdefault(fault.partition(":")[0], Counter()).update(row)
+    targets = evidence.trust.get("fuzzing", {"targets": {}})["targets"]
+    for row in targets.values():
+        numbers = Counter({name: count for name, count in row.items() if name != "examples"})
+        other = numbers["crash"] + numbers["hang"] + numbers["memory"]
+        found = Counter(injected=numbers.total(), crashes=other, silent=numbers["silent"])
+        counts.setdefault(f"fuzzed inputs, {len(targets)} readers", Counter()).update(found)
+    rows = [("fault", "times", "crashes", "losses", "silent errors")]
+    for fault, row in counts.items():
+        numbers = (row["injected"], row["crashes"] + row["other"], row["losses"], row["silent"])
+        rows.append((fault, *(f"{number:,}" for number in numbers)))
+    return _table(rows)
+
+
 BLOCKS: dict[str, Callable[..., str]] = {
     "baselines": baselines, "comparison": comparison, "changed": changed, "judged": judged, "robust": robust,
+    "trust": trust,
 }  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 import torch
 
+from seqmatch_lib.config import RunConfig
 from seqmatch_lib.errors import StorageError, require
 from seqmatch_lib.storage import read_json, write_json
 
@@ -139,6 +140,12 @@ def load_runs(folder: Path) -> list[RunRecord]:
     """Reads all records below `folder/runs`, sorted by data set, ipc, scale and method."""
     records = [load_record(path) for path in sorted((folder / "runs").rglob("*.json"))]
     return sorted(records, key=lambda record: (record.table, record.ipc, record.scale, record.method, record.seed))
+
+
+def changes_of(run: RunRecord) -> dict[str, Any]:
+    """Returns the settings in which a run differs from its preset."""
+    preset = flatten_settings(RunConfig.from_preset(run.preset, run.scale, run.seed).as_dict())
+    return {key: value for key, value in flatten_settings(run.config).items() if preset.get(key) != value}
 
 
 def format_records(records: Iterable[RunRecord]) -> str:

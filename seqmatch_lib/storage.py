@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 from filelock import AcquireReturnProxy, FileLock, Timeout
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 
 from seqmatch_lib.errors import StorageError
 
@@ -163,11 +163,16 @@ def _serialise(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> tu
     Not by `save_file`: it orders metadata at random, so that equal sets differ in bytes, and has a temporary file of its
     own, which a killed process leaves behind under a name that tells nobody whose it is.
     """
-    plain = memoryview(save(tensors))  # 8 bytes: the header's length; the header, JSON; the data
-    start = 8 + int.from_bytes(plain[:8], "little")
+    plain = memoryview(save(tensors))
+    start = _data_start(plain)
     header = json.dumps({"__metadata__": metadata, **json.loads(bytes(plain[8:start]))}, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)  # so that the data stay aligned
     return len(header).to_bytes(8, "little") + header, plain[start:]
+
+
+def _data_start(content: bytes | memoryview) -> int:
+    """Returns where the data of a safetensors file begin: after 8 bytes of the header's length, and the header in JSON."""
+    return 8 + int.from_bytes(content[:8], "little")
 
 
 def tensors_under(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
@@ -184,12 +189,12 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     if not path.is_file():
         raise StorageError(f"{path} does not exist; give the path of a .safetensors file made by a run")
     try:
-        with safe_open(path, framework="pt") as handle:
-            header = handle.metadata() or {}
-            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (not a dict)
+        content = path.read_bytes()  # at once: `safe_open` opens it twice, and a running process may replace it in between
+        tensors = load(content)
+        header = json.loads(content[8 : _data_start(content)])["__metadata__"]
         metadata = json.loads(header["metadata"])
         intact = header["sha256_tensors"] == digest_tensors(tensors) and header["sha256_metadata"] == digest_json(metadata)
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError, AssertionError) as error:
         raise StorageError(f"{path} is damaged or no file of this project ({error!r}); delete it to make it again") from error
     if not intact:
         raise StorageError(f"{path} does not match its checksum: it was damaged; delete it to make it again")

@@ -9,7 +9,7 @@ import pandas as pd
 
 from seqmatch_lib.config import REFERENCES, RunConfig, preset_names
 from seqmatch_lib.errors import StorageError, require
-from seqmatch_lib.results import RunRecord, load_runs
+from seqmatch_lib.results import RunRecord, changes_of, load_runs
 from seqmatch_lib.storage import write_atomically
 
 DATASETS = ("svhn", "cifar10", "cifar100", "tiny_imagenet")  # with published numbers, in the order of the paper
@@ -28,7 +28,7 @@ COLUMNS = {
     "device": "device",
 }
 PUBLISHED_TEXTS = ("dataset", "method", "source", "check")  # columns of published accuracies
-PUBLISHED_NUMBERS = {"ipc": int, "mean": float, "std": float}
+PUBLISHED_NUMBERS = ("ipc", "mean", "std")
 NOT_RUN = "not run"
 UNVERIFIED = "unverified"  # in the column "check" of published accuracies
 DAGGER = "†"  # stands beside them
@@ -44,12 +44,15 @@ def load_published(results_dir: Path | str = "paper_results") -> pd.DataFrame:
     remedy = "it belongs to the repository: use its paper_results folder"
     require(path.is_file(), f"{path} is missing; {remedy}", StorageError)
     try:
-        table = pd.read_csv(path, dtype=PUBLISHED_NUMBERS)
+        table = pd.read_csv(path, dtype=dict.fromkeys(PUBLISHED_NUMBERS, float))
     except (ValueError, OverflowError) as error:
         raise StorageError(f"{path} is damaged ({error}); {remedy}") from error
     wrong = sorted(set(PUBLISHED_TEXTS).union(PUBLISHED_NUMBERS) - set(table.columns))
     require(not wrong, f"{path} has no columns {wrong}; {remedy}", StorageError)
-    return table
+    require(
+        bool((table["ipc"] == table["ipc"].clip(0, 10**6).round()).all()), f"{path} has an odd ipc; {remedy}", StorageError
+    )
+    return table.astype({"ipc": int})
 
 
 def build_table(
@@ -94,8 +97,7 @@ def _presets_of(dataset: str) -> list[str]:
 
 def _runs_of(preset: str, scale: str, records: Sequence[RunRecord]) -> list[RunRecord]:
     """Returns the runs of a preset as it stands, one a seed; a run with overrides is another experiment."""
-    matching = [record for record in records if (record.preset, record.scale) == (preset, scale)]
-    return [record for record in matching if record.config_hash == RunConfig.from_preset(preset, scale, seed=record.seed).hash]
+    return [record for record in records if (record.preset, record.scale) == (preset, scale) and not changes_of(record)]
 
 
 def _summarise(runs: Sequence[RunRecord], scale: str, printed: pd.DataFrame) -> dict[str, Any]:

@@ -7,8 +7,10 @@ import pandas as pd
 import pytest
 
 from seqmatch_lib.__main__ import main
+from seqmatch_lib.bench_report import load_benchmark, newest_benchmark
 from seqmatch_lib.config import RunConfig, preset_names
-from seqmatch_lib.errors import StorageError
+from seqmatch_lib.cost import format_pending
+from seqmatch_lib.errors import ConfigError, StorageError
 from seqmatch_lib.results import load_runs, tabulate_accuracies
 from seqmatch_lib.tables import COLUMNS, DATASETS, build_table, format_markdown, load_published, note_of, write_tables
 
@@ -63,7 +65,8 @@ def test_only_paper_scale_is_compared_with_published_numbers():
 
 def test_seeds_are_pooled_and_other_settings_left_out():
     preset = "cifar10-ipc10-seqmatch_mtt"
-    changed = replace(as_run_of(preset, mean=99.0), config_hash="0" * 64)
+    other = RunConfig.from_preset(preset, overrides={"mtt.syn_steps": 3})
+    changed = replace(as_run_of(preset, mean=99.0), config=other.as_dict(), config_hash=other.hash)
     records = [as_run_of(preset, seed=0, mean=60.0), as_run_of(preset, seed=1, mean=64.0), changed]
     row = row_of(build_table("cifar10", records, PUBLISHED), preset, "paper")
     assert (row["seeds"], row["n"], row["last"], row["difference"]) == ("2", "4", "62.0 ± 2.6", "-4.2")
@@ -113,3 +116,18 @@ def test_the_command_writes_tables_and_lists_what_is_pending(tmp_path, capsys):
     done = {record.preset for record in RECORDS if record.scale == "paper"}
     assert f"{len(preset_names()) - len(done)} of {len(preset_names())} presets have no record at scale paper" in out
     assert "cifar10-ipc50-seqmatch_mtt" in out
+
+
+def test_a_run_with_changed_settings_leaves_its_cell_pending():
+    benchmark = load_benchmark(newest_benchmark(RESULTS / "benchmarks"))
+    changed = RunConfig.from_preset("svhn-ipc10-mtt", overrides={"mtt.iterations": 10})
+    plain = as_run_of("svhn-ipc10-random")
+    records = [plain, replace(as_run_of("svhn-ipc10-mtt"), config=changed.as_dict(), config_hash=changed.hash)]
+    lines = format_pending("paper", records, benchmark, tflops=10.0).splitlines()
+    names = [line.split()[0] for line in lines[3:]]
+    assert "svhn-ipc10-mtt" in names
+    assert "svhn-ipc10-random" not in names
+    (row,) = [line.split() for line in lines if line.startswith("svhn-ipc10-mtt ")]
+    assert float(row[3]) == pytest.approx(float(row[1]) * 1e15 / 10e12 / 3600, rel=0.01)
+    with pytest.raises(ConfigError, match="--tflops 0 must be positive"):
+        format_pending("paper", records, benchmark, tflops=0)

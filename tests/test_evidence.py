@@ -1,0 +1,162 @@
+"""The report: its blocks follow the records, its intervals cover what they should, its scores follow their definition."""
+
+from dataclasses import replace
+from math import e
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import SEED
+
+from seqmatch_lib import figures
+from seqmatch_lib.__main__ import main
+from seqmatch_lib.config import RunConfig
+from seqmatch_lib.errors import StorageError
+from seqmatch_lib.evidence import BLOCK, Evidence, bootstrap_difference, changes_of, render, robust_score
+from seqmatch_lib.judging import Judgement, load_judgements, save_judgement
+
+ROOT = Path(__file__).parents[1]
+COMMITTED = Evidence.load(ROOT / "paper_results")
+TEMPLATE = next(run for run in COMMITTED.runs if run.dataset == "cifar10")
+
+
+def accuracy(*values):
+    summary = {"mean": float(np.mean(values)), "std": float(np.std(values, ddof=1)), "n": len(values), "values": list(values)}
+    return summary | {"by_network": {"convnet": dict(summary)}}
+
+
+def make_run(preset, seed=0, last=(40.0, 42.0), joint=None, overrides=None):
+    config = RunConfig.from_preset(preset, "reduced", seed, overrides)
+    return replace(
+        TEMPLATE, run_id=config.run_id, dataset=config.dataset, method=config.method, ipc=config.ipc, preset=preset,
+        scale="reduced", num_subsets=config.num_subsets, seed=seed, config=config.as_dict(), config_hash=config.hash,
+        accuracy_last=accuracy(*last), accuracy_selected=accuracy(*last), random_baseline=accuracy(20.0, 22.0),
+        accuracy_joint=None if joint is None else accuracy(*joint),
+    )  # fmt: skip
+
+
+def make_judgement(run, **changes):
+    values = {
+        "schema": 1, "run_id": run.run_id, "synthetic_sha256": "0", "joint": False, "seed": 0, "config": run.config,
+        "accuracy": {"convnet": accuracy(30.0, 32.0)}, "random_baseline": {"convnet": accuracy(15.0, 17.0)}, "data": "",
+        "seconds": 1.0, "device": "cpu", "device_name": "", "threads": 1, "torch": "", "python": "", "git_commit": "",
+        "dirty": False,
+    }  # fmt: skip
+    return Judgement(**values | changes)
+
+
+def block(name, evidence):
+    return render(f"<!-- evidence: {name} -->\nold\n<!-- end -->\n", evidence)
+
+
+@pytest.mark.parametrize("page", ["README.md", "paper_results/REPORT.md"])
+def test_committed_pages_say_what_the_records_say(page):
+    text = (ROOT / page).read_text()
+    assert BLOCK.search(text), "no block was found"
+    assert render(text, COMMITTED) == text, "run `python -m seqmatch_lib report`"
+
+
+def test_a_comparison_pools_seeds_and_leaves_changed_runs_out():
+    runs = [make_run("cifar10-ipc10-mtt", seed, (40.0 + seed, 42.0 + seed)) for seed in range(3)]
+    runs += [make_run("cifar10-ipc10-seqmatch_mtt", seed, (50.0, 52.0), (44.0, 46.0)) for seed in range(3)]
+    runs.append(make_run("cifar10-ipc10-mtt", 0, (90.0, 90.5), overrides={"mtt.iterations": 600}))
+    text = block("comparison cifar10 10 reduced", Evidence(runs, []))
+    (row,) = [line for line in text.splitlines() if line.startswith("| mtt")]
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[:8] == ["mtt", "2", "3", "6", "21.0 ± 0.0", "42.0 ± 1.0", "51.0 ± 0.0", "45.0 ± 0.0"]
+    assert cells[8].startswith("+9.0 [")
+    assert cells[9].startswith("+3.0 [")
+    assert "90" not in text
+    changed = block("changed cifar10 reduced", Evidence(runs, []))
+    assert "mtt.iterations = 600" in changed
+    assert changed.count("\n| ") == 3  # head, line, the changed run
+
+
+def test_an_interval_needs_three_seeds():
+    runs = [make_run("cifar10-ipc10-mtt"), make_run("cifar10-ipc10-seqmatch_mtt", 0, (50.0, 52.0), (44.0, 46.0))]
+    assert "| +10.0 | +4.0 |" in block("comparison cifar10 10 reduced", Evidence(runs, []))
+
+
+def test_settings_that_differ_from_the_preset_are_found():
+    assert changes_of(make_run("cifar10-ipc10-mtt")) == {}
+    changed = make_run("cifar10-ipc10-mtt", overrides={"mtt.syn_steps": 7, "select_on": "test"})
+    assert changes_of(changed) == {"mtt.syn_steps": 7, "select_on": "test"}
+
+
+def test_the_bootstrap_covers_the_true_difference():
+    """Two methods 3 points apart, seeds that scatter by 1, networks by 2: 95 % intervals of 8 seeds each."""
+    generator = np.random.default_rng(SEED)
+
+    def draw(mean):
+        return [(mean + generator.normal(0, 1) + generator.normal(0, 2, 5)).tolist() for _ in range(8)]
+
+    intervals = [bootstrap_difference(draw(40.0), draw(43.0), seed) for seed in range(100)]
+    covered = sum(low < 3.0 < high for low, high in intervals)
+    assert covered >= 82  # few seeds make intervals a little short; 82 of 100 is beyond bad luck for 92 %
+    assert all(low < high for low, high in intervals)
+    assert bootstrap_difference([[1.0], [1.0]], [[3.0], [3.0]]) == (2.0, 2.0)
+
+
+def test_robust_scores_follow_their_definition():
+    assert robust_score(1) == pytest.approx(100)
+    assert robust_score(-1) == pytest.approx(0)
+    assert robust_score(0) == pytest.approx(100 * (1 - 1 / e) / (e - 1 / e))
+    run = make_run("cifar10-ipc10-mtt", last=(40.0, 42.0))
+    whole = make_run("cifar10-whole", last=(70.0, 72.0))
+    bare = make_judgement(run, config={**run.config, "training": {**run.config["training"], "augment": "none"}})
+    text = block("robust cifar10 reduced", Evidence([run, whole], [make_judgement(run), bare]))
+    label = robust_score(0.5 * (0.41 - 0.21) - 0.5 * (0.71 - 0.41))
+    augment = robust_score(0.5 * (0.41 - 0.21) + 0.5 * (0.31 - 0.16))
+    assert f"| {label:.1f} | {augment:.1f} |" in text
+    with pytest.raises(StorageError, match=r"run cifar10-whole --scale reduced"):
+        block("robust cifar10 reduced", Evidence([run], [bare]))
+
+
+def test_faults_are_counted_by_kind():
+    row = {"injected": 3, "right": 2, "crashes": 0, "losses": 1, "silent": 0, "other": 0}
+    faults = {"rows": {"killed: here": row, "killed: there": row, "clock": row | {"losses": 0, "other": 1}}}
+    fuzzing = {"targets": {"json": {"refused": 1000, "read": 500, "silent": 1, "examples": ["x"]}, "png": {"hang": 2}}}
+    text = block("trust", Evidence([], [], {"faults": faults, "fuzzing": fuzzing}))
+    assert "| killed | 6 | 0 | 2 | 0 |" in text
+    assert "| clock | 3 | 1 | 0 | 0 |" in text
+    assert "| fuzzed inputs, 2 readers | 1,503 | 2 | 0 | 1 |" in text
+
+
+def test_judgements_show_what_was_changed():
+    run = make_run("cifar10-ipc10-seqmatch_mtt", 0, joint=(1.0, 2.0))
+    longer = {**run.config, "training": {**run.config["training"], "epochs": 600}}
+    text = block("judged cifar10", Evidence([run], [make_judgement(run, joint=True, config=longer)]))
+    assert "| seqmatch_mtt, 0 | jointly | training.epochs = 600 | convnet | 31.0 ± 1.4 | 16.0 ± 1.4 | +15.0 | 2 |" in text
+
+
+def test_unknown_blocks_and_pages_are_named(tmp_path, capsys):
+    with pytest.raises(StorageError, match=r"evidence block 'nonsense' is unknown; use one of baselines"):
+        block("nonsense", COMMITTED)
+    assert main(["report", str(tmp_path / "absent.md")]) == 2
+    assert "absent.md does not exist" in capsys.readouterr().err
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- evidence: baselines reduced -->\n<!-- end -->\nafter\n")
+    for word in ("made anew", "unchanged"):
+        assert main(["report", str(page), "--results", str(ROOT / "paper_results")]) == 0
+        assert word in capsys.readouterr().out
+    assert page.read_text().startswith("before\n")
+    assert "| cifar10 | 10 |" in page.read_text()
+
+
+def test_judgements_are_kept_once_a_question(tmp_path):
+    run = make_run("cifar10-ipc10-mtt")
+    paths = {save_judgement(make_judgement(run, joint=joint), tmp_path) for joint in (False, True, False)}
+    assert len(paths) == 2
+    assert {one.joint for one in load_judgements(tmp_path)} == {False, True}
+    path = min(paths)
+    path.write_text(path.read_text().replace('"joint"', '"Joint"'))
+    with pytest.raises(StorageError, match=path.name):
+        load_judgements(tmp_path)
+
+
+def test_the_figure_has_a_point_a_seed():
+    runs = [make_run("cifar10-ipc10-mtt", seed) for seed in range(3)]
+    runs += [make_run("cifar10-ipc10-seqmatch_mtt", seed, joint=(44.0, 46.0)) for seed in range(2)]
+    (axis,) = figures.plot_comparison(Evidence(runs, []), "cifar10", 10, "reduced").axes
+    assert [len(container[0].get_xdata()) for container in axis.containers] == [3, 3, 2, 2]
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["mtt\nseeds: 3 and 2"]
