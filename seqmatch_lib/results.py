@@ -149,13 +149,13 @@ def changes_of(run: RunRecord) -> dict[str, Any]:
 
 
 def format_records(records: Iterable[RunRecord]) -> str:
-    """Returns a plain-text table of accuracies in per cent, one run a line, each with its scale."""
-    rows = [("dataset", "ipc", "method", "K", "scale", "seed", "last", "selected", "joint", "random real", "n")]
+    """Returns a plain-text table of accuracies in per cent, one run a line, each with its scale and the end of its id."""
+    rows = [("dataset", "ipc", "method", "K", "scale", "seed", "last", "selected", "joint", "random real", "n", "run")]
     for record in records:
         accuracies = (record.accuracy_last, record.accuracy_selected, record.accuracy_joint, record.random_baseline)
         cells = ["-" if one is None else f"{one['mean']:.1f} ± {one['std']:.1f}" for one in accuracies]
         names = (record.dataset, record.ipc or "all", record.method, record.num_subsets, record.scale, record.seed)
-        rows.append((*map(str, names), *cells, str(record.accuracy_last["n"])))
+        rows.append((*map(str, names), *cells, str(record.accuracy_last["n"]), record.config_hash[:8]))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

@@ -118,7 +118,8 @@ class TrajectorySet:
         try:
             rows = np.load(path, mmap_mode="r")
             # the checksums cover the rows' bytes, not the header that says how to read them
-            require(rows.dtype == np.dtype(np.float32), f"its numbers are {rows.dtype.str}, not float32", StorageError)
+            fits = rows.dtype == np.dtype(np.float32) and rows.ndim == 2
+            require(fits, f"it holds {rows.dtype.str} of shape {rows.shape}, not rows of float32", StorageError)
             row = rows[epoch].copy()
         except Exception as error:  # a damaged header can make numpy raise nearly anything
             raise StorageError(f"{path} is damaged ({error}); {remedy}") from error

@@ -1,0 +1,41 @@
+"""The distilled sets that are committed: whole, known to a record, and worth what the record says."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from seqmatch_lib.config import RunConfig
+from seqmatch_lib.data import load_dataset
+from seqmatch_lib.experiment import choose_device, prepare_data
+from seqmatch_lib.judging import judge
+from seqmatch_lib.results import load_runs
+from seqmatch_lib.synthetic import load_sequence
+
+RESULTS = Path(__file__).parents[1] / "paper_results"
+SETS = sorted((RESULTS / "distilled").glob("*.safetensors"))
+RECORDS = {record.run_id: record for record in load_runs(RESULTS)}
+SHARED = Path(os.environ.get("SEQMATCH_DATA") or Path(__file__).parents[2] / "shared" / "data")
+
+
+def test_there_are_sets():
+    assert len(SETS) >= 4
+    assert sum(path.stat().st_size for path in SETS) < 10 * 2**20
+
+
+@pytest.mark.parametrize("path", SETS, ids=lambda path: path.stem)
+def test_a_committed_set_is_the_one_of_its_record(path):
+    assert load_sequence(path).sha256() == RECORDS[path.stem].synthetic_sha256
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", SETS, ids=lambda path: path.stem)
+def test_a_committed_set_is_worth_what_its_record_says(path):
+    """Trains all networks again, from the file: within two standard deviations of the record."""
+    record = RECORDS[path.stem]
+    if not (SHARED / record.dataset).is_dir():
+        pytest.skip(f"needs the real data set {record.dataset}; set SEQMATCH_DATA")
+    sequence, config = load_sequence(path), RunConfig.from_dict(record.config)
+    data = prepare_data(load_dataset(config.dataset, SHARED), config.zca, config.select_on, choose_device())
+    found = judge(sequence, config, data, joint=False, seed=config.seed, with_random=False).accuracy["convnet"]
+    assert abs(found["mean"] - record.accuracy_last["mean"]) <= 2 * record.accuracy_last["std"]
