@@ -105,7 +105,7 @@ class StageCheckpoint:
         )
         try:
             return self._restore(fresh, tensors, metadata)
-        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:  # as another version may write it
+        except (ArithmeticError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:  # of another version
             raise StorageError(f"{self._path} is no state of this stage ({error!r}); delete it to begin it again") from error
 
     def _restore(

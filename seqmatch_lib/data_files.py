@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import os
 import re
 import warnings
@@ -19,6 +20,8 @@ from seqmatch_lib.errors import DataError, require
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "WEBP")  # nothing else is opened: Pillow gives PostScript to a program of its own
 MAX_PIXELS = 2**26  # of one image: a file of some kilobytes can claim to hold any number
+SHARD_BYTES, SHARD_PIXELS = 2**24, 2**28  # that a shard may always unfold to, however small its file is …
+SHARD_GROWTH = 100  # … and how many times the size of its file
 MODES_OF_16_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 SHARD_NAME = re.compile(r"-(\d{5})-of-(\d{5})\.parquet$")
 
@@ -71,11 +74,10 @@ def read_rows(path: Path, shape: tuple[int, int, int]) -> tuple[torch.Tensor, to
         DataError: as `read_shards`.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     require(path.is_file(), f"{path} is no file; get the file again", DataError)
     try:
-        table = pq.read_table(path, page_checksum_verification=True)
+        table = _read_table(path, math.prod(shape))
         encoded = [row["bytes"] for row in table["img"].to_pylist()]
         labels = torch.from_numpy(whole_numbers(table, "label"))
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, OverflowError) as error:
@@ -84,6 +86,27 @@ def read_rows(path: Path, shape: tuple[int, int, int]) -> tuple[torch.Tensor, to
     origins = [f"image {row} of {path}" for row in range(len(encoded))]
     images = decode_images(encoded, origins, shape)
     return images, labels, table, table.schema.metadata or {}
+
+
+def _read_table(path: Path, pixels: int) -> Any:
+    """Reads parquet piece by piece, as equal rows take no room in a file: one of kilobytes can unfold to any size.
+
+    Raises:
+        Exception: of pyarrow, or a ValueError: it unfolds to more than there is a reason for.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    size, rows, batches = path.stat().st_size, 0, []
+    room = max(SHARD_BYTES, SHARD_GROWTH * size)
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        for batch in file.iter_batches(batch_size=256):
+            room -= batch.nbytes
+            rows += len(batch)
+            if room < 0 or rows * pixels > max(SHARD_PIXELS, SHARD_GROWTH * size):
+                raise ValueError(f"its {size:,} bytes unfold to more than {rows:,} images")
+            batches.append(batch)
+        return pa.Table.from_batches(batches, schema=file.schema_arrow)
 
 
 def whole_numbers(table: Any, name: str) -> np.ndarray:

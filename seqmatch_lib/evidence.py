@@ -19,7 +19,7 @@ from seqmatch_lib.config import REFERENCES, SEQUENTIAL_PREFIX
 from seqmatch_lib.errors import StorageError, require
 from seqmatch_lib.judging import Judgement, load_judgements
 from seqmatch_lib.methods import method_names
-from seqmatch_lib.results import RunRecord, changes_of, flatten_settings, load_runs
+from seqmatch_lib.results import RunRecord, changes_of, describe_changes, flatten_settings, load_runs
 from seqmatch_lib.storage import read_json, write_atomically
 
 BLOCK = re.compile(r"(<!-- evidence: ([\w ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -138,8 +138,7 @@ def judged(evidence: Evidence, dataset: str) -> str:
         if one.config["dataset"] != dataset or one.run_id not in runs:
             continue
         run = runs[one.run_id]
-        before = flatten_settings(run.config)
-        changes = {key: value for key, value in flatten_settings(one.config).items() if before.get(key) != value}
+        changes = describe_changes(flatten_settings(run.config), flatten_settings(one.config))
         shown = ", ".join(f"{key} = {value}" for key, value in changes.items() if not key.startswith("evaluation."))
         for name, found in one.accuracy.items():
             random = (one.random_baseline or {}).get(name)
@@ -178,7 +177,9 @@ def trust(evidence: Evidence) -> str:
     """What happened to runs that were harmed and to readers that were lied to, by kind of fault."""
     counts: dict[str, Counter[str]] = {}
     for fault, row in evidence.trust.get("faults", {"rows": {}})["rows"].items():
-        counts.setdefault(fault.partition(":")[0], Counter()).update(row)
+        if not fault.endswith("goes on to its end"):  # what became of a run after its kills, and no kill itself
+            kind = re.match(r"clock jumps|files from|[^:]*", fault)[0]
+            counts.setdefault(kind.replace("files from", "files from another time"), Counter()).update(row)
     targets = evidence.trust.get("fuzzing", {"targets": {}})["targets"]
     for row in targets.values():
         numbers = Counter({name: count for name, count in row.items() if name != "examples"})

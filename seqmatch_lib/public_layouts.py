@@ -4,6 +4,7 @@ Sources: `distill.py` of MTT, `distill_eval_new.py` of SeqMatch, `DATM.py`, `con
 SeqMatch-IDC.
 """
 
+import warnings
 import zipfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -148,7 +149,9 @@ def _load_pt(path: Path) -> Any:
     try:
         if zipfile.is_zipfile(path):
             _check_stored(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, on pickles of a kind that it reads all the same
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a malformed or hostile pickle can end in any exception that its opcodes lead to
         reason = (str(error).splitlines() or [""])[0] or type(error).__name__
         if "weights_only" in reason:  # torch's advice to read it without the protection is nothing to pass on

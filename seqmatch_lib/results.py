@@ -145,7 +145,13 @@ def load_runs(folder: Path) -> list[RunRecord]:
 def changes_of(run: RunRecord) -> dict[str, Any]:
     """Returns the settings in which a run differs from its preset."""
     preset = flatten_settings(RunConfig.from_preset(run.preset, run.scale, run.seed).as_dict())
-    return {key: value for key, value in flatten_settings(run.config).items() if preset.get(key) != value}
+    return describe_changes(preset, flatten_settings(run.config))
+
+
+def describe_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what flat settings have become that differ; one that is left out has its default."""
+    changed = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+    return {key: after.get(key, "default") for key in changed}
 
 
 def format_records(records: Iterable[RunRecord]) -> str:

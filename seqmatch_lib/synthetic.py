@@ -101,7 +101,9 @@ def load_sequence(path: Path) -> SubsetSequence:
         count = metadata.pop("num_subsets")
         formations = metadata.pop("formations", [{}] * count)
         subsets = tuple(
-            SyntheticSubset(tensors[f"images.{k}"], tensors[f"labels.{k}"], tensors[f"lr.{k}"].item(), Formation(**formation))
+            SyntheticSubset(
+                tensors[f"images.{k}"], tensors[f"labels.{k}"], float(tensors[f"lr.{k}"].item()), Formation(**formation)
+            )
             for k, formation in enumerate(formations, start=1)
         )
     except KeyError as error:

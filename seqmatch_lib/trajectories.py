@@ -116,7 +116,8 @@ class TrajectorySet:
         )
         remedy = "delete it and its .json to train the teacher again"
         try:
-            rows = np.load(path, mmap_mode="r")
+            with np.errstate(over="raise"):  # a damaged shape can be of any size
+                rows = np.load(path, mmap_mode="r")
             # the checksums cover the rows' bytes, not the header that says how to read them
             fits = rows.dtype == np.dtype(np.float32) and rows.ndim == 2
             require(fits, f"it holds {rows.dtype.str} of shape {rows.shape}, not rows of float32", StorageError)

@@ -114,11 +114,11 @@ def test_robust_scores_follow_their_definition():
 
 def test_faults_are_counted_by_kind():
     row = {"injected": 3, "right": 2, "crashes": 0, "losses": 1, "silent": 0, "other": 0}
-    faults = {"rows": {"killed: here": row, "killed: there": row, "clock": row | {"losses": 0, "other": 1}}}
+    faults = {"rows": {"killed: here": row, "killed: there": row, "clock jumps back": row | {"losses": 0, "other": 1}}}
     fuzzing = {"targets": {"json": {"refused": 1000, "read": 500, "silent": 1, "examples": ["x"]}, "png": {"hang": 2}}}
     text = block("trust", Evidence([], [], {"faults": faults, "fuzzing": fuzzing}))
     assert "| killed | 6 | 0 | 2 | 0 |" in text
-    assert "| clock | 3 | 1 | 0 | 0 |" in text
+    assert "| clock jumps | 3 | 1 | 0 | 0 |" in text
     assert "| fuzzed inputs, 2 readers | 1,503 | 2 | 0 | 1 |" in text
 
 

@@ -234,13 +234,15 @@ def test_exported_pictures_train_a_torchvision_model_without_this_library(tmp_pa
     cifar10 = fit_preprocessing(DATASETS["cifar10"], torch.empty(0), zca=False)
     sequence = SubsetSequence((SyntheticSubset(cifar10(255 * images), labels, 0.01),))
     export_sequence(sequence, "folder", tmp_path / "pictures", cifar10, NAMES)
-    prelude = (  # declares two operators, as `import_torchvision` does where torch is built without CUDA
+    prelude = (  # as `import_torchvision` does: where torch is built without CUDA, two operators must be declared
         "import sys; sys.modules['seqmatch_lib'] = None\n"
         "import torch\n"
-        "library = torch.library.Library('torchvision', 'FRAGMENT')\n"
-        "for name in ('nms', 'qnms'):\n"
-        "    try: library.define(name + '(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')\n"
-        "    except RuntimeError: pass\n"
+        "try: import torchvision\n"
+        "except RuntimeError:\n"
+        "    for name in [name for name in sys.modules if name.split('.')[0] == 'torchvision']: del sys.modules[name]\n"
+        "    library = torch.library.Library('torchvision', 'FRAGMENT')\n"
+        "    for name in ('nms', 'qnms'):\n"
+        "        library.define(name + '(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", prelude + example], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False

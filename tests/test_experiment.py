@@ -1,12 +1,8 @@
-"""Whole runs on the built-in digits: the record, resuming after SIGKILL in every phase, locks, time budgets."""
+"""Whole runs on the built-in digits: the record, locks, time budgets; `test_faults.py` kills them."""
 
-import os
-import signal
-import subprocess
-import sys
+import shutil
 import time
 from dataclasses import asdict
-from pathlib import Path
 
 import pytest
 import torch
@@ -232,54 +228,28 @@ def test_a_damaged_checkpoint_is_named(tmp_path, finished):
         run_experiment(configure(), tmp_path)
 
 
-SCRIPT = """
-import sys
-from seqmatch_lib.config import RunConfig
-from seqmatch_lib.experiment import run_experiment
-overrides = {"mtt.iterations": 30, "teachers.num_teachers": 4, "evaluation.num_networks": 4, "training.epochs": 20}
-config = RunConfig.from_preset("digits-ipc10-seqmatch_mtt", "smoke", 0, overrides)
-run_experiment(config, sys.argv[1], save_seconds=0)
-"""
+def test_a_deleted_set_is_made_again_from_what_made_it(tmp_path, finished):
+    _, expected = finished
+    record = run_experiment(configure(), tmp_path)
+    path = tmp_path / "distilled" / f"{record.run_id}.safetensors"
+    whole = path.read_bytes()
+    path.unlink()
+    assert run_experiment(configure(), tmp_path) == record
+    assert path.read_bytes() == whole
+    path.unlink()
+    shutil.rmtree(tmp_path / "state")  # as in a folder of records alone
+    assert run_experiment(configure(), tmp_path) == record
+    assert not path.exists()
+    assert record.comparable() == expected.comparable()
 
 
-def start(folder: Path) -> subprocess.Popen:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", SCRIPT, str(folder)]
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-
-
-def kill_when_there_is(folder: Path, pattern: str) -> None:
-    """Starts the run and kills it with SIGKILL as soon as a file matches the pattern."""
-    process = start(folder)
-    while process.poll() is None and not list(folder.glob(pattern)):
-        time.sleep(0.002)
-    process.kill()
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL, f"the run ended before {pattern} could be seen"
-    assert not list(folder.glob("runs/*/*.json"))
-
-
-def finish(folder: Path) -> dict:
-    process = start(folder)
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-    (record,) = load_runs(folder)
-    return record.comparable()
-
-
-def test_a_run_killed_in_every_phase_gives_the_record_of_an_uninterrupted_one(tmp_path):
-    expected = finish(tmp_path / "whole")
-    killed = tmp_path / "killed"
-    for pattern in (
-        "teachers/*/*-stage1-*/teacher-001.json",  # two of four teachers are there
-        "state/*/stage-1.safetensors",  # after the first of 30 iterations
-        "teachers/*/*-stage2-*/teacher-000.json",
-        "state/*/stage-2.safetensors",
-        "state/*/evaluation.json",  # after the first network
-    ):
-        kill_when_there_is(killed, pattern)
-    assert finish(killed) == expected
-    assert not list(killed.rglob("*.tmp"))
+def test_a_name_with_dots_has_a_lock_of_its_own(tmp_path, monkeypatch):
+    config = configure()
+    monkeypatch.setattr(RunConfig, "run_id", "digits.v2-seed0")
+    (tmp_path / "state").mkdir()
+    with FileLock(tmp_path / "state" / "digits.lock"):  # what a run with the id "digits" would hold
+        run_experiment(config, tmp_path)
+    assert (tmp_path / "state" / "digits.v2-seed0.lock").is_file()
 
 
 def test_comparable_leaves_out_only_what_may_differ(finished):

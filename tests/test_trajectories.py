@@ -1,17 +1,22 @@
 """Teacher files: copies of the weights, checksums, resume, and two processes at once."""
 
+import contextlib
 import hashlib
+import itertools
 import multiprocessing
+import warnings
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from seqmatch_lib import trajectories
 from seqmatch_lib.budget import Budget
 from seqmatch_lib.errors import ConfigError, DivergenceError, OutOfTime, StorageError
 from seqmatch_lib.networks import NetworkConfig, count_parameters, flatten_parameters, make_network
 from seqmatch_lib.seeds import make_generator
+from seqmatch_lib.storage import acquire_lock
 from seqmatch_lib.trajectories import TeacherConfig, record_trajectories
 
 CONFIG = TeacherConfig(num_teachers=3, epochs=4, lr=0.1, batch_size=8)
@@ -95,6 +100,56 @@ def test_a_damaged_row_is_noticed_and_others_still_read(tmp_path):
     path.write_bytes(data[: len(data) // 2])
     with pytest.raises(StorageError, match="teacher-002.npy is damaged"):
         teachers.segment(2, 0, 1)
+
+
+def test_every_damaged_bit_of_the_header_is_noticed(tmp_path):
+    teachers = record(tmp_path, replace(CONFIG, num_teachers=1))
+    path = tmp_path / "teacher-000.npy"
+    whole, expected = path.read_bytes(), teachers.segment(0, 0, 4)
+    rows = np.load(path)
+    header = len(whole) - rows.nbytes
+    np.save(tmp_path / "plain.npy", rows)
+    assert (tmp_path / "plain.npy").read_bytes() == whole
+    unnoticed = []
+    for position, bit in itertools.product(range(header), range(8)):
+        path.unlink()  # what is mapped into memory keeps the old file
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 1 << bit]) + whole[position + 1 :])
+        with warnings.catch_warnings(), contextlib.suppress(StorageError):
+            warnings.simplefilter("ignore")
+            found = teachers.segment(0, 0, 4)
+            if any(a.dtype != b.dtype or not torch.equal(a, b) for a, b in zip(found, expected, strict=True)):
+                unnoticed.append((position, bit))
+    assert not unnoticed  # such as integers in place of floats, whose bytes have the same checksum
+
+
+def test_leftovers_of_killed_processes_go_and_those_of_living_ones_stay(tmp_path):
+    names = [".manifest.json.1.tmp", ".teacher-000.npy.1.tmp", ".teacher-001.json.1.tmp", ".teacher-002.npy.2.tmp"]
+    for name in names:
+        (tmp_path / name).write_text("half")
+    lock = acquire_lock(tmp_path / "teacher-002.lock")  # a living process is at teacher 2 …
+    started = []
+
+    def starts(teachers):
+        started.extend(teachers)
+        if started == [0, 1]:  # … and finishes, or dies, when the others are there
+            assert [path.name for path in tmp_path.glob(".*.tmp")] == names[3:]
+            lock.__exit__(None, None, None)
+        return make_starts(teachers)
+
+    record(tmp_path, starts=starts)
+    assert started == [0, 1, 2]
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_finished_teachers_need_no_lock_and_so_no_folder_to_write_into(tmp_path, monkeypatch):
+    before = record(tmp_path).segment(1, 0, 4)
+
+    def refuse(path, timeout=-1):
+        raise AssertionError(f"locked {path}")
+
+    monkeypatch.setattr(trajectories, "acquire_lock", refuse)
+    after = record(tmp_path).segment(1, 0, 4)
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
 def test_an_epoch_beyond_the_recorded_ones_is_named(tmp_path):
