@@ -8,6 +8,7 @@ import warnings
 import zipfile
 from collections.abc import Sequence
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from seqmatch_lib.config import RunConfig
 from seqmatch_lib.errors import DataError, StorageError, require
 from seqmatch_lib.multi_formation import Formation
 from seqmatch_lib.preprocessing import Preprocessing
-from seqmatch_lib.storage import write_atomically
+from seqmatch_lib.storage import write_parts
 from seqmatch_lib.synthetic import SubsetSequence, SyntheticSubset, spread_lrs
 
 LR_FILES = ("best_lr.pt", "lr_best.pt")  # of SeqMatch and of DATM
@@ -68,7 +69,9 @@ def _write_pt_subset(subset: SyntheticSubset, folder: Path, lr_name: str) -> lis
 
 
 def _write_pt(path: Path, value: Any) -> Path:
-    write_atomically(path, lambda temporary: torch.save(value, temporary))
+    buffer = BytesIO()
+    torch.save(value, buffer)  # which would tell of a full disk by an error of its own kind
+    write_parts(path, buffer.getbuffer())
     return path
 
 
