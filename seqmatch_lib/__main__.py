@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 
@@ -28,6 +28,7 @@ from seqmatch_lib.preprocessing import Preprocessing
 from seqmatch_lib.results import format_records, load_runs
 from seqmatch_lib.synthetic import SubsetSequence, check_sequence, load_sequence, save_sequence
 
+RESULTS = Path("paper_results")
 EXIT_ERROR = 2
 EXIT_OUT_OF_TIME = 75  # EX_TEMPFAIL: the state is saved, the same command goes on
 
@@ -66,16 +67,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _make_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="seqmatch_lib", description="SeqMatch: sequential subset matching for dataset distillation")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+    for add in (_add_runs, _add_sets, _add_results, _add_pages, _add_predictions):
+        add(commands)
+    return parser
 
+
+def _add_runs(commands: Any) -> None:
+    """Adds the commands that compute: a run, the teachers that runs share."""
     run = commands.add_parser("run", help="distil, evaluate and record one preset, or go on with it")
     _add_preset_arguments(run)
-    run.add_argument("--results", type=Path, default=Path("paper_results"), metavar="DIR", help="default: paper_results")
+    _add_results_argument(run)
     run.add_argument("--max-minutes", type=float, metavar="M", help="stop at the first checkpoint after M minutes")
     run.add_argument("--download", action="store_true", help="download the data set if it is missing")
     run.add_argument("--force", action="store_true", help="run again although there is a record")
     _add_folder_arguments(run)
     run.set_defaults(command=_run)
 
+    teachers = commands.add_parser("teachers", help="record the teachers of a preset's first stage, which runs share")
+    _add_preset_arguments(teachers)
+    _add_results_argument(teachers)
+    teachers.set_defaults(command=_teachers)
+
+
+def _add_sets(commands: Any) -> None:
+    """Adds the commands for distilled sets: judge them, take them elsewhere, bring them here."""
     evaluate = commands.add_parser("evaluate", help="train fresh networks on a distilled set and test them")
     evaluate.add_argument("path", type=Path, metavar="PATH", help="a .safetensors file below <results>/distilled")
     evaluate.add_argument("--networks", nargs="+", metavar="NAME", help="default: those of the set's own run")
@@ -83,7 +98,7 @@ def _make_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--seed", type=int, default=0, help="default: 0")
     evaluate.add_argument("--joint", action="store_true", help="train on all subsets at once instead of stage by stage")
     evaluate.add_argument("--random", action="store_true", help="also train on as many random real images")
-    evaluate.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for example training.epochs=600")
+    _add_set_argument(evaluate, "training.epochs=600")
     evaluate.add_argument("--results", type=Path, metavar="DIR", help="keep a record in <DIR>/judgements")
     _add_folder_arguments(evaluate)
     evaluate.set_defaults(command=_evaluate)
@@ -100,80 +115,85 @@ def _make_parser() -> argparse.ArgumentParser:
     import_.add_argument("--from", dest="kind", required=True, choices=FORMATS, metavar="FORMAT", help=", ".join(FORMATS))
     import_.add_argument("--preset", required=True, metavar="PRESET", help="what the set is: data set, ipc, method")
     import_.add_argument("--scale", default="paper", choices=SCALES, help="how networks are trained; default: paper")
-    import_.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for example zca=false")
+    _add_set_argument(import_, "zca=false")
     import_.add_argument("--lr", type=float, nargs="+", default=[], metavar="LR", help="one step size, or one a subset")
     import_.add_argument("--out", type=Path, required=True, metavar="FILE", help="the .safetensors file to write")
     _add_folder_arguments(import_)
     import_.set_defaults(command=_import)
 
+
+def _add_results(commands: Any) -> None:
+    """Adds the commands that read records: all of them, as tables, as a report."""
     show = commands.add_parser("show", help="print the accuracies of all records of a results folder")
-    show.add_argument("results", type=Path, nargs="?", default=Path("paper_results"), metavar="DIR")
+    show.add_argument("results", type=Path, nargs="?", default=RESULTS, metavar="DIR")
     show.set_defaults(command=_show)
 
+    tables = commands.add_parser("tables", help="write the paper's tables from the records of a results folder")
+    _add_results_argument(tables)
+    tables.add_argument("--pending", action="store_true", help="list the cells without a record instead")
+    tables.add_argument("--scale", default="paper", choices=SCALES, help="of the pending cells; default: paper")
+    tables.add_argument("--tflops", type=float, default=20.0, metavar="RATE", help="assumed of a GPU; default: 20, a guess")
+    tables.set_defaults(command=_tables)
+
+    report = commands.add_parser("report", help="make the evidence blocks of Markdown pages anew from the records")
+    report.add_argument("pages", type=Path, nargs="*", default=[Path("README.md"), RESULTS / "REPORT.md"], metavar="PAGE")
+    _add_results_argument(report)
+    report.set_defaults(command=_report)
+
+
+def _add_pages(commands: Any) -> None:
+    """Adds the commands for notebooks: execute one, show them all."""
+    notebook = commands.add_parser("notebook", help="execute a notebook; a parameter it does not have is an error")
+    notebook.add_argument("path", type=Path, metavar="PATH", help="for example notebooks/20_ablation_k.ipynb")
+    notebook.add_argument("--out", type=Path, metavar="PATH", help="the executed copy; default: build/executed/<name>")
+    _add_set_argument(notebook, "scale=reduced")
+    notebook.set_defaults(command=_notebook)
+
+    site = commands.add_parser("site", help="render executed notebooks and tables as a static site")
+    site.add_argument("--executed", type=Path, default=Path("build/executed"), metavar="DIR", help="default: build/executed")
+    site.add_argument("--tables", type=Path, default=RESULTS / "tables", metavar="DIR")
+    site.add_argument("--out", type=Path, default=Path("build/site"), metavar="DIR", help="default: build/site")
+    site.set_defaults(command=_site)
+
+
+def _add_predictions(commands: Any) -> None:
+    """Adds the commands for what comes before a run: the presets, the speed of the machine, the cost."""
     presets = commands.add_parser("presets", help="list the presets")
     presets.set_defaults(command=lambda options: print("\n".join(preset_names())))
 
     bench = commands.add_parser("bench", help="measure speed, memory and exactness of the engines on this machine")
     bench.add_argument("--quick", action="store_true", help="small networks alone, under three minutes on two CPU cores")
-    bench.add_argument("--results", type=Path, default=Path("paper_results"), metavar="DIR", help="default: paper_results")
+    _add_results_argument(bench)
     bench.set_defaults(command=_bench)
-
-    tables = commands.add_parser("tables", help="write the paper's tables from the records of a results folder")
-    tables.add_argument("--results", type=Path, default=Path("paper_results"), metavar="DIR", help="default: paper_results")
-    tables.add_argument("--pending", action="store_true", help="list the cells without a record instead")
-    tables.add_argument("--scale", default="paper", choices=SCALES, help="of the pending cells; default: paper")
-    tables.add_argument(
-        "--tflops",
-        type=float,
-        default=20.0,
-        metavar="RATE",
-        help="assumed of a GPU; default: 20, a guess for an H200",
-    )
-    tables.set_defaults(command=_tables)
-
-    report = commands.add_parser("report", help="make the evidence blocks of Markdown pages anew from the records")
-    report.add_argument("pages", type=Path, nargs="*", default=[Path("README.md"), Path("paper_results/REPORT.md")])
-    report.add_argument("--results", type=Path, default=Path("paper_results"), metavar="DIR", help="default: paper_results")
-    report.set_defaults(command=_report)
-
-    notebook = commands.add_parser("notebook", help="execute a notebook; a parameter it does not have is an error")
-    notebook.add_argument("path", type=Path, metavar="PATH", help="for example notebooks/20_ablation_k.ipynb")
-    notebook.add_argument("--out", type=Path, metavar="PATH", help="the executed copy; default: build/executed/<name>")
-    notebook.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="for example scale=reduced")
-    notebook.set_defaults(command=_notebook)
-
-    site = commands.add_parser("site", help="render executed notebooks and tables as a static site")
-    site.add_argument("--executed", type=Path, default=Path("build/executed"), metavar="DIR", help="default: build/executed")
-    site.add_argument("--tables", type=Path, default=Path("paper_results/tables"), metavar="DIR")
-    site.add_argument("--out", type=Path, default=Path("build/site"), metavar="DIR", help="default: build/site")
-    site.set_defaults(command=_site)
-
-    teachers = commands.add_parser("teachers", help="record the teachers of a preset's first stage, which runs share")
-    _add_preset_arguments(teachers)
-    teachers.add_argument("--results", type=Path, default=Path("paper_results"), metavar="DIR", help="default: paper_results")
-    teachers.set_defaults(command=_teachers)
 
     cost = commands.add_parser("cost", help="predict operations, seconds and memory of a preset from a benchmark")
     _add_preset_arguments(cost)
     cost.add_argument("--benchmark", type=Path, metavar="FILE", help="default: the newest below <results>/benchmarks")
-    cost.add_argument("--results", type=Path, default=Path("paper_results"), metavar="DIR", help="default: paper_results")
+    _add_results_argument(cost)
     cost.add_argument("--image-size", type=int, metavar="PIXELS", help="of another data set; default: the preset's")
     cost.add_argument("--num-classes", type=int, metavar="N", help="of another data set")
     cost.add_argument("--train-images", type=int, metavar="N", help="of another data set")
     cost.set_defaults(command=_cost)
-    return parser
 
 
 def _add_preset_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("preset", metavar="PRESET", help="<dataset>-ipc<n>-<method>; `presets` lists them")
     command.add_argument("--scale", default="paper", choices=SCALES, help="default: paper")
     command.add_argument("--seed", type=int, default=0, help="default: 0")
-    command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for example mtt.syn_steps=20")
+    _add_set_argument(command, "mtt.syn_steps=20")
+
+
+def _add_set_argument(command: argparse.ArgumentParser, example: str) -> None:
+    command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=f"for example {example}")
+
+
+def _add_results_argument(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help=f"default: {RESULTS}")
 
 
 def _add_folder_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--images", type=Path, metavar="FOLDER", help="your own, FOLDER/train/<class>/, for the preset's data"
+        "--images", type=Path, metavar="FOLDER", help="your own images, FOLDER/train/<class>/, as the data set"
     )
     command.add_argument("--image-size", type=int, metavar="PIXELS", help="side that they are brought to; default: theirs")
 

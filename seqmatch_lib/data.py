@@ -277,7 +277,7 @@ def _read_parquet(spec: DatasetSpec, root: Path, train_shards: list[Path], test_
                 f"images, {each} per class"
             )
     if unchecked:
-        notices.append(f"{spec.name} has no {SHA256SUMS} beside it, so that damage inside an image could go unseen")
+        notices.append(f"no {SHA256SUMS} names all files of {spec.name}, so that damage inside an image could go unseen")
     return splits[0], splits[1], names, "parquet", notices
 
 

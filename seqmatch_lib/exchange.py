@@ -83,7 +83,8 @@ def import_sequence(
     _check_kind(kind)
     for path in paths:
         folder = path if path.is_dir() else path.parent
-        check_files(folder, sorted(file for file in folder.rglob("*") if file.is_file() and file.name != NAME))
+        if (folder / NAME).is_file():
+            check_files(folder, sorted(file for file in folder.rglob("*") if file.is_file()))
     if kind in ("mtt", "datm"):
         subsets = [read_pt_subset(path, kind == "datm", lr) for path, lr in match_lrs(subset_folders(paths), lrs)]
     else:

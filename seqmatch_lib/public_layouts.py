@@ -150,8 +150,7 @@ def _plain(value: Any, path: Path) -> torch.Tensor:
 def _load_pt(path: Path) -> Any:
     require(path.is_file(), f"{path} does not exist; give the folder of a finished run", StorageError)
     try:
-        if zipfile.is_zipfile(path):
-            _check_stored(path)
+        _check_stored(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's, on pickles of a kind that it reads all the same
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -163,7 +162,14 @@ def _load_pt(path: Path) -> Any:
 
 
 def _check_stored(path: Path) -> None:
-    """Raises ValueError for a compressed file: torch writes none, and one of kilobytes can unfold to any size."""
+    """Raises ValueError for what torch reads without bounds.
+
+    That is a compressed file (torch writes none, and one of kilobytes can unfold to any size), and one of the format before
+    torch 1.6, a bare pickle, in which four bytes can ask for gigabytes. Torch tells the two apart by the first bytes alone.
+    """
+    with path.open("rb") as file:
+        if file.read(4) != b"PK\x03\x04":
+            raise ValueError("it is no file of torch 1.6 or newer; load it with the torch that wrote it, save it with a newer")
     with zipfile.ZipFile(path) as archive:
         size = sum(entry.file_size for entry in archive.infolist())
     if size > path.stat().st_size:

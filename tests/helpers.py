@@ -1,8 +1,11 @@
-"""A tiny problem that every part of the library accepts: 6x6 noise with a class-dependent mean."""
+"""A tiny problem that every part of the library accepts, 6x6 noise with a class-dependent mean; and image files."""
 
+import io
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 
 from seqmatch_lib.budget import Budget
 from seqmatch_lib.checkpoint import StageCheckpoint
@@ -52,3 +55,10 @@ def make_stage(folder: Path, seed: int = 0) -> Stage:
 def checkpoints(folder: Path, owner: str = "test"):
     """Returns what `distill_sequence` asks for: stage index -> its checkpoint."""
     return lambda index: StageCheckpoint(folder / f"stage-{index}.safetensors", owner)
+
+
+def encode(pixels: np.ndarray, kind: str = "PNG") -> bytes:
+    """Returns the content of an image file: (H, W) or (H, W, 3) uint8 pixels in a format of Pillow's."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind)
+    return buffer.getvalue()

@@ -1,6 +1,5 @@
 """Real data in every layout we read, what happens when it is missing or damaged, and the four sets at hand."""
 
-import io
 import json
 import os
 import pickle
@@ -12,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import SEED
+from helpers import encode
 from PIL import Image
 
 from seqmatch_lib import data
@@ -31,12 +31,6 @@ from seqmatch_lib.errors import DataError
 from seqmatch_lib.preprocessing import ZCA_EPSILON, Normalisation, Whitening
 
 SHARED = Path(os.environ.get("SEQMATCH_DATA") or Path(__file__).parents[2] / "shared" / "data")
-
-
-def encode(pixels: np.ndarray, kind: str = "PNG") -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, kind)
-    return buffer.getvalue()
 
 
 def write_shard(path: Path, images: list[bytes], labels: list[int], names: list[str] | None = None) -> None:

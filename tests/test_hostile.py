@@ -9,6 +9,7 @@ import json
 import os
 import pickle
 import struct
+import tracemalloc
 import zipfile
 import zlib
 from dataclasses import replace
@@ -22,21 +23,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from fuzz_engine import limits
-from fuzzing import (
-    NAMES,
-    NOTEBOOK,
-    PLAIN,
-    fits_parameter,
-    make_set,
-    read_layout,
-    read_parameter,
-    set_metadata,
-    write_notebook,
-    write_teacher,
-)
+from fuzz_layouts import read_layout
+from fuzz_own_files import set_metadata, write_teacher
+from fuzz_samples import NAMES, PLAIN, make_set
+from fuzz_settings import NOTEBOOK, fits_parameter, read_parameter, write_notebook
+from helpers import encode
 from PIL import EpsImagePlugin, Image
 from test_cli import fails_in_one_line
-from test_data import encode, random_pixels, write_shard
+from test_data import random_pixels, write_shard
 
 import seqmatch_lib
 from seqmatch_lib.__main__ import main
@@ -97,13 +91,37 @@ def test_a_pickle_that_runs_a_command_is_not_run(tmp_path, form, kind, name):
     assert not canary.exists()
 
 
-@pytest.mark.parametrize("form", ["zip", "legacy"])
 @pytest.mark.parametrize("name", ["images_best.pt", "labels_best.pt", "best_lr.pt"])
-def test_a_tensor_that_claims_to_be_larger_than_its_file_is_refused(tmp_path, form, name):
+def test_a_tensor_that_claims_to_be_larger_than_its_file_is_refused(tmp_path, name):
     export_sequence(SubsetSequence(make_set().subsets[:1]), "mtt", tmp_path, PLAIN, NAMES)
     (tmp_path / "SHA256SUMS").unlink()
-    PICKLES[form](torch.zeros(1).expand(10**12), tmp_path / name)
+    torch.save(torch.zeros(1).expand(10**12), tmp_path / name)
     with pytest.raises(StorageError, match=f"{name} holds an unusual tensor"):
+        read_layout("mtt", tmp_path)
+
+
+@pytest.mark.parametrize("prefix", [b"", b"PK"])
+def test_a_few_bytes_that_ask_for_gigabytes_are_refused(tmp_path, prefix):
+    export_sequence(SubsetSequence(make_set().subsets[:1]), "mtt", tmp_path, PLAIN, NAMES)
+    (tmp_path / "SHA256SUMS").unlink()
+    path = tmp_path / "images_best.pt"
+    ask = prefix + pickle.PROTO + b"\x02" + pickle.BINUNICODE + (2**31 - 2).to_bytes(4, "little")
+    path.write_bytes(ask + path.read_bytes())  # the end of the file is that of a zip, by which Python would know one
+    assert zipfile.is_zipfile(path)
+    tracemalloc.start()
+    try:
+        with pytest.raises(StorageError, match="no file of torch 1.6 or newer; load it with the torch that wrote it"):
+            read_layout("mtt", tmp_path)
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_set_that_torch_saved_in_its_old_format_is_refused_with_the_remedy(tmp_path):
+    export_sequence(SubsetSequence(make_set().subsets[:1]), "mtt", tmp_path, PLAIN, NAMES)
+    (tmp_path / "SHA256SUMS").unlink()
+    PICKLES["legacy"](torch.zeros(3), tmp_path / "labels_best.pt")
+    with pytest.raises(StorageError, match="save it with a newer"):
         read_layout("mtt", tmp_path)
 
 

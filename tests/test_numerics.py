@@ -16,7 +16,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fuzzing import PLAIN, make_set, read_layout, set_metadata
+from fuzz_layouts import read_layout
+from fuzz_own_files import set_metadata
+from fuzz_samples import PLAIN, make_set
 from helpers import CLASSES, SHAPE, checkpoints, make_images, make_stage
 from PIL import Image
 from test_cli import fails_in_one_line
