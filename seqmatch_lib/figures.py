@@ -18,7 +18,7 @@ from seqmatch_lib.config import SEQUENTIAL_PREFIX, RunConfig
 from seqmatch_lib.errors import StorageError, require
 from seqmatch_lib.evidence import Evidence
 from seqmatch_lib.methods import method_names
-from seqmatch_lib.results import RunRecord
+from seqmatch_lib.results import RunRecord, changes_of
 from seqmatch_lib.synthetic import SubsetSequence
 from seqmatch_lib.tables import UNVERIFIED
 
@@ -197,11 +197,12 @@ def plot_table(published: pd.DataFrame, records: Sequence[RunRecord], dataset: s
 
     Args:
         published: of `tables.load_published`.
-        records: those of other data sets and of scale "smoke" are left out.
+        records: those of other data sets, of scale "smoke" and with settings changed from their preset are left out.
         dataset: its name.
     """
     known = published[(published["dataset"] == dataset) & published["ipc"].isin([1, 10, 50])]
-    own = [record for record in records if record.dataset == dataset and record.scale != "smoke" and record.ipc in (1, 10, 50)]
+    own = [one for one in records if one.dataset == dataset and one.scale != "smoke" and not changes_of(one)]
+    own = [one for one in own if one.ipc in (1, 10, 50)]
     methods = sorted({*known["method"], *(record.method for record in own)}, key=lambda name: _mean_of(known, name))
     ipcs = sorted({*known["ipc"], *(record.ipc for record in own)})
     figure, axes = plt.subplots(1, len(ipcs), figsize=(3.6 * len(ipcs), 0.3 * len(methods) + 1.3), sharey=True, squeeze=False)

@@ -3,9 +3,11 @@
 from dataclasses import replace
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
+from seqmatch_lib import figures
 from seqmatch_lib.__main__ import main
 from seqmatch_lib.bench_report import load_benchmark, newest_benchmark
 from seqmatch_lib.config import RunConfig, preset_names
@@ -131,3 +133,13 @@ def test_a_run_with_changed_settings_leaves_its_cell_pending():
     assert float(row[3]) == pytest.approx(float(row[1]) * 1e15 / 10e12 / 3600, rel=0.01)
     with pytest.raises(ConfigError, match="--tflops 0 must be positive"):
         format_pending("paper", records, benchmark, tflops=0)
+
+
+def test_the_figure_shows_runs_of_the_presets_alone():
+    changed = RunConfig.from_preset("svhn-ipc10-mtt", overrides={"mtt.iterations": 10})
+    plain = as_run_of("svhn-ipc10-mtt", mean=60.0)
+    records = [plain, replace(as_run_of("svhn-ipc10-mtt", mean=80.0), config=changed.as_dict(), config_hash=changed.hash)]
+    figure = figures.plot_table(PUBLISHED, records, "svhn")
+    points = [x for axis in figure.axes for points in axis.collections for x, _ in points.get_offsets().tolist()]
+    assert points == [60.0]
+    plt.close(figure)
