@@ -19,6 +19,7 @@ from seqmatch_lib.config import REFERENCES, SEQUENTIAL_PREFIX
 from seqmatch_lib.errors import StorageError, require
 from seqmatch_lib.judging import Judgement, load_judgements
 from seqmatch_lib.methods import method_names
+from seqmatch_lib.order import OrderRecord, load_orders
 from seqmatch_lib.results import RunRecord, changes_of, describe_changes, flatten_settings, load_runs
 from seqmatch_lib.storage import read_json, write_atomically
 
@@ -34,11 +35,13 @@ class Evidence:
     Args:
         runs: of `run`.
         judgements: of `evaluate --results`.
+        orders: of `21_ablation_order`.
         trust: "faults" and "fuzzing" -> what `tests/faults.py` and `tests/fuzzing.py` counted in their long forms.
     """
 
     runs: list[RunRecord]
     judgements: list[Judgement]
+    orders: list[OrderRecord] = field(default_factory=list)
     trust: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
@@ -46,7 +49,7 @@ class Evidence:
         """Reads a results folder."""
         results_dir = Path(results_dir)
         trust = {path.stem: read_json(path) for path in sorted((results_dir / "trust").glob("*.json"))}
-        return cls(load_runs(results_dir), load_judgements(results_dir), trust)
+        return cls(load_runs(results_dir), load_judgements(results_dir), load_orders(results_dir), trust)
 
     def of_preset(self, dataset: str, ipc: int, method: str, scale: str) -> list[RunRecord]:
         """Returns the runs of a preset as it stands, in the order of their seeds."""
@@ -130,6 +133,37 @@ def changed(evidence: Evidence, dataset: str, scale: str) -> str:
     return _table(rows)
 
 
+def subsets(evidence: Evidence, dataset: str, ipc: str, scale: str) -> str:
+    """The number and sizes of subsets, and their intervals, at a fixed number of images: runs that differ in nothing else."""
+    rows = [("method", "K", "images a class", "epochs of", "seeds", "n", "random", "staged", "joint", "records")]
+    groups: dict[tuple[Any, ...], list[RunRecord]] = {}
+    for run in evidence.runs:
+        same = (run.dataset, run.ipc, run.scale) == (dataset, int(ipc), scale) and run.method not in REFERENCES
+        if same and changes_of(run).keys() <= {"ipc", "subset_ipcs", "intervals"}:
+            sizes, intervals = run.config["subset_ipcs"], _intervals(run)
+            groups.setdefault((run.method.removeprefix(SEQUENTIAL_PREFIX), len(sizes), *sizes, intervals), []).append(run)
+    for (base, count, *sizes, intervals), runs in sorted(groups.items(), key=lambda group: (group[0][:2], str(group[0]))):
+        last = _values(runs, "accuracy_last")
+        joint = _spread(_values(runs, "accuracy_joint")) if count > 1 else "-"
+        rows.append((
+            base, count, " + ".join(map(str, sizes)), intervals, len(runs), sum(map(len, last)),
+            _spread(_values(runs, "random_baseline")), _spread(last), joint, ", ".join(map(_short, runs)),
+        ))  # fmt: skip
+    return _table(rows)
+
+
+def order(evidence: Evidence, dataset: str, ipc: str, scale: str) -> str:
+    """Sets of equal size that are divided or not, in sequence or not, with their distance from SeqMatch."""
+    found = [one for one in evidence.orders if (one.dataset, one.ipc, one.scale) == (dataset, int(ipc), scale)]
+    rows = [("set", "seeds", "n", "accuracy", "less SeqMatch")]
+    for name in dict.fromkeys(name for one in found for name in one.accuracy):
+        pairs = [(one.accuracy["SeqMatch"], one.accuracy[name]) for one in found if name in one.accuracy]
+        seqmatch, values = zip(*pairs, strict=True)
+        gap = _difference(seqmatch, values) if name != "SeqMatch" else ""
+        rows.append((name.replace("$", ""), len(values), sum(map(len, values)), _spread(values), gap))
+    return _table(rows)
+
+
 def judged(evidence: Evidence, dataset: str) -> str:
     """Finished sets under other questions: other networks, other training, jointly."""
     rows = [("method and seed", "trained", "changed", "network", "accuracy", "random real", "difference", "n")]
@@ -194,13 +228,19 @@ def trust(evidence: Evidence) -> str:
 
 
 BLOCKS: dict[str, Callable[..., str]] = {
-    "baselines": baselines, "comparison": comparison, "changed": changed, "judged": judged, "robust": robust,
-    "trust": trust,
+    "baselines": baselines, "comparison": comparison, "changed": changed, "subsets": subsets, "order": order,
+    "judged": judged, "robust": robust, "trust": trust,
 }  # fmt: skip
 
 
 def _values(runs: Sequence[RunRecord], name: str) -> list[list[float]]:
     return [getattr(run, name)["values"] for run in runs]
+
+
+def _intervals(run: RunRecord) -> str:
+    """Returns the epochs of teachers that each subset matches: once if they are all equal, "-" where there are no teachers."""
+    names = [f"{first} to {last}" for first, last in run.config["intervals"]]
+    return "; ".join(names if len(set(names)) > 1 else names[:1]) or "-"
 
 
 def _spread(values: Values) -> str:

@@ -1,16 +1,16 @@
 """A finished set judged once more: by other networks, after other training, jointly, without augmentation; one record each."""
 
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from seqmatch_lib.config import RunConfig
-from seqmatch_lib.errors import DataError, StorageError, require
+from seqmatch_lib.errors import DataError, require
 from seqmatch_lib.evaluation import Accuracy, evaluate_sequence
 from seqmatch_lib.experiment import RealData
-from seqmatch_lib.results import describe_code, describe_environment, find_wrong_types
-from seqmatch_lib.storage import digest_json, read_json, write_json
+from seqmatch_lib.results import describe_code, describe_environment, load_fields
+from seqmatch_lib.storage import digest_json, write_json
 from seqmatch_lib.synthetic import SubsetSequence, check_sequence, sample_real_sequence
 
 SCHEMA = 1
@@ -128,15 +128,5 @@ def load_judgements(results_dir: Path) -> list[Judgement]:
     Raises:
         StorageError: one is damaged, or of another schema version.
     """
-    found = []
-    for path in sorted((results_dir / "judgements").rglob("*.json")):
-        values = read_json(path)
-        wrong = sorted({field.name for field in fields(Judgement)} ^ values.keys())
-        wrong = wrong or find_wrong_types(Judgement, values)
-        require(
-            values.get("schema") == SCHEMA and not wrong,
-            f"{path} is no judgement of this version (schema {values.get('schema')}, keys {wrong}); judge the set again",
-            StorageError,
-        )
-        found.append(Judgement(**values))
-    return found
+    paths = sorted((results_dir / "judgements").rglob("*.json"))
+    return [Judgement(**load_fields(Judgement, path, SCHEMA, "judge the set again")) for path in paths]

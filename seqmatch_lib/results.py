@@ -97,27 +97,37 @@ def load_record(path: Path) -> RunRecord:
     Raises:
         StorageError: damaged, of another schema version, with keys missing or unknown, or with values of other types.
     """
-    values = read_json(path)
-    require(
-        values.get("schema") == SCHEMA,
-        f"{path} has record schema {values.get('schema')!r:.40}, but this version reads {SCHEMA}; run its preset again",
-        StorageError,
-    )
-    names = {field.name for field in fields(RunRecord)}
-    wrong = sorted(names ^ values.keys())
-    require(not wrong, f"{path} is no valid record: keys {wrong} are missing or unknown; run its preset again", StorageError)
-    wrong = find_wrong_types(RunRecord, values)
-    for name in ("accuracy_last", "accuracy_selected", "accuracy_joint", "random_baseline"):
-        accuracy = values[name]
-        if isinstance(accuracy, dict) and not all(_fits(accuracy.get(key), kind) for key, kind in ACCURACY.items()):
-            wrong.append(name)
+    values = load_fields(RunRecord, path, SCHEMA, "run its preset again")
+    names = ("accuracy_last", "accuracy_selected", "accuracy_joint", "random_baseline")
+    found = {name: values[name] for name in names if values[name] is not None}
+    wrong = [name for name, one in found.items() if not all(_fits(one.get(key), kind) for key, kind in ACCURACY.items())]
     require(not wrong, f"{path} is no valid record: {wrong} hold values of another type; run its preset again", StorageError)
     return RunRecord(**values)
 
 
-def find_wrong_types(kind: type, values: Mapping[str, Any]) -> list[str]:
-    """Returns the names of a dataclass's fields whose values, from a file, have another type than the field."""
-    return [field.name for field in fields(kind) if not _fits(values[field.name], field.type)]
+def load_fields(kind: type, path: Path, schema: int, remedy: str) -> dict[str, Any]:
+    """Reads the fields of a dataclass from a JSON file and checks their names and types.
+
+    Args:
+        kind: the dataclass; it has a field `schema`.
+        path: of the file.
+        schema: the version that is read.
+        remedy: what makes the file anew, for the error.
+
+    Raises:
+        StorageError: damaged, of another schema version, with keys missing or unknown, or with values of other types.
+    """
+    values = read_json(path)
+    require(
+        values.get("schema") == schema,
+        f"{path} has record schema {values.get('schema')!r:.40}, but this version reads {schema}; {remedy}",
+        StorageError,
+    )
+    wrong = sorted({field.name for field in fields(kind)} ^ values.keys())
+    require(not wrong, f"{path} is no valid record: keys {wrong} are missing or unknown; {remedy}", StorageError)
+    wrong = [field.name for field in fields(kind) if not _fits(values[field.name], field.type)]
+    require(not wrong, f"{path} is no valid record: {wrong} hold values of another type; {remedy}", StorageError)
+    return values
 
 
 def _fits(value: Any, kind: Any) -> bool:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import SEED
 
 from seqmatch_lib import figures
@@ -14,6 +15,8 @@ from seqmatch_lib.config import RunConfig
 from seqmatch_lib.errors import StorageError
 from seqmatch_lib.evidence import BLOCK, Evidence, bootstrap_difference, changes_of, render, robust_score
 from seqmatch_lib.judging import Judgement, load_judgements, save_judgement
+from seqmatch_lib.order import load_orders, save_order
+from seqmatch_lib.storage import read_json, write_json
 
 ROOT = Path(__file__).parents[1]
 COMMITTED = Evidence.load(ROOT / "paper_results")
@@ -116,10 +119,51 @@ def test_faults_are_counted_by_kind():
     row = {"injected": 3, "right": 2, "crashes": 0, "losses": 1, "silent": 0, "other": 0}
     faults = {"rows": {"killed: here": row, "killed: there": row, "clock jumps back": row | {"losses": 0, "other": 1}}}
     fuzzing = {"targets": {"json": {"refused": 1000, "read": 500, "silent": 1, "examples": ["x"]}, "png": {"hang": 2}}}
-    text = block("trust", Evidence([], [], {"faults": faults, "fuzzing": fuzzing}))
+    text = block("trust", Evidence([], [], trust={"faults": faults, "fuzzing": fuzzing}))
     assert "| killed | 6 | 0 | 2 | 0 |" in text
     assert "| clock jumps | 3 | 1 | 0 | 0 |" in text
     assert "| fuzzed inputs, 2 readers | 1,503 | 2 | 0 | 1 |" in text
+
+
+def test_subsets_group_what_differs_in_sizes_and_intervals_alone():
+    runs = [make_run("cifar10-ipc10-idc", seed) for seed in (0, 1)]
+    thirds = {"subset_ipcs": [4, 3, 3]}
+    runs += [make_run("cifar10-ipc10-seqmatch_idc", seed, (50.0 + seed, 52.0 + seed), (44.0, 46.0), thirds) for seed in (0, 1)]
+    halves = {"intervals": [[0, 14], [7, 14]]}
+    runs.append(make_run("cifar10-ipc10-seqmatch_mtt", 0, (46.0, 48.0), (40.0, 42.0), halves))
+    runs.append(make_run("cifar10-ipc10-seqmatch_idc", 0, (90.0, 90.5), (90.0, 90.5), thirds | {"select_on": "test"}))
+    rows = block("subsets cifar10 10 reduced", Evidence(runs, [])).splitlines()[3:-1]
+    cells = [[cell.strip() for cell in row.strip("|").split("|")][:9] for row in rows]
+    assert cells == [
+        ["idc", "1", "10", "-", "2", "4", "21.0 ± 0.0", "41.0 ± 0.0", "-"],
+        ["idc", "3", "4 + 3 + 3", "-", "2", "4", "21.0 ± 0.0", "51.5 ± 0.7", "45.0 ± 0.0"],
+        ["mtt", "2", "5 + 5", "0 to 14; 7 to 14", "1", "2", "21.0 ± 1.4", "47.0 ± 1.4", "41.0 ± 1.4"],
+    ]
+
+
+def make_order(folder, seed, accuracy):
+    config = RunConfig.from_preset("cifar10-ipc10-seqmatch_mtt", "reduced", seed)
+    return save_order(config, accuracy, torch.device("cpu"), folder)
+
+
+def test_orders_are_kept_a_seed_and_pooled(tmp_path):
+    for seed in range(3):
+        make_order(
+            tmp_path, seed, {"MTT": [30.0 + seed, 32.0], "SeqMatch": [40.0, 42.0], "SeqMatch, $S_2$ first": [20.0, 21.0]}
+        )
+    make_order(tmp_path, 2, {"MTT": [32.0, 32.0], "SeqMatch": [40.0, 42.0]})  # takes the place of the one before
+    text = block("order cifar10 10 reduced", Evidence([], [], load_orders(tmp_path)))
+    assert "| MTT | 3 | 6 | 31.5 ± 0.5 | -9.5 [" in text
+    assert "| SeqMatch | 3 | 6 | 41.0 ± 0.0 |  |" in text
+    assert "| SeqMatch, S_2 first | 2 | 4 | 20.5 ± 0.0 | -20.5 |" in text
+    assert "Not run yet" in block("order cifar10 50 reduced", Evidence([], [], load_orders(tmp_path)))
+
+
+def test_orders_of_another_form_are_refused(tmp_path):
+    path = make_order(tmp_path, 0, {"SeqMatch": [40.0]})
+    write_json(path, read_json(path) | {"accuracy": {"SeqMatch": ["high"]}})
+    with pytest.raises(StorageError, match=r"seed0.json is no valid record: \['accuracy'\] .*run 21_ablation_order again"):
+        load_orders(tmp_path)
 
 
 def test_judgements_show_what_was_changed():
