@@ -288,13 +288,10 @@ def _bench(options: argparse.Namespace) -> None:
     if find_spec("seaborn") is None:
         print("no figures: they need the notebook packages (pip install seqmatch-lib[notebooks])")
         return
-    from seqmatch_lib.figures import plot_benchmark, set_style
+    from seqmatch_lib.figures import plot_benchmark, save_figure, set_style
 
     set_style()
-    figure = plot_benchmark(result)
-    for kind in ("svg", "png"):
-        figure.savefig(path.with_suffix(f".{kind}"))
-    print(f"figures: {path.with_suffix('.svg')}, {path.with_suffix('.png')}")
+    print("figures:", *save_figure(plot_benchmark(result), path.with_suffix("")))
 
 
 def _tables(options: argparse.Namespace) -> None:

@@ -92,3 +92,14 @@ def test_whole_ticks_are_whole():
     axis.plot([0, 1, 2], [0, 1, 2])
     figures.whole_ticks([axis])
     assert all(float(tick).is_integer() for tick in axis.get_xticks())
+
+
+def test_equal_figures_become_equal_files(tmp_path, monkeypatch):
+    figures.set_style()
+    for name, moment in (("first", "1000000000"), ("second", "1100000000")):
+        monkeypatch.setenv("SOURCE_DATE_EPOCH", moment)  # what matplotlib takes for the time
+        written = figures.save_figure(figures.plot_idea(), tmp_path / "made" / name)
+        assert [path.name for path in written] == [f"{name}.svg", f"{name}.png"]
+    for kind in ("svg", "png"):
+        first, second = ((tmp_path / "made" / f"{name}.{kind}").read_bytes() for name in ("first", "second"))
+        assert first == second
