@@ -152,6 +152,25 @@ def subsets(evidence: Evidence, dataset: str, ipc: str, scale: str) -> str:
     return _table(rows)
 
 
+def lead(evidence: Evidence, dataset: str, scale: str) -> str:
+    """What every method gains over random real images as the images per class grow; staged training where K > 1."""
+    groups: dict[tuple[str, int, int], list[RunRecord]] = {}
+    for run in evidence.runs:
+        same = (run.dataset, run.scale) == (dataset, scale) and run.method not in REFERENCES
+        if same and changes_of(run).keys() <= {"ipc", "subset_ipcs"}:
+            groups.setdefault((run.method, run.num_subsets, run.ipc), []).append(run)
+    sizes = sorted({ipc for _, _, ipc in groups})
+    rows = [("method", "K", *(f"{ipc} images" for ipc in sizes))]
+    for method, count in sorted({key[:2] for key in groups}):
+        cells = []
+        for ipc in sizes:
+            runs = groups.get((method, count, ipc), [])
+            kinds = [_values(runs, name) for name in ("random_baseline", "accuracy_last")]
+            cells.append(_difference(*kinds) if runs else "")
+        rows.append((method, count, *cells))
+    return _table(rows)
+
+
 def order(evidence: Evidence, dataset: str, ipc: str, scale: str) -> str:
     """Sets of equal size that are divided or not, in sequence or not, with their distance from SeqMatch."""
     found = [one for one in evidence.orders if (one.dataset, one.ipc, one.scale) == (dataset, int(ipc), scale)]
@@ -228,8 +247,8 @@ def trust(evidence: Evidence) -> str:
 
 
 BLOCKS: dict[str, Callable[..., str]] = {
-    "baselines": baselines, "comparison": comparison, "changed": changed, "subsets": subsets, "order": order,
-    "judged": judged, "robust": robust, "trust": trust,
+    "baselines": baselines, "comparison": comparison, "changed": changed, "subsets": subsets, "lead": lead,
+    "order": order, "judged": judged, "robust": robust, "trust": trust,
 }  # fmt: skip
 
 

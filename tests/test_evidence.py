@@ -1,5 +1,6 @@
 """The report: its blocks follow the records, its intervals cover what they should, its scores follow their definition."""
 
+import re
 from dataclasses import replace
 from math import e
 from pathlib import Path
@@ -139,6 +140,17 @@ def test_subsets_group_what_differs_in_sizes_and_intervals_alone():
         ["idc", "3", "4 + 3 + 3", "-", "2", "4", "21.0 ± 0.0", "51.5 ± 0.7", "45.0 ± 0.0"],
         ["mtt", "2", "5 + 5", "0 to 14; 7 to 14", "1", "2", "21.0 ± 1.4", "47.0 ± 1.4", "41.0 ± 1.4"],
     ]
+
+
+def test_the_lead_over_random_images_by_their_number():
+    runs = [make_run("cifar10-ipc10-dm", seed, (40.0, 42.0 + seed)) for seed in range(3)]
+    runs.append(make_run("cifar10-ipc10-dm", 0, (22.0, 24.0), overrides={"ipc": 100, "subset_ipcs": [100]}))
+    runs.append(make_run("cifar10-ipc10-dm", 0, (90.0, 90.5), overrides={"select_on": "test"}))
+    runs.append(make_run("cifar10-ipc50-seqmatch_mtt", 0, (51.0, 53.0), (44.0, 46.0)))
+    text = block("lead cifar10 reduced", Evidence(runs, []))
+    assert "| method | K | 10 images | 50 images | 100 images |" in text
+    assert re.search(r"\| dm \| 1 \| \+20\.5 \[[^|]*\] \|  \| \+2\.0 \|", text)
+    assert "| seqmatch_mtt | 3 |  | +31.0 |  |" in text
 
 
 def make_order(folder, seed, accuracy):
