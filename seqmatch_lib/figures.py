@@ -278,6 +278,28 @@ def plot_comparison(evidence: Evidence, dataset: str, ipc: int, scale: str) -> F
     return figure
 
 
+def plot_order(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figure:
+    """Draws what sets of equal size are worth that are divided or not, in sequence or not: a point a seed of distillation.
+
+    Args:
+        evidence: with records of `21_ablation_order`.
+        dataset: its name.
+        ipc: images per class.
+        scale: of the runs.
+    """
+    found = [one for one in evidence.orders if (one.dataset, one.ipc, one.scale) == (dataset, ipc, scale)]
+    rows = [(name, f"seed {one.seed}", float(np.mean(values))) for one in found for name, values in one.accuracy.items()]
+    frame = pd.DataFrame(rows, columns=["set", "seed", "accuracy"])
+    figure, axis = plt.subplots(figsize=(8, 3.6))
+    sns.stripplot(frame, x="accuracy", y="set", hue="seed", palette=PALETTE, size=7, jitter=False, ax=axis)
+    means = frame.groupby("set", sort=False)["accuracy"].mean()
+    axis.plot(means, means.index, "|", color="0.3", markersize=16, label="mean")
+    axis.set(xlabel="test accuracy, %", ylabel="", title=f"{dataset}, {ipc} images per class, MTT, scale {scale}")
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    figure.tight_layout()
+    return figure
+
+
 def _mean_of(published: pd.DataFrame, method: str) -> float:
     mean = published[published["method"] == method]["mean"].mean()
     return float("-inf") if pd.isna(mean) else mean

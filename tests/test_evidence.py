@@ -216,3 +216,13 @@ def test_the_figure_has_a_point_a_seed():
     (axis,) = figures.plot_comparison(Evidence(runs, []), "cifar10", 10, "reduced").axes
     assert [len(container[0].get_xdata()) for container in axis.containers] == [3, 3, 2, 2]
     assert [label.get_text() for label in axis.get_xticklabels()] == ["mtt\nseeds: 3 and 2"]
+
+
+def test_the_figure_of_the_order_has_a_point_a_set_and_seed(tmp_path):
+    for seed in range(2):
+        make_order(tmp_path, seed, {"MTT": [30.0, 32.0], "SeqMatch": [40.0 + seed, 42.0]})
+    (axis,) = figures.plot_order(Evidence([], [], load_orders(tmp_path)), "cifar10", 10, "reduced").axes
+    points = [tuple(point) for dots in axis.collections for point in dots.get_offsets()]
+    assert sorted(points) == [(31, 0), (31, 0), (41, 1), (41.5, 1)]
+    (means,) = [line for line in axis.lines if line.get_label() == "mean"]
+    assert list(means.get_xdata()) == [31, 41.25]
