@@ -152,6 +152,31 @@ def subsets(evidence: Evidence, dataset: str, ipc: str, scale: str) -> str:
     return _table(rows)
 
 
+def compute(evidence: Evidence, dataset: str, ipc: str, scale: str) -> str:
+    """Sets beside the plain one that took as many iterations in all: runs that differ in iterations and subsets alone."""
+    rows = [
+        ("method", "images", "epochs of", "iterations", "in all", "seeds", "n", "staged", "less alone", "joint", "records")
+    ]
+    groups: dict[tuple[Any, ...], list[RunRecord]] = {}
+    for run in evidence.runs:
+        base = run.method.removeprefix(SEQUENTIAL_PREFIX)
+        same = (run.dataset, run.ipc, run.scale) == (dataset, int(ipc), scale) and run.method not in REFERENCES
+        if same and changes_of(run).keys() <= {f"{base}.iterations", "ipc", "subset_ipcs", "intervals"}:
+            sizes, iterations = tuple(run.config["subset_ipcs"]), tuple(stage["iterations"] for stage in run.stages)
+            groups.setdefault((base, sum(iterations), sizes, iterations, _intervals(run)), []).append(run)
+    alone = {key[:2]: _values(runs, "accuracy_last") for key, runs in groups.items() if len(key[2]) == 1}
+    for key, runs in sorted(groups.items(), key=lambda group: (group[0][:2], len(group[0][2]))):
+        base, total, sizes, iterations, intervals = key
+        last, several = _values(runs, "accuracy_last"), len(sizes) > 1
+        gain = _difference(alone[base, total], last) if several and (base, total) in alone else ""
+        rows.append((
+            base, " + ".join(map(str, sizes)), intervals, " + ".join(map(str, iterations)), total,
+            len(runs), sum(map(len, last)), _spread(last), gain,
+            _spread(_values(runs, "accuracy_joint")) if several else "-", ", ".join(map(_short, runs)),
+        ))  # fmt: skip
+    return _table(rows)
+
+
 def lead(evidence: Evidence, dataset: str, scale: str) -> str:
     """What every method gains over random real images as the images per class grow; staged training where K > 1."""
     groups: dict[tuple[str, int, int], list[RunRecord]] = {}
@@ -247,8 +272,8 @@ def trust(evidence: Evidence) -> str:
 
 
 BLOCKS: dict[str, Callable[..., str]] = {
-    "baselines": baselines, "comparison": comparison, "changed": changed, "subsets": subsets, "lead": lead,
-    "order": order, "judged": judged, "robust": robust, "trust": trust,
+    "baselines": baselines, "comparison": comparison, "changed": changed, "subsets": subsets, "compute": compute,
+    "lead": lead, "order": order, "judged": judged, "robust": robust, "trust": trust,
 }  # fmt: skip
 
 

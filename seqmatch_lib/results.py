@@ -4,6 +4,7 @@ import platform
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, get_args, get_origin
@@ -154,8 +155,13 @@ def load_runs(folder: Path) -> list[RunRecord]:
 
 def changes_of(run: RunRecord) -> dict[str, Any]:
     """Returns the settings in which a run differs from its preset."""
-    preset = flatten_settings(RunConfig.from_preset(run.preset, run.scale, run.seed).as_dict())
-    return describe_changes(preset, flatten_settings(run.config))
+    return describe_changes(_preset_settings(run.preset, run.scale, run.seed), flatten_settings(run.config))
+
+
+@cache
+def _preset_settings(preset: str, scale: str, seed: int) -> dict[str, Any]:
+    """Flat settings of a preset; a report asks for the same ones many times."""
+    return flatten_settings(RunConfig.from_preset(preset, scale, seed).as_dict())
 
 
 def describe_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:

@@ -142,6 +142,26 @@ def test_subsets_group_what_differs_in_sizes_and_intervals_alone():
     ]
 
 
+def test_equal_compute_sets_a_sequence_beside_the_plain_set_of_as_many_iterations():
+    def run(method, seed, last, iterations, overrides=None, joint=None):
+        found = make_run(f"cifar10-ipc10-{method}", seed, last, joint, overrides)
+        return replace(found, stages=[{"iterations": count} for count in iterations])
+
+    runs = [run("mtt", 0, (40.0, 42.0), [300]), run("mtt", 0, (90.0, 90.5), [300], {"mtt.lr_img": 7.0})]
+    runs += [run("mtt", seed, (43.0 + seed, 45.0 + seed), [600], {"mtt.iterations": 600}) for seed in range(3)]
+    runs += [run("seqmatch_mtt", seed, (50.0, 52.0), [300, 300], joint=(44.0, 46.0)) for seed in range(3)]
+    runs.append(run("seqmatch_mtt", 0, (60.0, 62.0), [300] * 3, {"subset_ipcs": [4, 3, 3]}, (44.0, 46.0)))
+    rows = block("compute cifar10 10 reduced", Evidence(runs, [])).splitlines()[3:-1]
+    cells = [[cell.strip() for cell in row.strip("|").split("|")][1:10] for row in rows]
+    assert cells[0] == ["10", "0 to 14", "300", "300", "1", "2", "41.0 ± 1.4", "", "-"]
+    assert cells[1] == ["10", "0 to 14", "600", "600", "3", "6", "45.0 ± 1.0", "", "-"]
+    assert cells[2][:7] == ["5 + 5", "0 to 14", "300 + 300", "600", "3", "6", "51.0 ± 0.0"]
+    assert cells[2][7].startswith("+6.0 [")
+    assert cells[2][8] == "45.0 ± 0.0"
+    assert cells[3] == ["4 + 3 + 3", "0 to 14", "300 + 300 + 300", "900", "1", "2", "61.0 ± 1.4", "", "45.0 ± 1.4"]
+    assert len(cells) == 4
+
+
 def test_the_lead_over_random_images_by_their_number():
     runs = [make_run("cifar10-ipc10-dm", seed, (40.0, 42.0 + seed)) for seed in range(3)]
     runs.append(make_run("cifar10-ipc10-dm", 0, (22.0, 24.0), overrides={"ipc": 100, "subset_ipcs": [100]}))
