@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from seqmatch_lib.config import REFERENCES, SEQUENTIAL_PREFIX
+from seqmatch_lib.config import REFERENCES, SEQUENTIAL_PREFIX, even_subsets
 from seqmatch_lib.errors import StorageError, require
 from seqmatch_lib.judging import Judgement, load_judgements
 from seqmatch_lib.methods import method_names
@@ -177,22 +177,31 @@ def compute(evidence: Evidence, dataset: str, ipc: str, scale: str) -> str:
     return _table(rows)
 
 
-def lead(evidence: Evidence, dataset: str, scale: str) -> str:
-    """What every method gains over random real images as the images per class grow; staged training where K > 1."""
-    groups: dict[tuple[str, int, int], list[RunRecord]] = {}
+def runs_by_size(evidence: Evidence, dataset: str, scale: str) -> dict[tuple[str, int], dict[int, list[RunRecord]]]:
+    """Returns (method, K) -> images per class -> runs, of equal subsets; other settings are those of a preset.
+
+    A size that has a preset of its own is represented by that, others by runs of another size's preset.
+    """
+    groups: dict[tuple[str, int], dict[int, list[RunRecord]]] = {}
     for run in evidence.runs:
         same = (run.dataset, run.scale) == (dataset, scale) and run.method not in REFERENCES
-        if same and changes_of(run).keys() <= {"ipc", "subset_ipcs"}:
-            groups.setdefault((run.method, run.num_subsets, run.ipc), []).append(run)
-    sizes = sorted({ipc for _, _, ipc in groups})
+        even = list(run.config["subset_ipcs"]) == even_subsets(max(run.ipc, 1), run.num_subsets)
+        if same and even and changes_of(run).keys() <= {"ipc", "subset_ipcs"}:
+            groups.setdefault((run.method, run.num_subsets), {}).setdefault(run.ipc, []).append(run)
+    return {
+        key: {ipc: [run for run in runs if not changes_of(run)] or runs for ipc, runs in sorted(sizes.items())}
+        for key, sizes in sorted(groups.items())
+    }
+
+
+def lead(evidence: Evidence, dataset: str, scale: str) -> str:
+    """What every method gains over random real images as the images per class grow; staged training where K > 1."""
+    groups = runs_by_size(evidence, dataset, scale)
+    sizes = sorted({ipc for found in groups.values() for ipc in found})
     rows = [("method", "K", *(f"{ipc} images" for ipc in sizes))]
-    for method, count in sorted({key[:2] for key in groups}):
-        cells = []
-        for ipc in sizes:
-            runs = groups.get((method, count, ipc), [])
-            kinds = [_values(runs, name) for name in ("random_baseline", "accuracy_last")]
-            cells.append(_difference(*kinds) if runs else "")
-        rows.append((method, count, *cells))
+    for (method, count), found in groups.items():
+        pairs = [[_values(found.get(ipc, []), name) for name in ("random_baseline", "accuracy_last")] for ipc in sizes]
+        rows.append((method, count, *(_difference(*pair) if all(pair) else "" for pair in pairs)))
     return _table(rows)
 
 

@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from seqmatch_lib.checkpoint import read_progress
 from seqmatch_lib.config import SEQUENTIAL_PREFIX, RunConfig
 from seqmatch_lib.errors import StorageError, require
-from seqmatch_lib.evidence import Evidence
+from seqmatch_lib.evidence import Evidence, runs_by_size
 from seqmatch_lib.methods import method_names
 from seqmatch_lib.results import RunRecord, changes_of
 from seqmatch_lib.synthetic import SubsetSequence
@@ -295,6 +295,42 @@ def plot_order(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figure
     means = frame.groupby("set", sort=False)["accuracy"].mean()
     axis.plot(means, means.index, "|", color="0.3", markersize=16, label="mean")
     axis.set(xlabel="test accuracy, %", ylabel="", title=f"{dataset}, {ipc} images per class, MTT, scale {scale}")
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    figure.tight_layout()
+    return figure
+
+
+def plot_lead(evidence: Evidence, dataset: str, scale: str) -> Figure:
+    """Draws what methods gain over as many random real images, by images per class: a point a seed, a line through the means.
+
+    Methods that were run at one size are left out; sequences, dashed and hollow, have the K of their presets.
+
+    Args:
+        evidence: the records.
+        dataset: its name.
+        scale: of the runs.
+    """
+    leads: dict[str, dict[int, list[float]]] = {}
+    for (method, count), sizes in runs_by_size(evidence, dataset, scale).items():
+        for ipc, runs in sizes.items():
+            kept = [run for run in runs if count == 1 or not changes_of(run)]
+            gains = [run.accuracy_last["mean"] - run.random_baseline["mean"] for run in kept]
+            if gains:
+                leads.setdefault(method, {})[ipc] = gains
+    colors = dict(zip(method_names(), sns.color_palette(PALETTE), strict=False))
+    figure, axis = plt.subplots(figsize=(8, 3.8))
+    for method, sizes in leads.items():
+        if len(sizes) > 1:
+            line, face = ("--", "none") if method.startswith(SEQUENTIAL_PREFIX) else ("-", None)
+            color = colors[method.removeprefix(SEQUENTIAL_PREFIX)]
+            axis.plot(sorted(sizes), [np.mean(sizes[ipc]) for ipc in sorted(sizes)], line, color=color, label=method)
+            points = [(ipc, gain) for ipc, gains in sizes.items() for gain in gains]
+            axis.scatter(*zip(*points, strict=True), edgecolors=[color], facecolors=face or [color], s=28, zorder=3)
+    axis.axhline(0, color="black", linewidth=1)
+    axis.set(xscale="log", xlabel="images per class", ylabel="points over random images", title=f"{dataset}, scale {scale}")
+    ticks = sorted({ipc for sizes in leads.values() if len(sizes) > 1 for ipc in sizes})
+    axis.set_xticks(ticks, [str(tick) for tick in ticks])
+    axis.minorticks_off()
     axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     figure.tight_layout()
     return figure

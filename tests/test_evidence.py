@@ -167,10 +167,20 @@ def test_the_lead_over_random_images_by_their_number():
     runs.append(make_run("cifar10-ipc10-dm", 0, (22.0, 24.0), overrides={"ipc": 100, "subset_ipcs": [100]}))
     runs.append(make_run("cifar10-ipc10-dm", 0, (90.0, 90.5), overrides={"select_on": "test"}))
     runs.append(make_run("cifar10-ipc50-seqmatch_mtt", 0, (51.0, 53.0), (44.0, 46.0)))
+    runs.append(make_run("cifar10-ipc10-seqmatch_mtt", 0, (90.0, 90.5), (44.0, 46.0), {"subset_ipcs": [3, 7]}))
+    runs.append(make_run("cifar10-ipc10-mtt", 0, (90.0, 90.5), overrides={"ipc": 100, "subset_ipcs": [100]}))
+    runs.append(make_run("cifar10-ipc100-mtt", 0, (31.0, 33.0)))
     text = block("lead cifar10 reduced", Evidence(runs, []))
     assert "| method | K | 10 images | 50 images | 100 images |" in text
     assert re.search(r"\| dm \| 1 \| \+20\.5 \[[^|]*\] \|  \| \+2\.0 \|", text)
     assert "| seqmatch_mtt | 3 |  | +31.0 |  |" in text
+    assert "| mtt | 1 |  |  | +11.0 |" in text, "a preset of that size goes before a changed one of another"
+    assert "| seqmatch_mtt | 2 |" not in text, "unequal subsets are another question"
+    (axis,) = figures.plot_lead(Evidence(runs, []), "cifar10", "reduced").axes
+    lines = {line.get_label(): line.get_xydata().tolist() for line in axis.lines}
+    assert lines["dm"] == [[10, 20.5], [100, 2]], "the mean of three seeds, and one"
+    assert not {"mtt", "seqmatch_mtt"} & lines.keys(), "one size makes no line"
+    assert sorted(axis.collections[0].get_offsets().tolist()) == [[10, 20], [10, 20.5], [10, 21], [100, 2]]
 
 
 def make_order(folder, seed, accuracy):
