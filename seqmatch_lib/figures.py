@@ -221,7 +221,8 @@ def plot_table(published: pd.DataFrame, records: Sequence[RunRecord], dataset: s
     known = published[(published["dataset"] == dataset) & published["ipc"].isin([1, 10, 50])]
     own = [one for one in records if one.dataset == dataset and one.scale != "smoke" and not changes_of(one)]
     own = [one for one in own if one.ipc in (1, 10, 50)]
-    methods = sorted({*known["method"], *(record.method for record in own)}, key=lambda name: _mean_of(known, name))
+    methods = {*known["method"], *(record.method for record in own)}
+    methods = sorted(methods, key=lambda name: (_mean_of(known, name), name))  # those without a number have a fixed order too
     ipcs = sorted({*known["ipc"], *(record.ipc for record in own)})
     figure, axes = plt.subplots(1, len(ipcs), figsize=(3.6 * len(ipcs), 0.3 * len(methods) + 1.3), sharey=True, squeeze=False)
     for axis, ipc in zip(axes[0], ipcs, strict=True):

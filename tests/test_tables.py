@@ -143,3 +143,12 @@ def test_the_figure_shows_runs_of_the_presets_alone():
     points = [x for axis in figure.axes for points in axis.collections for x, _ in points.get_offsets().tolist()]
     assert points == [60.0]
     plt.close(figure)
+
+
+def test_methods_without_a_published_number_have_a_fixed_order_in_the_figure():
+    """They once stood as a set gave them out, so that equal records made unequal figures."""
+    names = ["dm", "krr", "seqmatch_dm", "seqmatch_krr"]
+    unknown = PUBLISHED[~PUBLISHED["method"].isin(names)]
+    figure = figures.plot_table(unknown, [as_run_of(f"svhn-ipc10-{name}", mean=60.0) for name in reversed(names)], "svhn")
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()][: len(names)] == names
+    plt.close(figure)
