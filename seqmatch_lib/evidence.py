@@ -185,8 +185,9 @@ def runs_by_size(evidence: Evidence, dataset: str, scale: str) -> dict[tuple[str
     groups: dict[tuple[str, int], dict[int, list[RunRecord]]] = {}
     for run in evidence.runs:
         same = (run.dataset, run.scale) == (dataset, scale) and run.method not in REFERENCES
-        even = list(run.config["subset_ipcs"]) == even_subsets(max(run.ipc, 1), run.num_subsets)
-        if same and even and changes_of(run).keys() <= {"ipc", "subset_ipcs"}:
+        if not (same and changes_of(run).keys() <= {"ipc", "subset_ipcs"}):
+            continue
+        if list(run.config["subset_ipcs"]) == even_subsets(run.ipc, run.num_subsets):
             groups.setdefault((run.method, run.num_subsets), {}).setdefault(run.ipc, []).append(run)
     return {
         key: {ipc: [run for run in runs if not changes_of(run)] or runs for ipc, runs in sorted(sizes.items())}
