@@ -96,7 +96,7 @@ class StepFunctions:
         """Returns the (P,) gradient with respect to the parameters, and the scalar loss.
 
         With parameters (M, P), images (M, B, C, H, W) and targets (M, B), M networks at once: (M, P) and (M,).
-        The results may be overwritten by the next call of the same function: use them before, or copy them.
+        On a GPU the next call of any compiled function frees the results of this one: use them before, or copy them.
         """
         function = self._stacked_gradient if parameters.dim() == 2 else self._gradient
         with _tf32(self._precision == "tf32"):
