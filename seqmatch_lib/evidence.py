@@ -6,7 +6,7 @@ prose around it, and no numbers.
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import exp
 from pathlib import Path
@@ -24,6 +24,7 @@ from seqmatch_lib.results import RunRecord, changes_of, describe_changes, flatte
 from seqmatch_lib.storage import read_json, write_atomically
 
 BLOCK = re.compile(r"(<!-- evidence: ([\w ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+SET = ("method", "images a class", "seed")  # columns that name a set
 DRAWS = 10_000  # of the bootstrap
 Values = Sequence[Sequence[float]]  # accuracies in per cent: one list a seed of distillation, of its networks
 
@@ -146,7 +147,7 @@ def subsets(evidence: Evidence, dataset: str, ipc: str, scale: str) -> str:
         last = _values(runs, "accuracy_last")
         joint = _spread(_values(runs, "accuracy_joint")) if count > 1 else "-"
         rows.append((
-            base, count, " + ".join(map(str, sizes)), intervals, len(runs), sum(map(len, last)),
+            base, count, _sum(sizes), intervals, len(runs), sum(map(len, last)),
             _spread(_values(runs, "random_baseline")), _spread(last), joint, ", ".join(map(_short, runs)),
         ))  # fmt: skip
     return _table(rows)
@@ -170,7 +171,7 @@ def compute(evidence: Evidence, dataset: str, ipc: str, scale: str) -> str:
         last, several = _values(runs, "accuracy_last"), len(sizes) > 1
         gain = _difference(alone[base, total], last) if several and (base, total) in alone else ""
         rows.append((
-            base, " + ".join(map(str, sizes)), intervals, " + ".join(map(str, iterations)), total,
+            base, _sum(sizes), intervals, _sum(iterations), total,
             len(runs), sum(map(len, last)), _spread(last), gain,
             _spread(_values(runs, "accuracy_joint")) if several else "-", ", ".join(map(_short, runs)),
         ))  # fmt: skip
@@ -220,7 +221,7 @@ def order(evidence: Evidence, dataset: str, ipc: str, scale: str) -> str:
 
 def judged(evidence: Evidence, dataset: str) -> str:
     """Finished sets under other questions: other networks, other training, jointly."""
-    rows = [("method and seed", "trained", "changed", "network", "accuracy", "random real", "difference", "n")]
+    rows = [(*SET, "trained", "changed", "network", "accuracy", "random real", "difference", "n", "record")]
     runs = {run.run_id: run for run in evidence.runs}
     for one in evidence.judgements:
         if one.config["dataset"] != dataset or one.run_id not in runs:
@@ -232,9 +233,8 @@ def judged(evidence: Evidence, dataset: str) -> str:
             random = (one.random_baseline or {}).get(name)
             gain = "" if random is None else f"{found['mean'] - random['mean']:+.1f}"
             trained = "jointly" if one.joint else "in stages" if run.num_subsets > 1 else "in one stage"
-            rows.append(
-                (f"{run.method}, {run.seed}", trained, shown, name, _accuracy(found), _accuracy(random), gain, found["n"])
-            )
+            accuracies = (_accuracy(found), _accuracy(random), gain, found["n"])
+            rows.append((*_set(run), trained, shown, name, *accuracies, _short(run)))
     return _table(rows)
 
 
@@ -243,7 +243,7 @@ def robust(evidence: Evidence, dataset: str, scale: str) -> str:
     whole = evidence.of_preset(dataset, 0, "whole", scale)
     require(bool(whole), f"robust scores need the whole data set: run {dataset}-whole --scale {scale}", StorageError)
     real = fmean(fmean(values) for values in _values(whole, "accuracy_last"))
-    rows = [("method and seed", "set", "random", "set, plain", "random, plain", "label-robust", "augmentation-robust")]
+    rows = [(*SET, "set", "random", "set, plain", "random, plain", "label-robust", "augmentation-robust", "record")]
     plain = {
         one.run_id: one
         for one in evidence.judgements
@@ -257,7 +257,7 @@ def robust(evidence: Evidence, dataset: str, scale: str) -> str:
         ours, random, ours_plain, random_plain = (one["mean"] / 100 for one in found)
         label = robust_score(0.5 * (ours - random) - 0.5 * (real / 100 - ours))
         augment = robust_score(0.5 * (ours - random) + 0.5 * (ours_plain - random_plain))
-        rows.append((f"{run.method}, {run.seed}", *map(_accuracy, found), f"{label:.1f}", f"{augment:.1f}"))
+        rows.append((*_set(run), *map(_accuracy, found), f"{label:.1f}", f"{augment:.1f}", _short(run)))
     return _table(rows)
 
 
@@ -289,6 +289,15 @@ BLOCKS: dict[str, Callable[..., str]] = {
 
 def _values(runs: Sequence[RunRecord], name: str) -> list[list[float]]:
     return [getattr(run, name)["values"] for run in runs]
+
+
+def _set(run: RunRecord) -> tuple[str, str, int]:
+    """Returns the columns `SET`, which with the record's id tell sets apart."""
+    return run.method, _sum(run.config["subset_ipcs"]), run.seed
+
+
+def _sum(parts: Iterable[int]) -> str:
+    return " + ".join(map(str, parts))
 
 
 def _intervals(run: RunRecord) -> str:

@@ -212,7 +212,8 @@ def test_judgements_show_what_was_changed():
     run = make_run("cifar10-ipc10-seqmatch_mtt", 0, joint=(1.0, 2.0))
     longer = {**run.config, "training": {**run.config["training"], "epochs": 600}}
     text = block("judged cifar10", Evidence([run], [make_judgement(run, joint=True, config=longer)]))
-    assert "| seqmatch_mtt, 0 | jointly | training.epochs = 600 | convnet | 31.0 ± 1.4 | 16.0 ± 1.4 | +15.0 | 2 |" in text
+    start, end = "| seqmatch_mtt | 5 + 5 | 0 | jointly | training.epochs = 600 |", f"| 2 | `{run.config_hash[:8]}` |"
+    assert f"{start} convnet | 31.0 ± 1.4 | 16.0 ± 1.4 | +15.0 {end}" in text
 
 
 def test_unknown_blocks_and_pages_are_named(tmp_path, capsys):
