@@ -58,6 +58,14 @@ class Evidence:
         found = [run for run in self.runs if (run.dataset, run.ipc, run.method, run.scale) == wanted and not changes_of(run)]
         return sorted(found, key=lambda run: run.seed)
 
+    def orders_of(self, dataset: str, ipc: int, scale: str) -> dict[str, list[OrderRecord]]:
+        """Returns base method -> its ablations of order and division, in the order of their seeds."""
+        found: dict[str, list[OrderRecord]] = {}
+        for one in sorted(self.orders, key=lambda one: (one.method, one.seed)):
+            if (one.dataset, one.ipc, one.scale) == (dataset, ipc, scale):
+                found.setdefault(one.method.removeprefix(SEQUENTIAL_PREFIX), []).append(one)
+        return found
+
 
 def bootstrap_difference(first: Values, second: Values, seed: int = 0) -> tuple[float, float]:
     """Returns the 95 % interval of mean(second) - mean(first), by a bootstrap over seeds and over the networks of each.
@@ -209,13 +217,13 @@ def lead(evidence: Evidence, dataset: str, scale: str) -> str:
 
 def order(evidence: Evidence, dataset: str, ipc: str, scale: str) -> str:
     """Sets of equal size that are divided or not, in sequence or not, with their distance from SeqMatch."""
-    found = [one for one in evidence.orders if (one.dataset, one.ipc, one.scale) == (dataset, int(ipc), scale)]
-    rows = [("set", "seeds", "n", "accuracy", "less SeqMatch")]
-    for name in dict.fromkeys(name for one in found for name in one.accuracy):
-        pairs = [(one.accuracy["SeqMatch"], one.accuracy[name]) for one in found if name in one.accuracy]
-        seqmatch, values = zip(*pairs, strict=True)
-        gap = _difference(seqmatch, values) if name != "SeqMatch" else ""
-        rows.append((name.replace("$", ""), len(values), sum(map(len, values)), _spread(values), gap))
+    rows = [("method", "set", "seeds", "n", "accuracy", "less SeqMatch")]
+    for method, found in evidence.orders_of(dataset, int(ipc), scale).items():
+        for name in dict.fromkeys(name for one in found for name in one.accuracy):
+            pairs = [(one.accuracy["SeqMatch"], one.accuracy[name]) for one in found if name in one.accuracy]
+            seqmatch, values = zip(*pairs, strict=True)
+            gap = _difference(seqmatch, values) if name != "SeqMatch" else ""
+            rows.append((method, name.replace("$", ""), len(values), sum(map(len, values)), _spread(values), gap))
     return _table(rows)
 
 

@@ -283,20 +283,24 @@ def plot_order(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figure
     """Draws what sets of equal size are worth that are divided or not, in sequence or not: a point a seed of distillation.
 
     Args:
-        evidence: with records of `21_ablation_order`.
+        evidence: with records of `21_ablation_order`; each base method has a panel.
         dataset: its name.
         ipc: images per class.
         scale: of the runs.
     """
-    found = [one for one in evidence.orders if (one.dataset, one.ipc, one.scale) == (dataset, ipc, scale)]
-    rows = [(name, f"seed {one.seed}", float(np.mean(values))) for one in found for name, values in one.accuracy.items()]
-    frame = pd.DataFrame(rows, columns=["set", "seed", "accuracy"])
-    figure, axis = plt.subplots(figsize=(8, 3.6))
-    sns.stripplot(frame, x="accuracy", y="set", hue="seed", palette=PALETTE, size=7, jitter=False, ax=axis)
-    means = frame.groupby("set", sort=False)["accuracy"].mean()
-    axis.plot(means, means.index, "|", color="0.3", markersize=16, label="mean")
-    axis.set(xlabel="test accuracy, %", ylabel="", title=f"{dataset}, {ipc} images per class, MTT, scale {scale}")
-    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    methods = evidence.orders_of(dataset, ipc, scale)
+    seeds = sorted({one.seed for found in methods.values() for one in found})
+    colors = dict(zip(seeds, sns.color_palette(PALETTE), strict=False))
+    size = (8, 0.6 + 3 * len(methods))
+    figure, axes = plt.subplots(len(methods), 1, figsize=size, squeeze=False, sharex=True)
+    for axis, (method, found) in zip(axes[:, 0], methods.items(), strict=True):
+        rows = [(name, one.seed, float(np.mean(values))) for one in found for name, values in one.accuracy.items()]
+        frame = pd.DataFrame(rows, columns=["set", "seed", "accuracy"])
+        sns.stripplot(frame, x="accuracy", y="set", hue="seed", palette=colors, size=7, jitter=False, ax=axis)
+        means = frame.groupby("set", sort=False)["accuracy"].mean()
+        axis.plot(means, means.index, "|", color="0.3", markersize=16, label="mean")
+        axis.set(xlabel="test accuracy, %", ylabel="", title=f"{dataset}, {ipc} images per class, {method}, scale {scale}")
+        axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, title="seed")
     figure.tight_layout()
     return figure
 

@@ -41,11 +41,16 @@ class OrderRecord:
     git_commit: str
     dirty: bool
 
+    @property
+    def method(self) -> str:
+        """The sequence that the others are compared with, for example seqmatch_mtt."""
+        return self.config["method"]
+
 
 def save_order(
     config: RunConfig, accuracy: Mapping[str, Sequence[float]], device: torch.device, results_dir: Path | str
 ) -> Path:
-    """Writes `results_dir/order/<dataset>-ipc<ipc>-<scale>-seed<seed>.json`; returns the path.
+    """Writes `results_dir/order/<dataset>-<method>-ipc<ipc>-<scale>-seed<seed>.json`; returns the path.
 
     Args:
         config: of the SeqMatch run.
@@ -66,7 +71,8 @@ def save_order(
         git_commit=commit,
         dirty=dirty,
     )
-    path = Path(results_dir) / "order" / f"{config.dataset}-ipc{config.ipc}-{config.scale}-seed{config.seed}.json"
+    name = f"{config.dataset}-{config.method}-ipc{config.ipc}-{config.scale}-seed{config.seed}.json"
+    path = Path(results_dir) / "order" / name
     write_json(path, asdict(record))
     return path
 

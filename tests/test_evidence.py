@@ -183,8 +183,8 @@ def test_the_lead_over_random_images_by_their_number():
     assert sorted(axis.collections[0].get_offsets().tolist()) == [[10, 20], [10, 20.5], [10, 21], [100, 2]]
 
 
-def make_order(folder, seed, accuracy):
-    config = RunConfig.from_preset("cifar10-ipc10-seqmatch_mtt", "reduced", seed)
+def make_order(folder, seed, accuracy, method="mtt"):
+    config = RunConfig.from_preset(f"cifar10-ipc10-seqmatch_{method}", "reduced", seed)
     return save_order(config, accuracy, torch.device("cpu"), folder)
 
 
@@ -194,10 +194,12 @@ def test_orders_are_kept_a_seed_and_pooled(tmp_path):
             tmp_path, seed, {"MTT": [30.0 + seed, 32.0], "SeqMatch": [40.0, 42.0], "SeqMatch, $S_2$ first": [20.0, 21.0]}
         )
     make_order(tmp_path, 2, {"MTT": [32.0, 32.0], "SeqMatch": [40.0, 42.0]})  # takes the place of the one before
+    make_order(tmp_path, 0, {"KRR": [35.0, 36.0], "SeqMatch": [38.0, 38.0]}, "krr")  # takes nobody's place
     text = block("order cifar10 10 reduced", Evidence([], [], load_orders(tmp_path)))
-    assert "| MTT | 3 | 6 | 31.5 ± 0.5 | -9.5 [" in text
-    assert "| SeqMatch | 3 | 6 | 41.0 ± 0.0 |  |" in text
-    assert "| SeqMatch, S_2 first | 2 | 4 | 20.5 ± 0.0 | -20.5 |" in text
+    assert "| mtt | MTT | 3 | 6 | 31.5 ± 0.5 | -9.5 [" in text
+    assert "| mtt | SeqMatch | 3 | 6 | 41.0 ± 0.0 |  |" in text
+    assert "| mtt | SeqMatch, S_2 first | 2 | 4 | 20.5 ± 0.0 | -20.5 |" in text
+    assert "| krr | KRR | 1 | 2 | 35.5 ± 0.7 | -2.5 |" in text
     assert "Not run yet" in block("order cifar10 50 reduced", Evidence([], [], load_orders(tmp_path)))
 
 
@@ -252,7 +254,9 @@ def test_the_figure_has_a_point_a_seed():
 def test_the_figure_of_the_order_has_a_point_a_set_and_seed(tmp_path):
     for seed in range(2):
         make_order(tmp_path, seed, {"MTT": [30.0, 32.0], "SeqMatch": [40.0 + seed, 42.0]})
-    (axis,) = figures.plot_order(Evidence([], [], load_orders(tmp_path)), "cifar10", 10, "reduced").axes
+    make_order(tmp_path, 0, {"KRR": [35.0], "SeqMatch": [38.0]}, "krr")
+    other, axis = figures.plot_order(Evidence([], [], load_orders(tmp_path)), "cifar10", 10, "reduced").axes
+    assert sorted(tuple(point) for dots in other.collections for point in dots.get_offsets()) == [(35, 0), (38, 1)]
     points = [tuple(point) for dots in axis.collections for point in dots.get_offsets()]
     assert sorted(points) == [(31, 0), (31, 0), (41, 1), (41.5, 1)]
     (means,) = [line for line in axis.lines if line.get_label() == "mean"]

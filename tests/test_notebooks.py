@@ -7,6 +7,8 @@ import nbformat
 import papermill
 import pytest
 
+from seqmatch_lib.order import load_orders
+
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 # papermill and its kernel warn about their own internals
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::UserWarning")
@@ -37,6 +39,14 @@ def test_notebooks_run_at_smoke_scale(path, tmp_path):
     executed = papermill.execute_notebook(path, tmp_path / path.name, parameters, kernel_name="python3", progress_bar=False)
     outputs = [output for cell in executed.cells if cell.cell_type == "code" for output in cell.outputs]
     assert any("image/png" in output.get("data", {}) for output in outputs)
+
+
+def test_order_and_division_are_asked_of_a_method_with_learned_labels(tmp_path):
+    path = next(path for path in NOTEBOOKS if path.stem == "21_ablation_order")
+    parameters = {"results_dir": str(tmp_path), "base_method": "krr", "num_networks": 1}
+    papermill.execute_notebook(path, tmp_path / path.name, parameters, kernel_name="python3", progress_bar=False)
+    (record,) = load_orders(tmp_path)
+    assert (record.method, len(record.accuracy)) == ("seqmatch_krr", 9)
 
 
 def test_quickstart_shows_its_numbers_and_pictures(tmp_path):
