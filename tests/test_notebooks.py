@@ -41,7 +41,7 @@ def test_notebooks_run_at_smoke_scale(path, tmp_path):
     assert any("image/png" in output.get("data", {}) for output in outputs)
 
 
-def test_order_and_division_are_asked_of_a_method_with_learned_labels(tmp_path):
+def test_order_and_division_can_be_asked_of_another_base_method(tmp_path):
     path = next(path for path in NOTEBOOKS if path.stem == "21_ablation_order")
     parameters = {"results_dir": str(tmp_path), "base_method": "krr", "num_networks": 1}
     papermill.execute_notebook(path, tmp_path / path.name, parameters, kernel_name="python3", progress_bar=False)
