@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from math import exp
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from seqmatch_lib.errors import StorageError, require
 from seqmatch_lib.judging import Judgement, load_judgements
 from seqmatch_lib.methods import method_names
 from seqmatch_lib.order import OrderRecord, load_orders
-from seqmatch_lib.results import RunRecord, changes_of, describe_changes, flatten_settings, load_runs
+from seqmatch_lib.results import RunRecord, changes_of, check_same_images, describe_changes, flatten_settings, load_runs
 from seqmatch_lib.storage import read_json, write_atomically
 
 BLOCK = re.compile(r"(<!-- evidence: ([\w ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -47,10 +47,16 @@ class Evidence:
 
     @classmethod
     def load(cls, results_dir: Path | str) -> "Evidence":
-        """Reads a results folder."""
+        """Reads a results folder.
+
+        Raises:
+            StorageError: a damaged record, or runs of one data set and scale on different images.
+        """
         results_dir = Path(results_dir)
+        runs = load_runs(results_dir)
+        check_same_images(runs)
         trust = {path.stem: read_json(path) for path in sorted((results_dir / "trust").glob("*.json"))}
-        return cls(load_runs(results_dir), load_judgements(results_dir), load_orders(results_dir), trust)
+        return cls(runs, load_judgements(results_dir), load_orders(results_dir), trust)
 
     def of_preset(self, dataset: str, ipc: int, method: str, scale: str) -> list[RunRecord]:
         """Returns the runs of a preset as it stands, in the order of their seeds."""
@@ -161,27 +167,64 @@ def subsets(evidence: Evidence, dataset: str, ipc: str, scale: str) -> str:
     return _table(rows)
 
 
-def compute(evidence: Evidence, dataset: str, ipc: str, scale: str) -> str:
-    """Sets beside the plain one that took as many iterations in all: runs that differ in iterations and subsets alone."""
-    rows = [
-        ("method", "images", "epochs of", "iterations", "in all", "seeds", "n", "staged", "less alone", "joint", "records")
-    ]
-    groups: dict[tuple[Any, ...], list[RunRecord]] = {}
+class Effort(NamedTuple):
+    """What an accuracy cost: of runs with equal settings but for these."""
+
+    base: str  # method
+    sizes: tuple[int, ...]  # images per class of each subset
+    teachers: str  # their epochs
+    iterations: int  # of distillation, over all subsets
+    trained: str
+    epochs: int  # of training, over all stages
+
+
+def efforts(evidence: Evidence, dataset: str, ipc: int, scale: str) -> dict[Effort, dict[int, tuple[RunRecord, list[float]]]]:
+    """Returns effort -> seed of distillation -> (run, accuracies in per cent).
+
+    Of runs that differ from their preset in subsets, their intervals and iterations alone; networks trained as the run did,
+    jointly, and as judgements did that changed nothing but the epochs of training.
+    """
+    found: dict[Effort, dict[int, tuple[RunRecord, list[float]]]] = {}
     for run in evidence.runs:
         base = run.method.removeprefix(SEQUENTIAL_PREFIX)
-        same = (run.dataset, run.ipc, run.scale) == (dataset, int(ipc), scale) and run.method not in REFERENCES
-        if same and changes_of(run).keys() <= {f"{base}.iterations", "ipc", "subset_ipcs", "intervals"}:
-            sizes, iterations = tuple(run.config["subset_ipcs"]), tuple(stage["iterations"] for stage in run.stages)
-            groups.setdefault((base, sum(iterations), sizes, iterations, _intervals(run)), []).append(run)
-    alone = {key[:2]: _values(runs, "accuracy_last") for key, runs in groups.items() if len(key[2]) == 1}
-    for key, runs in sorted(groups.items(), key=lambda group: (group[0][:2], len(group[0][2]))):
-        base, total, sizes, iterations, intervals = key
-        last, several = _values(runs, "accuracy_last"), len(sizes) > 1
-        gain = _difference(alone[base, total], last) if several and (base, total) in alone else ""
+        same = (run.dataset, run.ipc, run.scale) == (dataset, ipc, scale) and run.method not in REFERENCES
+        if not (same and changes_of(run).keys() <= {f"{base}.iterations", "ipc", "subset_ipcs", "intervals"}):
+            continue
+        network, epochs = run.config["network"]["name"], run.config["training"]["epochs"]
+        trainings = [(False, epochs, run.accuracy_last)]
+        if run.accuracy_joint is not None:
+            trainings.append((True, epochs, run.accuracy_joint))
+        for one in evidence.judgements:
+            changes = describe_changes(flatten_settings(run.config), flatten_settings(one.config))
+            if one.run_id == run.run_id and network in one.accuracy and changes.keys() == {"training.epochs"}:
+                trainings.append((one.joint, one.config["training"]["epochs"], one.accuracy[network]))
+        sizes, iterations = tuple(run.config["subset_ipcs"]), sum(stage["iterations"] for stage in run.stages)
+        for joint, epochs, accuracy in trainings:
+            total = epochs if joint else epochs * run.num_subsets
+            effort = Effort(base, sizes, _intervals(run), iterations, _trained(run, joint), total)
+            found.setdefault(effort, {})[run.seed] = (run, accuracy["values"])
+    return dict(sorted(found.items(), key=lambda item: (item[0].base, len(item[0].sizes), *item[0][2:])))
+
+
+def compute(evidence: Evidence, dataset: str, ipc: str, scale: str) -> str:
+    """Accuracies by the effort behind them; the gap is to the staged sequence of most seeds, over the seeds that both have."""
+    rows = [
+        ("method", "images", "teachers", "iterations", "trained", "epochs", "seeds", "n", "accuracy", "less staged", "records")
+    ]
+    groups = efforts(evidence, dataset, int(ipc), scale)
+    staged: dict[str, dict[int, tuple[RunRecord, list[float]]]] = {}
+    for effort, found in groups.items():
+        if effort.trained == "in stages" and len(found) > len(staged.get(effort.base, {})):
+            staged[effort.base] = found
+    for effort, found in groups.items():
+        reference = staged.get(effort.base, {})
+        shared = sorted(found.keys() & reference.keys())
+        pair = [[values[seed][1] for seed in shared] for values in (reference, found)]
+        gap = _difference(*pair) if shared and found is not reference else ""
+        runs, values = zip(*(found[seed] for seed in sorted(found)), strict=True)
         rows.append((
-            base, _sum(sizes), intervals, _sum(iterations), total,
-            len(runs), sum(map(len, last)), _spread(last), gain,
-            _spread(_values(runs, "accuracy_joint")) if several else "-", ", ".join(map(_short, runs)),
+            effort.base, _sum(effort.sizes), effort.teachers, effort.iterations, effort.trained, effort.epochs,
+            len(values), sum(map(len, values)), _spread(values), gap, ", ".join(map(_short, runs)),
         ))  # fmt: skip
     return _table(rows)
 
@@ -240,9 +283,8 @@ def judged(evidence: Evidence, dataset: str) -> str:
         for name, found in one.accuracy.items():
             random = (one.random_baseline or {}).get(name)
             gain = "" if random is None else f"{found['mean'] - random['mean']:+.1f}"
-            trained = "jointly" if one.joint else "in stages" if run.num_subsets > 1 else "in one stage"
             accuracies = (_accuracy(found), _accuracy(random), gain, found["n"])
-            rows.append((*_set(run), trained, shown, name, *accuracies, _short(run)))
+            rows.append((*_set(run), _trained(run, one.joint), shown, name, *accuracies, _short(run)))
     return _table(rows)
 
 
@@ -312,6 +354,10 @@ def _intervals(run: RunRecord) -> str:
     """Returns the epochs of teachers that each subset matches: once if they are all equal, "-" where there are no teachers."""
     names = [f"{first} to {last}" for first, last in run.config["intervals"]]
     return "; ".join(names if len(set(names)) > 1 else names[:1]) or "-"
+
+
+def _trained(run: RunRecord, joint: bool) -> str:
+    return "jointly" if joint else "in stages" if run.num_subsets > 1 else "in one stage"
 
 
 def _spread(values: Values) -> str:

@@ -153,6 +153,24 @@ def load_runs(folder: Path) -> list[RunRecord]:
     return sorted(records, key=lambda record: (record.table, record.ipc, record.scale, record.method, record.seed))
 
 
+def check_same_images(runs: Iterable[RunRecord]) -> None:
+    """Checks that runs which a table would pool or compare saw the same images: one version of a data set at each scale.
+
+    Raises:
+        StorageError: two runs of one data set and scale on different images, such as a part of it and the whole.
+    """
+    firsts: dict[tuple[str, str], RunRecord] = {}
+    for run in runs:
+        first = firsts.setdefault((run.dataset, run.scale), run)
+        one, other = (f"{found.run_id} ({found.data['train_images']:,} train images)" for found in (first, run))
+        require(
+            run.data["fingerprint"] == first.data["fingerprint"],
+            f"{one} and {other} are of different images of {run.dataset}, which no table may mix; keep the runs on one of "
+            "them in another results folder",
+            StorageError,
+        )
+
+
 def changes_of(run: RunRecord) -> dict[str, Any]:
     """Returns the settings in which a run differs from its preset."""
     return describe_changes(_preset_settings(run.preset, run.scale, run.seed), flatten_settings(run.config))

@@ -9,7 +9,7 @@ import pandas as pd
 
 from seqmatch_lib.config import REFERENCES, RunConfig, preset_names
 from seqmatch_lib.errors import StorageError, require
-from seqmatch_lib.results import RunRecord, changes_of, load_runs
+from seqmatch_lib.results import RunRecord, changes_of, check_same_images, load_runs
 from seqmatch_lib.storage import write_atomically
 
 DATASETS = ("svhn", "cifar10", "cifar100", "tiny_imagenet")  # with published numbers, in the order of the paper
@@ -24,6 +24,7 @@ COLUMNS = {
     "n": "n",
     "seeds": "seeds",
     "scale": "scale",
+    "images": "train images",
     "minutes": "minutes",
     "device": "device",
 }
@@ -67,7 +68,11 @@ def build_table(
         records: of any data sets; the others, and those with changed settings, are left out.
         published: of `load_published`.
         scales: which to show; a cell that none of them has becomes one row of scale "paper".
+
+    Raises:
+        StorageError: runs of one scale on different images, such as a part of the data set and the whole.
     """
+    check_same_images(record for record in records if record.dataset == dataset)
     known = published[published["dataset"] == dataset]
     rows = []
     for preset in _presets_of(dataset):
@@ -111,6 +116,7 @@ def _summarise(runs: Sequence[RunRecord], scale: str, printed: pd.DataFrame) -> 
         "n": str(len(pooled["last"])),
         "seeds": str(len(runs)),
         "scale": scale,
+        "images": ", ".join(sorted({f"{run.data['train_images']:,}" for run in runs})),
         "minutes": f"{sum(sum(run.seconds.values()) for run in runs) / 60:.0f}",
         "device": ", ".join(sorted({run.device_name for run in runs})),
     }
@@ -140,7 +146,8 @@ def note_of(table: pd.DataFrame) -> str:
     text = (
         "Test accuracy in per cent, mean ± standard deviation over n networks. `ours` is the last iterate, `ours, selected` "
         "the one chosen on validation images (at paper scale on test images, as the papers do), `random real` as many random "
-        "real images under the same training. `reduced` is a smaller setting for two CPU cores and not to be compared with "
+        "real images under the same training, `train images` how many there were to distil from. `reduced` is a smaller "
+        "setting for two CPU cores and not to be compared with "
         f"published numbers. {DAGGER}: printed from memory, not checked."
     )
     commands = [command for command in table["command"] if command]

@@ -76,6 +76,15 @@ def test_a_comparison_pools_seeds_and_leaves_changed_runs_out():
     assert changed.count("\n| ") == 3  # head, line, the changed run
 
 
+def test_a_report_on_different_images_is_refused(tmp_path):
+    runs = [make_run("cifar10-ipc10-mtt", seed) for seed in (0, 1)]
+    runs[1] = replace(runs[1], data=runs[1].data | {"fingerprint": "of a part"})
+    for run in runs:
+        run.save(tmp_path / "runs" / f"{run.run_id}.json")
+    with pytest.raises(StorageError, match=r"are of different images of cifar10, which no table may mix"):
+        Evidence.load(tmp_path)
+
+
 def test_an_interval_needs_three_seeds():
     runs = [make_run("cifar10-ipc10-mtt"), make_run("cifar10-ipc10-seqmatch_mtt", 0, (50.0, 52.0), (44.0, 46.0))]
     assert "| +10.0 | +4.0 |" in block("comparison cifar10 10 reduced", Evidence(runs, []))
@@ -142,24 +151,35 @@ def test_subsets_group_what_differs_in_sizes_and_intervals_alone():
     ]
 
 
-def test_equal_compute_sets_a_sequence_beside_the_plain_set_of_as_many_iterations():
+def test_compute_sets_accuracies_beside_the_effort_behind_them():
     def run(method, seed, last, iterations, overrides=None, joint=None):
         found = make_run(f"cifar10-ipc10-{method}", seed, last, joint, overrides)
         return replace(found, stages=[{"iterations": count} for count in iterations])
 
     runs = [run("mtt", 0, (40.0, 42.0), [300]), run("mtt", 0, (90.0, 90.5), [300], {"mtt.lr_img": 7.0})]
     runs += [run("mtt", seed, (43.0 + seed, 45.0 + seed), [600], {"mtt.iterations": 600}) for seed in range(3)]
-    runs += [run("seqmatch_mtt", seed, (50.0, 52.0), [300, 300], joint=(44.0, 46.0)) for seed in range(3)]
     runs.append(run("seqmatch_mtt", 0, (60.0, 62.0), [300] * 3, {"subset_ipcs": [4, 3, 3]}, (44.0, 46.0)))
-    rows = block("compute cifar10 10 reduced", Evidence(runs, [])).splitlines()[3:-1]
+    runs += [run("seqmatch_mtt", seed, (50.0, 52.0), [300, 300], joint=(44.0, 46.0)) for seed in range(3)]
+    judgements = [
+        make_judgement(one, joint=joint, config={**one.config, "training": {**one.config["training"], **changes}})
+        for one, joint, changes in [
+            (runs[0], False, {"epochs": 600}), (runs[-1], True, {"epochs": 600}), (runs[-1], False, {"epochs": 500}),
+            (runs[0], False, {"epochs": 600, "augment": "none"}),
+        ]
+    ]  # fmt: skip
+    rows = block("compute cifar10 10 reduced", Evidence(runs, judgements)).splitlines()[3:-1]
     cells = [[cell.strip() for cell in row.strip("|").split("|")][1:10] for row in rows]
-    assert cells[0] == ["10", "0 to 14", "300", "300", "1", "2", "41.0 ± 1.4", "", "-"]
-    assert cells[1] == ["10", "0 to 14", "600", "600", "3", "6", "45.0 ± 1.0", "", "-"]
-    assert cells[2][:7] == ["5 + 5", "0 to 14", "300 + 300", "600", "3", "6", "51.0 ± 0.0"]
-    assert cells[2][7].startswith("+6.0 [")
-    assert cells[2][8] == "45.0 ± 0.0"
-    assert cells[3] == ["4 + 3 + 3", "0 to 14", "300 + 300 + 300", "900", "1", "2", "61.0 ± 1.4", "", "45.0 ± 1.4"]
-    assert len(cells) == 4
+    assert cells[0] == ["10", "0 to 14", "300", "in one stage", "300", "1", "2", "41.0 ± 1.4", "-10.0"]
+    assert cells[1] == ["10", "0 to 14", "300", "in one stage", "600", "1", "2", "31.0 ± 1.4", "-20.0"]
+    assert cells[2][:8] == ["10", "0 to 14", "600", "in one stage", "300", "3", "6", "45.0 ± 1.0"]
+    assert cells[2][8].startswith("-6.0 [")
+    assert cells[3] == ["5 + 5", "0 to 14", "600", "in stages", "600", "3", "6", "51.0 ± 0.0", ""], "the reference"
+    assert cells[4] == ["5 + 5", "0 to 14", "600", "in stages", "1000", "1", "2", "31.0 ± 1.4", "-20.0"]
+    assert cells[5][:8] == ["5 + 5", "0 to 14", "600", "jointly", "300", "3", "6", "45.0 ± 0.0"]
+    assert cells[6] == ["5 + 5", "0 to 14", "600", "jointly", "600", "1", "2", "31.0 ± 1.4", "-20.0"]
+    assert cells[7] == ["4 + 3 + 3", "0 to 14", "900", "in stages", "900", "1", "2", "61.0 ± 1.4", "+10.0"]
+    assert cells[8] == ["4 + 3 + 3", "0 to 14", "900", "jointly", "300", "1", "2", "45.0 ± 1.4", "-6.0"]
+    assert len(cells) == 9
 
 
 def test_the_lead_over_random_images_by_their_number():

@@ -65,6 +65,18 @@ def test_only_paper_scale_is_compared_with_published_numbers():
     assert (reduced["last"], reduced["difference"]) == ("40.0 ± 1.4", "")
 
 
+def test_a_part_of_a_data_set_is_told_from_the_whole():
+    part, whole = as_run_of("cifar10-ipc10-mtt"), as_run_of("cifar10-ipc10-mtt", seed=1)
+    part, whole = (replace(run, data=run.data | {"train_images": count}) for run, count in ((part, 9000), (whole, 45000)))
+    whole = replace(whole, data=whole.data | {"fingerprint": "of the whole"})
+    assert row_of(build_table("cifar10", [part], PUBLISHED), "cifar10-ipc10-mtt", "paper")["images"] == "9,000"
+    message = r"seed0-\w+ \(9,000 train images\) and .*seed1-\w+ \(45,000\b.* different images of cifar10.* another results"
+    with pytest.raises(StorageError, match=message):
+        build_table("cifar10", [part, whole], PUBLISHED)
+    build_table("cifar10", [part, replace(whole, scale="reduced")], PUBLISHED)  # scales are not compared
+    build_table("svhn", [part, whole], PUBLISHED)
+
+
 def test_seeds_are_pooled_and_other_settings_left_out():
     preset = "cifar10-ipc10-seqmatch_mtt"
     other = RunConfig.from_preset(preset, overrides={"mtt.syn_steps": 3})
