@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from seqmatch_lib.checkpoint import read_progress
 from seqmatch_lib.config import SEQUENTIAL_PREFIX, RunConfig
 from seqmatch_lib.errors import StorageError, require
-from seqmatch_lib.evidence import Evidence, runs_by_size
+from seqmatch_lib.evidence import Evidence, efforts, runs_by_size
 from seqmatch_lib.methods import method_names
 from seqmatch_lib.results import RunRecord, changes_of
 from seqmatch_lib.synthetic import SubsetSequence
@@ -288,18 +288,52 @@ def plot_order(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figure
         ipc: images per class.
         scale: of the runs.
     """
-    methods = evidence.orders_of(dataset, ipc, scale)
-    seeds = sorted({one.seed for found in methods.values() for one in found})
+    rows = {
+        method: [(name, one.seed, values) for one in found for name, values in one.accuracy.items()]
+        for method, found in evidence.orders_of(dataset, ipc, scale).items()
+    }
+    return _plot_seeds(rows, f"{dataset}, {ipc} images per class, scale {scale}")
+
+
+def plot_effort(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figure:
+    """Draws accuracies with the iterations and epochs of training behind them, as `compute` lists them: a point a seed.
+
+    Args:
+        evidence: the records; each base method that was run in sequence has a panel.
+        dataset: its name.
+        ipc: images per class.
+        scale: of the runs.
+    """
+    rows: dict[str, list[tuple[str, int, list[float]]]] = {}
+    sequences = set()
+    for effort, found in efforts(evidence, dataset, ipc, scale).items():
+        sizes = " + ".join(map(str, effort.sizes))
+        name = f"{sizes} {effort.trained}, {effort.iterations} iterations, {effort.epochs} epochs"
+        rows.setdefault(effort.base, []).extend((name, seed, values) for seed, (_, values) in found.items())
+        if len(effort.sizes) > 1:
+            sequences.add(effort.base)
+    return _plot_seeds({base: rows[base] for base in rows if base in sequences}, f"{dataset}, scale {scale}")
+
+
+def _plot_seeds(panels: Mapping[str, Sequence[tuple[str, int, list[float]]]], title: str) -> Figure:
+    """Draws panels of rows (name, seed of distillation, accuracies of its networks): the means of seeds, and theirs.
+
+    Args:
+        panels: base method -> rows.
+        title: follows the method.
+    """
+    seeds = sorted({seed for rows in panels.values() for _, seed, _ in rows})
     colors = dict(zip(seeds, sns.color_palette(PALETTE), strict=False))
-    size = (8, 0.6 + 3 * len(methods))
-    figure, axes = plt.subplots(len(methods), 1, figsize=size, squeeze=False, sharex=True)
-    for axis, (method, found) in zip(axes[:, 0], methods.items(), strict=True):
-        rows = [(name, one.seed, float(np.mean(values))) for one in found for name, values in one.accuracy.items()]
-        frame = pd.DataFrame(rows, columns=["set", "seed", "accuracy"])
+    counts = [len({name for name, _, _ in rows}) for rows in panels.values()]
+    size = (9, sum(0.8 + 0.3 * count for count in counts))
+    figure, axes = plt.subplots(len(panels), 1, figsize=size, squeeze=False, sharex=True, height_ratios=counts)
+    for axis, (method, rows) in zip(axes[:, 0], panels.items(), strict=True):
+        means = [(name, seed, float(np.mean(values))) for name, seed, values in rows]
+        frame = pd.DataFrame(means, columns=["set", "seed", "accuracy"])
         sns.stripplot(frame, x="accuracy", y="set", hue="seed", palette=colors, size=7, jitter=False, ax=axis)
-        means = frame.groupby("set", sort=False)["accuracy"].mean()
-        axis.plot(means, means.index, "|", color="0.3", markersize=16, label="mean")
-        axis.set(xlabel="test accuracy, %", ylabel="", title=f"{dataset}, {ipc} images per class, {method}, scale {scale}")
+        middle = frame.groupby("set", sort=False)["accuracy"].mean()
+        axis.plot(middle, middle.index, "|", color="0.3", markersize=14, label="mean")
+        axis.set(xlabel="test accuracy, %", ylabel="", title=f"{method}, {title}", ylim=(len(middle) - 0.5, -0.5))
         axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, title="seed")
     figure.tight_layout()
     return figure

@@ -29,13 +29,13 @@ def accuracy(*values):
     return summary | {"by_network": {"convnet": dict(summary)}}
 
 
-def make_run(preset, seed=0, last=(40.0, 42.0), joint=None, overrides=None):
+def make_run(preset, seed=0, last=(40.0, 42.0), joint=None, overrides=None, iterations=(300,)):
     config = RunConfig.from_preset(preset, "reduced", seed, overrides)
     return replace(
         TEMPLATE, run_id=config.run_id, dataset=config.dataset, method=config.method, ipc=config.ipc, preset=preset,
         scale="reduced", num_subsets=config.num_subsets, seed=seed, config=config.as_dict(), config_hash=config.hash,
         accuracy_last=accuracy(*last), accuracy_selected=accuracy(*last), random_baseline=accuracy(20.0, 22.0),
-        accuracy_joint=None if joint is None else accuracy(*joint),
+        accuracy_joint=None if joint is None else accuracy(*joint), stages=[{"iterations": count} for count in iterations],
     )  # fmt: skip
 
 
@@ -152,14 +152,12 @@ def test_subsets_group_what_differs_in_sizes_and_intervals_alone():
 
 
 def test_compute_sets_accuracies_beside_the_effort_behind_them():
-    def run(method, seed, last, iterations, overrides=None, joint=None):
-        found = make_run(f"cifar10-ipc10-{method}", seed, last, joint, overrides)
-        return replace(found, stages=[{"iterations": count} for count in iterations])
-
-    runs = [run("mtt", 0, (40.0, 42.0), [300]), run("mtt", 0, (90.0, 90.5), [300], {"mtt.lr_img": 7.0})]
-    runs += [run("mtt", seed, (43.0 + seed, 45.0 + seed), [600], {"mtt.iterations": 600}) for seed in range(3)]
-    runs.append(run("seqmatch_mtt", 0, (60.0, 62.0), [300] * 3, {"subset_ipcs": [4, 3, 3]}, (44.0, 46.0)))
-    runs += [run("seqmatch_mtt", seed, (50.0, 52.0), [300, 300], joint=(44.0, 46.0)) for seed in range(3)]
+    plain, sequence = "cifar10-ipc10-mtt", "cifar10-ipc10-seqmatch_mtt"
+    longer, thirds = {"mtt.iterations": 600}, {"subset_ipcs": [4, 3, 3]}
+    runs = [make_run(plain, 0, (40.0, 42.0)), make_run(plain, 0, (90.0, 90.5), overrides={"mtt.lr_img": 7.0})]
+    runs += [make_run(plain, seed, (43.0 + seed, 45.0 + seed), None, longer, (600,)) for seed in range(3)]
+    runs.append(make_run(sequence, 0, (60.0, 62.0), (44.0, 46.0), thirds, (300, 300, 300)))
+    runs += [make_run(sequence, seed, (50.0, 52.0), (44.0, 46.0), None, (300, 300)) for seed in range(3)]
     judgements = [
         make_judgement(one, joint=joint, config={**one.config, "training": {**one.config["training"], **changes}})
         for one, joint, changes in [
@@ -281,3 +279,18 @@ def test_the_figure_of_the_order_has_a_point_a_set_and_seed(tmp_path):
     assert sorted(points) == [(31, 0), (31, 0), (41, 1), (41.5, 1)]
     (means,) = [line for line in axis.lines if line.get_label() == "mean"]
     assert list(means.get_xdata()) == [31, 41.25]
+
+
+def test_the_figure_of_the_effort_has_a_panel_for_each_method_with_a_sequence():
+    runs = [make_run("cifar10-ipc10-mtt", seed, (40.0 + seed, 42.0)) for seed in range(2)]
+    runs.append(make_run("cifar10-ipc10-seqmatch_mtt", 0, (50.0, 52.0), (44.0, 46.0), None, (300, 300)))
+    runs.append(make_run("cifar10-ipc10-dm"))
+    (axis,) = figures.plot_effort(Evidence(runs, []), "cifar10", 10, "reduced").axes
+    names = [label.get_text() for label in axis.get_yticklabels()]
+    assert names == [
+        "10 in one stage, 300 iterations, 300 epochs",
+        "5 + 5 in stages, 600 iterations, 600 epochs",
+        "5 + 5 jointly, 600 iterations, 300 epochs",
+    ]
+    points = sorted(tuple(point) for dots in axis.collections for point in dots.get_offsets())
+    assert points == [(41, 0), (41.5, 0), (45, 2), (51, 1)]
