@@ -340,7 +340,8 @@ def _cost(options: argparse.Namespace) -> None:
         changes["image_shape"] = (problem.image_shape[0], options.image_size, options.image_size)
     problem = replace(problem, **{name: value for name, value in changes.items() if value is not None})
     print(format_cost(config, problem, benchmark))
-    print(f"\nerror of the prediction on recorded runs, rates from {path}:")
+    threads = benchmark["machine"]["threads"]
+    print(f"\npredicted over measured seconds of recorded runs, rates from {path} ({threads} threads):")
     print(format_errors(load_runs(options.results), benchmark))
 
 

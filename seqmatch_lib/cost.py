@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import log
+from statistics import median
 from typing import Any
 
 import torch
@@ -222,8 +223,8 @@ def trajectory_bytes(config: RunConfig, problem: Problem) -> float:
 
 
 def format_errors(records: Sequence[RunRecord], benchmark: Mapping[str, Any]) -> str:
-    """Returns predicted beside measured seconds for the runs that were made on the benchmark's machine."""
-    lines = [f"{'run':<52}{'phase':<14}{'predicted':>10}{'measured':>10}{'ratio':>7}"]
+    """Returns predicted over measured seconds of runs on the benchmark's machine, by base method, phase and threads."""
+    ratios: dict[tuple[str, str, int], list[float]] = {}
     for record in records:
         if record.device_name != benchmark["machine"]["device_name"] or record.dataset not in DATASETS:
             continue
@@ -235,10 +236,14 @@ def format_errors(records: Sequence[RunRecord], benchmark: Mapping[str, Any]) ->
             measured = record.seconds[phase]
             if measured >= 5:  # shorter phases are start-up
                 predicted = predict_seconds(work, config.network, benchmark)
-                lines.append(
-                    f"{record.run_id:<52}{phase:<14}{predicted:>10,.0f}{measured:>10,.0f}{predicted / measured:>7.2f}"
-                )
-    return "\n".join(lines) if len(lines) > 1 else "no run was recorded on this machine, so no error can be shown"
+                ratios.setdefault((config.base_method, phase, record.threads), []).append(predicted / measured)
+    if not ratios:
+        return "no run was recorded on this machine, so no error can be shown"
+    lines = [f"{'method':<10}{'phase':<14}{'threads':>7}{'runs':>6}{'median':>8}{'lowest':>8}{'highest':>9}"]
+    for (method, phase, threads), found in sorted(ratios.items()):
+        numbers = f"{median(found):>8.2f}{min(found):>8.2f}{max(found):>9.2f}"
+        lines.append(f"{method:<10}{phase:<14}{threads:>7}{len(found):>6}{numbers}")
+    return "\n".join(lines)
 
 
 def format_pending(scale: str, records: Sequence[RunRecord], benchmark: Mapping[str, Any], tflops: float) -> str:

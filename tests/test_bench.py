@@ -2,6 +2,8 @@
 
 import copy
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,8 +25,10 @@ from seqmatch_lib.cost import (
 from seqmatch_lib.cost import Problem as Sizes
 from seqmatch_lib.errors import ConfigError
 from seqmatch_lib.networks import NetworkConfig, flatten_parameters, make_network
+from seqmatch_lib.results import load_runs
 from seqmatch_lib.step_functions import StepFunctions, _Compiled
 
+ROOT = Path(__file__).parents[1]
 CIFAR = ((3, 32, 32), 10)
 
 
@@ -142,6 +146,31 @@ def test_seconds_follow_the_rate_of_the_nearest_width(result):
     del result["inner_steps"][:]
     with pytest.raises(ConfigError, match=r"no rate for 'compiled bfloat16'; measure it with `python -m seqmatch_lib bench`"):
         predict_seconds(work, config.network, result)
+
+
+def test_errors_of_the_prediction_are_pooled_by_method_phase_and_threads(result):
+    result["machine"]["device_name"] = "a machine"
+    (template, *_) = load_runs(ROOT / "paper_results")
+    config = RunConfig.from_preset("cifar10-ipc10-dm", "reduced")
+    predicted = {
+        phase: predict_seconds(work, config.network, result)
+        for phase, work in predict_work(config, Sizes.of("cifar10")).items()
+    }
+    assert min(predicted.values()) > 0
+
+    def run(ratio, threads=1, **changes):
+        seconds = {phase: max(5.0, one / ratio) for phase, one in predicted.items()}
+        data = {"train_images": 45_000, "held_out": 5_000, "test_images": 10_000}
+        return replace(
+            template, device_name="a machine", dataset="cifar10", method="dm", config=config.as_dict(), seconds=seconds,
+            data=data, threads=threads, **changes,
+        )  # fmt: skip
+
+    runs = [run(0.5), run(0.2), run(0.4), run(2.0, threads=2), replace(run(9.0), device_name="another machine")]
+    lines = [line.split() for line in format_errors(runs, result).splitlines()]
+    assert ["dm", "distillation", "1", "3", "0.40", "0.20", "0.50"] in lines
+    assert ["dm", "distillation", "2", "1", "2.00", "2.00", "2.00"] in lines
+    assert not any("9.00" in line for line in lines)
 
 
 def test_a_missing_benchmark_is_named(tmp_path):
