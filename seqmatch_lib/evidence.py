@@ -150,7 +150,7 @@ def changed(evidence: Evidence, dataset: str, scale: str) -> str:
 
 def subsets(evidence: Evidence, dataset: str, ipc: str, scale: str) -> str:
     """The number and sizes of subsets, and their intervals, at a fixed number of images: runs that differ in nothing else."""
-    rows = [("method", "K", "images a class", "epochs of", "seeds", "n", "random", "staged", "joint", "records")]
+    rows = [("method", "K", "images a class", "teachers", "seeds", "n", "random", "staged", "joint", "records")]
     groups: dict[tuple[Any, ...], list[RunRecord]] = {}
     for run in evidence.runs:
         same = (run.dataset, run.ipc, run.scale) == (dataset, int(ipc), scale) and run.method not in REFERENCES
