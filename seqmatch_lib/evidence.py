@@ -279,6 +279,8 @@ def judged(evidence: Evidence, dataset: str) -> str:
             continue
         run = runs[one.run_id]
         changes = describe_changes(flatten_settings(run.config), flatten_settings(one.config))
+        if changes.keys() == {"training.epochs"} and one.random_baseline is None:
+            continue  # stands in `compute`
         shown = ", ".join(f"{key} = {value}" for key, value in changes.items() if not key.startswith("evaluation."))
         for name, found in one.accuracy.items():
             random = (one.random_baseline or {}).get(name)
