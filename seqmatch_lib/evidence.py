@@ -207,24 +207,33 @@ def efforts(evidence: Evidence, dataset: str, ipc: int, scale: str) -> dict[Effo
 
 
 def compute(evidence: Evidence, dataset: str, ipc: str, scale: str) -> str:
-    """Accuracies by the effort behind them; the gap is to the staged sequence of most seeds, over the seeds that both have."""
-    rows = [
-        ("method", "images", "teachers", "iterations", "trained", "epochs", "seeds", "n", "accuracy", "less staged", "records")
-    ]
+    """Accuracies by the effort behind them, each less two others, over the seeds that both have.
+
+    Less the staged sequence of most seeds; and sequences less the one set that took as many iterations and epochs.
+    """
+    effort_names = ("method", "images", "teachers", "iterations", "trained", "epochs")
+    rows = [(*effort_names, "seeds", "n", "accuracy", "less staged", "less one set", "records")]
     groups = efforts(evidence, dataset, int(ipc), scale)
     staged: dict[str, dict[int, tuple[RunRecord, list[float]]]] = {}
+    single = {}
     for effort, found in groups.items():
         if effort.trained == "in stages" and len(found) > len(staged.get(effort.base, {})):
             staged[effort.base] = found
+        if len(effort.sizes) == 1:
+            single[effort.base, effort.teachers, effort.iterations, effort.epochs] = found
+
+    def gap(found: Mapping[int, Any], other: Mapping[int, Any]) -> str:
+        shared = sorted(found.keys() & other.keys())
+        return _difference(*([values[seed][1] for seed in shared] for values in (other, found))) if shared else ""
+
     for effort, found in groups.items():
-        reference = staged.get(effort.base, {})
-        shared = sorted(found.keys() & reference.keys())
-        pair = [[values[seed][1] for seed in shared] for values in (reference, found)]
-        gap = _difference(*pair) if shared and found is not reference else ""
         runs, values = zip(*(found[seed] for seed in sorted(found)), strict=True)
+        reference = staged.get(effort.base, {})
+        equal = single.get((effort.base, effort.teachers, effort.iterations, effort.epochs), {})
         rows.append((
-            effort.base, _sum(effort.sizes), effort.teachers, effort.iterations, effort.trained, effort.epochs,
-            len(values), sum(map(len, values)), _spread(values), gap, ", ".join(map(_short, runs)),
+            effort.base, _sum(effort.sizes), *effort[2:], len(values), sum(map(len, values)), _spread(values),
+            "" if found is reference else gap(found, reference), "" if found is equal else gap(found, equal),
+            ", ".join(map(_short, runs)),
         ))  # fmt: skip
     return _table(rows)
 
