@@ -195,8 +195,7 @@ def efforts(evidence: Evidence, dataset: str, ipc: int, scale: str) -> dict[Effo
         if run.accuracy_joint is not None:
             trainings.append((True, epochs, run.accuracy_joint))
         for one in evidence.judgements:
-            changes = describe_changes(flatten_settings(run.config), flatten_settings(one.config))
-            if one.run_id == run.run_id and network in one.accuracy and changes.keys() == {"training.epochs"}:
+            if one.run_id == run.run_id and network in one.accuracy and _changes(run, one).keys() == {"training.epochs"}:
                 trainings.append((one.joint, one.config["training"]["epochs"], one.accuracy[network]))
         sizes, iterations = tuple(run.config["subset_ipcs"]), sum(stage["iterations"] for stage in run.stages)
         for joint, epochs, accuracy in trainings:
@@ -287,7 +286,7 @@ def judged(evidence: Evidence, dataset: str) -> str:
         if one.config["dataset"] != dataset or one.run_id not in runs:
             continue
         run = runs[one.run_id]
-        changes = describe_changes(flatten_settings(run.config), flatten_settings(one.config))
+        changes = _changes(run, one)
         if changes.keys() == {"training.epochs"} and one.random_baseline is None:
             continue  # stands in `compute`
         shown = ", ".join(f"{key} = {value}" for key, value in changes.items() if not key.startswith("evaluation."))
@@ -365,6 +364,11 @@ def _intervals(run: RunRecord) -> str:
     """Returns the epochs of teachers that each subset matches: once if they are all equal, "-" where there are no teachers."""
     names = [f"{first} to {last}" for first, last in run.config["intervals"]]
     return "; ".join(names if len(set(names)) > 1 else names[:1]) or "-"
+
+
+def _changes(run: RunRecord, one: Judgement) -> dict[str, Any]:
+    """Returns the settings in which a judgement differs from the run of its set."""
+    return describe_changes(flatten_settings(run.config), flatten_settings(one.config))
 
 
 def _trained(run: RunRecord, joint: bool) -> str:
