@@ -287,8 +287,6 @@ def judged(evidence: Evidence, dataset: str) -> str:
             continue
         run = runs[one.run_id]
         changes = _changes(run, one)
-        if changes.keys() == {"training.epochs"} and one.random_baseline is None:
-            continue  # stands in `compute`
         shown = ", ".join(f"{key} = {value}" for key, value in changes.items() if not key.startswith("evaluation."))
         for name, found in one.accuracy.items():
             random = (one.random_baseline or {}).get(name)

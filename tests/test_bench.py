@@ -158,12 +158,12 @@ def test_errors_of_the_prediction_are_pooled_by_method_phase_and_threads(result)
     }
     assert min(predicted.values()) > 0
 
-    def run(ratio, threads=1, **changes):
+    def run(ratio, threads=1):
         seconds = {phase: max(5.0, one / ratio) for phase, one in predicted.items()}
         data = {"train_images": 45_000, "held_out": 5_000, "test_images": 10_000}
         return replace(
             template, device_name="a machine", dataset="cifar10", method="dm", config=config.as_dict(), seconds=seconds,
-            data=data, threads=threads, **changes,
+            data=data, threads=threads,
         )  # fmt: skip
 
     runs = [run(0.5), run(0.2), run(0.4), run(2.0, threads=2), replace(run(9.0), device_name="another machine")]
