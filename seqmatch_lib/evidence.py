@@ -173,7 +173,7 @@ class Effort(NamedTuple):
     base: str  # method
     sizes: tuple[int, ...]  # images per class of each subset
     teachers: str  # their epochs
-    iterations: int  # of distillation, over all subsets
+    iterations: tuple[int, ...]  # of distillation, of each subset
     trained: str
     epochs: int  # of training, over all stages
 
@@ -197,7 +197,7 @@ def efforts(evidence: Evidence, dataset: str, ipc: int, scale: str) -> dict[Effo
         for one in evidence.judgements:
             if one.run_id == run.run_id and network in one.accuracy and _changes(run, one).keys() == {"training.epochs"}:
                 trainings.append((one.joint, one.config["training"]["epochs"], one.accuracy[network]))
-        sizes, iterations = tuple(run.config["subset_ipcs"]), sum(stage["iterations"] for stage in run.stages)
+        sizes, iterations = tuple(run.config["subset_ipcs"]), tuple(stage["iterations"] for stage in run.stages)
         for joint, epochs, accuracy in trainings:
             total = epochs if joint else epochs * run.num_subsets
             effort = Effort(base, sizes, _intervals(run), iterations, _trained(run, joint), total)
@@ -219,7 +219,7 @@ def compute(evidence: Evidence, dataset: str, ipc: str, scale: str) -> str:
         if effort.trained == "in stages" and len(found) > len(staged.get(effort.base, {})):
             staged[effort.base] = found
         if len(effort.sizes) == 1:
-            single[effort.base, effort.teachers, effort.iterations, effort.epochs] = found
+            single[effort.base, effort.teachers, sum(effort.iterations), effort.epochs] = found
 
     def gap(found: Mapping[int, Any], other: Mapping[int, Any]) -> str:
         shared = sorted(found.keys() & other.keys())
@@ -228,9 +228,11 @@ def compute(evidence: Evidence, dataset: str, ipc: str, scale: str) -> str:
     for effort, found in groups.items():
         runs, values = zip(*(found[seed] for seed in sorted(found)), strict=True)
         reference = staged.get(effort.base, {})
-        equal = single.get((effort.base, effort.teachers, effort.iterations, effort.epochs), {})
+        total = sum(effort.iterations)
+        equal = single.get((effort.base, effort.teachers, total, effort.epochs), {})
         rows.append((
-            effort.base, _sum(effort.sizes), *effort[2:], len(values), sum(map(len, values)), _spread(values),
+            effort.base, _sum(effort.sizes), effort.teachers, total, effort.trained, effort.epochs,
+            len(values), sum(map(len, values)), _spread(values),
             "" if found is reference else gap(found, reference), "" if found is equal else gap(found, equal),
             ", ".join(map(_short, runs)),
         ))  # fmt: skip

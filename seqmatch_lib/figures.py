@@ -308,7 +308,7 @@ def plot_effort(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figur
     sequences = set()
     for effort, found in efforts(evidence, dataset, ipc, scale).items():
         sizes = " + ".join(map(str, effort.sizes))
-        name = f"{sizes} {effort.trained}, {effort.iterations} iterations, {effort.epochs} epochs"
+        name = f"{sizes} {effort.trained}, {sum(effort.iterations)} iterations, {effort.epochs} epochs"
         rows.setdefault(effort.base, []).extend((name, seed, values) for seed, (_, values) in found.items())
         if len(effort.sizes) > 1:
             sequences.add(effort.base)
