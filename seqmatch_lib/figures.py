@@ -295,6 +295,37 @@ def plot_order(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figure
     return _plot_seeds(rows, f"{dataset}, {ipc} images per class, scale {scale}")
 
 
+def plot_subsets(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figure:
+    """Draws accuracy against K, the number of equal subsets, at a fixed number of images: points are seeds, lines means.
+
+    Args:
+        evidence: the records; each base method that was run with two or more K has a panel, K = 1 is the method alone.
+        dataset: its name.
+        ipc: images per class, of all subsets together.
+        scale: of the runs.
+    """
+    panels: dict[str, dict[int, list[RunRecord]]] = {}
+    for (method, count), sizes in runs_by_size(evidence, dataset, scale).items():
+        if ipc in sizes:
+            panels.setdefault(method.removeprefix(SEQUENTIAL_PREFIX), {})[count] = sizes[ipc]
+    panels = {base: dict(sorted(counts.items())) for base, counts in panels.items() if len(counts) > 1}
+    figure, axes = plt.subplots(1, len(panels), figsize=(1 + 2.4 * len(panels), 3.4), sharey=True, squeeze=False)
+    kinds = {"random real, in stages": "random_baseline", "in stages": "accuracy_last", "jointly": "accuracy_joint"}
+    for axis, (base, counts) in zip(axes[0], panels.items(), strict=True):
+        for (kind, name), marker, color in zip(kinds.items(), "osD", sns.color_palette(PALETTE), strict=False):
+            found = [(run.num_subsets, getattr(run, name) or run.accuracy_last) for runs in counts.values() for run in runs]
+            points = pd.DataFrame([(count, one["mean"]) for count, one in found], columns=["K", "accuracy"])
+            sns.lineplot(points, x="K", y="accuracy", errorbar=None, color=color, label=kind, legend=False, ax=axis)
+            axis.scatter(points["K"], points["accuracy"], color=[color], marker=marker, s=24)
+        axis.set(title=base, xlabel="K, number of subsets", ylabel="test accuracy, %", xticks=list(counts))
+        axis.label_outer()
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncols=len(labels), frameon=False)
+    figure.suptitle(f"{dataset}, {ipc} images per class, scale {scale}")
+    figure.tight_layout(rect=(0, 0.07, 1, 1))
+    return figure
+
+
 def plot_effort(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figure:
     """Draws accuracies with the iterations and epochs of training behind them, as `compute` lists them: a point a seed.
 

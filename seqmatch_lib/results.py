@@ -172,14 +172,21 @@ def check_same_images(runs: Iterable[RunRecord]) -> None:
 
 
 def changes_of(run: RunRecord) -> dict[str, Any]:
-    """Returns the settings in which a run differs from its preset."""
-    return describe_changes(_preset_settings(run.preset, run.scale, run.seed), flatten_settings(run.config))
+    """Returns the settings in which a run differs from its preset; one interval for all subsets fits any number of them."""
+    return describe_changes(_preset_settings(run.preset, run.scale, run.seed), _compared_settings(run.config))
 
 
 @cache
 def _preset_settings(preset: str, scale: str, seed: int) -> dict[str, Any]:
     """Flat settings of a preset; a report asks for the same ones many times."""
-    return flatten_settings(RunConfig.from_preset(preset, scale, seed).as_dict())
+    return _compared_settings(RunConfig.from_preset(preset, scale, seed).as_dict())
+
+
+def _compared_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    settings = flatten_settings(config)
+    if all(one == settings["intervals"][0] for one in settings["intervals"]):
+        settings["intervals"] = settings["intervals"][:1]  # one that stands for all subsets
+    return settings
 
 
 def describe_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:

@@ -282,6 +282,21 @@ def test_the_figure_of_the_order_has_a_point_a_set_and_seed(tmp_path):
     assert list(means.get_xdata()) == [31, 41.25]
 
 
+def test_the_figure_of_the_subsets_has_a_point_a_seed_at_every_number_of_them():
+    runs = [make_run("cifar10-ipc10-mtt", seed, (40.0 + seed, 42.0)) for seed in range(2)]
+    runs.append(make_run("cifar10-ipc10-seqmatch_mtt", 0, (50.0, 52.0), (44.0, 46.0)))
+    runs.append(make_run("cifar10-ipc10-seqmatch_mtt", 0, (36.0, 38.0), (33.0, 35.0), {"subset_ipcs": [4, 3, 3]}))
+    runs.append(make_run("cifar10-ipc10-seqmatch_mtt", 0, (90.0, 90.5), (44.0, 46.0), {"subset_ipcs": [3, 7]}))
+    runs.append(make_run("cifar10-ipc10-dm"))
+    (axis,) = figures.plot_subsets(Evidence(runs, []), "cifar10", 10, "reduced").axes
+    assert axis.get_title() == "mtt", "one number of subsets makes no panel"
+    lines = {line.get_label(): line.get_xydata().tolist() for line in axis.lines}
+    assert lines["in stages"] == [[1, 41.25], [2, 51], [3, 37]], "unequal subsets are another question"
+    assert lines["jointly"] == [[1, 41.25], [2, 45], [3, 34]], "one subset is trained on at once in any case"
+    assert lines["random real, in stages"] == [[1, 21], [2, 21], [3, 21]]
+    assert axis.collections[1].get_offsets().tolist() == [[1, 41], [1, 41.5], [2, 51], [3, 37]]
+
+
 def test_the_figure_of_the_effort_has_a_panel_for_each_method_with_a_sequence():
     runs = [make_run("cifar10-ipc10-mtt", seed, (40.0 + seed, 42.0)) for seed in range(2)]
     runs.append(make_run("cifar10-ipc10-seqmatch_mtt", 0, (50.0, 52.0), (44.0, 46.0), None, (300, 300)))
