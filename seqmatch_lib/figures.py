@@ -309,16 +309,18 @@ def plot_subsets(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figu
         if ipc in sizes:
             panels.setdefault(method.removeprefix(SEQUENTIAL_PREFIX), {})[count] = sizes[ipc]
     panels = {base: dict(sorted(counts.items())) for base, counts in panels.items() if len(counts) > 1}
-    figure, axes = plt.subplots(1, len(panels), figsize=(1 + 2.4 * len(panels), 3.4), sharey=True, squeeze=False)
+    size = (1 + 2.4 * len(panels), 3.4)
+    figure, axes = plt.subplots(1, len(panels), figsize=size, sharex=True, sharey=True, squeeze=False)
     kinds = {"random real, in stages": "random_baseline", "in stages": "accuracy_last", "jointly": "accuracy_joint"}
     for axis, (base, counts) in zip(axes[0], panels.items(), strict=True):
         for (kind, name), marker, color in zip(kinds.items(), "osD", sns.color_palette(PALETTE), strict=False):
             found = [(run.num_subsets, getattr(run, name) or run.accuracy_last) for runs in counts.values() for run in runs]
             points = pd.DataFrame([(count, one["mean"]) for count, one in found], columns=["K", "accuracy"])
             sns.lineplot(points, x="K", y="accuracy", errorbar=None, color=color, label=kind, legend=False, ax=axis)
-            axis.scatter(points["K"], points["accuracy"], color=[color], marker=marker, s=24)
-        axis.set(title=base, xlabel="K, number of subsets", ylabel="test accuracy, %", xticks=list(counts))
+            axis.scatter(points["K"], points["accuracy"], color=[color], marker=marker, s=16)
+        axis.set(title=base, xlabel="K, number of subsets", ylabel="test accuracy, %")
         axis.label_outer()
+    whole_ticks(axes[0])
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower center", ncols=len(labels), frameon=False)
     figure.suptitle(f"{dataset}, {ipc} images per class, scale {scale}")
