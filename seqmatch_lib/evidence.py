@@ -1,7 +1,8 @@
 """What the records say, as Markdown: the blocks of `paper_results/REPORT.md` and of the README, made again by `report`.
 
 A block is everything between `<!-- evidence: NAME ARGUMENTS -->` and `<!-- end -->`; NAME is one of `BLOCKS`. People write the
-prose around it, and no numbers.
+prose around it, and no numbers. Blocks that compare runs of presets take KEY=VALUE at their end: then they compare the runs
+with all these settings changed and no others, as in `comparison cifar10 10 reduced mtt.expert_epochs=2`.
 """
 
 import re
@@ -23,7 +24,7 @@ from seqmatch_lib.order import OrderRecord, load_orders
 from seqmatch_lib.results import RunRecord, changes_of, check_same_images, describe_changes, flatten_settings, load_runs
 from seqmatch_lib.storage import read_json, write_atomically
 
-BLOCK = re.compile(r"(<!-- evidence: ([\w ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- evidence: ([\w .=-]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 SET = ("method", "images a class", "seed")  # columns that name a set
 DRAWS = 10_000  # of the bootstrap
 Values = Sequence[Sequence[float]]  # accuracies in per cent: one list a seed of distillation, of its networks
@@ -58,11 +59,11 @@ class Evidence:
         trust = {path.stem: read_json(path) for path in sorted((results_dir / "trust").glob("*.json"))}
         return cls(runs, load_judgements(results_dir), load_orders(results_dir), trust)
 
-    def of_preset(self, dataset: str, ipc: int, method: str, scale: str) -> list[RunRecord]:
-        """Returns the runs of a preset as it stands, in the order of their seeds."""
+    def of_preset(self, dataset: str, ipc: int, method: str, scale: str, settings: Sequence[str] = ()) -> list[RunRecord]:
+        """Returns the runs of a preset as it stands, or with these settings (KEY=VALUE), in the order of their seeds."""
         wanted = (dataset, ipc, method, scale)
-        found = [run for run in self.runs if (run.dataset, run.ipc, run.method, run.scale) == wanted and not changes_of(run)]
-        return sorted(found, key=lambda run: run.seed)
+        found = [run for run in self.runs if (run.dataset, run.ipc, run.method, run.scale) == wanted]
+        return sorted((run for run in found if _differs(run, settings)), key=lambda run: run.seed)
 
     def orders_of(self, dataset: str, ipc: int, scale: str) -> dict[str, list[OrderRecord]]:
         """Returns base method -> its ablations of order and division, in the order of their seeds."""
@@ -117,12 +118,12 @@ def baselines(evidence: Evidence, scale: str) -> str:
     return _table(rows)
 
 
-def comparison(evidence: Evidence, dataset: str, ipc: str, scale: str) -> str:
+def comparison(evidence: Evidence, dataset: str, ipc: str, scale: str, *settings: str) -> str:
     """Every base method alone and in sequence: equal images and iterations a subset."""
     rows = [("method", "K", "seeds", "n", "random", "alone", "staged", "joint", "staged - alone", "joint - alone", "records")]
     for base in method_names():
-        alone = evidence.of_preset(dataset, int(ipc), base, scale)
-        sequence = evidence.of_preset(dataset, int(ipc), SEQUENTIAL_PREFIX + base, scale)
+        alone = evidence.of_preset(dataset, int(ipc), base, scale, settings)
+        sequence = evidence.of_preset(dataset, int(ipc), SEQUENTIAL_PREFIX + base, scale, settings)
         if not (alone and sequence):
             continue
         random, plain = _values(alone, "random_baseline"), _values(alone, "accuracy_last")
@@ -148,13 +149,13 @@ def changed(evidence: Evidence, dataset: str, scale: str) -> str:
     return _table(rows)
 
 
-def subsets(evidence: Evidence, dataset: str, ipc: str, scale: str) -> str:
+def subsets(evidence: Evidence, dataset: str, ipc: str, scale: str, *settings: str) -> str:
     """The number and sizes of subsets, and their intervals, at a fixed number of images: runs that differ in nothing else."""
     rows = [("method", "K", "images a class", "teachers", "seeds", "n", "random", "staged", "joint", "records")]
     groups: dict[tuple[Any, ...], list[RunRecord]] = {}
     for run in evidence.runs:
         same = (run.dataset, run.ipc, run.scale) == (dataset, int(ipc), scale) and run.method not in REFERENCES
-        if same and changes_of(run).keys() <= {"ipc", "subset_ipcs", "intervals"}:
+        if same and _differs(run, settings, ("ipc", "subset_ipcs", "intervals")):
             sizes, intervals = run.config["subset_ipcs"], _intervals(run)
             groups.setdefault((run.method.removeprefix(SEQUENTIAL_PREFIX), len(sizes), *sizes, intervals), []).append(run)
     for (base, count, *sizes, intervals), runs in sorted(groups.items(), key=lambda group: (group[0][:2], str(group[0]))):
@@ -178,17 +179,19 @@ class Effort(NamedTuple):
     epochs: int  # of training, over all stages
 
 
-def efforts(evidence: Evidence, dataset: str, ipc: int, scale: str) -> dict[Effort, dict[int, tuple[RunRecord, list[float]]]]:
+def efforts(
+    evidence: Evidence, dataset: str, ipc: int, scale: str, settings: Sequence[str] = ()
+) -> dict[Effort, dict[int, tuple[RunRecord, list[float]]]]:
     """Returns effort -> seed of distillation -> (run, accuracies in per cent).
 
-    Of runs that differ from their preset in subsets, their intervals and iterations alone; networks trained as the run did,
-    jointly, and as judgements did that changed nothing but the epochs of training.
+    Of runs that differ from their preset in subsets, their intervals, iterations and `settings` (KEY=VALUE) alone; networks
+    trained as the run did, jointly, and as judgements did that changed nothing but the epochs of training.
     """
     found: dict[Effort, dict[int, tuple[RunRecord, list[float]]]] = {}
     for run in evidence.runs:
         base = run.method.removeprefix(SEQUENTIAL_PREFIX)
         same = (run.dataset, run.ipc, run.scale) == (dataset, ipc, scale) and run.method not in REFERENCES
-        if not (same and changes_of(run).keys() <= {f"{base}.iterations", "ipc", "subset_ipcs", "intervals"}):
+        if not (same and _differs(run, settings, (f"{base}.iterations", "ipc", "subset_ipcs", "intervals"))):
             continue
         network, epochs = run.config["network"]["name"], run.config["training"]["epochs"]
         trainings = [(False, epochs, run.accuracy_last)]
@@ -205,14 +208,14 @@ def efforts(evidence: Evidence, dataset: str, ipc: int, scale: str) -> dict[Effo
     return dict(sorted(found.items(), key=lambda item: (item[0].base, len(item[0].sizes), *item[0][2:])))
 
 
-def compute(evidence: Evidence, dataset: str, ipc: str, scale: str) -> str:
+def compute(evidence: Evidence, dataset: str, ipc: str, scale: str, *settings: str) -> str:
     """Accuracies by the effort behind them, each less two others, over the seeds that both have.
 
     Less the staged sequence of most seeds; and sequences less the one set that took as many iterations and epochs.
     """
     effort_names = ("method", "images", "teachers", "iterations", "trained", "epochs")
     rows = [(*effort_names, "seeds", "n", "accuracy", "less staged", "less one set", "records")]
-    groups = efforts(evidence, dataset, int(ipc), scale)
+    groups = efforts(evidence, dataset, int(ipc), scale, settings)
     staged: dict[str, dict[int, tuple[RunRecord, list[float]]]] = {}
     single = {}
     for effort, found in groups.items():
@@ -345,6 +348,12 @@ BLOCKS: dict[str, Callable[..., str]] = {
     "baselines": baselines, "comparison": comparison, "changed": changed, "subsets": subsets, "compute": compute,
     "lead": lead, "order": order, "judged": judged, "robust": robust, "trust": trust,
 }  # fmt: skip
+
+
+def _differs(run: RunRecord, settings: Sequence[str], compared: Sequence[str] = ()) -> bool:
+    """Returns whether a run differs from its preset in exactly these settings (KEY=VALUE), whatever those compared are."""
+    changes = {f"{key}={value}" for key, value in changes_of(run).items() if key not in compared}
+    return changes == set(settings)
 
 
 def _values(runs: Sequence[RunRecord], name: str) -> list[list[float]]:

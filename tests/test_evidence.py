@@ -76,6 +76,20 @@ def test_a_comparison_pools_seeds_and_leaves_changed_runs_out():
     assert changed.count("\n| ") == 3  # head, line, the changed run
 
 
+@pytest.mark.parametrize("name", ["comparison", "subsets", "compute"])
+def test_blocks_compare_runs_with_the_settings_that_they_name(name):
+    runs = []
+    changes = ({}, {"mtt.syn_steps": 7}, {"mtt.syn_steps": 9}, {"mtt.syn_steps": 7, "mtt.lr_lr": 1e-6})
+    for changed, accuracies in zip(changes, ((40, 42), (60, 62), (80, 82), (90, 92)), strict=True):
+        runs.append(make_run("cifar10-ipc10-mtt", 0, accuracies, overrides=changed))
+        runs.append(make_run("cifar10-ipc10-seqmatch_mtt", 0, accuracies, (44, 46), changed, (300, 300)))
+    settings = ("", " mtt.syn_steps=7", " mtt.syn_steps=9", " mtt.syn_steps=7 mtt.lr_lr=1e-06")
+    for these, mean in zip(settings, (41, 61, 81, 91), strict=True):
+        text = block(f"{name} cifar10 10 reduced{these}", Evidence(runs, []))
+        assert set(re.findall(r"([4689]1)\.0 ±", text)) == {str(mean)}
+    assert "Not run yet." in block(f"{name} cifar10 10 reduced mtt.syn_steps=8", Evidence(runs, []))
+
+
 def test_a_report_on_different_images_is_refused(tmp_path):
     runs = [make_run("cifar10-ipc10-mtt", seed) for seed in (0, 1)]
     runs[1] = replace(runs[1], data=runs[1].data | {"fingerprint": "of a part"})
