@@ -424,6 +424,27 @@ def test_start_networks_went_through_the_stages_before(tmp_path):
     assert not torch.equal(flatten_parameters(network), fresh)
 
 
+# --- long gradients of MTT
+
+
+def test_one_factor_shortens_all_gradients_of_an_iteration_that_are_too_long(tmp_path):
+    stage = make_stage(tmp_path)
+
+    def gradients(max_grad_norm):
+        method = MTT(replace(MTT_CONFIG, max_grad_norm=max_grad_norm))
+        trainable = method.initialise(stage)
+        loss = method.step(method.prepare(stage), trainable, stage.frozen, make_generator(0))
+        return loss, [leaf.grad for leaf in (trainable.images, trainable.labels, trainable.lr)]
+
+    loss, as_they_are = gradients(0.0)
+    norm = as_they_are[0].norm().item()
+    for max_grad_norm, factor in ((norm / 4, 0.25), (norm * 4, 1.0)):
+        same_loss, limited = gradients(max_grad_norm)
+        assert same_loss == loss
+        for gradient, before in zip(limited, as_they_are, strict=True):
+            torch.testing.assert_close(gradient, factor * before, rtol=1e-5 if factor < 1 else 0, atol=0)
+
+
 # --- soft labels of MTT
 
 
@@ -488,6 +509,7 @@ def test_the_gradient_of_soft_labels_equals_finite_differences(tmp_path, float64
         (KRRConfig, {"ridge": 0.0}, "krr.ridge 0.0 must be positive"),
         (MTTConfig, {"lr_label": -1.0}, "mtt.lr_label -1.0 must not be negative"),
         (MTTConfig, {"label_epoch": -2}, "mtt.label_epoch -2"),
+        (MTTConfig, {"max_grad_norm": -0.1}, "mtt.max_grad_norm -0.1 must not be negative; 0 limits nothing"),
     ],
 )
 def test_settings_out_of_range_are_named(kind, settings, message):

@@ -40,6 +40,9 @@ class MTTConfig:
         momentum_label: of their optimiser (SGD).
         label_epoch: epochs of the teacher whose logits on the initial images the labels begin with; at most the recorded
             ones (`Label_Model_Timestamp`; -1 there and here for the last one).
+        max_grad_norm: all gradients of an iteration are scaled by one factor so that that of the images is at most this
+            long; 0 leaves them as they are, as the public codes do. Where inner steps are long, single iterations have
+            gradients many times as long as the others, and one of them can undo a hundred iterations.
 
     Source: the public MTT code; for soft labels Guo et al., "Towards Lossless Dataset Distillation via Difficulty-Aligned
     Trajectory Matching" (DATM), ICLR 2024.
@@ -61,6 +64,7 @@ class MTTConfig:
     lr_label: float = later(0.0)
     momentum_label: float = later(0.9)
     label_epoch: int = later(-1)
+    max_grad_norm: float = later(0.0)
 
     def __post_init__(self) -> None:
         for name in ("iterations", "syn_steps", "expert_epochs"):
@@ -70,6 +74,7 @@ class MTTConfig:
             require(getattr(self, name) > 0, f"mtt.{name} {getattr(self, name)} must be positive")
         require(self.lr_lr >= 0, f"mtt.lr_lr {self.lr_lr} must not be negative; 0 keeps the step size fixed")
         require(self.lr_label >= 0, f"mtt.lr_label {self.lr_label} must not be negative; 0 keeps the classes as labels")
+        require(self.max_grad_norm >= 0, f"mtt.max_grad_norm {self.max_grad_norm} must not be negative; 0 limits nothing")
         require(self.label_epoch >= -1, f"mtt.label_epoch {self.label_epoch} must be an epoch, or -1 for the last one")
         for name in ("momentum_img", "momentum_lr", "momentum_label"):
             require(0 <= getattr(self, name) < 1, f"mtt.{name} {getattr(self, name)} must lie in [0, 1)")
@@ -150,6 +155,8 @@ class MTT(BaseMethod):
         reached = unroll(prepared.network, start, images, labels, batches, trainable.lr, config.engine, config.precision)
         loss = (reached - target).square().sum() / (start - target).square().sum()
         loss.backward()
+        if config.max_grad_norm:
+            limit_gradients(trainable, config.max_grad_norm)
         return loss.detach()
 
     def effort(self, sizes: list[int], num_classes: int) -> Effort:
@@ -170,6 +177,14 @@ class MTT(BaseMethod):
         teacher = int(torch.randint(len(prepared.teachers), (), generator=generator))
         epoch = int(torch.randint(first, end - length, (), generator=generator))
         return prepared.teachers.segment(teacher, epoch, epoch + length)
+
+
+def limit_gradients(trainable: Trainable, max_grad_norm: float) -> None:
+    """Scales the gradients of an iteration by one factor, in place, so that the images' norm is at most `max_grad_norm`."""
+    factor = (max_grad_norm / trainable.images.grad.norm()).clamp(max=1)
+    for leaf in (trainable.images, trainable.labels, trainable.lr):
+        if leaf.grad is not None:
+            leaf.grad.mul_(factor)
 
 
 def check_interval(interval: tuple[int, int], index: int, expert_epochs: int, teachers: TeacherConfig) -> None:
