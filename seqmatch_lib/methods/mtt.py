@@ -41,8 +41,8 @@ class MTTConfig:
         label_epoch: epochs of the teacher whose logits on the initial images the labels begin with; at most the recorded
             ones (`Label_Model_Timestamp`; -1 there and here for the last one).
         max_grad_norm: all gradients of an iteration are scaled by one factor so that that of the images is at most this
-            long; 0 leaves them as they are, as the public codes do. Where inner steps are long, single iterations have
-            gradients many times as long as the others, and one of them can undo a hundred iterations.
+            long; 0 leaves them as they are, as the public codes do. Single iterations can have gradients many times as long
+            as the others, and one of them can undo a hundred iterations.
 
     Source: the public MTT code; for soft labels Guo et al., "Towards Lossless Dataset Distillation via Difficulty-Aligned
     Trajectory Matching" (DATM), ICLR 2024.
