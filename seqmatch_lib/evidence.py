@@ -65,11 +65,11 @@ class Evidence:
         found = [run for run in self.runs if (run.dataset, run.ipc, run.method, run.scale) == wanted]
         return sorted((run for run in found if _differs(run, settings)), key=lambda run: run.seed)
 
-    def orders_of(self, dataset: str, ipc: int, scale: str) -> dict[str, list[OrderRecord]]:
-        """Returns base method -> its ablations of order and division, in the order of their seeds."""
+    def orders_of(self, dataset: str, ipc: int, scale: str, settings: Sequence[str] = ()) -> dict[str, list[OrderRecord]]:
+        """Returns base method -> its ablations of order and division, of settings as in `of_preset`, in the order of seeds."""
         found: dict[str, list[OrderRecord]] = {}
         for one in sorted(self.orders, key=lambda one: (one.method, one.seed)):
-            if (one.dataset, one.ipc, one.scale) == (dataset, ipc, scale):
+            if (one.dataset, one.ipc, one.scale) == (dataset, ipc, scale) and _differs(one, settings):
                 found.setdefault(one.method.removeprefix(SEQUENTIAL_PREFIX), []).append(one)
         return found
 
@@ -271,10 +271,10 @@ def lead(evidence: Evidence, dataset: str, scale: str) -> str:
     return _table(rows)
 
 
-def order(evidence: Evidence, dataset: str, ipc: str, scale: str) -> str:
+def order(evidence: Evidence, dataset: str, ipc: str, scale: str, *settings: str) -> str:
     """Sets of equal size that are divided or not, in sequence or not, with their distance from SeqMatch."""
     rows = [("method", "set", "seeds", "n", "accuracy", "less SeqMatch")]
-    for method, found in evidence.orders_of(dataset, int(ipc), scale).items():
+    for method, found in evidence.orders_of(dataset, int(ipc), scale, settings).items():
         for name in dict.fromkeys(name for one in found for name in one.accuracy):
             pairs = [(one.accuracy["SeqMatch"], one.accuracy[name]) for one in found if name in one.accuracy]
             seqmatch, values = zip(*pairs, strict=True)
@@ -350,9 +350,9 @@ BLOCKS: dict[str, Callable[..., str]] = {
 }  # fmt: skip
 
 
-def _differs(run: RunRecord, settings: Sequence[str], compared: Sequence[str] = ()) -> bool:
+def _differs(record: RunRecord | OrderRecord, settings: Sequence[str], compared: Sequence[str] = ()) -> bool:
     """Returns whether a run differs from its preset in exactly these settings (KEY=VALUE), whatever those compared are."""
-    changes = {f"{key}={value}" for key, value in changes_of(run).items() if key not in compared}
+    changes = {f"{key}={value}" for key, value in changes_of(record).items() if key not in compared}
     return changes == set(settings)
 
 

@@ -50,7 +50,7 @@ class OrderRecord:
 def save_order(
     config: RunConfig, accuracy: Mapping[str, Sequence[float]], device: torch.device, results_dir: Path | str
 ) -> Path:
-    """Writes `results_dir/order/<dataset>-<method>-ipc<ipc>-<scale>-seed<seed>.json`; returns the path.
+    """Writes `results_dir/order/<run_id>.json`, named by the SeqMatch run; returns the path.
 
     Args:
         config: of the SeqMatch run.
@@ -71,8 +71,7 @@ def save_order(
         git_commit=commit,
         dirty=dirty,
     )
-    name = f"{config.dataset}-{config.method}-ipc{config.ipc}-{config.scale}-seed{config.seed}.json"
-    path = Path(results_dir) / "order" / name
+    path = Path(results_dir) / "order" / f"{config.run_id}.json"
     write_json(path, asdict(record))
     return path
 

@@ -15,8 +15,10 @@ from seqmatch_lib.config import RunConfig
 from seqmatch_lib.errors import StorageError, require
 from seqmatch_lib.storage import read_json, write_json
 
-if TYPE_CHECKING:  # the library runs without the notebook packages
+if TYPE_CHECKING:  # the library runs without the notebook packages; order.py imports this file
     from pandas import DataFrame
+
+    from seqmatch_lib.order import OrderRecord
 
 SCHEMA = 1
 VOLATILE = ("seconds", "peak_memory_mb", "started_at")  # differ between two runs that are otherwise equal
@@ -171,9 +173,10 @@ def check_same_images(runs: Iterable[RunRecord]) -> None:
         )
 
 
-def changes_of(run: RunRecord) -> dict[str, Any]:
+def changes_of(record: "RunRecord | OrderRecord") -> dict[str, Any]:
     """Returns the settings in which a run differs from its preset; one interval for all subsets fits any number of them."""
-    return describe_changes(_preset_settings(run.preset, run.scale, run.seed), _compared_settings(run.config))
+    config = record.config
+    return describe_changes(_preset_settings(config["preset"], record.scale, record.seed), _compared_settings(config))
 
 
 @cache

@@ -216,8 +216,8 @@ def test_the_lead_over_random_images_by_their_number():
     assert sorted(axis.collections[0].get_offsets().tolist()) == [[10, 20], [10, 20.5], [10, 21], [100, 2]]
 
 
-def make_order(folder, seed, accuracy, method="mtt"):
-    config = RunConfig.from_preset(f"cifar10-ipc10-seqmatch_{method}", "reduced", seed)
+def make_order(folder, seed, accuracy, method="mtt", changes=None):
+    config = RunConfig.from_preset(f"cifar10-ipc10-seqmatch_{method}", "reduced", seed, changes)
     return save_order(config, accuracy, torch.device("cpu"), folder)
 
 
@@ -236,10 +236,19 @@ def test_orders_are_kept_a_seed_and_pooled(tmp_path):
     assert "Not run yet" in block("order cifar10 50 reduced", Evidence([], [], load_orders(tmp_path)))
 
 
+def test_orders_of_changed_settings_are_kept_and_shown_apart(tmp_path):
+    make_order(tmp_path, 0, {"SeqMatch": [40.0, 42.0]})
+    make_order(tmp_path, 0, {"SeqMatch": [30.0, 32.0]}, changes={"mtt.syn_lr": 0.03})
+    found = Evidence([], [], load_orders(tmp_path))
+    assert len(found.orders) == 2
+    assert "| mtt | SeqMatch | 1 | 2 | 41.0 ± 1.4 |" in block("order cifar10 10 reduced", found)
+    assert "| mtt | SeqMatch | 1 | 2 | 31.0 ± 1.4 |" in block("order cifar10 10 reduced mtt.syn_lr=0.03", found)
+
+
 def test_orders_of_another_form_are_refused(tmp_path):
     path = make_order(tmp_path, 0, {"SeqMatch": [40.0]})
     write_json(path, read_json(path) | {"accuracy": {"SeqMatch": ["high"]}})
-    with pytest.raises(StorageError, match=r"seed0.json is no valid record: \['accuracy'\] .*run 21_ablation_order again"):
+    with pytest.raises(StorageError, match=rf"{path.name} is no valid record: \['accuracy'\] .*run 21_ablation_order again"):
         load_orders(tmp_path)
 
 
