@@ -46,7 +46,7 @@ def test_order_and_division_can_be_asked_of_another_base_method(tmp_path):
     parameters = {"results_dir": str(tmp_path), "base_method": "krr", "num_networks": 1}
     papermill.execute_notebook(path, tmp_path / path.name, parameters, kernel_name="python3", progress_bar=False)
     (record,) = load_orders(tmp_path)
-    assert (record.method, len(record.accuracy)) == ("seqmatch_krr", 9)
+    assert (record.method, len(record.accuracy)) == ("seqmatch_krr", 11)
 
 
 def test_quickstart_shows_its_numbers_and_pictures(tmp_path):
