@@ -13,6 +13,7 @@ from seqmatch_lib.networks import NETWORKS, NetworkConfig, make_network
 from seqmatch_lib.seeds import make_generator
 from seqmatch_lib.synthetic import SubsetSequence
 from seqmatch_lib.training import TrainingRecipe, measure_accuracy, train_stage
+from seqmatch_lib.training_checkpoint import TrainingCheckpoint
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ def train_staged(
     recipe: TrainingRecipe,
     generators: Sequence[torch.Generator],
     after_stage: Callable[[], None] = lambda: None,
+    checkpoint: TrainingCheckpoint | None = None,
 ) -> None:
     """Trains networks in place on S_1, then on S_1 ∪ S_2, …, each stage with that stage's own step size.
 
@@ -84,13 +86,14 @@ def train_staged(
         recipe: epochs, batch size, momentum, weight decay and augmentation of each stage.
         generators: CPU generators for batch order and augmentation, one a network.
         after_stage: called after each stage, for whoever watches.
+        checkpoint: as in `train_stage`.
 
     Source: Algorithm 1 of SeqMatch, and the evaluation of its public code without its fault of dropping the stages
     2 … K - 1.
     """
     for stage, subset in enumerate(sequence.subsets, start=1):
         images, labels = sequence.union(stage)
-        train_stage(networks, images, labels, subset.lr, recipe, generators)
+        train_stage(networks, images, labels, subset.lr, recipe, generators, stage, checkpoint)
         after_stage()
 
 
@@ -103,6 +106,7 @@ def evaluate_networks(
     recipe: TrainingRecipe,
     seed: int,
     indices: Sequence[int],
+    checkpoint: TrainingCheckpoint | None = None,
 ) -> list[float]:
     """Returns the accuracies in per cent of fresh networks trained stage by stage on the sequence.
 
@@ -115,6 +119,7 @@ def evaluate_networks(
         recipe: how they are trained; its engine says whether one by one or together.
         seed: of the evaluation.
         indices: of the networks within the evaluation; they decide each network's start and batches.
+        checkpoint: as in `train_stage`.
     """
     shape = tuple(images.shape[1:])
 
@@ -122,7 +127,7 @@ def evaluate_networks(
         return [make_generator(seed, "evaluation", network_config.name, index, purpose) for index in indices]
 
     networks = [make_network(network_config, shape, num_classes, start).to(images.device) for start in generators("start")]
-    train_staged(networks, sequence, recipe, generators("batches"))
+    train_staged(networks, sequence, recipe, generators("batches"), checkpoint=checkpoint)
     return [measure_accuracy(network, images, labels) for network in networks]
 
 

@@ -1,6 +1,5 @@
 """One run from end to end: data, distillation, evaluation, record. Every part is kept, so a killed run goes on."""
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -24,7 +23,7 @@ from seqmatch_lib.methods.mtt import record_stage_teachers
 from seqmatch_lib.preprocessing import Preprocessing
 from seqmatch_lib.results import SCHEMA, RunRecord, describe_code, describe_environment, load_record
 from seqmatch_lib.seqmatch import distill_sequence
-from seqmatch_lib.storage import acquire_lock, explain_refusal, read_json, remove_leftovers, write_json
+from seqmatch_lib.storage import acquire_lock, read_json, remove_file, remove_leftovers, write_json
 from seqmatch_lib.synthetic import (
     SubsetSequence,
     SyntheticSubset,
@@ -33,6 +32,7 @@ from seqmatch_lib.synthetic import (
     sample_real_sequence,
     save_sequence,
 )
+from seqmatch_lib.training_checkpoint import TrainingCheckpoint
 
 VALIDATION_FRACTION = 0.1
 
@@ -112,7 +112,7 @@ def run_experiment(
         force: run again although a record exists.
         device: defaults to the first GPU, or the CPU.
         download: whether missing data may be downloaded.
-        save_seconds: how old a checkpoint may grow while a stage is distilled.
+        save_seconds: how old a checkpoint may grow.
 
     Returns:
         The record, which is also in `results_dir/runs/<table>/<run_id>.json`; the distilled set is in
@@ -245,8 +245,7 @@ def _only_process(path: Path) -> Iterator[None]:
 
 def _remove_state(state_dir: Path, record_path: Path) -> None:
     for path in (record_path, *state_dir.glob("*")):
-        with explain_refusal(path):
-            path.unlink(missing_ok=True)
+        remove_file(path)
 
 
 class _Run:
@@ -256,6 +255,7 @@ class _Run:
         self.config = config
         self.results_dir = results_dir
         self.state_dir = state_dir
+        self._networks_path = state_dir / "networks.safetensors"  # of those that are being evaluated
         self.budget = budget
         self.device = device
         self.recipe = config.recipe
@@ -379,6 +379,7 @@ class _Run:
             for digest, sequence in distinct.items():
                 for name in evaluation.networks:
                     self._evaluate_missing(data, sequence, digest, name, finished, bar)
+        remove_file(self._networks_path)
         accuracies = {
             key: None if sequence is None else finished.summary(sequence.sha256(), evaluation.networks)
             for key, sequence in sequences.items()
@@ -394,11 +395,13 @@ class _Run:
         bar.update(count - len(missing))
         groups = [missing] if missing and self.recipe.engine == "compiled" else [[index] for index in missing]
         for indices in groups:
-            began = time.perf_counter()
+            owner = {"set": digest, "network": name, "indices": indices}
+            checkpoint = TrainingCheckpoint(self._networks_path, owner, self.budget)
+            network = self.config.network.named(name)
             values = evaluate_networks(
-                sequence, *data.test, data.num_classes, self.config.network.named(name), self.recipe, self.config.seed, indices
+                sequence, *data.test, data.num_classes, network, self.recipe, self.config.seed, indices, checkpoint
             )
-            finished.add(digest, name, indices, values, time.perf_counter() - began)
+            finished.add(digest, name, indices, values, checkpoint.seconds)
             bar.update(len(indices))
             self.budget.check()
 

@@ -66,6 +66,16 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
                 temporary.unlink()
 
 
+def remove_file(path: Path) -> None:
+    """Removes a file if it is there.
+
+    Raises:
+        StorageError: it cannot be removed.
+    """
+    with explain_refusal(path):
+        path.unlink(missing_ok=True)
+
+
 def remove_leftovers(folder: Path, prefix: str = "") -> None:
     """Removes what killed writers have left of the files in a folder whose names begin with a prefix.
 
@@ -73,8 +83,7 @@ def remove_leftovers(folder: Path, prefix: str = "") -> None:
     """
     for path in folder.glob(".*.tmp"):
         if path.name.startswith(f".{prefix}"):
-            with explain_refusal(path):
-                path.unlink(missing_ok=True)
+            remove_file(path)
 
 
 def acquire_lock(path: Path, timeout: float = -1) -> AcquireReturnProxy:

@@ -14,6 +14,8 @@ from seqmatch_lib.labels import count_right
 from seqmatch_lib.networks import flatten_parameters, load_parameters
 from seqmatch_lib.settings import later
 from seqmatch_lib.step_functions import batch_loss, check_loss, check_precision, step_functions
+from seqmatch_lib.storage import tensors_under
+from seqmatch_lib.training_checkpoint import TrainingCheckpoint
 
 ENGINES = ("eager", "compiled")
 OPTIMIZERS = ("sgd", "adam")
@@ -215,6 +217,23 @@ class OneByOne:
         """Returns a copy of all parameters, (networks, P)."""
         return torch.stack([flatten_parameters(network) for network in self._networks])
 
+    def state(self) -> dict[str, torch.Tensor]:
+        """Returns parameters, running statistics and the optimisers' memory, from which `load_state` goes on bit for bit."""
+        tensors = {}
+        for index, (network, optimizer) in enumerate(zip(self._networks, self._optimizers, strict=True)):
+            tensors |= {f"{index}.network.{name}": value for name, value in network.state_dict().items()}
+            for name, parameter in network.named_parameters():
+                memory = optimizer.state[parameter].items()
+                tensors |= {f"{index}.optimizer.{name}.{key}": value for key, value in memory}
+        return tensors
+
+    def load_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Takes over what `state` returned."""
+        for index, (network, optimizer) in enumerate(zip(self._networks, self._optimizers, strict=True)):
+            network.load_state_dict(tensors_under(state, f"{index}.network."))
+            for name, parameter in network.named_parameters():
+                optimizer.state[parameter] = _memory(tensors_under(state, f"{index}.optimizer.{name}."))
+
     def finish(self) -> None:
         """Does nothing: the networks are trained in place."""
 
@@ -287,15 +306,18 @@ class Together:
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
         """Takes over what `state` returned."""
-        # counters of steps stay on the CPU, as torch's optimisers keep them
-        memory = {name: value.clone() if value.dim() else value.cpu() for name, value in state.items() if name != "parameters"}
         self._parameters.copy_(state["parameters"])
-        self._optimizer.state[self._parameters] = memory
+        self._optimizer.state[self._parameters] = _memory({k: v for k, v in state.items() if k != "parameters"})
 
     def finish(self) -> None:
         """Writes the parameters into the networks."""
         for network, parameters in zip(self._networks, self._parameters, strict=True):
             load_parameters(network, parameters)
+
+
+def _memory(saved: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Returns an optimiser's memory of one parameter: copies; counters of steps stay on the CPU, as in torch's optimisers."""
+    return {name: value.clone() if value.dim() else value.cpu() for name, value in saved.items()}
 
 
 def one_hot(labels: torch.Tensor, num_classes: int) -> torch.Tensor:
@@ -322,27 +344,47 @@ def train_stage(
     lr: float,
     recipe: TrainingRecipe,
     generators: Sequence[torch.Generator],
+    stage: int = 1,
+    checkpoint: TrainingCheckpoint | None = None,
 ) -> None:
     """Trains networks in place on the images of one stage, with the stage's step size `lr`.
 
     The public MTT loop runs one epoch more than its `epochs`; ours does not.
 
+    Args:
+        networks: of one architecture, as the stage before left them.
+        images: (N, C, H, W).
+        targets: (N,) int64 classes, or (N, classes).
+        lr: step size to begin with.
+        recipe: all else.
+        generators: CPU generators for batch order and augmentation, one a network.
+        stage: counted from 1, for the checkpoint.
+        checkpoint: from which training goes on, and into which it saves itself; None for neither.
+
     Raises:
         DivergenceError: a loss is not finite.
+        OutOfTime: the checkpoint's budget is spent, and the state is saved.
     """
     if recipe.cutmix and not targets.is_floating_point():
         targets = one_hot(targets, networks[0][-1].out_features).to(images.dtype)
     update = Update(lr, recipe.momentum, recipe.weight_decay, recipe.optimizer, recipe.loss)
     trainer = make_trainer(networks, update, recipe.engine, recipe.precision)
     feed = Feed(recipe.batch_size, recipe.augment, recipe.cutmix)
+    factors = SCHEDULES[recipe.schedule](recipe.epochs)
+    done = 0 if checkpoint is None else checkpoint.resume(stage, recipe.epochs, trainer, generators, images.device)[0]
     before = 1.0
-    for epoch, factor in enumerate(SCHEDULES[recipe.schedule](recipe.epochs)):
+    if done:
+        before = factors[done - 1]
+        trainer.change_lr(before * lr, forget=False)
+    for epoch, factor in enumerate(factors[done:], start=done):
         if factor != before:
             trainer.change_lr(factor * lr, forget=recipe.schedule == "half")
             before = factor
         losses = trainer.epoch(images, targets, feed, generators)
         if epoch % CHECK_EPOCHS == 0 or epoch == recipe.epochs - 1:
             _check_losses(losses, f"{len(images)} images", epoch, lr)
+        if checkpoint is not None:
+            checkpoint.offer(stage, epoch + 1, trainer, generators)
     trainer.finish()
 
 

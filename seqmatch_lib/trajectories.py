@@ -2,13 +2,13 @@
 
 A set of teachers is a folder: `manifest.json` says what the set is, and for each teacher there is `teacher-000.npy`,
 float32 of shape (epochs + 1, P) whose row e holds the parameters after e epochs, with `teacher-000.json` beside it,
-written last, holding the checksum of each row. Files are memory-mapped: a segment costs two rows of reading.
+written last, holding the checksum of each row. Files are memory-mapped: a segment costs two rows of reading. While teachers
+are trained, `teacher-000.safetensors`, named for the first of them, is their checkpoint.
 """
 
 import hashlib
-import time
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -25,8 +25,9 @@ from seqmatch_lib.budget import Budget
 from seqmatch_lib.errors import DivergenceError, StorageError, require
 from seqmatch_lib.networks import count_parameters
 from seqmatch_lib.seeds import make_generator
-from seqmatch_lib.storage import acquire_lock, digest_json, read_json, remove_leftovers, write_json, write_parts
+from seqmatch_lib.storage import acquire_lock, digest_json, read_json, remove_file, remove_leftovers, write_json, write_parts
 from seqmatch_lib.training import Feed, Update, check_trainer, make_trainer
+from seqmatch_lib.training_checkpoint import TrainingCheckpoint
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,7 @@ class TeacherConfig:
         augment: DSA strategy, or "none".
         seed: of the teachers alone, so that runs with different seeds share them as published work does.
         engine: and `precision`: of `make_trainer`.
-        together: teachers that engine "compiled" trains at a time. What a killed or stopped run loses is what it was
-            at, so with a time budget this many teachers must fit into it.
+        together: teachers that engine "compiled" trains at a time.
 
     Source: `buffer.py` of the public MTT and SeqMatch codes.
     """
@@ -142,7 +142,8 @@ def record_trajectories(
     """Trains the teachers that are still missing in a folder and returns the whole set.
 
     Several processes may record into one folder: each teacher is trained by the one that holds its lock, the others
-    take the next and wait at the end. A killed process loses the teachers it was at, no finished one.
+    take the next and wait at the end. A process that goes on for a stopped or killed one begins with the teachers that
+    the other was at, after the epoch that it last saved.
 
     Args:
         folder: of the set; made if missing.
@@ -170,12 +171,19 @@ def record_trajectories(
                 missing = _missing(folder, group)  # without those that another process has finished since
                 bar.update(epochs * (len(group) - len(missing)))
                 if missing:
-                    began = time.perf_counter()
-                    rows, losses = _train_teachers(make_starts(missing), missing, config, epochs, images, labels, budget, bar)
-                    seconds = (time.perf_counter() - began) / len(missing)
+                    state = _rows_path(folder, missing[0]).with_suffix(".safetensors")
+                    checkpoint = TrainingCheckpoint(state, {"teachers": missing, "engine": config.engine}, budget)
+                    rows, losses = _train_teachers(
+                        make_starts(missing), missing, config, epochs, images, labels, checkpoint, bar
+                    )
                     for index, teacher in enumerate(missing):
+                        seconds = checkpoint.seconds / len(missing)
                         _write_teacher(_rows_path(folder, teacher), rows[index], losses[index], seconds)
+                    remove_file(state)
             waiting = [teacher for teacher in waiting if teacher not in group]
+    for state in folder.glob("teacher-*.safetensors"):  # of a process that was killed when its teachers were finished
+        with suppress(StorageError):  # finished teachers may lie where nothing can be removed
+            remove_file(state)
     return TrajectorySet(folder, config.num_teachers)
 
 
@@ -231,37 +239,41 @@ def _train_teachers(
     epochs: int,
     images: torch.Tensor,
     labels: torch.Tensor,
-    budget: Budget,
+    checkpoint: TrainingCheckpoint,
     bar: tqdm,
-) -> tuple[np.ndarray, list[list[float]]]:
-    """Trains teachers; returns their (teachers, epochs + 1, P) rows and the mean training loss of each epoch."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """Trains teachers; returns their (teachers, epochs + 1, P) rows and their (teachers, epochs) mean training losses."""
     update = Update(config.lr, config.momentum, config.weight_decay)
     trainer = make_trainer(networks, update, config.engine, config.precision)
     feed = Feed(config.batch_size, config.augment)
     rows = np.empty((len(networks), epochs + 1, count_parameters(networks[0])), dtype=np.float32)
     rows[:, 0] = trainer.parameters().cpu().numpy()  # a copy: a view would follow the live weights
-    losses: list[list[float]] = [[] for _ in teachers]
-    for epoch in range(epochs):
+    losses = np.empty((len(networks), epochs))
+    done, saved = checkpoint.resume(1, epochs, trainer, (), images.device)
+    if done:
+        rows[:, : done + 1], losses[:, :done] = saved["rows"], saved["losses"]
+        bar.update(done * len(teachers))
+    for epoch in range(done, epochs):
         generators = [make_generator(config.seed, "teacher", teacher, "epoch", epoch) for teacher in teachers]
-        epoch_losses = trainer.epoch(images, labels, feed, generators).tolist()
-        for teacher, loss, all_losses in zip(teachers, epoch_losses, losses, strict=True):
+        losses[:, epoch] = trainer.epoch(images, labels, feed, generators).tolist()
+        for teacher, loss in zip(teachers, losses[:, epoch], strict=True):
             require(
                 np.isfinite(loss),
                 f"teacher {teacher} diverged in epoch {epoch} (loss {loss}); lower teachers.lr {config.lr}",
                 DivergenceError,
             )
-            all_losses.append(loss)
         rows[:, epoch + 1] = trainer.parameters().cpu().numpy()
         bar.update(len(teachers))
-        bar.set_postfix(teacher=teachers[0], loss=f"{epoch_losses[0]:.3f}")
-        budget.check()
+        bar.set_postfix(teacher=teachers[0], loss=f"{losses[0, epoch]:.3f}")
+        more = {"rows": torch.from_numpy(rows[:, : epoch + 2]), "losses": torch.from_numpy(losses[:, : epoch + 1])}
+        checkpoint.offer(1, epoch + 1, trainer, more=more)
     return rows, losses
 
 
-def _write_teacher(path: Path, rows: np.ndarray, losses: list[float], seconds: float) -> None:
+def _write_teacher(path: Path, rows: np.ndarray, losses: np.ndarray, seconds: float) -> None:
     """Writes the rows under their final name when all are there; the checksums, which make them count, follow."""
     header = BytesIO()  # `np.save` would not say why a write failed
     np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(rows))
     write_parts(path, header.getvalue(), rows.data)
     checksums = [hashlib.sha256(row).hexdigest() for row in rows]
-    write_json(path.with_suffix(".json"), {"rows": checksums, "train_loss": losses, "seconds": round(seconds, 3)})
+    write_json(path.with_suffix(".json"), {"rows": checksums, "train_loss": losses.tolist(), "seconds": round(seconds, 3)})

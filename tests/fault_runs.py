@@ -317,12 +317,14 @@ class Watch:
     results: Path
     _teachers: dict[Path, tuple[int, bytes]] = field(default_factory=dict)
     _iterations: dict[Path, int] = field(default_factory=dict)
+    _epochs: dict[str, tuple[int, int]] = field(default_factory=dict)
     _networks: dict[str, Any] = field(default_factory=dict)
 
     def look(self) -> list[str]:
         """Returns what is lost or damaged since the last look, a line each."""
         lost = []
-        for check in (self._look_at_teachers, self._look_at_checkpoints, self._look_at_evaluation, self._read_the_rest):
+        checks = (self._look_at_checkpoints, self._look_at_training, self._look_at_evaluation, self._read_the_rest)
+        for check in (self._look_at_teachers, *checks):
             try:
                 lost += check()
             except (SeqMatchError, OSError) as error:
@@ -341,11 +343,21 @@ class Watch:
             read_teachers(folder, finished.index(False))
 
     def _look_at_checkpoints(self) -> Iterator[str]:
-        found = {path: load_tensors(path)[1]["iteration"] for path in self.case.state_dir(self.results).glob("*.safetensors")}
+        paths = self.case.state_dir(self.results).glob("stage-*.safetensors")
+        found = {path: load_tensors(path)[1]["iteration"] for path in paths}
         for path, before in self._iterations.items():
             if found.get(path, -1) < before:
                 yield f"{path} went back from iteration {before} to {found.get(path)}"
         self._iterations = found
+
+    def _look_at_training(self) -> Iterator[str]:
+        paths = [*self.results.glob("teachers/*/*/*.safetensors"), *self.results.glob("state/*/networks.safetensors")]
+        for path in paths:
+            notes = load_tensors(path)[1]
+            networks, reached = f"{path} {notes['owner']}", (notes["stage"], notes["epoch"])
+            if reached < self._epochs.get(networks, (0, 0)):
+                yield f"{networks} went back from stage and epoch {self._epochs[networks]} to {reached}"
+            self._epochs[networks] = reached
 
     def _look_at_evaluation(self) -> Iterator[str]:
         path = self.case.state_dir(self.results) / "evaluation.json"

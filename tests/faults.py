@@ -23,6 +23,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import torch
 from conftest import SEED
 from fault_runs import (
     CASES,
@@ -48,7 +49,7 @@ from seqmatch_lib.errors import SeqMatchError
 from seqmatch_lib.experiment import open_run
 from seqmatch_lib.methods import get_method
 from seqmatch_lib.results import load_record
-from seqmatch_lib.storage import read_json, write_json
+from seqmatch_lib.storage import load_tensors, read_json, write_json
 from seqmatch_lib.synthetic import load_sequence
 
 PAGE = 4096
@@ -326,11 +327,12 @@ class Harness:
 
     @cached_property
     def damaged_folders(self) -> dict[str, Path]:
-        """A run in stage 1, in stage 2, in its evaluation, and finished: with every kind of file in use."""
+        """A run in its teachers, in stage 1, in stage 2, in its evaluation, and finished: with every kind of file in use."""
         writes = self.reference(MTT).writes
         state = f"state/{MTT.config.run_id}"
-        places = {"stage 1": f"{state}/stage-1.safetensors", "stage 2": f"{state}/stage-2.safetensors"}
-        places["evaluation"] = f"{state}/evaluation.json"
+        places = {"teachers": next(path for path in writes if path.endswith("teacher-000.safetensors"))}
+        places |= {"stage 1": f"{state}/stage-1.safetensors", "stage 2": f"{state}/stage-2.safetensors"}
+        places |= {"networks": f"{state}/networks.safetensors", "evaluation": f"{state}/evaluation.json"}
         folders = {}
         for name, path in places.items():
             folders[name] = self._fresh(f"damaged {name}")
@@ -369,6 +371,11 @@ class Harness:
     def _reader(self, path: Path) -> Callable[[], Any]:
         """Returns the way in which the library reads a file, as a function that returns all of its content."""
         kind = _kind(path)
+        if kind in ("teacher-*.safetensors", "networks.safetensors"):
+            return lambda: [
+                {name: x.numpy().tobytes() if torch.is_tensor(x) else x for name, x in part.items()}
+                for part in load_tensors(path)
+            ]
         if kind.startswith("teacher-"):
             count = len([one for one in path.parent.glob("teacher-*.json") if one.with_suffix(".npy").is_file()])
             return lambda: read_teachers(path.parent, count)
@@ -461,6 +468,7 @@ class Harness:
             problems = [one for case, process in zip(cases, processes, strict=True)
                         for one in self._judge(case, results, process.wait())]  # fmt: skip
             written = [line.split(" ", 1)[1] for line in journal.read_text().splitlines() if "/teachers/" in line]
+            written = [path for path in written if not path.endswith(".safetensors")]  # a checkpoint is written at each epoch
             problems += [(OTHER, f"{path} was written twice") for path in set(written) if written.count(path) > 1]
             self.table.add("two runs with the same teachers", problems + _written_by_two(journal))
 

@@ -9,6 +9,7 @@ from PIL import Image
 
 from seqmatch_lib.budget import Budget
 from seqmatch_lib.checkpoint import StageCheckpoint
+from seqmatch_lib.errors import OutOfTime
 from seqmatch_lib.methods import Stage
 from seqmatch_lib.networks import NetworkConfig
 from seqmatch_lib.preprocessing import Normalisation
@@ -20,6 +21,16 @@ SHAPE, CLASSES = (1, 6, 6), 3
 NETWORK = NetworkConfig(width=4, depth=1)
 RECIPE = TrainingRecipe(epochs=6)
 TEACHERS = TeacherConfig(num_teachers=2, epochs=4, later_epochs=3, lr=0.05, batch_size=16)
+
+
+class Impatient(Budget):
+    """A budget that is spent as soon as anything can be saved."""
+
+    def wants_save(self) -> bool:
+        return True
+
+    def saved(self) -> None:
+        raise OutOfTime
 
 
 def make_images(count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from seqmatch_lib import figures
-from seqmatch_lib.budget import Budget
+from seqmatch_lib.checkpoint import StageCheckpoint
 from seqmatch_lib.config import RunConfig
 from seqmatch_lib.errors import OutOfTime, StorageError
 from seqmatch_lib.experiment import run_experiment
@@ -60,11 +60,13 @@ def test_a_run_can_be_watched_while_it_goes_on(tmp_path, monkeypatch):
     with pytest.raises(StorageError, match=r"has no checkpoint in .*state yet; look again later"):
         figures.plot_progress(config, tmp_path)
 
-    def stop(budget):
+    def save_and_stop(*progress):
+        save(*progress)
         raise OutOfTime
 
+    save = StageCheckpoint.save
     with monkeypatch.context() as patch:
-        patch.setattr(Budget, "saved", stop)
+        patch.setattr(StageCheckpoint, "save", save_and_stop)
         with pytest.raises(OutOfTime):
             run_experiment(config, tmp_path, save_seconds=0)
     left, right = figures.plot_progress(config, tmp_path, window=1).axes

@@ -5,10 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import CLASSES, checkpoints, make_stage
+from helpers import CLASSES, TEACHERS, Impatient, checkpoints, make_stage
 
 from seqmatch_lib.augment import apply_augmentation, draw_augmentation
-from seqmatch_lib.budget import Budget
 from seqmatch_lib.errors import ConfigError, OutOfTime
 from seqmatch_lib.evaluation import train_staged
 from seqmatch_lib.methods import get_method
@@ -344,13 +343,6 @@ def distil(folder, name, stage=None, ipcs=(2, 1)):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, name):
-    class Impatient(Budget):
-        def wants_save(self):
-            return True
-
-        def saved(self):
-            raise OutOfTime
-
     whole = distil(tmp_path / "whole", name)
     stage = replace(make_stage(tmp_path / "parts"), budget=Impatient())
     sessions = 0
@@ -360,7 +352,9 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, name):
             break
         except OutOfTime:
             sessions += 1
-    assert sessions == sum(METHODS[name].num_iterations(k) for k in (1, 2))
+    teacher_epochs = TEACHERS.num_teachers * (TEACHERS.epochs + TEACHERS.later_epochs)
+    expected = sum(METHODS[name].num_iterations(k) for k in (1, 2))
+    assert sessions == expected + (teacher_epochs if METHODS[name].uses_teachers else 0)
     for a, b in zip(whole, parts, strict=True):
         assert torch.equal(a.last.images, b.last.images)
         assert torch.equal(a.last.labels, b.last.labels)

@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from helpers import Impatient
 
 from seqmatch_lib import trajectories
 from seqmatch_lib.budget import Budget
@@ -169,19 +170,32 @@ def test_a_diverging_teacher_stops_and_leaves_no_file(tmp_path):
     assert not list(tmp_path.glob("teacher-*.npy"))
 
 
-def test_a_spent_budget_stops_between_epochs_and_keeps_finished_teachers(tmp_path):
-    class Spent(Budget):
-        calls = 0
+@pytest.mark.parametrize("engine", ["eager", "compiled"])
+def test_stopped_after_every_epoch_teachers_end_bit_for_bit_the_same(tmp_path, uncompiled, engine):
+    config = replace(CONFIG, momentum=0.9, engine=engine, together=2)
+    whole = record(tmp_path / "whole", config)
+    for sessions in itertools.count():
+        try:
+            parts = record(tmp_path / "parts", config, budget=Impatient())
+            break
+        except OutOfTime:
+            finished = sorted(path.name for path in (tmp_path / "parts").glob("teacher-*.json"))
+            assert finished == ["teacher-000.json", "teacher-001.json"][: 2 * (sessions >= EPOCHS)]
+    assert sessions == 2 * EPOCHS  # two teachers at a time, then the third
+    for teacher in range(3):
+        paths = [tmp_path / name / f"teacher-{teacher:03d}.npy" for name in ("whole", "parts")]
+        assert paths[0].read_bytes() == paths[1].read_bytes()
+        assert whole.train_losses(teacher) == parts.train_losses(teacher)
+    assert not list((tmp_path / "parts").glob("*.safetensors"))
+    assert not list((tmp_path / "parts").glob(".*.tmp"))
 
-        def check(self):
-            self.calls += 1
-            if self.calls == EPOCHS + 2:  # in the second epoch of the second teacher
-                raise OutOfTime
 
-    with pytest.raises(OutOfTime):
-        record(tmp_path, budget=Spent())
-    assert sorted(path.name for path in tmp_path.glob("teacher-*.json")) == ["teacher-000.json"]
-    assert not list(tmp_path.glob(".*.tmp"))
+def test_the_state_of_teachers_that_are_finished_goes(tmp_path):
+    record(tmp_path)
+    stale = tmp_path / "teacher-002.safetensors"  # as if killed before it could be removed
+    stale.touch()
+    record(tmp_path)
+    assert not stale.exists()
 
 
 def _record_in_process(folder, barrier, started):

@@ -1,0 +1,110 @@
+"""Training that is stopped and goes on from its file ends bit for bit as if it had not been stopped."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from helpers import Impatient
+
+from seqmatch_lib.budget import Budget
+from seqmatch_lib.errors import OutOfTime, StorageError
+from seqmatch_lib.evaluation import train_staged
+from seqmatch_lib.networks import NetworkConfig, flatten_parameters, make_network
+from seqmatch_lib.seeds import make_generator
+from seqmatch_lib.storage import load_tensors, save_tensors
+from seqmatch_lib.synthetic import SubsetSequence, SyntheticSubset
+from seqmatch_lib.training import OPTIMIZERS, SCHEDULES, TrainingRecipe
+from seqmatch_lib.training_checkpoint import TrainingCheckpoint
+
+SHAPE, CLASSES, EPOCHS = (1, 4, 4), 3, 5
+RECIPE = TrainingRecipe(epochs=EPOCHS, batch_size=4, cutmix=0.5)
+OWNER = {"networks": [0, 1]}
+
+
+def make_sequence():
+    generator = make_generator(0, "images")
+    subsets = [
+        SyntheticSubset(torch.randn(6, *SHAPE, generator=generator), torch.arange(6) % CLASSES, lr) for lr in (0.05, 0.02)
+    ]
+    return SubsetSequence(tuple(subsets))
+
+
+def train(recipe, norm="instance", checkpoint=None):
+    """Returns all parameters and running statistics of two networks after both stages."""
+    config = NetworkConfig(width=4, depth=1, norm=norm)
+    networks = [make_network(config, SHAPE, CLASSES, make_generator(index)) for index in range(2)]
+    generators = [make_generator(index, "batches") for index in range(2)]
+    train_staged(networks, make_sequence(), recipe, generators, checkpoint=checkpoint)
+    statistics = [buffer.flatten().float() for network in networks for buffer in network.buffers()]
+    return torch.cat([*map(flatten_parameters, networks), *statistics])
+
+
+def train_in_parts(path, recipe, norm="instance"):
+    """Stops after every epoch; returns what `train` does, and how often training was stopped."""
+    sessions = 0
+    while True:
+        try:
+            return train(recipe, norm, TrainingCheckpoint(path, OWNER, Impatient())), sessions
+        except OutOfTime:
+            sessions += 1
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize(("engine", "norm"), [("eager", "instance"), ("eager", "batch"), ("compiled", "instance")])
+def test_stopped_after_every_epoch_training_ends_bit_for_bit_the_same(tmp_path, uncompiled, engine, norm, schedule, optimizer):
+    recipe = replace(RECIPE, engine=engine, schedule=schedule, optimizer=optimizer)
+    parts, sessions = train_in_parts(tmp_path / "networks.safetensors", recipe, norm)
+    assert sessions == 2 * EPOCHS
+    assert torch.equal(parts, train(recipe, norm))
+
+
+def test_momentum_is_a_part_of_the_state(tmp_path):
+    path = tmp_path / "networks.safetensors"
+    with pytest.raises(OutOfTime):
+        train(RECIPE, checkpoint=TrainingCheckpoint(path, OWNER, Impatient()))
+    tensors, notes = load_tensors(path)
+    momenta = [name for name in tensors if name.endswith("momentum_buffer")]
+    assert momenta
+    save_tensors(path, {name: torch.zeros_like(x) if name in momenta else x for name, x in tensors.items()}, notes)
+    assert not torch.equal(train(RECIPE, checkpoint=TrainingCheckpoint(path, OWNER, Budget())), train(RECIPE))
+
+
+def test_nothing_is_written_while_the_last_save_is_young(tmp_path):
+    path = tmp_path / "networks.safetensors"
+    train(RECIPE, checkpoint=TrainingCheckpoint(path, OWNER, Budget()))
+    assert not path.exists()
+    train(RECIPE, checkpoint=TrainingCheckpoint(path, OWNER, Budget(save_seconds=0)))
+    assert path.exists()
+
+
+def test_a_file_of_other_networks_counts_as_none(tmp_path):
+    path = tmp_path / "networks.safetensors"
+    with pytest.raises(OutOfTime):
+        train(RECIPE, checkpoint=TrainingCheckpoint(path, {"networks": [2, 3]}, Impatient()))
+    assert torch.equal(train(RECIPE, checkpoint=TrainingCheckpoint(path, OWNER, Budget())), train(RECIPE))
+
+
+def test_seconds_of_stopped_processes_count(tmp_path):
+    path = tmp_path / "networks.safetensors"
+    with pytest.raises(OutOfTime):
+        train(RECIPE, checkpoint=TrainingCheckpoint(path, OWNER, Impatient()))
+    tensors, notes = load_tensors(path)
+    save_tensors(path, tensors, notes | {"seconds": 1000.0})
+    assert 1000 < TrainingCheckpoint(path, OWNER, Budget()).seconds < 1060
+    assert TrainingCheckpoint(path, {"networks": [2]}, Budget()).seconds < 60
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    path = tmp_path / "networks.safetensors"
+    with pytest.raises(OutOfTime):
+        train(RECIPE, checkpoint=TrainingCheckpoint(path, OWNER, Impatient()))
+    tensors, notes = load_tensors(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(StorageError, match=r"networks\.safetensors does not match its checksum.*delete it"):
+        TrainingCheckpoint(path, OWNER, Budget())
+    for lost in ("trainer.0.network.0.weight", "generator.1"):
+        save_tensors(path, {name: tensor for name, tensor in tensors.items() if name != lost}, notes)
+        with pytest.raises(StorageError, match=r"networks\.safetensors is no state of these networks.*delete it"):
+            train(RECIPE, checkpoint=TrainingCheckpoint(path, OWNER, Budget()))
