@@ -465,8 +465,8 @@ class Harness:
             results, journal = self._fresh(), self.folder / "two.writes"
             journal.unlink(missing_ok=True)
             processes = [self._start(case, results, Hook(journal=journal)) for case in cases]
-            problems = [one for case, process in zip(cases, processes, strict=True)
-                        for one in self._judge(case, results, process.wait())]  # fmt: skip
+            ends = [process.wait() for process in processes]  # of both, before anything is taken for left over
+            problems = [one for case, ended in zip(cases, ends, strict=True) for one in self._judge(case, results, ended)]
             written = [line.split(" ", 1)[1] for line in journal.read_text().splitlines() if "/teachers/" in line]
             written = [path for path in written if not path.endswith(".safetensors")]  # a checkpoint is written at each epoch
             problems += [(OTHER, f"{path} was written twice") for path in set(written) if written.count(path) > 1]
