@@ -120,8 +120,8 @@ def load_parameters(network: nn.Module, flat: torch.Tensor) -> None:
 class InstanceNorm(nn.GroupNorm):
     """Group norm with one channel a group, as in the public code: affine, no running statistics.
 
-    Where a compiler reads it, it is written out in operations that the compiler joins with their neighbours; it would
-    take the library's group norm as a block.
+    Where a compiler reads it, it is written out in operations that the compiler joins with their neighbours: sums and one
+    multiply-add for each pixel. It would take the library's group norm as a block.
     """
 
     def __init__(self, channels: int) -> None:
@@ -133,9 +133,40 @@ class InstanceNorm(nn.GroupNorm):
             # what the module's own forward does, except that it refuses one image of one pixel, whose norm is the bias
             return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
         full = x.float() if x.dtype == torch.bfloat16 else x
-        variance, mean = torch.var_mean(full, (2, 3), correction=0, keepdim=True)
-        weight, bias = self.weight.view(-1, 1, 1), self.bias.view(-1, 1, 1)
-        return ((full - mean) * torch.rsqrt(variance + self.eps) * weight + bias).to(x.dtype)
+        # Mean and variance come from two sums, which one pass takes. The shift changes no result, so it needs no gradient;
+        # with it the sums lose no digits where the mean is large and the variance small.
+        full = full - full.mean((2, 3), keepdim=True).detach()
+        mean = full.mean((2, 3), keepdim=True)
+        variance = full.square().mean((2, 3), keepdim=True) - mean.square()
+        scale = self.weight.view(-1, 1, 1) * torch.rsqrt(variance + self.eps)
+        return (full * scale + (self.bias.view(-1, 1, 1) - mean * scale)).to(x.dtype)
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer norm written out: torch's own gives wrong second derivatives, for its forward-mode rule takes mean and variance
+    as constants when it is differentiated in turn.
+    """  # fmt: skip
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Maps (…, *normalized_shape) to the same shape and dtype; statistics of bfloat16 values are taken in float32."""
+        full = x.float() if x.dtype == torch.bfloat16 else x
+        dims = tuple(range(-len(self.normalized_shape), 0))
+        centred = full - full.mean(dims, keepdim=True)
+        scaled = centred * torch.rsqrt(centred.square().mean(dims, keepdim=True) + self.eps)
+        return (scaled * self.weight + self.bias).to(x.dtype)
+
+
+class NormalisedConv(nn.Conv2d):
+    """A convolution whose result goes into `InstanceNorm`, which takes its bias away again, whatever it is.
+
+    Compiled, the bias is left out, as is the pass over all pixels that its gradient, which is zero, would take.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Maps (B, C, H, W) to (B, out_channels, H', W')."""
+        if not torch.compiler.is_compiling():
+            return super().forward(x)
+        return F.conv2d(x, self.weight, None, self.stride, self.padding)
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -151,13 +182,19 @@ class BatchNorm(nn.BatchNorm2d):
         return super().forward(x)
 
 
+def _conv_norm(kind: str, channels: int, width: int, padding: int, size: tuple[int, int]) -> tuple[nn.Module, nn.Module]:
+    """A 3x3 convolution and its norm, for images of `size`."""
+    convolution = NormalisedConv if kind == "instance" else nn.Conv2d
+    return convolution(channels, width, 3, padding=padding), _norm(kind, width, size)
+
+
 def _norm(kind: str, channels: int, size: tuple[int, int]) -> nn.Module:
     if kind == "instance":
         return InstanceNorm(channels)
     if kind == "group":
         return nn.GroupNorm(GROUPS, channels)
     if kind == "layer":
-        return nn.LayerNorm((channels, *size))
+        return LayerNorm((channels, *size))
     return BatchNorm(channels) if kind == "batch" else nn.Identity()
 
 
@@ -183,7 +220,7 @@ def _convnet(config: NetworkConfig, image_shape: tuple[int, int, int], num_class
     channels, size = image_shape[0], _padded_size(image_shape)
     for block in range(config.depth):
         padding = _first_padding(image_shape, 3) if block == 0 else 1
-        layers += [nn.Conv2d(channels, config.width, 3, padding=padding), _norm(config.norm, config.width, size), nn.ReLU()]
+        layers += [*_conv_norm(config.norm, channels, config.width, padding, size), nn.ReLU()]
         channels = config.width
         if config.pooling != "none":
             layers.append(nn.AvgPool2d(2) if config.pooling == "avg" else nn.MaxPool2d(2))
@@ -196,8 +233,7 @@ def _fcn(config: NetworkConfig, image_shape: tuple[int, int, int], num_classes: 
     layers: list[nn.Module] = []
     channels = image_shape[0]
     for _ in range(config.depth):
-        norm = _norm(config.norm, config.width, image_shape[1:])
-        layers += [nn.Conv2d(channels, config.width, 3, padding=1), norm, nn.ReLU()]
+        layers += [*_conv_norm(config.norm, channels, config.width, 1, image_shape[1:]), nn.ReLU()]
         channels = config.width
     return nn.Sequential(*layers, nn.Conv2d(channels, num_classes, 1))
 
@@ -223,7 +259,7 @@ def _vgg11(config: NetworkConfig, image_shape: tuple[int, int, int], num_classes
     for widths in ((64,), (128,), (256, 256), (512, 512), (512, 512)):
         for width in widths:
             padding = _first_padding(image_shape, 3) if not layers else 1
-            layers += [nn.Conv2d(channels, width, 3, padding=padding), _norm(config.norm, width, size), nn.ReLU()]
+            layers += [*_conv_norm(config.norm, channels, width, padding, size), nn.ReLU()]
             channels = width
         layers.append(nn.MaxPool2d(2))
         size = _halve(size, 5)
@@ -288,7 +324,7 @@ class _TransformerBlock(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.norm1, self.norm2 = LayerNorm(width), LayerNorm(width)
         self.qkv, self.project = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.expand, self.contract = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
 
@@ -318,7 +354,7 @@ class _ViTFeatures(nn.Module):
         self.token = _Embedding(1, 1, self.width)
         self.position = _Embedding(1, 1 + (height // patch) * (width // patch), self.width)
         self.encoder = nn.Sequential(*(_TransformerBlock(self.width, self.heads) for _ in range(self.blocks)))
-        self.norm = nn.LayerNorm(self.width)
+        self.norm = LayerNorm(self.width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         tokens = self.patches(x).flatten(2).transpose(1, 2)

@@ -65,6 +65,10 @@ class StepFunctions:
     ) -> None:
         check_precision(precision)
         check_loss(loss)
+        require(
+            not any(type(module) is nn.LayerNorm for module in network.modules()),
+            "torch.nn.LayerNorm has wrong second derivatives in forward mode; use seqmatch_lib.networks.LayerNorm",
+        )
         self._network = network
         self._loss = loss
         self._precision = precision
@@ -107,8 +111,8 @@ class StepFunctions:
     ) -> tuple[torch.Tensor, ...]:
         """Returns the derivatives of <gradient, direction>, for a constant (P,) direction, and that product itself.
 
-        Because <gradient, direction> is the derivative of the loss along the direction, its own derivatives are those
-        of the loss gradients along it: one forward-mode pass over one backward pass, with no second backward pass.
+        <gradient, direction> is the derivative of the loss along the direction: one forward-mode pass gives it, and one
+        backward pass over that its own derivatives.
 
         Returns:
             d/d parameters (P,); d/d images; d/d targets if they are probabilities; and the scalar product.
@@ -131,15 +135,18 @@ class StepFunctions:
             return self._adjoint_of_images(parameters, images, targets, direction)[0]
 
     def _differentiate(self, arguments: tuple[int, ...]) -> Callable[..., tuple[torch.Tensor, ...]]:
-        gradients = grad_and_value(self.loss, argnums=arguments)
+        def slope(
+            parameters: torch.Tensor, images: torch.Tensor, targets: torch.Tensor, direction: torch.Tensor
+        ) -> torch.Tensor:
+            return jvp(lambda moved: self.loss(moved, images, targets), (parameters,), (direction,))[1]
+
+        # the forward-mode pass inside, so that the gradient itself, which nobody asks for here, is not computed
+        derivatives_and_slope = grad_and_value(slope, argnums=arguments)
 
         def adjoint(
             parameters: torch.Tensor, images: torch.Tensor, targets: torch.Tensor, direction: torch.Tensor
         ) -> tuple[torch.Tensor, ...]:
-            def along(moved: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
-                return gradients(moved, images, targets)
-
-            _, (derivatives, product) = jvp(along, (parameters,), (direction,))
+            derivatives, product = derivatives_and_slope(parameters, images, targets, direction)
             return (*derivatives, product)
 
         return adjoint
