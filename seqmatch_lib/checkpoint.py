@@ -20,7 +20,8 @@ class StageProgress:
     Args:
         trainable: the subset and its optimisers.
         best: the best-scored iterate so far; None if none was scored.
-        scores: (iteration, accuracy in per cent) of the scored iterates.
+        scores: (iteration, accuracy in per cent) of the scored iterates, on the images that select.
+        test_scores: the same on the test images, where they are asked for; they select nothing.
         seconds: by phase: "teachers", "distillation", "selection".
         peak_memory_mb: by phase: "teachers", "distillation" (with selection).
     """
@@ -28,6 +29,7 @@ class StageProgress:
     trainable: Trainable
     best: SyntheticSubset | None = None
     scores: list[tuple[int, float]] = field(default_factory=list)
+    test_scores: list[tuple[int, float]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=lambda: {"teachers": 0.0, "distillation": 0.0, "selection": 0.0})
     peak_memory_mb: dict[str, float] = field(default_factory=lambda: {"teachers": 0.0, "distillation": 0.0})
 
@@ -46,11 +48,13 @@ class StageProgress:
         peak = peak_memory_mb(self.trainable.images.device)
         self.peak_memory_mb[phase] = max(self.peak_memory_mb[phase], peak)
 
-    def consider(self, accuracy: float) -> None:
-        """Notes the score of the present iterate, and keeps the iterate if it beats all earlier ones."""
+    def consider(self, accuracy: float, test_accuracy: float | None = None) -> None:
+        """Notes the scores of the present iterate, and keeps the iterate if it beats all earlier ones in the first of them."""
         if self.best is None or accuracy > max(score for _, score in self.scores):
             self.best = self.trainable.freeze()
         self.scores.append((self.trainable.iteration, round(accuracy, 4)))
+        if test_accuracy is not None:
+            self.test_scores.append((self.trainable.iteration, round(test_accuracy, 4)))
 
 
 class StageCheckpoint:
@@ -81,6 +85,7 @@ class StageCheckpoint:
             "iteration": trainable.iteration,
             "losses": trainable.losses,
             "scores": progress.scores,
+            "test_scores": progress.test_scores,
             "seconds": progress.seconds,
             "peak_memory_mb": progress.peak_memory_mb,
         }
@@ -132,8 +137,11 @@ class StageCheckpoint:
             images = _like(tensors["best.images"], fresh.images).to(device)
             labels = _like(tensors["best.labels"], fresh.labels).to(device)
             best = SyntheticSubset(images, labels, tensors["best.lr"].item(), fresh.formation)
-        scores = [(int(iteration), float(accuracy)) for iteration, accuracy in metadata["scores"]]
-        progress = StageProgress(fresh, best, scores)
+        scores, test_scores = (
+            [(int(iteration), float(accuracy)) for iteration, accuracy in metadata.get(name, [])]
+            for name in ("scores", "test_scores")
+        )
+        progress = StageProgress(fresh, best, scores, test_scores)
         progress.seconds |= {phase: float(value) for phase, value in metadata["seconds"].items()}
         progress.peak_memory_mb |= {phase: float(value) for phase, value in metadata["peak_memory_mb"].items()}
         return progress, {key: value.to(device) for key, value in tensors_under(tensors, "method.").items()}
@@ -146,7 +154,7 @@ def read_progress(state_dir: Path) -> list[dict[str, Any]]:
         state_dir: `<results>/state/<run_id>`.
 
     Returns:
-        `losses`, `scores` and `seconds` of each stage, as of its last checkpoint.
+        `losses`, `scores`, `test_scores` and `seconds` of each stage, as of its last checkpoint.
 
     Raises:
         StorageError: a checkpoint is damaged.
@@ -155,7 +163,7 @@ def read_progress(state_dir: Path) -> list[dict[str, Any]]:
     for path in sorted(state_dir.glob("stage-*.safetensors")):
         metadata = load_tensors(path)[1]
         try:
-            stages.append({name: metadata[name] for name in ("losses", "scores", "seconds")})
+            stages.append({name: metadata[name] for name in ("losses", "scores", "test_scores", "seconds")})
         except (KeyError, TypeError) as error:
             raise StorageError(f"{path} is no state of a stage ({error!r}); delete it to begin it again") from error
     return stages

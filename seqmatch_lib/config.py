@@ -24,7 +24,7 @@ from seqmatch_lib.storage import digest_json
 from seqmatch_lib.training import TrainingRecipe
 from seqmatch_lib.trajectories import TeacherConfig
 
-SCALES = ("smoke", "reduced", "paper")
+SCALES = ("smoke", "reduced", "short", "paper")
 SELECTIONS = ("validation", "test", "none")
 SEQUENTIAL_PREFIX = "seqmatch_"
 REFERENCES = ("random", "whole")  # methods that learn no images
@@ -37,7 +37,8 @@ class RunConfig:
 
     Args:
         preset: name of the preset, `<dataset>-ipc<n>-<method>`, or `<dataset>-whole`.
-        scale: "paper", "reduced" (two CPU cores, under an hour on real data) or "smoke" (seconds).
+        scale: "paper", "short" (the published settings with fewer teachers and iterations, hours to days of a CPU), "reduced"
+            (a rehearsal: two CPU cores, under an hour on real data) or "smoke" (seconds).
         seed: of initial images, teacher segments, batches and evaluation networks; at least 0.
         dataset: a name `load_dataset` knows.
         ipc: images per class in the whole distilled set; 0, for all that there are, if the method is "whole".

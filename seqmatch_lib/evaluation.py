@@ -11,6 +11,7 @@ from torch import nn
 from seqmatch_lib.errors import require
 from seqmatch_lib.networks import NETWORKS, NetworkConfig, make_network
 from seqmatch_lib.seeds import make_generator
+from seqmatch_lib.settings import later
 from seqmatch_lib.synthetic import SubsetSequence
 from seqmatch_lib.training import TrainingRecipe, measure_accuracy, train_stage
 from seqmatch_lib.training_checkpoint import TrainingCheckpoint
@@ -25,12 +26,15 @@ class EvaluationConfig:
         networks: architectures of `NETWORKS`; the first one gives the headline accuracy.
         real_lr: step size for training on real images, whose step size nobody learned.
         num_selections: how many iterates a stage are scored to select one, evenly spaced, the last among them.
+        score_test: whether scored iterates are also scored on the test images, which select nothing. The public codes report
+            the best accuracy of all iterates on these; with both scores one run shows either protocol.
     """
 
     num_networks: int = 5
     networks: tuple[str, ...] = ("convnet",)
     real_lr: float = 0.01
     num_selections: int = 10
+    score_test: bool = later(False)
 
     def __post_init__(self) -> None:
         require(self.num_networks >= 1, f"evaluation.num_networks {self.num_networks} must be at least 1")
@@ -121,14 +125,52 @@ def evaluate_networks(
         indices: of the networks within the evaluation; they decide each network's start and batches.
         checkpoint: as in `train_stage`.
     """
-    shape = tuple(images.shape[1:])
+    networks = _train_fresh(sequence, tuple(images.shape[1:]), num_classes, network_config, recipe, seed, indices, checkpoint)
+    return [measure_accuracy(network, images, labels) for network in networks]
+
+
+def score_sequence(
+    sequence: SubsetSequence,
+    splits: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    num_classes: int,
+    network_config: NetworkConfig,
+    recipe: TrainingRecipe,
+    seed: int,
+) -> list[float]:
+    """Returns the accuracies in per cent of one fresh network, the first of an evaluation, on several splits.
+
+    Args:
+        sequence: on the device of the images.
+        splits: (images, labels) each, as in `evaluate_networks`.
+        num_classes: and all else: as in `evaluate_networks`.
+        network_config: see there.
+        recipe: see there.
+        seed: see there.
+    """
+    shape = tuple(splits[0][0].shape[1:])
+    (network,) = _train_fresh(sequence, shape, num_classes, network_config, recipe, seed, [0])
+    return [measure_accuracy(network, images, labels) for images, labels in splits]
+
+
+def _train_fresh(
+    sequence: SubsetSequence,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    network_config: NetworkConfig,
+    recipe: TrainingRecipe,
+    seed: int,
+    indices: Sequence[int],
+    checkpoint: TrainingCheckpoint | None = None,
+) -> list[nn.Module]:
+    """Returns networks trained on the sequence; arguments as in `evaluate_networks`."""
+    device = sequence.subsets[0].images.device
 
     def generators(purpose: str) -> list[torch.Generator]:
         return [make_generator(seed, "evaluation", network_config.name, index, purpose) for index in indices]
 
-    networks = [make_network(network_config, shape, num_classes, start).to(images.device) for start in generators("start")]
+    networks = [make_network(network_config, image_shape, num_classes, start).to(device) for start in generators("start")]
     train_staged(networks, sequence, recipe, generators("batches"), checkpoint=checkpoint)
-    return [measure_accuracy(network, images, labels) for network in networks]
+    return networks
 
 
 def evaluate_sequence(

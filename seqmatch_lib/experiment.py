@@ -16,7 +16,7 @@ from seqmatch_lib.checkpoint import StageCheckpoint, StageProgress
 from seqmatch_lib.config import RunConfig
 from seqmatch_lib.data import ImageDataset, Split, find_dataset, fit_preprocessing, load_dataset, split_validation
 from seqmatch_lib.errors import ConfigError, StorageError, require
-from seqmatch_lib.evaluation import Accuracy, evaluate_networks
+from seqmatch_lib.evaluation import Accuracy, evaluate_networks, score_sequence
 from seqmatch_lib.memory import keep_freed_memory, peak_memory_mb, reset_peak_memory
 from seqmatch_lib.methods import Stage, get_method
 from seqmatch_lib.methods.mtt import record_stage_teachers
@@ -326,11 +326,11 @@ class _Run:
             return []
         first_stage = make_first_stage(config, data, self.results_dir, self.budget)
 
-        def score(sequence: SubsetSequence) -> float:
-            """Accuracy of one network on the selection images."""
-            return evaluate_networks(
-                sequence, *data.selection, data.num_classes, config.network, self.recipe, config.seed, indices=[0]
-            )[0]
+        splits = [data.selection, data.test] if config.evaluation.score_test else [data.selection]
+
+        def score(sequence: SubsetSequence) -> list[float]:
+            """Accuracies of one network on the selection images, and on the test images if that is asked for."""
+            return score_sequence(sequence, splits, data.num_classes, config.network, self.recipe, config.seed)
 
         return distill_sequence(
             get_method(config.base_method)(config.options),
@@ -437,10 +437,12 @@ class _FinishedNetworks:
 
 def _describe_stage(stage: StageProgress, ipc: int) -> dict[str, Any]:
     """Returns what the record says of one stage; losses are rounded to 6 digits."""
+    on_test = {"test_scores": [list(score) for score in stage.test_scores]} if stage.test_scores else {}
     return {
         "ipc": ipc,
         "lr": stage.last.lr,
         "iterations": stage.trainable.iteration,
         "losses": [float(f"{loss:.6g}") for loss in stage.trainable.losses],
         "scores": [list(score) for score in stage.scores],
+        **on_test,
     }

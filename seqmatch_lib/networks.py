@@ -143,9 +143,10 @@ class InstanceNorm(nn.GroupNorm):
 
 
 class LayerNorm(nn.LayerNorm):
-    """Layer norm written out: torch's own gives wrong second derivatives, for its forward-mode rule takes mean and variance
-    as constants when it is differentiated in turn.
-    """  # fmt: skip
+    """Layer norm, written out in single operations.
+
+    The derivative of torch's own forward-mode derivative is wrong: it takes mean and variance for constants.
+    """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Maps (…, *normalized_shape) to the same shape and dtype; statistics of bfloat16 values are taken in float32."""

@@ -18,7 +18,7 @@ from seqmatch_lib.methods.base import BaseMethod, Prepared, Stage, Trainable
 from seqmatch_lib.seeds import make_generator
 from seqmatch_lib.synthetic import SubsetSequence
 
-Scorer = Callable[[SubsetSequence], float]
+Scorer = Callable[[SubsetSequence], Sequence[float]]
 
 
 def distill_sequence(
@@ -38,7 +38,8 @@ def distill_sequence(
         ipcs: images per class of each subset; they may differ.
         intervals: teacher epochs of each subset; None for methods without teachers.
         make_checkpoint: k -> where stage k is kept; finished stages are read from there.
-        score: accuracy of a sequence on held-out images, to select the best iterate of a stage; None keeps the last.
+        score: accuracy of a sequence on held-out images, to select the best iterate of a stage, and perhaps a second one, on
+            the test images, to be noted; None keeps the last iterate.
         num_selections: how many iterates a stage are scored.
 
     Returns:
@@ -89,7 +90,7 @@ def distill_subset(
             bar.set_postfix(loss=f"{trainable.losses[-1]:.4f}", lr=f"{trainable.lr.item():.4f}")
             if trainable.iteration in scored:
                 began = time.perf_counter()
-                progress.consider(score(stage.frozen.then(trainable.freeze())))
+                progress.consider(*score(stage.frozen.then(trainable.freeze())))
                 progress.seconds["selection"] += time.perf_counter() - began
             if trainable.iteration == iterations or stage.budget.wants_save():
                 progress.note_memory("distillation")

@@ -214,7 +214,7 @@ def test_what_does_not_fit_is_named_with_a_remedy(override, message):
 def test_unknown_preset_and_scale_and_seed():
     with pytest.raises(ConfigError, match="unknown preset 'cifar10-ipc10-mt'; did you mean cifar10-ipc10-mtt"):
         RunConfig.from_preset("cifar10-ipc10-mt")
-    with pytest.raises(ConfigError, match="scale 'tiny' is unknown; use one of smoke, reduced, paper"):
+    with pytest.raises(ConfigError, match="scale 'tiny' is unknown; use one of smoke, reduced, short, paper"):
         RunConfig.from_preset("cifar10-ipc10-mtt", "tiny")
     with pytest.raises(ConfigError, match="seed -1 must be at least 0"):
         RunConfig.from_preset("cifar10-ipc10-mtt", seed=-1)

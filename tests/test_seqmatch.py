@@ -169,15 +169,17 @@ def test_the_best_scored_iterate_is_selected_and_survives_a_restart(tmp_path):
 
     def score(sequence):
         calls.append(sequence)
-        return scores[[1, 2, 4, 5][len(calls) - 1]]
+        return [scores[[1, 2, 4, 5][len(calls) - 1]], 10.0 * len(calls)]
 
     (stage,) = distil(tmp_path, score=score, num_selections=4)
     assert stage.scores == [(1, 30.0), (2, 50.0), (4, 50.0), (5, 40.0)]
+    assert stage.test_scores == [(1, 10.0), (2, 20.0), (4, 30.0), (5, 40.0)]  # the best of which select nothing
     assert torch.equal(stage.selected.images, calls[1].subsets[-1].images)  # the first of equals
     assert not torch.equal(stage.selected.images, stage.last.images)
     (again,) = distil(tmp_path, score=None)
     assert torch.equal(again.selected.images, stage.selected.images)
     assert again.selected.lr == stage.selected.lr
+    assert (again.scores, again.test_scores) == (stage.scores, stage.test_scores)
 
 
 def test_a_step_size_driven_negative_stops_with_the_last_good_state(tmp_path):

@@ -254,5 +254,8 @@ def record_stage_teachers(stage: Stage) -> TrajectorySet:
 
 
 def _without_engine(config: TeacherConfig | TrainingRecipe) -> dict[str, object]:
-    """Returns the settings that decide a result: engines differ in speed and rounding alone, precisions in more."""
-    return {key: value for key, value in as_settings(config).items() if key not in ("engine", "together")}
+    """Returns the settings that decide a result: engines differ in speed and rounding alone, precisions in more.
+
+    The number of teachers is left out: each is trained by itself, so a run that needs more of them adds to a set.
+    """
+    return {key: value for key, value in as_settings(config).items() if key not in ("engine", "together", "num_teachers")}
