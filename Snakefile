@@ -11,11 +11,11 @@ import sys
 from functools import lru_cache
 from pathlib import Path
 
-from seqmatch_lib.bench_report import load_benchmark, newest_benchmark
-from seqmatch_lib.config import RunConfig, preset_names
-from seqmatch_lib.cost import Problem, predict_seconds, predict_work
+from seqmatch_lib.bench.report import load_benchmark, newest_benchmark
+from seqmatch_lib.runs.config import RunConfig, preset_names
+from seqmatch_lib.bench.cost import Problem, predict_seconds, predict_work
 from seqmatch_lib.methods import get_method
-from seqmatch_lib.notebooks import read_parameters
+from seqmatch_lib.report.notebooks import read_parameters
 
 SCALE = config.get("scale", "smoke")
 RESULTS = config.get("results", f"build/{SCALE}")

@@ -11,22 +11,22 @@ from typing import Any, NoReturn
 
 import torch
 
-from seqmatch_lib.bench import run_benchmark
-from seqmatch_lib.bench_report import format_benchmark, load_benchmark, newest_benchmark, save_benchmark
-from seqmatch_lib.config import SCALES, RunConfig, parse_override, preset_names
-from seqmatch_lib.cost import Problem, format_cost, format_errors, format_pending
-from seqmatch_lib.data import DatasetSpec, find_dataset, fit_preprocessing, load_dataset, register_dataset
+from seqmatch_lib.bench.benchmark import run_benchmark
+from seqmatch_lib.bench.cost import Problem, format_cost, format_errors, format_pending
+from seqmatch_lib.bench.report import format_benchmark, load_benchmark, newest_benchmark, save_benchmark
+from seqmatch_lib.data.datasets import DatasetSpec, find_dataset, fit_preprocessing, load_dataset, register_dataset
+from seqmatch_lib.data.preprocessing import Preprocessing
+from seqmatch_lib.engine.evaluation import Accuracy
 from seqmatch_lib.errors import OutOfTime, SeqMatchError, require
-from seqmatch_lib.evaluation import Accuracy
-from seqmatch_lib.evidence import Evidence, update_page
-from seqmatch_lib.exchange import FORMATS, export_sequence, import_sequence
-from seqmatch_lib.experiment import choose_device, prepare_data, record_shared_teachers, run_experiment
-from seqmatch_lib.judging import judge, save_judgement
-from seqmatch_lib.notebooks import run_notebook
-from seqmatch_lib.pixel_layouts import share_outside
-from seqmatch_lib.preprocessing import Preprocessing
-from seqmatch_lib.results import format_records, load_runs
-from seqmatch_lib.synthetic import SubsetSequence, check_sequence, load_sequence, save_sequence
+from seqmatch_lib.exchange.formats import FORMATS, export_sequence, import_sequence
+from seqmatch_lib.exchange.pixel_layouts import share_outside
+from seqmatch_lib.report.evidence import Evidence, update_page
+from seqmatch_lib.report.notebooks import run_notebook
+from seqmatch_lib.runs.config import SCALES, RunConfig, parse_override, preset_names
+from seqmatch_lib.runs.experiment import choose_device, prepare_data, record_shared_teachers, run_experiment
+from seqmatch_lib.runs.records import format_records, load_runs
+from seqmatch_lib.runs.reevaluation import judge, save_judgement
+from seqmatch_lib.subsets import SubsetSequence, check_sequence, load_sequence, save_sequence
 
 RESULTS = Path("paper_results")
 EXIT_ERROR = 2
@@ -288,7 +288,7 @@ def _bench(options: argparse.Namespace) -> None:
     if find_spec("seaborn") is None:
         print("no figures: they need the notebook packages (pip install seqmatch-lib[notebooks])")
         return
-    from seqmatch_lib.figures import plot_benchmark, save_figure, set_style
+    from seqmatch_lib.report.figures import plot_benchmark, save_figure, set_style
 
     set_style()
     print("figures:", *save_figure(plot_benchmark(result), path.with_suffix("")))
@@ -300,7 +300,7 @@ def _tables(options: argparse.Namespace) -> None:
         print(format_pending(options.scale, load_runs(options.results), benchmark, options.tflops))
         return
     require(find_spec("pandas") is not None, "tables need the notebook packages: pip install seqmatch-lib[notebooks]")
-    from seqmatch_lib.tables import write_tables
+    from seqmatch_lib.report.tables import write_tables
 
     print("\n".join(str(path) for path in write_tables(options.results)))
 
@@ -321,7 +321,7 @@ def _notebook(options: argparse.Namespace) -> None:
 
 def _site(options: argparse.Namespace) -> None:
     require(find_spec("nbconvert") is not None, "the site needs the notebook packages: pip install seqmatch-lib[notebooks]")
-    from seqmatch_lib.site import build_site
+    from seqmatch_lib.report.site import build_site
 
     print(f"open {build_site(options.executed, options.tables, options.out)}")
 

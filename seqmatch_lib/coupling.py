@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from seqmatch_lib.engine.evaluation import train_staged
+from seqmatch_lib.engine.inner_loop import InnerBatch, unroll
+from seqmatch_lib.engine.training import Feed, TrainingRecipe, Update, make_trainer
 from seqmatch_lib.errors import require
-from seqmatch_lib.evaluation import train_staged
-from seqmatch_lib.inner_loop import InnerBatch, unroll
-from seqmatch_lib.synthetic import SubsetSequence
-from seqmatch_lib.training import Feed, TrainingRecipe, Update, make_trainer
-from seqmatch_lib.trajectories import TeacherConfig, TrajectorySet
+from seqmatch_lib.methods.teachers import TeacherConfig, TrajectorySet
+from seqmatch_lib.subsets import SubsetSequence
 
 
 @torch.no_grad()

@@ -11,12 +11,12 @@ from dataclasses import replace
 import torch
 from tqdm import tqdm
 
-from seqmatch_lib.checkpoint import StageCheckpoint, StageProgress
+from seqmatch_lib.engine.memory import reset_peak_memory
 from seqmatch_lib.errors import DivergenceError, require
-from seqmatch_lib.memory import reset_peak_memory
 from seqmatch_lib.methods.base import BaseMethod, Prepared, Stage, Trainable
+from seqmatch_lib.methods.checkpoint import StageCheckpoint, StageProgress
 from seqmatch_lib.seeds import make_generator
-from seqmatch_lib.synthetic import SubsetSequence
+from seqmatch_lib.subsets import SubsetSequence
 
 Scorer = Callable[[SubsetSequence], Sequence[float]]
 

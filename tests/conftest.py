@@ -6,7 +6,7 @@ import secrets
 import pytest
 import torch
 
-from seqmatch_lib.step_functions import _Compiled
+from seqmatch_lib.engine.step_functions import _Compiled
 
 SEED = int(os.environ.get("SEQMATCH_TEST_SEED", secrets.randbelow(2**31)))
 

@@ -11,17 +11,17 @@ from typing import Any
 import torch
 from pretended_gpu import pretended_gpu
 
-from seqmatch_lib.config import RunConfig
 from seqmatch_lib.coupling import coupling_of_subsets, make_match
-from seqmatch_lib.data import load_dataset
+from seqmatch_lib.data.datasets import load_dataset
+from seqmatch_lib.engine.networks import make_network
+from seqmatch_lib.engine.step_functions import _Compiled
 from seqmatch_lib.errors import OutOfTime
-from seqmatch_lib.experiment import prepare_data, run_experiment
-from seqmatch_lib.judging import judge
-from seqmatch_lib.networks import make_network
+from seqmatch_lib.methods.teachers import TrajectorySet
+from seqmatch_lib.runs.config import RunConfig
+from seqmatch_lib.runs.experiment import prepare_data, run_experiment
+from seqmatch_lib.runs.reevaluation import judge
 from seqmatch_lib.seeds import make_generator
-from seqmatch_lib.step_functions import _Compiled
-from seqmatch_lib.synthetic import load_sequence
-from seqmatch_lib.trajectories import TrajectorySet
+from seqmatch_lib.subsets import load_sequence
 
 MOST_PARTS = 100  # of a run that is stopped at every checkpoint
 # Every base method under SeqMatch. Trajectories by both engines; `compiled` on images as they are, because the pretended GPU

@@ -24,15 +24,16 @@ from typing import Any
 import tqdm.std
 
 from seqmatch_lib import __main__ as command_line
-from seqmatch_lib import experiment, storage
-from seqmatch_lib.config import RunConfig, parse_override
 from seqmatch_lib.errors import SeqMatchError
-from seqmatch_lib.experiment import run_experiment
 from seqmatch_lib.methods import get_method
-from seqmatch_lib.results import load_record
-from seqmatch_lib.storage import load_tensors, read_json
-from seqmatch_lib.synthetic import load_sequence
-from seqmatch_lib.trajectories import TrajectorySet
+from seqmatch_lib.methods.teachers import TrajectorySet
+from seqmatch_lib.runs import experiment
+from seqmatch_lib.runs.config import RunConfig, parse_override
+from seqmatch_lib.runs.experiment import run_experiment
+from seqmatch_lib.runs.records import load_record
+from seqmatch_lib.store import files as storage
+from seqmatch_lib.store.files import load_tensors, read_json
+from seqmatch_lib.subsets import load_sequence
 
 PRELOADED = ["__main__", "seqmatch_lib.__main__", "sklearn.datasets", "higher"]
 KILL_POINTS = ("before the write", "in the middle of it", "before the rename", "after the rename")

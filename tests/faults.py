@@ -44,13 +44,13 @@ from fault_runs import (
     wipe,
 )
 
-from seqmatch_lib.checkpoint import StageCheckpoint, read_progress
 from seqmatch_lib.errors import SeqMatchError
-from seqmatch_lib.experiment import open_run
 from seqmatch_lib.methods import get_method
-from seqmatch_lib.results import load_record
-from seqmatch_lib.storage import load_tensors, read_json, write_json
-from seqmatch_lib.synthetic import load_sequence
+from seqmatch_lib.methods.checkpoint import StageCheckpoint, read_progress
+from seqmatch_lib.runs.experiment import open_run
+from seqmatch_lib.runs.records import load_record
+from seqmatch_lib.store.files import load_tensors, read_json, write_json
+from seqmatch_lib.subsets import load_sequence
 
 PAGE = 4096
 DISK = "4m"

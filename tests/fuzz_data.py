@@ -16,10 +16,10 @@ from fuzz_engine import Target, file_target
 from fuzz_samples import pixels
 from helpers import encode
 
-from seqmatch_lib.checksums import check_files, write_checksums
-from seqmatch_lib.data import DatasetSpec, ImageDataset, import_torchvision, load_dataset
-from seqmatch_lib.data_files import read_image_files
+from seqmatch_lib.data.datasets import DatasetSpec, ImageDataset, import_torchvision, load_dataset
+from seqmatch_lib.data.readers import read_image_files
 from seqmatch_lib.errors import SeqMatchError
+from seqmatch_lib.store.checksums import check_files, write_checksums
 
 SHARDS = DatasetSpec("svhn", 2, (3, 6, 6), (0.5,) * 3, (0.25,) * 3)
 TINY = DatasetSpec("tiny_imagenet", 2, (3, 8, 8), (0.5,) * 3, (0.25,) * 3)

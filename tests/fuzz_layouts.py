@@ -16,9 +16,9 @@ from fuzz_samples import LRS, NAMES, PLAIN, make_set, pixels, small_config
 from helpers import CLASSES, SHAPE, encode
 from hypothesis import strategies as st
 
-from seqmatch_lib.data import ImageDataset, load_dataset
-from seqmatch_lib.exchange import FORMATS, export_sequence, import_sequence
-from seqmatch_lib.synthetic import SubsetSequence
+from seqmatch_lib.data.datasets import ImageDataset, load_dataset
+from seqmatch_lib.exchange.formats import FORMATS, export_sequence, import_sequence
+from seqmatch_lib.subsets import SubsetSequence
 
 
 def read_layout(kind: str, folder: Path) -> SubsetSequence:

@@ -17,17 +17,17 @@ from hypothesis import strategies as st
 
 from seqmatch_lib.__main__ import EXIT_ERROR
 from seqmatch_lib.__main__ import main as command_line
-from seqmatch_lib.bench_report import SCHEMA, load_benchmark, newest_benchmark
-from seqmatch_lib.checkpoint import StageCheckpoint, StageProgress, read_progress
-from seqmatch_lib.data import DATASETS
+from seqmatch_lib.bench.report import SCHEMA, load_benchmark, newest_benchmark
+from seqmatch_lib.data.datasets import DATASETS
 from seqmatch_lib.errors import SeqMatchError
-from seqmatch_lib.exchange import FORMATS
-from seqmatch_lib.judging import Judgement, load_judgements
+from seqmatch_lib.exchange.formats import FORMATS
 from seqmatch_lib.methods.base import Trainable
-from seqmatch_lib.results import RunRecord, format_records, load_record
-from seqmatch_lib.storage import load_tensors, read_json, save_tensors, write_json
-from seqmatch_lib.synthetic import load_sequence, save_sequence
-from seqmatch_lib.trajectories import TrajectorySet
+from seqmatch_lib.methods.checkpoint import StageCheckpoint, StageProgress, read_progress
+from seqmatch_lib.methods.teachers import TrajectorySet
+from seqmatch_lib.runs.records import RunRecord, format_records, load_record
+from seqmatch_lib.runs.reevaluation import Judgement, load_judgements
+from seqmatch_lib.store.files import load_tensors, read_json, save_tensors, write_json
+from seqmatch_lib.subsets import load_sequence, save_sequence
 
 
 def write_value(folder: Path) -> None:

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from helpers import CLASSES, SHAPE
 
-from seqmatch_lib.config import RunConfig
-from seqmatch_lib.preprocessing import Normalisation
-from seqmatch_lib.synthetic import SubsetSequence, SyntheticSubset
+from seqmatch_lib.data.preprocessing import Normalisation
+from seqmatch_lib.runs.config import RunConfig
+from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset
 
 ROOT = Path(__file__).parents[1]
 PLAIN = Normalisation((0.5,), (0.25,))

@@ -17,9 +17,9 @@ from fuzz_samples import ROOT, settings_of
 from hypothesis import strategies as st
 from papermill.parameterize import parameterize_notebook
 
-from seqmatch_lib.config import RunConfig, parse_override
-from seqmatch_lib.notebooks import run_notebook
-from seqmatch_lib.tables import load_published
+from seqmatch_lib.report.notebooks import run_notebook
+from seqmatch_lib.report.tables import load_published
+from seqmatch_lib.runs.config import RunConfig, parse_override
 
 PRESETS = ("digits-ipc10-seqmatch_mtt", "digits-ipc10-idc", "digits-ipc10-krr", "digits-ipc10-dm", "digits-ipc10-random",
            "digits-whole")  # fmt: skip

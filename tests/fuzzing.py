@@ -16,7 +16,7 @@ from fuzz_layouts import LAYOUTS
 from fuzz_own_files import CHECKED_VALUES, OUR_FILES
 from fuzz_settings import SETTINGS
 
-from seqmatch_lib.storage import write_json
+from seqmatch_lib.store.files import write_json
 
 TARGETS = {target.name: target for target in (*OUR_FILES, *CHECKED_VALUES, *DATA_FILES, *LAYOUTS, *SETTINGS)}
 

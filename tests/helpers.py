@@ -7,15 +7,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from seqmatch_lib.budget import Budget
-from seqmatch_lib.checkpoint import StageCheckpoint
+from seqmatch_lib.data.preprocessing import Normalisation
+from seqmatch_lib.engine.networks import NetworkConfig
+from seqmatch_lib.engine.training import TrainingRecipe
 from seqmatch_lib.errors import OutOfTime
 from seqmatch_lib.methods import Stage
-from seqmatch_lib.networks import NetworkConfig
-from seqmatch_lib.preprocessing import Normalisation
-from seqmatch_lib.synthetic import SubsetSequence
-from seqmatch_lib.training import TrainingRecipe
-from seqmatch_lib.trajectories import TeacherConfig
+from seqmatch_lib.methods.checkpoint import StageCheckpoint
+from seqmatch_lib.methods.teachers import TeacherConfig
+from seqmatch_lib.store.budget import Budget
+from seqmatch_lib.subsets import SubsetSequence
 
 SHAPE, CLASSES = (1, 6, 6), 3
 NETWORK = NetworkConfig(width=4, depth=1)

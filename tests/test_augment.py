@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from seqmatch_lib.augment import (
+from seqmatch_lib.engine.augment import (
     DSA_STRATEGY,
     OPERATIONS,
     Operation,

@@ -10,10 +10,10 @@ import nbformat
 import pytest
 
 from seqmatch_lib.__main__ import main
-from seqmatch_lib.config import RunConfig
 from seqmatch_lib.errors import ConfigError, NotebookError, StorageError
-from seqmatch_lib.notebooks import read_parameters, run_notebook
-from seqmatch_lib.site import build_site
+from seqmatch_lib.report.notebooks import read_parameters, run_notebook
+from seqmatch_lib.report.site import build_site
+from seqmatch_lib.runs.config import RunConfig
 
 ROOT = Path(__file__).parents[1]
 QUICKSTART = ROOT / "notebooks" / "00_quickstart.ipynb"

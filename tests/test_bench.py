@@ -9,11 +9,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from seqmatch_lib import bench
-from seqmatch_lib.bench import Case, Problem, run_benchmark
-from seqmatch_lib.bench_report import format_benchmark, load_benchmark, newest_benchmark, save_benchmark, summarise_ratios
-from seqmatch_lib.config import RunConfig
-from seqmatch_lib.cost import (
+from seqmatch_lib.bench import benchmark as bench
+from seqmatch_lib.bench.benchmark import Case, Problem, run_benchmark
+from seqmatch_lib.bench.cost import (
     GRADIENT_PASSES,
     count_forward_flops,
     format_cost,
@@ -22,11 +20,13 @@ from seqmatch_lib.cost import (
     predict_work,
     trajectory_bytes,
 )
-from seqmatch_lib.cost import Problem as Sizes
+from seqmatch_lib.bench.cost import Problem as Sizes
+from seqmatch_lib.bench.report import format_benchmark, load_benchmark, newest_benchmark, save_benchmark, summarise_ratios
+from seqmatch_lib.engine.networks import NetworkConfig, flatten_parameters, make_network
+from seqmatch_lib.engine.step_functions import StepFunctions, _Compiled
 from seqmatch_lib.errors import ConfigError
-from seqmatch_lib.networks import NetworkConfig, flatten_parameters, make_network
-from seqmatch_lib.results import load_runs
-from seqmatch_lib.step_functions import StepFunctions, _Compiled
+from seqmatch_lib.runs.config import RunConfig
+from seqmatch_lib.runs.records import load_runs
 
 ROOT = Path(__file__).parents[1]
 CIFAR = ((3, 32, 32), 10)
@@ -90,7 +90,7 @@ def test_ratios_are_of_the_rows_they_name(result):
 def test_the_figure_draws_every_way(result):
     from matplotlib import pyplot as plt
 
-    from seqmatch_lib.figures import plot_benchmark
+    from seqmatch_lib.report.figures import plot_benchmark
 
     for row in result["inner_steps"]:
         row |= {"batch": 10 * row["batch"] if row["batch"] == 10 else 100}

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from seqmatch_lib import bench
 from seqmatch_lib.__main__ import EXIT_ERROR, EXIT_OUT_OF_TIME, main
+from seqmatch_lib.bench import benchmark as bench
 
 QUICK = ["--set", "mtt.iterations=2", "--set", "training.epochs=2", "--set", "evaluation.num_networks=1"]
 
@@ -48,7 +48,7 @@ def test_run_then_show_then_evaluate(tmp_path, capsys):
 
 
 def test_evaluate_repeats_the_accuracy_of_the_record(tmp_path, capsys):
-    from seqmatch_lib.results import load_runs
+    from seqmatch_lib.runs.records import load_runs
 
     main(["run", "digits-ipc10-mtt", "--scale", "smoke", "--results", str(tmp_path), *QUICK])
     (record,) = load_runs(tmp_path)

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from seqmatch_lib.config import RunConfig
-from seqmatch_lib.data import load_dataset
-from seqmatch_lib.experiment import choose_device, prepare_data
-from seqmatch_lib.judging import judge
-from seqmatch_lib.results import load_runs
-from seqmatch_lib.synthetic import load_sequence
+from seqmatch_lib.data.datasets import load_dataset
+from seqmatch_lib.runs.config import RunConfig
+from seqmatch_lib.runs.experiment import choose_device, prepare_data
+from seqmatch_lib.runs.records import load_runs
+from seqmatch_lib.runs.reevaluation import judge
+from seqmatch_lib.subsets import load_sequence
 
 RESULTS = Path(__file__).parents[1] / "paper_results"
 SETS = sorted((RESULTS / "distilled").glob("*.safetensors"))

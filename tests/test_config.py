@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from seqmatch_lib.config import SCALES, RunConfig, even_subsets, parse_override, preset_names
-from seqmatch_lib.data import DATASETS
+from seqmatch_lib.data.datasets import DATASETS
 from seqmatch_lib.errors import ConfigError
-from seqmatch_lib.results import load_record
+from seqmatch_lib.runs.config import SCALES, RunConfig, even_subsets, parse_override, preset_names
+from seqmatch_lib.runs.records import load_record
 
 REQUIRED = [f"digits-ipc10-{method}" for method in ("random", "mtt", "seqmatch_mtt")] + [
     f"{dataset}-ipc{ipc}-{method}"

@@ -6,12 +6,12 @@ from helpers import CLASSES, NETWORK, RECIPE, SHAPE, TEACHERS, make_images, make
 
 from seqmatch_lib import coupling
 from seqmatch_lib.coupling import Match
+from seqmatch_lib.engine.evaluation import train_staged
+from seqmatch_lib.engine.networks import flatten_parameters, make_network
 from seqmatch_lib.errors import ConfigError
-from seqmatch_lib.evaluation import train_staged
 from seqmatch_lib.methods.mtt import record_stage_teachers
-from seqmatch_lib.networks import flatten_parameters, make_network
 from seqmatch_lib.seeds import make_generator
-from seqmatch_lib.synthetic import SubsetSequence, SyntheticSubset, sample_real_subset
+from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset, sample_real_subset
 
 
 @pytest.fixture

@@ -14,9 +14,8 @@ from conftest import SEED
 from helpers import encode
 from PIL import Image
 
-from seqmatch_lib import data
-from seqmatch_lib.checksums import write_checksums
-from seqmatch_lib.data import (
+from seqmatch_lib.data import datasets as data
+from seqmatch_lib.data.datasets import (
     _BUILTIN,
     DATASETS,
     DatasetSpec,
@@ -27,8 +26,9 @@ from seqmatch_lib.data import (
     register_dataset,
     split_validation,
 )
+from seqmatch_lib.data.preprocessing import ZCA_EPSILON, Normalisation, Whitening
 from seqmatch_lib.errors import DataError
-from seqmatch_lib.preprocessing import ZCA_EPSILON, Normalisation, Whitening
+from seqmatch_lib.store.checksums import write_checksums
 
 SHARED = Path(os.environ.get("SEQMATCH_DATA") or Path(__file__).parents[2] / "shared" / "data")
 

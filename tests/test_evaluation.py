@@ -7,16 +7,17 @@ import torch
 import torch.nn.functional as F
 from helpers import CLASSES, NETWORK, RECIPE, SHAPE, make_images
 
-from seqmatch_lib import training
-from seqmatch_lib.data import load_dataset
+from seqmatch_lib.data.datasets import load_dataset
+from seqmatch_lib.engine import training
+from seqmatch_lib.engine.evaluation import Accuracy, EvaluationConfig, evaluate_networks, evaluate_sequence, train_staged
+from seqmatch_lib.engine.networks import NetworkConfig, flatten_parameters, make_network
+from seqmatch_lib.engine.step_functions import batch_loss, centred_one_hot
+from seqmatch_lib.engine.training import TrainingRecipe, measure_accuracy, train_stage
 from seqmatch_lib.errors import ConfigError, DataError, DivergenceError, StorageError
-from seqmatch_lib.evaluation import Accuracy, EvaluationConfig, evaluate_networks, evaluate_sequence, train_staged
-from seqmatch_lib.experiment import prepare_data
-from seqmatch_lib.networks import NetworkConfig, flatten_parameters, make_network
+from seqmatch_lib.runs.experiment import prepare_data
 from seqmatch_lib.seeds import derive_seed, make_generator
-from seqmatch_lib.step_functions import batch_loss, centred_one_hot
-from seqmatch_lib.storage import save_tensors
-from seqmatch_lib.synthetic import (
+from seqmatch_lib.store.files import save_tensors
+from seqmatch_lib.subsets import (
     SubsetSequence,
     SyntheticSubset,
     load_sequence,
@@ -24,7 +25,6 @@ from seqmatch_lib.synthetic import (
     sample_real_subset,
     save_sequence,
 )
-from seqmatch_lib.training import TrainingRecipe, measure_accuracy, train_stage
 
 
 def make_sequence(sizes=(2, 1, 3), lrs=(0.01, 0.02, 0.03)):
@@ -36,7 +36,9 @@ def make_sequence(sizes=(2, 1, 3), lrs=(0.01, 0.02, 0.03)):
 def test_every_stage_trains_on_the_union_so_far_with_its_own_step_size(monkeypatch):
     calls = []
     monkeypatch.setattr(
-        "seqmatch_lib.evaluation.train_stage", lambda networks, images, labels, lr, *_: calls.append((images, labels, lr))
+        "seqmatch_lib.engine.evaluation.train_stage",
+        lambda networks, images, labels, lr, *_: calls.append((images, labels, lr)),
+        lambda networks, images, labels, lr, *_: calls.append((images, labels, lr)),
     )
     sequence = make_sequence()
     train_staged([], sequence, RECIPE, [])

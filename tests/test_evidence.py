@@ -10,14 +10,14 @@ import pytest
 import torch
 from conftest import SEED
 
-from seqmatch_lib import figures
 from seqmatch_lib.__main__ import main
-from seqmatch_lib.config import RunConfig
 from seqmatch_lib.errors import StorageError
-from seqmatch_lib.evidence import BLOCK, Evidence, bootstrap_difference, changes_of, render, robust_score
-from seqmatch_lib.judging import Judgement, load_judgements, save_judgement
-from seqmatch_lib.order import load_orders, save_order
-from seqmatch_lib.storage import read_json, write_json
+from seqmatch_lib.report import figures
+from seqmatch_lib.report.evidence import BLOCK, Evidence, bootstrap_difference, changes_of, render, robust_score
+from seqmatch_lib.runs.config import RunConfig
+from seqmatch_lib.runs.order import load_orders, save_order
+from seqmatch_lib.runs.reevaluation import Judgement, load_judgements, save_judgement
+from seqmatch_lib.store.files import read_json, write_json
 
 ROOT = Path(__file__).parents[1]
 COMMITTED = Evidence.load(ROOT / "paper_results")

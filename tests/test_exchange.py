@@ -13,13 +13,13 @@ from PIL import Image
 from test_cli import fails_in_one_line
 
 from seqmatch_lib.__main__ import main
-from seqmatch_lib.config import RunConfig
-from seqmatch_lib.data import DATASETS, fit_preprocessing, load_dataset
+from seqmatch_lib.data.datasets import DATASETS, fit_preprocessing, load_dataset
+from seqmatch_lib.data.multi_formation import AS_STORED, Formation
 from seqmatch_lib.errors import ConfigError, DataError, StorageError
-from seqmatch_lib.exchange import FORMATS, export_sequence, import_sequence
-from seqmatch_lib.multi_formation import AS_STORED, Formation
-from seqmatch_lib.pixel_layouts import share_outside
-from seqmatch_lib.synthetic import SubsetSequence, SyntheticSubset, load_sequence, save_sequence
+from seqmatch_lib.exchange.formats import FORMATS, export_sequence, import_sequence
+from seqmatch_lib.exchange.pixel_layouts import share_outside
+from seqmatch_lib.runs.config import RunConfig
+from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset, load_sequence, save_sequence
 
 ROOT = Path(__file__).parents[1]
 DIGITS = DATASETS["digits"]

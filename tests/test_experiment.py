@@ -9,15 +9,16 @@ import torch
 from filelock import FileLock
 from PIL import Image
 
-from seqmatch_lib import data, evaluation
-from seqmatch_lib.config import RunConfig
-from seqmatch_lib.data import DatasetSpec, load_dataset, register_dataset
+from seqmatch_lib.data import datasets as data
+from seqmatch_lib.data.datasets import DatasetSpec, load_dataset, register_dataset
+from seqmatch_lib.engine import evaluation
 from seqmatch_lib.errors import DataError, OutOfTime, StorageError
-from seqmatch_lib.experiment import open_run, prepare_data, run_experiment
 from seqmatch_lib.methods import get_method
 from seqmatch_lib.methods.mtt import record_stage_teachers
-from seqmatch_lib.results import format_records, load_record, load_runs
-from seqmatch_lib.synthetic import load_sequence, sample_real_sequence
+from seqmatch_lib.runs.config import RunConfig
+from seqmatch_lib.runs.experiment import open_run, prepare_data, run_experiment
+from seqmatch_lib.runs.records import format_records, load_record, load_runs
+from seqmatch_lib.subsets import load_sequence, sample_real_sequence
 
 PRESET = "digits-ipc10-seqmatch_mtt"
 QUICK = {"training.epochs": 4, "evaluation.num_networks": 2}

@@ -34,15 +34,15 @@ from test_data import random_pixels, write_shard
 
 import seqmatch_lib
 from seqmatch_lib.__main__ import main
-from seqmatch_lib.config import parse_override
-from seqmatch_lib.data import DATASETS, DatasetSpec, load_dataset
-from seqmatch_lib.data_files import MAX_PIXELS, read_image_files, read_shards
+from seqmatch_lib.data.datasets import DATASETS, DatasetSpec, load_dataset
+from seqmatch_lib.data.readers import MAX_PIXELS, read_image_files, read_shards
 from seqmatch_lib.errors import ConfigError, DataError, StorageError
-from seqmatch_lib.exchange import export_sequence
-from seqmatch_lib.notebooks import run_notebook
-from seqmatch_lib.storage import load_tensors, save_tensors, write_json
-from seqmatch_lib.synthetic import SubsetSequence, save_sequence
-from seqmatch_lib.trajectories import TrajectorySet
+from seqmatch_lib.exchange.formats import export_sequence
+from seqmatch_lib.methods.teachers import TrajectorySet
+from seqmatch_lib.report.notebooks import run_notebook
+from seqmatch_lib.runs.config import parse_override
+from seqmatch_lib.store.files import load_tensors, save_tensors, write_json
+from seqmatch_lib.subsets import SubsetSequence, save_sequence
 
 EVIL_NAMES = ["../../evil", "/tmp/evil", "x" * 10_000, "", ".", "..", "a/b\\c", "\0", "evil\n", "é"]
 

@@ -12,12 +12,12 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from torch.func import functional_call, grad
 
-from seqmatch_lib import inner_loop
-from seqmatch_lib.augment import DSA_STRATEGY, apply_augmentation, draw_augmentation
+from seqmatch_lib.engine import inner_loop
+from seqmatch_lib.engine.augment import DSA_STRATEGY, apply_augmentation, draw_augmentation
+from seqmatch_lib.engine.inner_loop import ENGINES, InnerBatch, unroll
+from seqmatch_lib.engine.networks import NetworkConfig, flatten_parameters, make_network
+from seqmatch_lib.engine.step_functions import PRECISIONS, StepFunctions, _Compiled
 from seqmatch_lib.errors import ConfigError
-from seqmatch_lib.inner_loop import ENGINES, InnerBatch, unroll
-from seqmatch_lib.networks import NetworkConfig, flatten_parameters, make_network
-from seqmatch_lib.step_functions import PRECISIONS, StepFunctions, _Compiled
 
 SHAPE, CLASSES = (2, 8, 8), 3
 
@@ -271,8 +271,8 @@ def test_what_cannot_be_unrolled_is_refused(generator):
 
 NO_COMPILER = """
 import torch, warnings
-from seqmatch_lib.networks import NetworkConfig, flatten_parameters, make_network
-from seqmatch_lib.step_functions import StepFunctions
+from seqmatch_lib.engine.networks import NetworkConfig, flatten_parameters, make_network
+from seqmatch_lib.engine.step_functions import StepFunctions
 network = make_network(NetworkConfig(width=4, depth=1), (1, 4, 4), 2, torch.Generator())
 functions = StepFunctions(network)
 arguments = flatten_parameters(network), torch.randn(3, 1, 4, 4), torch.tensor([0, 1, 0])

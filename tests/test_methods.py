@@ -7,21 +7,21 @@ import torch
 import torch.nn.functional as F
 from helpers import CLASSES, TEACHERS, Impatient, checkpoints, make_stage
 
-from seqmatch_lib.augment import apply_augmentation, draw_augmentation
+from seqmatch_lib.data.preprocessing import Whitening
+from seqmatch_lib.engine.augment import apply_augmentation, draw_augmentation
+from seqmatch_lib.engine.evaluation import train_staged
+from seqmatch_lib.engine.networks import flatten_parameters
+from seqmatch_lib.engine.training import TrainingRecipe
 from seqmatch_lib.errors import ConfigError, OutOfTime
-from seqmatch_lib.evaluation import train_staged
 from seqmatch_lib.methods import get_method
 from seqmatch_lib.methods.dm import DM, DMConfig
 from seqmatch_lib.methods.idc import IDC, METRICS, IDCConfig
 from seqmatch_lib.methods.krr import KRR, KRRConfig, margin_loss, regress
 from seqmatch_lib.methods.lamb import Lamb
 from seqmatch_lib.methods.mtt import MTT, MTTConfig, record_stage_teachers
-from seqmatch_lib.networks import flatten_parameters
-from seqmatch_lib.preprocessing import Whitening
 from seqmatch_lib.seeds import make_generator
 from seqmatch_lib.seqmatch import advance, distill_sequence
-from seqmatch_lib.synthetic import SubsetSequence
-from seqmatch_lib.training import TrainingRecipe
+from seqmatch_lib.subsets import SubsetSequence
 
 IDC_CONFIG = IDCConfig(
     iterations=(5,), inner_loop=(2,), fix_iter=2, lr_img=0.05, batch_real=7, batch_syn_max=6, n_data=20, net_batch_size=8,

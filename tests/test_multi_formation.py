@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from seqmatch_lib.data.multi_formation import AS_STORED, Formation, enlarge_tiles, store_tiles
 from seqmatch_lib.errors import ConfigError
-from seqmatch_lib.multi_formation import AS_STORED, Formation, enlarge_tiles, store_tiles
-from seqmatch_lib.synthetic import SubsetSequence, SyntheticSubset, load_sequence, save_sequence
+from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset, load_sequence, save_sequence
 
 # Two pixels become four: the outer ones keep their value, the inner ones lie a quarter of the way between.
 TWICE = torch.tensor([[1.0, 0.0], [0.75, 0.25], [0.25, 0.75], [0.0, 1.0]], dtype=torch.float64)

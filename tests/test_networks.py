@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from seqmatch_lib.errors import ConfigError
-from seqmatch_lib.networks import (
+from seqmatch_lib.engine.networks import (
     NETWORKS,
     NetworkConfig,
     count_parameters,
@@ -12,6 +11,7 @@ from seqmatch_lib.networks import (
     load_parameters,
     make_network,
 )
+from seqmatch_lib.errors import ConfigError
 
 CIFAR, TINY, FASHION = (3, 32, 32), (3, 64, 64), (1, 28, 28)
 

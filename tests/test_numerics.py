@@ -25,19 +25,19 @@ from test_cli import fails_in_one_line
 from test_methods import METHODS
 
 from seqmatch_lib.__main__ import main
-from seqmatch_lib.config import RunConfig, parse_override
-from seqmatch_lib.data import DATASETS, DatasetSpec, Split, load_dataset, split_validation
-from seqmatch_lib.data_files import read_header, read_image_files
+from seqmatch_lib.data.datasets import DATASETS, DatasetSpec, Split, load_dataset, split_validation
+from seqmatch_lib.data.preprocessing import Normalisation, Whitening
+from seqmatch_lib.data.readers import read_header, read_image_files
+from seqmatch_lib.engine.evaluation import evaluate_networks
+from seqmatch_lib.engine.networks import NORMS, NetworkConfig
+from seqmatch_lib.engine.training import ENGINES, TrainingRecipe
 from seqmatch_lib.errors import ConfigError, DataError, DivergenceError
-from seqmatch_lib.evaluation import evaluate_networks
-from seqmatch_lib.exchange import export_sequence
+from seqmatch_lib.exchange.formats import export_sequence
 from seqmatch_lib.methods.krr import KRRPrepared, regress
-from seqmatch_lib.networks import NORMS, NetworkConfig
-from seqmatch_lib.preprocessing import Normalisation, Whitening
+from seqmatch_lib.runs.config import RunConfig, parse_override
 from seqmatch_lib.seqmatch import distill_sequence
-from seqmatch_lib.storage import load_tensors, save_tensors
-from seqmatch_lib.synthetic import SubsetSequence, SyntheticSubset, save_sequence
-from seqmatch_lib.training import ENGINES, TrainingRecipe
+from seqmatch_lib.store.files import load_tensors, save_tensors
+from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset, save_sequence
 
 QUICK = TrainingRecipe(epochs=3)
 ODD = (math.nan, math.inf, 0.0, -0.1)

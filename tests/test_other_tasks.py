@@ -4,15 +4,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from seqmatch_lib.builtin_data import ALPHABET, draw_name, read_canvas_digits, read_digits, read_place_names, spell
-from seqmatch_lib.config import RunConfig
-from seqmatch_lib.data import load_dataset
-from seqmatch_lib.experiment import run_experiment
-from seqmatch_lib.inner_loop import InnerBatch, unroll
-from seqmatch_lib.labels import IGNORED, count_right, image_classes
-from seqmatch_lib.networks import NetworkConfig, flatten_parameters, make_network
-from seqmatch_lib.synthetic import load_sequence
-from seqmatch_lib.training import measure_accuracy
+from seqmatch_lib.data.builtin import ALPHABET, draw_name, read_canvas_digits, read_digits, read_place_names, spell
+from seqmatch_lib.data.datasets import load_dataset
+from seqmatch_lib.data.labels import IGNORED, count_right, image_classes
+from seqmatch_lib.engine.inner_loop import InnerBatch, unroll
+from seqmatch_lib.engine.networks import NetworkConfig, flatten_parameters, make_network
+from seqmatch_lib.engine.training import measure_accuracy
+from seqmatch_lib.runs.config import RunConfig
+from seqmatch_lib.runs.experiment import run_experiment
+from seqmatch_lib.subsets import load_sequence
 
 QUICK = {"training.epochs": 4, "evaluation.num_networks": 2}
 

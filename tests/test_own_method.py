@@ -10,12 +10,12 @@ import pytest
 import torch
 from helpers import CLASSES, NETWORK, RECIPE, checkpoints, make_images, make_stage
 
+from seqmatch_lib.engine.evaluation import evaluate_networks
 from seqmatch_lib.errors import ConfigError
-from seqmatch_lib.evaluation import evaluate_networks
 from seqmatch_lib.methods import BaseConfig, BaseMethod, Prepared, get_method, register_method
 from seqmatch_lib.methods import base as registry
 from seqmatch_lib.seqmatch import distill_sequence
-from seqmatch_lib.synthetic import SubsetSequence
+from seqmatch_lib.subsets import SubsetSequence
 
 
 def class_means(images, labels):
@@ -92,8 +92,8 @@ class Pull(BaseMethod):
 
 RUN = """
 import sys
-from seqmatch_lib.config import RunConfig
-from seqmatch_lib.experiment import run_experiment
+from seqmatch_lib.runs.config import RunConfig
+from seqmatch_lib.runs.experiment import run_experiment
 settings = RunConfig.from_preset("digits-ipc10-random", "smoke").as_dict()
 settings |= {"method": "seqmatch_pull", "subset_ipcs": [6, 4], "intervals": [], "pull": {"strength": 0.2, "iterations": 2}}
 record = run_experiment(RunConfig.from_dict(settings), sys.argv[1])

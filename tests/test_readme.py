@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from seqmatch_lib import data
 from seqmatch_lib.__main__ import main
-from seqmatch_lib.bench_report import format_benchmark, load_benchmark
-from seqmatch_lib.config import SCALES
-from seqmatch_lib.results import changes_of, format_records, load_runs
+from seqmatch_lib.bench.report import format_benchmark, load_benchmark
+from seqmatch_lib.data import datasets as data
+from seqmatch_lib.runs.config import SCALES
+from seqmatch_lib.runs.records import changes_of, format_records, load_runs
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from seqmatch_lib.results import RunRecord, load_record, load_runs
+from seqmatch_lib.runs.records import RunRecord, load_record, load_runs
 
 COMMITTED = Path(__file__).parents[1] / "paper_results" / "smoke"
 METHODS = ("mtt", "idc", "dm", "krr")

@@ -8,16 +8,16 @@ import torch.nn.functional as F
 from helpers import CLASSES, NETWORK, RECIPE, SHAPE, TEACHERS, Impatient, checkpoints, make_stage
 from torch.func import functional_call, grad
 
-from seqmatch_lib.augment import DSA_STRATEGY, apply_augmentation, draw_augmentation
+from seqmatch_lib.engine.augment import DSA_STRATEGY, apply_augmentation, draw_augmentation
+from seqmatch_lib.engine.evaluation import train_staged
+from seqmatch_lib.engine.networks import flatten_parameters, make_network
 from seqmatch_lib.errors import ConfigError, DivergenceError, OutOfTime, StorageError
-from seqmatch_lib.evaluation import train_staged
 from seqmatch_lib.methods import get_method
 from seqmatch_lib.methods.mtt import MTT, MTTConfig, record_stage_teachers
-from seqmatch_lib.networks import flatten_parameters, make_network
+from seqmatch_lib.methods.teachers import TrajectorySet
 from seqmatch_lib.seeds import make_generator
 from seqmatch_lib.seqmatch import distill_sequence
-from seqmatch_lib.synthetic import SubsetSequence
-from seqmatch_lib.trajectories import TrajectorySet
+from seqmatch_lib.subsets import SubsetSequence
 
 CONFIG = MTTConfig(iterations=5, syn_steps=3, expert_epochs=2, lr_img=0.5, lr_lr=1e-4, syn_lr=0.05, later_syn_lr=0.07)
 

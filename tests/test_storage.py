@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from seqmatch_lib.errors import StorageError
-from seqmatch_lib.storage import (
+from seqmatch_lib.store.files import (
     acquire_lock,
     digest_tensors,
     load_tensors,

@@ -7,14 +7,14 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
-from seqmatch_lib import figures
 from seqmatch_lib.__main__ import main
-from seqmatch_lib.bench_report import load_benchmark, newest_benchmark
-from seqmatch_lib.config import RunConfig, preset_names
-from seqmatch_lib.cost import format_pending
+from seqmatch_lib.bench.cost import format_pending
+from seqmatch_lib.bench.report import load_benchmark, newest_benchmark
 from seqmatch_lib.errors import ConfigError, StorageError
-from seqmatch_lib.results import changes_of, load_runs, tabulate_accuracies
-from seqmatch_lib.tables import COLUMNS, DATASETS, build_table, format_markdown, load_published, note_of, write_tables
+from seqmatch_lib.report import figures
+from seqmatch_lib.report.tables import COLUMNS, DATASETS, build_table, format_markdown, load_published, note_of, write_tables
+from seqmatch_lib.runs.config import RunConfig, preset_names
+from seqmatch_lib.runs.records import changes_of, load_runs, tabulate_accuracies
 
 RESULTS = Path(__file__).parents[1] / "paper_results"
 RECORDS = load_runs(RESULTS)

@@ -6,15 +6,15 @@ import pytest
 import torch
 from helpers import Impatient
 
-from seqmatch_lib.budget import Budget
+from seqmatch_lib.engine.evaluation import train_staged
+from seqmatch_lib.engine.networks import NetworkConfig, flatten_parameters, make_network
+from seqmatch_lib.engine.training import OPTIMIZERS, SCHEDULES, TrainingRecipe
+from seqmatch_lib.engine.training_checkpoint import TrainingCheckpoint
 from seqmatch_lib.errors import OutOfTime, StorageError
-from seqmatch_lib.evaluation import train_staged
-from seqmatch_lib.networks import NetworkConfig, flatten_parameters, make_network
 from seqmatch_lib.seeds import make_generator
-from seqmatch_lib.storage import load_tensors, save_tensors
-from seqmatch_lib.synthetic import SubsetSequence, SyntheticSubset
-from seqmatch_lib.training import OPTIMIZERS, SCHEDULES, TrainingRecipe
-from seqmatch_lib.training_checkpoint import TrainingCheckpoint
+from seqmatch_lib.store.budget import Budget
+from seqmatch_lib.store.files import load_tensors, save_tensors
+from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset
 
 SHAPE, CLASSES, EPOCHS = (1, 4, 4), 3, 5
 RECIPE = TrainingRecipe(epochs=EPOCHS, batch_size=4, cutmix=0.5)

@@ -12,13 +12,13 @@ import pytest
 import torch
 from helpers import Impatient
 
-from seqmatch_lib import trajectories
-from seqmatch_lib.budget import Budget
+from seqmatch_lib.engine.networks import NetworkConfig, count_parameters, flatten_parameters, make_network
 from seqmatch_lib.errors import ConfigError, DivergenceError, OutOfTime, StorageError
-from seqmatch_lib.networks import NetworkConfig, count_parameters, flatten_parameters, make_network
+from seqmatch_lib.methods import teachers as trajectories
+from seqmatch_lib.methods.teachers import TeacherConfig, record_trajectories
 from seqmatch_lib.seeds import make_generator
-from seqmatch_lib.storage import acquire_lock
-from seqmatch_lib.trajectories import TeacherConfig, record_trajectories
+from seqmatch_lib.store.budget import Budget
+from seqmatch_lib.store.files import acquire_lock
 
 CONFIG = TeacherConfig(num_teachers=3, epochs=4, lr=0.1, batch_size=8)
 SHAPE, CLASSES, EPOCHS = (1, 4, 4), 3, 4
@@ -227,7 +227,7 @@ def test_two_processes_share_the_work_and_never_a_file(tmp_path):
 
 def test_checksums_are_those_of_the_rows(tmp_path):
     record(tmp_path)
-    from seqmatch_lib.storage import read_json
+    from seqmatch_lib.store.files import read_json
 
     rows = np.load(tmp_path / "teacher-000.npy")
     assert read_json(tmp_path / "teacher-000.json")["rows"] == [hashlib.sha256(row).hexdigest() for row in rows]

@@ -47,17 +47,17 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from seqmatch_lib.budget import Budget
+from seqmatch_lib.data.labels import image_classes
+from seqmatch_lib.data.multi_formation import AS_STORED, Formation
+from seqmatch_lib.data.preprocessing import Preprocessing
+from seqmatch_lib.engine.evaluation import train_staged
+from seqmatch_lib.engine.networks import NetworkConfig, make_network
+from seqmatch_lib.engine.training import TrainingRecipe
 from seqmatch_lib.errors import ConfigError, require
-from seqmatch_lib.evaluation import train_staged
-from seqmatch_lib.labels import image_classes
-from seqmatch_lib.multi_formation import AS_STORED, Formation
-from seqmatch_lib.networks import NetworkConfig, make_network
-from seqmatch_lib.preprocessing import Preprocessing
+from seqmatch_lib.methods.teachers import TeacherConfig
 from seqmatch_lib.seeds import make_generator
-from seqmatch_lib.synthetic import SubsetSequence, SyntheticSubset, sample_real_subset
-from seqmatch_lib.training import TrainingRecipe
-from seqmatch_lib.trajectories import TeacherConfig
+from seqmatch_lib.store.budget import Budget
+from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset, sample_real_subset
 
 ENTRY_POINTS = "seqmatch_lib.methods"
 

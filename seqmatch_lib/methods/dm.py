@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from seqmatch_lib.augment import DSA_STRATEGY, augment_alike, check_strategy
+from seqmatch_lib.engine.augment import DSA_STRATEGY, augment_alike, check_strategy
 from seqmatch_lib.errors import require
 from seqmatch_lib.methods.base import BaseMethod, Effort, Prepared, Stage, Trainable, register_method
-from seqmatch_lib.synthetic import SubsetSequence
+from seqmatch_lib.subsets import SubsetSequence
 
 FEATURE_PASSES = 3  # of a synthetic image: its features, and their derivative in the image
 

@@ -11,17 +11,17 @@ from math import ceil
 
 import torch
 
-from seqmatch_lib.augment import augment_alike, check_strategy
+from seqmatch_lib.data.multi_formation import Formation, store_tiles
+from seqmatch_lib.data.preprocessing import Normalisation
+from seqmatch_lib.engine.augment import augment_alike, check_strategy
+from seqmatch_lib.engine.networks import flatten_parameters, load_parameters
+from seqmatch_lib.engine.step_functions import GRADIENT_PASSES, IMAGE_ADJOINT_PASSES, step_functions
+from seqmatch_lib.engine.training import Feed, Together, Update, check_trainer, one_hot
 from seqmatch_lib.errors import require
 from seqmatch_lib.methods.base import BaseMethod, Effort, Prepared, Stage, Trainable, register_method
-from seqmatch_lib.multi_formation import Formation, store_tiles
-from seqmatch_lib.networks import flatten_parameters, load_parameters
-from seqmatch_lib.preprocessing import Normalisation
 from seqmatch_lib.seeds import make_generator
-from seqmatch_lib.step_functions import GRADIENT_PASSES, IMAGE_ADJOINT_PASSES, step_functions
-from seqmatch_lib.storage import tensors_under
-from seqmatch_lib.synthetic import SubsetSequence
-from seqmatch_lib.training import Feed, Together, Update, check_trainer, one_hot
+from seqmatch_lib.store.files import tensors_under
+from seqmatch_lib.subsets import SubsetSequence
 
 STARTS = ("mix", "random")
 

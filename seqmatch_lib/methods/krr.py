@@ -11,14 +11,14 @@ from math import cos, pi, sqrt
 import torch
 from torch import nn
 
+from seqmatch_lib.engine.networks import load_parameters
+from seqmatch_lib.engine.step_functions import GRADIENT_PASSES, centred_one_hot
+from seqmatch_lib.engine.training import Feed, Together, TrainingRecipe, Update, check_trainer
 from seqmatch_lib.errors import require
 from seqmatch_lib.methods.base import BaseMethod, Effort, Prepared, Stage, Trainable, register_method
 from seqmatch_lib.methods.lamb import Lamb
-from seqmatch_lib.networks import load_parameters
-from seqmatch_lib.step_functions import GRADIENT_PASSES, centred_one_hot
-from seqmatch_lib.storage import tensors_under
-from seqmatch_lib.synthetic import SubsetSequence
-from seqmatch_lib.training import Feed, Together, TrainingRecipe, Update, check_trainer
+from seqmatch_lib.store.files import tensors_under
+from seqmatch_lib.subsets import SubsetSequence
 
 FINAL_LR = 0.1  # what the cosine schedule leaves of the learning rate
 

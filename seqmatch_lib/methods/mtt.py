@@ -5,17 +5,17 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from seqmatch_lib.augment import DSA_STRATEGY, check_strategy, draw_augmentation
+from seqmatch_lib.engine.augment import DSA_STRATEGY, check_strategy, draw_augmentation
+from seqmatch_lib.engine.inner_loop import InnerBatch, check_engine, unroll
+from seqmatch_lib.engine.networks import load_parameters
+from seqmatch_lib.engine.step_functions import ADJOINT_PASSES, GRADIENT_PASSES
+from seqmatch_lib.engine.training import TrainingRecipe
 from seqmatch_lib.errors import require
-from seqmatch_lib.inner_loop import InnerBatch, check_engine, unroll
 from seqmatch_lib.methods.base import BaseMethod, Effort, Prepared, Stage, Trainable, register_method
-from seqmatch_lib.networks import load_parameters
-from seqmatch_lib.settings import as_settings, later
-from seqmatch_lib.step_functions import ADJOINT_PASSES, GRADIENT_PASSES
-from seqmatch_lib.storage import digest_json
-from seqmatch_lib.synthetic import SubsetSequence
-from seqmatch_lib.training import TrainingRecipe
-from seqmatch_lib.trajectories import TeacherConfig, TrajectorySet, record_trajectories
+from seqmatch_lib.methods.teachers import TeacherConfig, TrajectorySet, record_trajectories
+from seqmatch_lib.store.files import digest_json
+from seqmatch_lib.store.settings import as_settings, later
+from seqmatch_lib.subsets import SubsetSequence
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Speed and memory of the engines, and what a run will cost."""

@@ -1,0 +1,321 @@
+"""Speed, memory and exactness of the engines, side by side in one process, against the ways of the public codes.
+
+Pixels are random numbers: no time depends on them. On a CPU the ways of the public codes are timed twice: with the C
+library's default allocator, as their users run them, and with `keep_freed_memory`, which every run of ours sets.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from statistics import median
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.func import functional_call
+from torch.utils.data import DataLoader, TensorDataset
+
+from seqmatch_lib.bench.cost import count_forward_flops
+from seqmatch_lib.engine.augment import DSA_STRATEGY, apply_augmentation, draw_augmentation
+from seqmatch_lib.engine.inner_loop import InnerBatch, unroll
+from seqmatch_lib.engine.memory import keep_freed_memory, peak_memory_mb, release_freed_memory, reset_peak_memory
+from seqmatch_lib.engine.networks import NetworkConfig, flatten_parameters, make_network
+from seqmatch_lib.engine.step_functions import ADJOINT_PASSES, GRADIENT_PASSES
+from seqmatch_lib.engine.training import Feed, Update, make_trainer
+from seqmatch_lib.runs.records import describe_code, describe_environment
+from seqmatch_lib.seeds import make_generator
+
+SCHEMA = 1
+IMAGE_SHAPE, NUM_CLASSES = (3, 32, 32), 10
+REPEATS, ENOUGH_SECONDS = 3, 8.0  # a measurement is repeated so often, but not much longer
+WIDTHS, QUICK_WIDTHS = (128, 32), (32,)  # of the networks of teachers and evaluation
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One size of the inner loop.
+
+    Args:
+        width: of a ConvNet of depth 3 on 32x32 images.
+        batch: images an inner step; ipc is a tenth of it.
+        syn_steps: steps unrolled.
+        ways: of `WAYS` that fit into memory at this size; None for all.
+    """
+
+    width: int
+    batch: int
+    syn_steps: int
+    ways: tuple[str, ...] | None = None
+
+
+KEEPS_NO_GRAPH = ("compiled float32", "compiled tf32", "compiled bfloat16")
+QUICK = (Case(32, 100, 2), Case(32, 100, 10), Case(32, 100, 80, KEEPS_NO_GRAPH))
+FULL = (
+    Case(128, 100, 2),
+    Case(128, 100, 5),
+    Case(128, 100, 10, KEEPS_NO_GRAPH),
+    Case(128, 100, 80, KEEPS_NO_GRAPH),
+    *(Case(32, 100, steps) for steps in (2, 10, 20, 40)),
+    Case(32, 100, 80, KEEPS_NO_GRAPH),
+    *(Case(32, 10 * ipc, 10) for ipc in (1, 50)),
+)
+
+
+class Problem:
+    """A network, a start, a batch of images, and the batches of an inner loop."""
+
+    def __init__(self, case: Case, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
+        generator = make_generator(0, "bench")
+        config = NetworkConfig(width=case.width)
+        self.network = make_network(config, IMAGE_SHAPE, NUM_CLASSES, generator).to(device, dtype)
+        self.start = flatten_parameters(self.network)
+        images = torch.randn(case.batch, *IMAGE_SHAPE, generator=generator)
+        self.images = images.to(device, dtype).requires_grad_()
+        self.targets = torch.randint(NUM_CLASSES, (case.batch,), generator=generator).to(device)
+        self.lr = torch.tensor(0.01, device=device, dtype=dtype, requires_grad=True)
+        self.batches = []
+        for _ in range(case.syn_steps):
+            rows = torch.randperm(case.batch, generator=generator).to(device)
+            drawn = draw_augmentation(DSA_STRATEGY, case.batch, IMAGE_SHAPE[1:], generator, device=device)
+            self.batches.append(InnerBatch(rows, drawn))
+
+    def arguments(self) -> tuple[Any, ...]:
+        """Returns what `unroll` takes."""
+        return self.network, self.start, self.images, self.targets, self.batches, self.lr
+
+    def gradient(self, way: str) -> torch.Tensor:
+        """Unrolls, goes back, and returns the gradient of the images."""
+        reached = WAYS[way](*self.arguments())
+        return torch.autograd.grad(reached.square().sum(), [self.images, self.lr])[0]
+
+
+def unroll_flat(
+    network: nn.Module,
+    start: torch.Tensor,
+    images: torch.Tensor,
+    targets: torch.Tensor,
+    batches: Sequence[InnerBatch],
+    lr: torch.Tensor,
+) -> torch.Tensor:
+    """Unrolls as the public MTT code does: one flat parameter vector, `autograd.grad` with `create_graph` at each step.
+
+    Source: the inner loop of `distill.py` with `ReparamModule`.
+    """
+    names = [name for name, _ in network.named_parameters()]
+    shapes = [parameter.shape for parameter in network.parameters()]
+    sizes = [shape.numel() for shape in shapes]
+    trail = [start.clone().requires_grad_()]
+    for batch in batches:
+        augmented, wanted = batch.take(images, targets)
+        parts = zip(names, trail[-1].split(sizes), shapes, strict=True)
+        logits = functional_call(network, {name: part.view(shape) for name, part, shape in parts}, (augmented,))
+        (gradient,) = torch.autograd.grad(F.cross_entropy(logits, wanted), trail[-1], create_graph=True)
+        trail.append(trail[-1] - lr * gradient)
+    return trail[-1]
+
+
+WAYS: dict[str, Callable[..., torch.Tensor]] = {
+    "higher": unroll,
+    "flat": unroll_flat,
+    "compiled float32": lambda *arguments: unroll(*arguments, engine="compiled"),
+    "compiled tf32": lambda *arguments: unroll(*arguments, engine="compiled", precision="tf32"),
+    "compiled bfloat16": lambda *arguments: unroll(*arguments, engine="compiled", precision="bfloat16"),
+}
+PUBLIC_WAYS = ("higher", "flat")
+
+
+def run_benchmark(quick: bool = False, device: torch.device | str | None = None) -> dict[str, Any]:
+    """Measures everything on one device.
+
+    Args:
+        quick: small networks alone, under three minutes on two CPU cores.
+        device: the first GPU by default, or the CPU.
+
+    Returns:
+        JSON values: `machine`, the rows `inner_steps`, `teachers` and `evaluation`, and `peak`, in FLOP/s.
+    """
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    cases, widths = (QUICK, QUICK_WIDTHS) if quick else (FULL, WIDTHS)
+    rows = []
+    if device.type == "cpu":  # before the allocator is changed, which cannot be undone
+        rows += list(_time_inner_steps(cases, PUBLIC_WAYS, device, "default"))
+        teachers = [_time_plain_loop(width, device, "default") for width in widths]
+        evaluation = [_time_evaluation(width, "eager", "float32", device, "default") for width in widths]
+        keep_freed_memory()
+    else:
+        teachers, evaluation = [], []
+    ways = [way for way in WAYS if way != "compiled tf32" or device.type == "cuda"]
+    rows += list(_time_inner_steps(cases, ways, device, "kept"))
+    for width in widths:
+        teachers.append(_time_plain_loop(width, device, "kept"))
+        for engine, precision in (("eager", "float32"), ("compiled", "float32"), ("compiled", "bfloat16")):
+            evaluation.append(_time_evaluation(width, engine, precision, device, "kept"))
+            for together in (1, 5) if device.type == "cuda" and engine == "compiled" else (1,):
+                teachers.append(_time_teachers(width, engine, precision, together, device))
+    commit, dirty = describe_code()
+    return {
+        "schema": SCHEMA,
+        "quick": quick,
+        "machine": describe_environment(device),
+        "git_commit": commit,
+        "dirty": dirty,
+        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "peak": {name: _measure_peak(name, device) for name in ("float32", "bfloat16")},
+        "inner_steps": rows,
+        "teachers": teachers,
+        "evaluation": evaluation,
+    }
+
+
+def _time_inner_steps(cases: Sequence[Case], ways: Sequence[str], device: torch.device, allocator: str) -> Iterator[Row]:
+    """Yields a row for each case and way: seconds an inner step, forward and backward, memory, error, compile time."""
+    exact: dict[tuple[int, int], torch.Tensor] = {}
+    for case in cases:
+        chosen = [way for way in ways if case.ways is None or way in case.ways]
+        error_case = Case(case.width, case.batch, 2)
+        key = (case.width, case.batch)
+        if chosen and key not in exact:
+            exact[key] = Problem(error_case, device, torch.float64).gradient("flat").float()
+        for way in chosen:
+            problem = Problem(case, device)
+            began = time.perf_counter()
+            error = _relative_error(Problem(error_case, device).gradient(way), exact[key])
+            first = time.perf_counter() - began
+            seconds, memory = _measure(lambda problem=problem, way=way: problem.gradient(way), device)
+            yield {
+                "width": case.width,
+                "batch": case.batch,
+                "syn_steps": case.syn_steps,
+                "way": way,
+                "allocator": allocator,
+                "seconds": seconds / case.syn_steps,
+                "first_call": first,
+                "memory_mb": memory,
+                "error": error,
+                "flops": (GRADIENT_PASSES + ADJOINT_PASSES) * case.batch * _forward_flops(case.width),
+            }
+
+
+def _forward_flops(width: int) -> int:
+    return count_forward_flops(NetworkConfig(width=width), IMAGE_SHAPE, NUM_CLASSES)
+
+
+def _relative_error(ours: torch.Tensor, exact: torch.Tensor) -> float:
+    return ((ours - exact).norm() / exact.norm()).item()
+
+
+def _measure(call: Callable[[], Any], device: torch.device) -> tuple[float, float]:
+    """Returns the median seconds of a call, and the most memory it took beyond what was there, in MiB."""
+    release_freed_memory(device)
+    reset_peak_memory(device)
+    before = peak_memory_mb(device)
+    call()
+    memory = peak_memory_mb(device) - before
+    seconds = []
+    while len(seconds) < REPEATS and sum(seconds) < ENOUGH_SECONDS:
+        _wait(device)
+        began = time.perf_counter()
+        call()
+        _wait(device)
+        seconds.append(time.perf_counter() - began)
+    return median(seconds), round(memory, 1)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+BATCHES, TEACHER_BATCH = 4, 256
+
+
+def _real_images(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = make_generator(0, "bench images")
+    count = BATCHES * TEACHER_BATCH
+    images = torch.randn(count, *IMAGE_SHAPE, generator=generator)
+    return images.to(device), torch.randint(NUM_CLASSES, (count,), generator=generator).to(device)
+
+
+def _teacher_row(way: str, width: int, together: int, allocator: str, seconds: float) -> Row:
+    images = BATCHES * TEACHER_BATCH * together
+    flops = GRADIENT_PASSES * images * _forward_flops(width)
+    return {"way": way, "width": width, "together": together, "allocator": allocator,
+            "images_per_second": images / seconds, "seconds": seconds, "flops": flops}  # fmt: skip
+
+
+def _time_teachers(width: int, engine: str, precision: str, together: int, device: torch.device) -> Row:
+    """Times an epoch of our teachers."""
+    networks = [
+        make_network(NetworkConfig(width=width), IMAGE_SHAPE, NUM_CLASSES, make_generator(0, index)).to(device)
+        for index in range(together)
+    ]
+    trainer = make_trainer(networks, Update(0.01), engine, precision)
+    feed = Feed(TEACHER_BATCH, DSA_STRATEGY)
+    generators = [make_generator(1, index) for index in range(together)]
+    images, labels = _real_images(device)
+    seconds, _ = _measure(lambda: trainer.epoch(images, labels, feed, generators).tolist(), device)
+    return _teacher_row(f"{engine} {precision}", width, together, "kept", seconds)
+
+
+def _time_plain_loop(width: int, device: torch.device, allocator: str) -> Row:
+    """Times an epoch as the public code's `epoch` makes it: a DataLoader, and accuracy and loss fetched at each step."""
+    network = make_network(NetworkConfig(width=width), IMAGE_SHAPE, NUM_CLASSES, make_generator(0)).to(device)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
+    images, labels = _real_images(torch.device("cpu"))
+    loader = DataLoader(TensorDataset(images, labels), TEACHER_BATCH, shuffle=True, generator=make_generator(2))
+    generator = make_generator(1)
+
+    def epoch() -> None:
+        for batch, targets in loader:
+            drawn = draw_augmentation(DSA_STRATEGY, len(batch), IMAGE_SHAPE[1:], generator, device=device)
+            logits = network(apply_augmentation(batch.to(device), drawn))
+            loss = F.cross_entropy(logits, targets.to(device))
+            (logits.argmax(1).cpu() == targets).sum().item()
+            loss.item()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    seconds, _ = _measure(epoch, device)
+    return _teacher_row("plain loop", width, 1, allocator, seconds)
+
+
+EVALUATION_NETWORKS, EVALUATION_IPC, EVALUATION_EPOCHS = 5, 10, 4
+
+
+def _time_evaluation(width: int, engine: str, precision: str, device: torch.device, allocator: str) -> Row:
+    """Times a few epochs of the networks of one evaluation at ipc 10."""
+    config = NetworkConfig(width=width)
+    networks = [
+        make_network(config, IMAGE_SHAPE, NUM_CLASSES, make_generator(0, index)).to(device)
+        for index in range(EVALUATION_NETWORKS)
+    ]
+    trainer = make_trainer(networks, Update(0.01, 0.9, 5e-4), engine, precision)
+    feed = Feed(TEACHER_BATCH, DSA_STRATEGY)
+    generators = [make_generator(1, index) for index in range(EVALUATION_NETWORKS)]
+    count = EVALUATION_IPC * NUM_CLASSES
+    images, labels = (tensor[:count] for tensor in _real_images(device))
+
+    def epochs() -> None:
+        for _ in range(EVALUATION_EPOCHS):
+            losses = trainer.epoch(images, labels, feed, generators)
+        losses.tolist()
+
+    seconds, _ = _measure(epochs, device)
+    flops = GRADIENT_PASSES * EVALUATION_NETWORKS * EVALUATION_EPOCHS * count * _forward_flops(width)
+    return {"way": f"{engine} {precision}", "width": width, "networks": EVALUATION_NETWORKS, "ipc": EVALUATION_IPC,
+            "allocator": allocator, "seconds_per_epoch": seconds / EVALUATION_EPOCHS, "seconds": seconds,
+            "flops": flops}  # fmt: skip
+
+
+def _measure_peak(precision: str, device: torch.device) -> float:
+    """Returns the FLOP/s of the convolution that dominates a ConvNet of width 128: the roof over everything here."""
+    dtype = getattr(torch, precision)
+    images = torch.randn(100, 128, 16, 16, device=device, dtype=dtype).to(memory_format=torch.channels_last)
+    weights = torch.randn(128, 128, 3, 3, device=device, dtype=dtype).to(memory_format=torch.channels_last)
+    seconds, _ = _measure(lambda: [F.conv2d(images, weights, padding=1) for _ in range(10)], device)
+    return 10 * 2 * 100 * 16 * 16 * 9 * 128 * 128 / seconds

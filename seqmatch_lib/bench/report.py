@@ -1,0 +1,132 @@
+"""Benchmarks on disk and as text: the JSON file, its tables, and the ratios that are its point."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from seqmatch_lib.bench.benchmark import KEEPS_NO_GRAPH, PUBLIC_WAYS, SCHEMA, Row
+from seqmatch_lib.errors import require
+from seqmatch_lib.store.files import read_json, write_json
+
+Benchmark = Mapping[str, Any]
+ALLOCATORS = ("default", "kept")
+
+
+def save_benchmark(result: dict[str, Any], folder: Path) -> Path:
+    """Writes a benchmark to `folder/<device>-<quick or full>-<time>.json` and returns the path."""
+    kind = "quick" if result["quick"] else "full"
+    when = result["measured_at"][:19].replace(":", "")
+    path = folder / f"{result['machine']['device']}-{kind}-{when}.json"
+    write_json(path, result)
+    return path
+
+
+def load_benchmark(path: Path) -> dict[str, Any]:
+    """Reads what `save_benchmark` wrote.
+
+    Raises:
+        ConfigError: missing, or of another schema.
+        StorageError: damaged.
+    """
+    require(path.is_file(), f"{path} does not exist; measure one with `python -m seqmatch_lib bench`")
+    result = read_json(path)
+    known = result.get("schema") == SCHEMA and isinstance(result.get("measured_at"), str)
+    require(known, f"{path} is no benchmark of schema {SCHEMA}; run `python -m seqmatch_lib bench`")
+    return result
+
+
+def newest_benchmark(folder: Path) -> Path:
+    """Returns the benchmark of a folder that was measured last.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    paths = sorted(folder.glob("*.json"), key=lambda path: load_benchmark(path)["measured_at"])
+    require(bool(paths), f"{folder} holds no benchmark; measure one with `python -m seqmatch_lib bench`")
+    return paths[-1]
+
+
+def format_benchmark(result: Benchmark) -> str:
+    """Returns the tables of a benchmark as text, and its ratios.
+
+    "of roof" compares a compiled inner step with the time that its operations would take at the rate of the network's
+    main convolution alone.
+    """
+    machine = result["machine"]
+    roofs = ", ".join(f"{name} convolution {value / 1e9:,.0f} GFLOP/s" for name, value in result["peak"].items())
+    inner = [_inner_step_cells(row, result["peak"]) for row in result["inner_steps"]]
+    teachers = [
+        (row["way"], row["width"], row["together"], row["allocator"], f"{row['images_per_second']:,.0f}")
+        for row in result["teachers"]
+    ]
+    evaluation = [
+        (row["way"], row["width"], row["allocator"], f"{1000 * row['seconds_per_epoch']:.0f}") for row in result["evaluation"]
+    ]
+    parts = [
+        f"{machine['device_name']}, {machine['threads']} threads, torch {machine['torch']}; {roofs}",
+        _table(("inner step", "width", "batch", "steps", "allocator", "ms/step", "of roof", "MiB", "error", "first s"), inner),
+        _table(("teachers", "width", "together", "allocator", "images/s"), teachers),
+        _table(("5 networks, ipc 10", "width", "allocator", "ms/epoch"), evaluation),
+        "\n".join(f"{name}: {value:.2f}x" for name, value in summarise_ratios(result).items()),
+    ]
+    return "\n\n".join(parts)
+
+
+def summarise_ratios(result: Benchmark) -> dict[str, float]:
+    """Returns how many times faster ours are at the largest width and batch 100, and how memory grows from 10 to 80 steps."""
+    width = max(row["width"] for row in result["inner_steps"])
+    return dict([*_inner_step_ratios(result, width), *_memory_ratios(result), *_training_ratios(result, width)])
+
+
+def _inner_step_ratios(result: Benchmark, width: int) -> Iterator[tuple[str, float]]:
+    size = {"width": width, "batch": 100, "syn_steps": 2}
+    for ours in _find(result, "inner_steps", allocator="kept", **size):
+        if not ours["way"].startswith("compiled"):
+            continue
+        for public in PUBLIC_WAYS:
+            for theirs in _find(result, "inner_steps", way=public, **size):
+                name = f"inner step, {ours['way']} over {public} ({theirs['allocator']} allocator)"
+                yield name, theirs["seconds"] / ours["seconds"]
+
+
+def _memory_ratios(result: Benchmark) -> Iterator[tuple[str, float]]:
+    for width in (128, 32):
+        for way in (*PUBLIC_WAYS, *KEEPS_NO_GRAPH):
+            size = {"way": way, "width": width, "batch": 100, "allocator": "kept"}
+            short, long = (_find(result, "inner_steps", syn_steps=steps, **size) for steps in (10, 80))
+            if short and long:
+                yield f"memory of 80 over 10 steps, width {width}, {way}", long[0]["memory_mb"] / short[0]["memory_mb"]
+
+
+def _training_ratios(result: Benchmark, width: int) -> Iterator[tuple[str, float]]:
+    for table, public in (("teachers", "plain loop"), ("evaluation", "eager float32")):
+        for theirs in _find(result, table, way=public, width=width):
+            for ours in _find(result, table, width=width, allocator="kept"):
+                if ours["way"].startswith("compiled"):
+                    more = f", {ours['together']} together" if ours.get("together", 1) > 1 else ""
+                    ratio = (ours["flops"] / ours["seconds"]) / (theirs["flops"] / theirs["seconds"])
+                    yield f"{table}, {ours['way']}{more} over {public} ({theirs['allocator']} allocator)", ratio
+
+
+def _find(result: Benchmark, table: str, **wanted: Any) -> list[Row]:
+    return [row for row in result[table] if all(row[key] == value for key, value in wanted.items())]
+
+
+def _inner_step_cells(row: Row, peak: Mapping[str, float]) -> tuple[Any, ...]:
+    roof = ""
+    if row["way"].startswith("compiled"):
+        rate = row["flops"] / row["seconds"]
+        roof = f"{rate / peak['bfloat16' if row['way'].endswith('bfloat16') else 'float32']:.0%}"
+    size = (row["way"], row["width"], row["batch"], row["syn_steps"], row["allocator"], f"{1000 * row['seconds']:.1f}", roof)
+    return (*size, f"{row['memory_mb']:,.0f}", f"{row['error']:.0e}", f"{row['first_call']:.1f}")
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    cells = [tuple(map(str, row)) for row in (header, *rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
+    first, *others = widths
+    lines = [
+        "  ".join([row[0].ljust(first), *(cell.rjust(width) for cell, width in zip(row[1:], others, strict=True))])
+        for row in cells
+    ]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

@@ -1,0 +1,94 @@
+"""Data that ships inside dependencies: handwritten digits, digits on a canvas with labels of pixels, names of places."""
+
+import unicodedata
+
+import numpy as np
+import torch
+
+from seqmatch_lib.data.labels import IGNORED
+from seqmatch_lib.seeds import make_generator
+
+CANVAS = 16  # side of the canvas, in pixels
+INK = 100  # pixels at least so bright, of 255, belong to the digit
+LANGUAGES = {"de": "German", "es": "Spanish", "fi": "Finnish", "fr": "French", "hu": "Hungarian", "it": "Italian",
+             "pl": "Polish", "tr": "Turkish"}  # fmt: skip
+ALPHABET = "abcdefghijklmnopqrstuvwxyz '-."  # rows of a name's image; the two left over stay dark
+NAME_SHAPE = (32, 16)  # letters by places
+
+
+def read_digits() -> tuple[torch.Tensor, torch.Tensor, tuple[str, ...]]:
+    """Returns scikit-learn's 1,797 handwritten digits of 8x8 pixels with 17 grey levels: images, labels, class names."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = torch.from_numpy(np.rint(digits.images * 255 / 16).astype(np.uint8))[:, None]
+    return images, torch.from_numpy(digits.target).long(), tuple("0123456789")
+
+
+def read_canvas_digits() -> tuple[torch.Tensor, torch.Tensor, tuple[str, ...]]:
+    """Returns the digits, each somewhere on a larger dark canvas, with the class of every inked pixel.
+
+    Returns:
+        (N, 1, 16, 16) uint8 images; (N, 16, 16) int64 labels, `IGNORED` where there is no ink; class names.
+    """
+    digits, classes, names = read_digits()
+    generator = make_generator(0, "places on the canvas")
+    places = torch.randint(CANVAS - digits.shape[2] + 1, (len(digits), 2), generator=generator)
+    images = torch.zeros(len(digits), 1, CANVAS, CANVAS, dtype=torch.uint8)
+    for image, digit, (row, column) in zip(images, digits, places.tolist(), strict=True):
+        image[:, row : row + digit.shape[1], column : column + digit.shape[2]] = digit
+    labels = torch.where(images[:, 0] >= INK, classes[:, None, None], IGNORED)
+    return images, labels, names
+
+
+def read_place_names() -> tuple[torch.Tensor, torch.Tensor, tuple[str, ...]]:
+    """Returns names of countries and cities in eight languages, from the CLDR data of babel, as images of their letters.
+
+    A name that two of the languages share is left out, so that its language can be told from its spelling.
+
+    Returns:
+        (N, 1, 32, 16) uint8 images, 255 where the letter of the row stands at the place of the column; (N,) int64
+        languages; their names.
+    """
+    names = {code: _names_of(code) for code in LANGUAGES}
+    shared = {name for code in names for name in names[code] if sum(name in other for other in names.values()) > 1}
+    images, labels = [], []
+    for label, code in enumerate(LANGUAGES):
+        for name in sorted(names[code] - shared):
+            images.append(draw_name(name))
+            labels.append(label)
+    return torch.stack(images), torch.tensor(labels), tuple(LANGUAGES.values())
+
+
+def draw_name(name: str) -> torch.Tensor:
+    """Returns the (1, 32, 16) uint8 image of a name's first 16 letters, without accents."""
+    image = torch.zeros(1, *NAME_SHAPE, dtype=torch.uint8)
+    for place, letter in enumerate(_plain(name)[: NAME_SHAPE[1]]):
+        image[0, ALPHABET.index(letter), place] = 255
+    return image
+
+
+def spell(image: torch.Tensor) -> str:
+    """Returns the brightest letter at each place of a (1, 32, 16) image of pixels in [0, 1], spaces where it is dark.
+
+    The image need not be a real name's: in a distilled one a place can hold several letters at once.
+    """
+    brightest = image[0, : len(ALPHABET)].max(0)
+    letters = [
+        ALPHABET[row] if value >= 0.5 else " " for value, row in zip(*(part.tolist() for part in brightest), strict=True)
+    ]
+    return "".join(letters).rstrip()
+
+
+def _names_of(code: str) -> set[str]:
+    from babel import Locale
+
+    locale = Locale.parse(code)
+    cities = [zone["city"] for zone in locale.time_zones.values() if "city" in zone]
+    return {_plain(name) for name in [*locale.territories.values(), *cities] if len(_plain(name)) >= 4}
+
+
+def _plain(name: str) -> str:
+    """Returns a name in lower-case letters of the alphabet."""
+    folded = unicodedata.normalize("NFD", name.lower().replace("ı", "i").replace("ł", "l").replace("ß", "ss"))
+    return "".join(letter for letter in folded if letter in ALPHABET)

@@ -1,0 +1,435 @@
+"""Data sets: by name from torchvision's layouts or parquet shards, built in, or an image folder of one's own."""
+
+import hashlib
+import os
+import sys
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from seqmatch_lib.data.builtin import NAME_SHAPE, read_canvas_digits, read_digits, read_place_names
+from seqmatch_lib.data.labels import IGNORED, image_classes
+from seqmatch_lib.data.preprocessing import Normalisation, Preprocessing, Whitening
+from seqmatch_lib.data.readers import (
+    count_shards,
+    find_shards,
+    list_images,
+    read_header,
+    read_image_files,
+    read_image_folder,
+    read_shards,
+)
+from seqmatch_lib.errors import DataError, require
+from seqmatch_lib.seeds import make_generator
+from seqmatch_lib.store.checksums import NAME as SHA256SUMS
+from seqmatch_lib.store.checksums import check_files
+from seqmatch_lib.store.settings import is_file_name
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images (N, C, H, W) uint8 and labels of one split: (N,) int64, or (N, H, W) of pixels as in `labels`."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def take(self, rows: torch.Tensor) -> "Split":
+        """Returns the chosen rows."""
+        return Split(self.images[rows], self.labels[rows])
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """What is known of a data set before its files are read.
+
+    Args:
+        name: by which it is loaded.
+        num_classes: labels are 0 … num_classes - 1.
+        shape: (C, H, W) of an image.
+        mean: and `std`: per channel, of pixels in [0, 1]; the field's customary values where there are any.
+        train_size: and `test_size`: images of the whole splits; 0 where nobody knows.
+        folder: of an image folder of one's own; None for data sets found by their name.
+        resize: whether the images of that folder are brought to the size of `shape`.
+    """
+
+    name: str
+    num_classes: int
+    shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    train_size: int = 0
+    test_size: int = 0
+    folder: Path | None = None
+    resize: bool = False
+
+    def __post_init__(self) -> None:
+        require(
+            is_file_name(self.name),  # it becomes part of the names of files
+            f"data set name {self.name!r:.120} must consist of letters, digits, '_', '.' and '-', and of 100 at most; "
+            "give another name",
+            DataError,
+        )
+        require(self.num_classes >= 2, f"data set {self.name!r} has one class; there is nothing to tell apart", DataError)
+
+    @classmethod
+    def from_folder(cls, path: Path | str, image_size: int | None = None, name: str | None = None) -> "DatasetSpec":
+        """Describes `<path>/train/<class>/*.png` and, if there is one, `<path>/test/<class>/*.png`.
+
+        Args:
+            path: the folder; class names are those of the folders below `train`, in alphabetical order.
+            image_size: side of the square that every image is scaled and cut to; None if all have one size already.
+            name: of the data set in records; that of the folder by default.
+
+        Raises:
+            DataError: no class folders, no images, or one that cannot be read.
+        """
+        path = Path(path)
+        require(image_size is None or image_size >= 1, f"image_size {image_size} must be at least 1", DataError)
+        classes = _class_folders(path / "train")
+        files = [file for label in classes for file in list_images(path / "train" / label)]
+        require(bool(files), f"the class folders of {path / 'train'} hold no images; add some", DataError)
+        (width, height), grey = read_header(files[0])
+        if image_size is not None:
+            width = height = image_size
+        channels = 1 if grey and all(read_header(file)[1] for file in files) else 3  # one coloured image makes a coloured set
+        usual = ((0.5,) * channels, (0.25,) * channels)
+        return cls(
+            name or path.name, len(classes), (channels, height, width), *usual, folder=path, resize=image_size is not None
+        )
+
+
+@dataclass(frozen=True)
+class ImageDataset:
+    """A loaded data set.
+
+    Args:
+        spec: its description.
+        train: and `test`: the splits, whole or the part that was found.
+        class_names: one a label; the label's number where the files have no names.
+        source: "built in", "torchvision layout", "parquet" or "image folder".
+        fingerprint: sha256 over shapes, pixels and labels of both splits.
+        notices: what the user must know, such as missing shards.
+    """
+
+    spec: DatasetSpec
+    train: Split
+    test: Split
+    class_names: tuple[str, ...]
+    source: str
+    fingerprint: str
+    notices: tuple[str, ...]
+
+
+_CIFAR_MEAN, _CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+_SVHN_MEAN, _SVHN_STD = (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)
+_TINY_MEAN, _TINY_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+DATASETS: dict[str, DatasetSpec] = {
+    spec.name: spec
+    for spec in (
+        DatasetSpec("digits", 10, (1, 8, 8), (0.3058,), (0.3761,), 1_347, 450),
+        DatasetSpec("canvas_digits", 10, (1, 16, 16), (0.0763,), (0.2298,), 1_347, 450),
+        DatasetSpec("place_names", 8, (1, *NAME_SHAPE), (0.0208,), (0.1428,), 1_388, 463),
+        DatasetSpec("cifar10", 10, (3, 32, 32), _CIFAR_MEAN, _CIFAR_STD, 50_000, 10_000),
+        DatasetSpec("cifar100", 100, (3, 32, 32), _CIFAR_MEAN, _CIFAR_STD, 50_000, 10_000),
+        DatasetSpec("svhn", 10, (3, 32, 32), _SVHN_MEAN, _SVHN_STD, 73_257, 26_032),
+        DatasetSpec("tiny_imagenet", 200, (3, 64, 64), _TINY_MEAN, _TINY_STD, 100_000, 10_000),
+        DatasetSpec("fashion_mnist", 10, (1, 28, 28), (0.2861,), (0.3530,), 60_000, 10_000),
+    )
+}
+
+
+def register_dataset(spec: DatasetSpec) -> None:
+    """Makes an image folder of one's own available by its name; twice the same is no fault.
+
+    Raises:
+        DataError: the name is taken.
+    """
+    known = DATASETS.get(spec.name, spec)
+    require(known == spec, f"another data set {spec.name!r} is registered already; give another name", DataError)
+    DATASETS[spec.name] = spec
+
+
+def find_dataset(name: str) -> DatasetSpec:
+    """Returns the description of a data set.
+
+    Raises:
+        DataError: nobody registered the name.
+    """
+    known = ", ".join(DATASETS)
+    require(name in DATASETS, f"data set {name!r} is unknown; use one of {known}, or --images for a folder", DataError)
+    return DATASETS[name]
+
+
+def load_dataset(dataset: str | DatasetSpec, root: Path | str | None = None, download: bool = False) -> ImageDataset:
+    """Loads a data set: torchvision's own layout, else parquet shards, else, if asked for, torchvision's download.
+
+    Args:
+        dataset: a name of `DATASETS`, or a description.
+        root: folder of the data sets; by default the environment variable SEQMATCH_DATA, else ./data.
+        download: whether missing data may be downloaded into `root`.
+
+    Raises:
+        DataError: an unknown name; missing data, with the places looked at; a damaged file, by name; images of
+            another size, labels out of range, or classes without images.
+    """
+    dataset = find_dataset(dataset) if isinstance(dataset, str) else dataset
+    root = Path(root or os.environ.get("SEQMATCH_DATA") or "data")
+    train, test, class_names, source, notices = _read(dataset, root, download)
+    for split, name in ((train, "train"), (test, "test")):
+        _check_split(split, name, dataset, f"{source} in {dataset.folder or root}")
+    class_names = class_names or tuple(str(label) for label in range(dataset.num_classes))
+    require(
+        len(class_names) == dataset.num_classes,
+        f"{dataset.name} ({source} in {dataset.folder or root}) names {len(class_names)} classes, but the data set has "
+        f"{dataset.num_classes}; get the files again",
+        DataError,
+    )
+    for notice in notices:
+        print(f"notice: {notice}", file=sys.stderr)
+    return ImageDataset(dataset, train, test, class_names, source, _fingerprint(train, test), tuple(notices))
+
+
+def split_validation(split: Split, fraction: float = 0.1, seed: int = 0) -> tuple[Split, Split]:
+    """Divides a split into a training and a validation part, class by class.
+
+    Args:
+        split: at least two images a class.
+        fraction: of each class that is held out, at least one image.
+        seed: of the draw; the same for all runs, so that all are selected on the same images.
+
+    Raises:
+        DataError: a class with fewer than two images.
+    """
+    generator = make_generator(seed, "validation split")
+    held_out = torch.zeros(len(split), dtype=torch.bool)
+    classes = image_classes(split.labels)
+    for label in classes.unique().tolist():
+        members = (classes == label).nonzero().flatten()
+        require(len(members) >= 2, f"class {label} has {len(members)} images; a validation split needs at least 2", DataError)
+        count = max(1, round(fraction * len(members)))
+        held_out[members[torch.randperm(len(members), generator=generator)[:count]]] = True
+    return split.take((~held_out).nonzero().flatten()), split.take(held_out.nonzero().flatten())
+
+
+def fit_preprocessing(spec: DatasetSpec, train_images: torch.Tensor, zca: bool) -> Preprocessing:
+    """Returns the data set's normalisation, or ZCA whitening fitted on its (N, C, H, W) uint8 training images."""
+    return Whitening(train_images) if zca else Normalisation(spec.mean, spec.std)
+
+
+_Parts = tuple[Split, Split, tuple[str, ...], str, list[str]]
+
+
+def _read(spec: DatasetSpec, root: Path, download: bool) -> _Parts:
+    """Returns train, test, class names, source and notices from the first place that has the data set."""
+    if spec.folder is not None:
+        return _read_own_folder(spec)
+    if spec.name in _BUILTIN:
+        return _read_builtin(spec.name)
+    layout, marker = _LAYOUTS[spec.name]
+    if (root / marker).exists():
+        return (*layout(spec, root), "torchvision layout", [])
+    shards = [find_shards(root / spec.name, names) for names in (("train",), ("test", "valid"))]
+    if all(shards):
+        return _read_parquet(spec, root, *shards)
+    if download and spec.name in _DOWNLOADS:
+        root.mkdir(parents=True, exist_ok=True)
+        with redirect_stdout(sys.stderr):
+            _DOWNLOADS[spec.name](root)
+        return (*layout(spec, root), "torchvision layout", [])
+    how = (
+        "or allow the download (run --download, or load_dataset(…, download=True))"
+        if spec.name in _DOWNLOADS
+        else "there is no automatic download: unpack tiny-imagenet-200.zip there"
+    )
+    raise DataError(
+        f"{spec.name} is neither in {root / marker} nor in {root / spec.name}/{{train,test}}-*.parquet; "
+        f"set SEQMATCH_DATA to the folder that holds it, {how}"
+    )
+
+
+def _read_builtin(name: str) -> _Parts:
+    """Divides built-in data: a quarter is the test split."""
+    images, labels, class_names = _BUILTIN[name]()
+    train, test = split_validation(Split(images, labels), fraction=0.25)
+    return train, test, class_names, "built in", []
+
+
+def _read_parquet(spec: DatasetSpec, root: Path, train_shards: list[Path], test_shards: list[Path]) -> _Parts:
+    splits, notices, names = [], [], ()
+    unchecked = check_files(root, [*train_shards, *test_shards])
+    for split, shards, whole in (("train", train_shards, spec.train_size), ("test", test_shards, spec.test_size)):
+        images, labels, names = read_shards(shards, spec.shape)
+        splits.append(Split(images, labels))
+        if len(images) < whole:
+            counts = torch.bincount(labels.clamp(0), minlength=spec.num_classes)
+            each = f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
+            notices.append(
+                f"{spec.name} {split}: {len(shards)} of {count_shards(shards)} shards found, {len(images):,} of {whole:,} "
+                f"images, {each} per class"
+            )
+    if unchecked:
+        notices.append(f"no {SHA256SUMS} names all files of {spec.name}, so that damage inside an image could go unseen")
+    return splits[0], splits[1], names, "parquet", notices
+
+
+def _read_own_folder(spec: DatasetSpec) -> _Parts:
+    classes = _class_folders(spec.folder / "train")
+    train = Split(*read_image_folder(spec.folder / "train", classes, spec.shape, spec.resize))
+    if (spec.folder / "test").is_dir():
+        unknown = sorted(set(_class_folders(spec.folder / "test")) - set(classes))
+        require(not unknown, f"{spec.folder / 'test'} has classes {unknown} that train has not; name both alike", DataError)
+        test = Split(*read_image_folder(spec.folder / "test", classes, spec.shape, spec.resize))
+        return train, test, classes, "image folder", []
+    train, test = split_validation(train, fraction=0.2)
+    return train, test, classes, "image folder", [f"{spec.folder} has no test folder: 20 % of each class is held out"]
+
+
+def _class_folders(folder: Path) -> tuple[str, ...]:
+    classes = tuple(sorted(path.name for path in folder.glob("*") if path.is_dir()))
+    require(bool(classes), f"{folder} holds no class folders; put the images into {folder}/<class>/", DataError)
+    return classes
+
+
+def _read_cifar(spec: DatasetSpec, root: Path) -> tuple[Split, Split, tuple[str, ...]]:
+    kind = getattr(import_torchvision().datasets, {"cifar10": "CIFAR10", "cifar100": "CIFAR100"}[spec.name])
+    files = [*kind.train_list, *kind.test_list, [kind.meta["filename"], kind.meta["md5"]]]
+    for name, md5 in files:  # before anything is unpickled
+        _check_md5(root / kind.base_folder / name, md5)
+    splits = []
+    for train in (True, False):
+        loaded = kind(root, train=train)
+        images = torch.from_numpy(loaded.data).permute(0, 3, 1, 2).contiguous()
+        splits.append(Split(images, torch.tensor(loaded.targets)))
+    return splits[0], splits[1], tuple(loaded.classes)
+
+
+def _read_svhn(spec: DatasetSpec, root: Path) -> tuple[Split, Split, tuple[str, ...]]:
+    kind = import_torchvision().datasets.SVHN
+    splits = []
+    for name in ("train", "test"):
+        _, file, md5 = kind.split_list[name]
+        _check_md5(root / file, md5)
+        loaded = kind(root, split=name)
+        splits.append(Split(torch.from_numpy(np.ascontiguousarray(loaded.data)), torch.from_numpy(loaded.labels)))
+    return splits[0], splits[1], tuple("0123456789")
+
+
+def _read_fashion_mnist(spec: DatasetSpec, root: Path) -> tuple[Split, Split, tuple[str, ...]]:
+    kind = import_torchvision().datasets.FashionMNIST
+    splits = []
+    for train in (True, False):
+        try:
+            loaded = kind(root, train=train)
+        except Exception as error:  # whatever a damaged header leads torchvision to
+            raise DataError(f"{root / 'FashionMNIST' / 'raw'} is damaged or incomplete ({error}); get it again") from error
+        splits.append(Split(loaded.data[:, None].contiguous(), loaded.targets))
+    return splits[0], splits[1], tuple(loaded.classes)
+
+
+def _read_tiny_imagenet(spec: DatasetSpec, root: Path) -> tuple[Split, Split, tuple[str, ...]]:
+    """The layout of the archive: train/<wnid>/images/*.JPEG, val/images/*.JPEG with val/val_annotations.txt."""
+    folder = root / "tiny-imagenet-200"
+    wnids = _class_folders(folder / "train")
+    train = Split(*read_image_folder(folder / "train", wnids, spec.shape, resize=False, subfolder="images"))
+    annotations = folder / "val" / "val_annotations.txt"
+    try:
+        rows = [line.split("\t")[:2] for line in annotations.read_text().splitlines()]
+        outside = [file for file, _ in rows if Path(file).name != file]
+        require(not outside, f"{annotations} names {outside[:1]} outside its folder; unpack the archive again", DataError)
+        labels = torch.tensor([wnids.index(wnid) for _, wnid in rows])
+        images = read_image_files([folder / "val" / "images" / file for file, _ in rows], spec.shape)
+    except (OSError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(
+            f"{annotations} or an image it names is missing or damaged ({error}); unpack the archive again"
+        ) from error
+    return train, Split(images, labels), wnids
+
+
+def _check_md5(path: Path, md5: str) -> None:
+    require(path.is_file(), f"{path} is missing; get the data set again", DataError)
+    found = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+    require(found == md5, f"{path} is damaged: its md5 is {found}, not {md5}; get the data set again", DataError)
+
+
+def _check_split(split: Split, name: str, spec: DatasetSpec, source: str) -> None:
+    where = f"{spec.name} {name} ({source})"
+    require(len(split) > 0, f"{where} has no images; get the files again", DataError)
+    fits = len(split.labels) == len(split)
+    require(fits, f"{where} has {len(split)} images and {len(split.labels)} labels; get the files again", DataError)
+    shape = tuple(split.images.shape[1:])
+    require(shape == spec.shape, f"{where} has images of shape {shape}, not {spec.shape}; get the files again", DataError)
+    asked = split.labels[split.labels != IGNORED] if split.labels.dim() > 1 else split.labels
+    low, high = int(asked.min()), int(asked.max())
+    require(
+        low >= 0 and high < spec.num_classes,
+        f"{where} has labels from {low} to {high}, but they must lie in 0 … {spec.num_classes - 1}; get the files again",
+        DataError,
+    )
+    missing = (torch.bincount(image_classes(split.labels), minlength=spec.num_classes) == 0).nonzero().flatten().tolist()
+    require(not missing, f"{where} has no images of classes {missing[:10]}; get the missing files", DataError)
+
+
+def _fingerprint(train: Split, test: Split) -> str:
+    sha = hashlib.sha256()
+    for split in (train, test):
+        sha.update(str(tuple(split.images.shape)).encode())
+        sha.update(split.images.contiguous().numpy())
+        sha.update(split.labels.contiguous().numpy())
+    return sha.hexdigest()
+
+
+_TORCHVISION_SCHEMAS = torch.library.Library("torchvision", "FRAGMENT")  # must live as long as its operators
+
+
+def import_torchvision() -> Any:
+    """Imports torchvision, also beside a torch without CUDA, where its compiled operators cannot load.
+
+    torchvision declares shapes for two of those operators at import and fails if they do not exist; declaring their
+    schemas first makes data sets, models and transforms work.
+    """
+    try:
+        import torchvision
+    except RuntimeError as error:
+        if "torchvision::nms" not in str(error):
+            raise
+        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        for schema in (
+            "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+            "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+        ):
+            _TORCHVISION_SCHEMAS.define(schema)
+        import torchvision
+    return torchvision
+
+
+_BUILTIN: dict[str, Callable[[], tuple[torch.Tensor, torch.Tensor, tuple[str, ...]]]] = {
+    "digits": read_digits,
+    "canvas_digits": read_canvas_digits,
+    "place_names": read_place_names,
+}
+_Reader = Callable[[DatasetSpec, Path], tuple[Split, Split, tuple[str, ...]]]
+_LAYOUTS: dict[str, tuple[_Reader, str]] = {  # reader, and the file or folder that shows the layout is there
+    "cifar10": (_read_cifar, "cifar-10-batches-py"),
+    "cifar100": (_read_cifar, "cifar-100-python"),
+    "svhn": (_read_svhn, "train_32x32.mat"),
+    "tiny_imagenet": (_read_tiny_imagenet, "tiny-imagenet-200"),
+    "fashion_mnist": (_read_fashion_mnist, "FashionMNIST/raw"),
+}
+_DOWNLOADS: dict[str, Callable[[Path], Any]] = {
+    "cifar10": lambda root: import_torchvision().datasets.CIFAR10(root, download=True),
+    "cifar100": lambda root: import_torchvision().datasets.CIFAR100(root, download=True),
+    "svhn": lambda root: [import_torchvision().datasets.SVHN(root, split, download=True) for split in ("train", "test")],
+    "fashion_mnist": lambda root: import_torchvision().datasets.FashionMNIST(root, download=True),
+}

@@ -1,0 +1,1 @@
+"""Training of networks, plain and differentiable: networks, augmentation, the inner loop, evaluation."""

@@ -1,0 +1,195 @@
+"""What a distilled set is worth: the test accuracy of fresh networks trained on it, stage by stage."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Any
+
+import torch
+from torch import nn
+
+from seqmatch_lib.engine.networks import NETWORKS, NetworkConfig, make_network
+from seqmatch_lib.engine.training import TrainingRecipe, measure_accuracy, train_stage
+from seqmatch_lib.engine.training_checkpoint import TrainingCheckpoint
+from seqmatch_lib.errors import require
+from seqmatch_lib.seeds import make_generator
+from seqmatch_lib.store.settings import later
+from seqmatch_lib.subsets import SubsetSequence
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Which networks judge a distilled set.
+
+    Args:
+        num_networks: networks of each architecture, at least 1; the published protocol has 5.
+        networks: architectures of `NETWORKS`; the first one gives the headline accuracy.
+        real_lr: step size for training on real images, whose step size nobody learned.
+        num_selections: how many iterates a stage are scored to select one, evenly spaced, the last among them.
+        score_test: whether scored iterates are also scored on the test images, which select nothing. The public codes report
+            the best accuracy of all iterates on these; with both scores one run shows either protocol.
+    """
+
+    num_networks: int = 5
+    networks: tuple[str, ...] = ("convnet",)
+    real_lr: float = 0.01
+    num_selections: int = 10
+    score_test: bool = later(False)
+
+    def __post_init__(self) -> None:
+        require(self.num_networks >= 1, f"evaluation.num_networks {self.num_networks} must be at least 1")
+        require(len(self.networks) >= 1, "evaluation.networks is empty; name at least one network")
+        unknown = sorted(set(self.networks) - set(NETWORKS))
+        require(not unknown, f"evaluation.networks has unknown names {unknown}; use any of {', '.join(NETWORKS)}")
+        require(self.real_lr > 0, f"evaluation.real_lr {self.real_lr} must be positive")
+        require(self.num_selections >= 1, f"evaluation.num_selections {self.num_selections} must be at least 1")
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Accuracies in per cent of networks that differ in their seed alone.
+
+    Args:
+        values: one a network, in the order of the network's index.
+    """
+
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Their mean."""
+        return fmean(self.values)
+
+    @property
+    def std(self) -> float:
+        """Their sample standard deviation (n - 1); 0 for a single network."""
+        return stdev(self.values) if len(self.values) > 1 else 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns mean, std, n and the values, rounded to 4 decimals, as records hold them."""
+        values = [round(value, 4) for value in self.values]
+        return {"mean": round(self.mean, 4), "std": round(self.std, 4), "n": len(values), "values": values}
+
+    def __str__(self) -> str:
+        return f"{self.mean:.1f} ± {self.std:.1f} % (n = {len(self.values)})"
+
+
+def train_staged(
+    networks: Sequence[nn.Module],
+    sequence: SubsetSequence,
+    recipe: TrainingRecipe,
+    generators: Sequence[torch.Generator],
+    after_stage: Callable[[], None] = lambda: None,
+    checkpoint: TrainingCheckpoint | None = None,
+) -> None:
+    """Trains networks in place on S_1, then on S_1 ∪ S_2, …, each stage with that stage's own step size.
+
+    Args:
+        networks: fresh, of one architecture, on the device of the sequence.
+        sequence: S_1 … S_K; K = 1 is ordinary training, and `sequence.joint()` makes any sequence K = 1.
+        recipe: epochs, batch size, momentum, weight decay and augmentation of each stage.
+        generators: CPU generators for batch order and augmentation, one a network.
+        after_stage: called after each stage, for whoever watches.
+        checkpoint: as in `train_stage`.
+
+    Source: Algorithm 1 of SeqMatch, and the evaluation of its public code without its fault of dropping the stages
+    2 … K - 1.
+    """
+    for stage, subset in enumerate(sequence.subsets, start=1):
+        images, labels = sequence.union(stage)
+        train_stage(networks, images, labels, subset.lr, recipe, generators, stage, checkpoint)
+        after_stage()
+
+
+def evaluate_networks(
+    sequence: SubsetSequence,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    num_classes: int,
+    network_config: NetworkConfig,
+    recipe: TrainingRecipe,
+    seed: int,
+    indices: Sequence[int],
+    checkpoint: TrainingCheckpoint | None = None,
+) -> list[float]:
+    """Returns the accuracies in per cent of fresh networks trained stage by stage on the sequence.
+
+    Args:
+        sequence: on the device of the images.
+        images: (N, C, H, W) normalised held-out images.
+        labels: (N,) int64.
+        num_classes: logits of the networks.
+        network_config: their architecture.
+        recipe: how they are trained; its engine says whether one by one or together.
+        seed: of the evaluation.
+        indices: of the networks within the evaluation; they decide each network's start and batches.
+        checkpoint: as in `train_stage`.
+    """
+    networks = _train_fresh(sequence, tuple(images.shape[1:]), num_classes, network_config, recipe, seed, indices, checkpoint)
+    return [measure_accuracy(network, images, labels) for network in networks]
+
+
+def score_sequence(
+    sequence: SubsetSequence,
+    splits: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    num_classes: int,
+    network_config: NetworkConfig,
+    recipe: TrainingRecipe,
+    seed: int,
+) -> list[float]:
+    """Returns the accuracies in per cent of one fresh network, the first of an evaluation, on several splits.
+
+    Args:
+        sequence: on the device of the images.
+        splits: (images, labels) each, as in `evaluate_networks`.
+        num_classes: and all else: as in `evaluate_networks`.
+        network_config: see there.
+        recipe: see there.
+        seed: see there.
+    """
+    shape = tuple(splits[0][0].shape[1:])
+    (network,) = _train_fresh(sequence, shape, num_classes, network_config, recipe, seed, [0])
+    return [measure_accuracy(network, images, labels) for images, labels in splits]
+
+
+def _train_fresh(
+    sequence: SubsetSequence,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    network_config: NetworkConfig,
+    recipe: TrainingRecipe,
+    seed: int,
+    indices: Sequence[int],
+    checkpoint: TrainingCheckpoint | None = None,
+) -> list[nn.Module]:
+    """Returns networks trained on the sequence; arguments as in `evaluate_networks`."""
+    device = sequence.subsets[0].images.device
+
+    def generators(purpose: str) -> list[torch.Generator]:
+        return [make_generator(seed, "evaluation", network_config.name, index, purpose) for index in indices]
+
+    networks = [make_network(network_config, image_shape, num_classes, start).to(device) for start in generators("start")]
+    train_staged(networks, sequence, recipe, generators("batches"), checkpoint=checkpoint)
+    return networks
+
+
+def evaluate_sequence(
+    sequence: SubsetSequence,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    num_classes: int,
+    network_configs: Sequence[NetworkConfig],
+    recipe: TrainingRecipe,
+    seed: int,
+    num_networks: int,
+) -> dict[str, Accuracy]:
+    """Evaluates a sequence on several networks of each architecture; arguments as in `evaluate_networks`.
+
+    Returns:
+        Architecture name -> accuracies, in the order given.
+    """
+    indices = range(num_networks)
+    return {
+        config.name: Accuracy(tuple(evaluate_networks(sequence, images, labels, num_classes, config, recipe, seed, indices)))
+        for config in network_configs
+    }

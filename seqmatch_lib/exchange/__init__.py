@@ -1,0 +1,1 @@
+"""Distilled sets in the file formats of other codes, out and in."""

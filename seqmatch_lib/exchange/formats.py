@@ -1,0 +1,126 @@
+"""Distilled sets in the layouts of other codes: in, so that they can be evaluated here; out, so that ours serve anywhere.
+
+| format    | files                                                             | pixels           | labels  | step sizes |
+| --------- | ----------------------------------------------------------------- | ---------------- | ------- | ---------- |
+| `mtt`     | `images_best.pt`, `labels_best.pt`, `best_lr.pt`                  | as networks see  | classes | yes        |
+| `datm`    | `images_best.pt`, `labels_best.pt`, `lr_best.pt`                  | as networks see  | logits  | yes        |
+| `idc`     | `data.pt`, or `data_com_best.pt` of several subsets               | colours in [0, 1]| classes | no         |
+| `parquet` | `train-00000-of-00001.parquet`: `img`, `label`, `subset`          | 8 bits           | both    | yes        |
+| `folder`  | `train/<class>/s<subset>-<number>.png`                            | 8 bits           | classes | no         |
+
+A sequence of K > 1 subsets has folders `S_1` … `S_K` in the first two. The stored images of a multi-formation set are written
+as they are by `idc`, whose reader takes them apart, and taken apart by the others. Our own files, written by `save_sequence`,
+are the only ones that keep everything.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from seqmatch_lib.data.preprocessing import Preprocessing
+from seqmatch_lib.errors import ConfigError, require
+from seqmatch_lib.exchange.pixel_layouts import read_folder, read_parquet, write_folder, write_parquet
+from seqmatch_lib.exchange.public_layouts import (
+    match_lrs,
+    read_idc,
+    read_pt_subset,
+    subset_folders,
+    write_datm,
+    write_idc,
+    write_mtt,
+)
+from seqmatch_lib.runs.config import RunConfig
+from seqmatch_lib.store.checksums import NAME, check_files, write_checksums
+from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset, check_sequence
+
+FORMATS = ("mtt", "datm", "idc", "parquet", "folder")
+
+
+def export_sequence(
+    sequence: SubsetSequence, kind: str, folder: Path, preprocessing: Preprocessing, class_names: Sequence[str]
+) -> list[Path]:
+    """Writes a distilled set in another layout.
+
+    Args:
+        sequence: the set.
+        kind: one of `FORMATS`.
+        folder: where the files go; made if missing.
+        preprocessing: what was done to the pixels of the data set, undone by all formats but "mtt" and "datm".
+        class_names: one a class; names of folders, and in the metadata of parquet.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ConfigError: an unknown format, or labels that it cannot hold.
+    """
+    _check_kind(kind)
+    labels = sequence.subsets[0].labels
+    require(labels.dim() < 3, f"labels of pixels do not fit format {kind!r}; only our own files keep them", ConfigError)
+    if kind in ("mtt", "datm"):
+        written = (write_mtt if kind == "mtt" else write_datm)(sequence, folder)
+    elif kind == "idc":
+        written = write_idc(sequence, folder, preprocessing)
+    else:
+        written = (write_parquet if kind == "parquet" else write_folder)(sequence, folder, preprocessing, class_names)
+    return [*written, write_checksums(folder, written)]
+
+
+def import_sequence(
+    paths: Sequence[Path], kind: str, config: RunConfig, preprocessing: Preprocessing, shape: tuple[int, int, int],
+    num_classes: int, lrs: Sequence[float] = (),
+) -> SubsetSequence:  # fmt: skip
+    """Reads a distilled set in another layout. Nothing in the files is run: pickles are read with `weights_only=True`.
+
+    Args:
+        paths: the folder that holds the set or its `S_1` … `S_K`; or one folder a subset, in order, as in SeqMatch's code.
+        kind: one of `FORMATS`.
+        config: of the preset the set is an instance of; it says how networks are trained on it, and how it is divided.
+        preprocessing: of the data set; applied to what holds pixels.
+        shape: (C, H, W) of the data set's images.
+        num_classes: of the data set.
+        lrs: step size of each subset, or one for all, for layouts that do not hold them.
+
+    Raises:
+        StorageError: a file is missing, damaged or hostile.
+        DataError: images or labels that do not fit the data set, or a file that does not match the `SHA256SUMS` beside it.
+        ConfigError: a division into subsets other than the configuration's, or no step size.
+    """
+    _check_kind(kind)
+    for path in paths:
+        folder = path if path.is_dir() else path.parent
+        if (folder / NAME).is_file():
+            check_files(folder, sorted(file for file in folder.rglob("*") if file.is_file()))
+    if kind in ("mtt", "datm"):
+        subsets = [read_pt_subset(path, kind == "datm", lr) for path, lr in match_lrs(subset_folders(paths), lrs)]
+    else:
+        require(len(paths) == 1, f"format {kind!r} has all subsets in one place; give one path instead of {len(paths)}")
+        if kind == "idc":
+            subsets = read_idc(paths[0], config, preprocessing, shape, lrs)
+        else:
+            subsets = (read_parquet if kind == "parquet" else read_folder)(paths[0], preprocessing, shape, lrs)
+    metadata = {"config": config.as_dict(), "imported": {"format": kind, "paths": [path.name for path in paths]}}
+    sequence = SubsetSequence(tuple(_sort_by_class(subset) for subset in subsets), metadata)
+    origin = ", ".join(map(str, paths))
+    check_sequence(sequence, origin, shape, num_classes)
+    ipcs = tuple(len(subset.images) // num_classes for subset in sequence.subsets)
+    require(
+        ipcs == config.subset_ipcs,
+        f"{origin} has subsets of {list(ipcs)} images per class, but preset {config.preset!r} of {list(config.subset_ipcs)}; "
+        f"add --set ipc={sum(ipcs)} --set subset_ipcs={json.dumps(list(ipcs), separators=(',', ':'))}",
+    )
+    return sequence
+
+
+def _check_kind(kind: str) -> None:
+    require(kind in FORMATS, f"format {kind!r} is unknown; use one of {', '.join(FORMATS)}")
+
+
+def _sort_by_class(subset: SyntheticSubset) -> SyntheticSubset:
+    """Returns the subset with its stored images in the order of their classes, as all our sets have them."""
+    if subset.labels.dim() != 1 or subset.labels.shape != subset.images.shape[:1]:
+        return subset  # soft labels do not say which class an image was made for; `check_sequence` looks at the rest
+    order = torch.sort(subset.labels, stable=True).indices
+    return SyntheticSubset(subset.images[order], subset.labels[order], subset.lr, subset.formation)

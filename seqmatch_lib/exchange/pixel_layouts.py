@@ -1,0 +1,136 @@
+"""Layouts of pixels: a parquet shard and a folder of PNGs, which any program reads. Both hold 8 bits a colour."""
+
+import io
+import json
+import re
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from seqmatch_lib.data.preprocessing import Preprocessing
+from seqmatch_lib.data.readers import list_images, read_image_files, read_rows, whole_numbers
+from seqmatch_lib.errors import DataError, StorageError, require
+from seqmatch_lib.store.files import write_atomically
+from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset, spread_lrs
+
+SHARD = "train-00000-of-00001.parquet"
+SUBSET_OF_FILE = re.compile(r"^s(\d+)-")
+
+
+def write_parquet(
+    sequence: SubsetSequence, folder: Path, preprocessing: Preprocessing, class_names: Sequence[str]
+) -> list[Path]:
+    """Writes one shard in the style of Hugging Face, with a checksum in every page."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns: dict[str, list[Any]] = {"img": [], "label": [], "subset": []}
+    soft = sequence.subsets[0].labels.is_floating_point()
+    for k, (pixels, labels) in enumerate(_pixels_of(sequence, preprocessing), start=1):
+        files = [f"s{k}-{row:05d}.png" for row in range(len(pixels))]
+        columns["img"] += [{"bytes": _encode(image), "path": name} for image, name in zip(pixels, files, strict=True)]
+        columns["label"] += (labels.argmax(1) if soft else labels).tolist()
+        columns["subset"] += [k] * len(pixels)
+        if soft:
+            columns.setdefault("soft_label", []).extend(labels.tolist())
+    metadata = {"class_names": json.dumps(list(class_names)), "lrs": json.dumps([subset.lr for subset in sequence.subsets])}
+    table = pa.table(columns).replace_schema_metadata(metadata)
+    path = folder / SHARD
+    write_atomically(path, lambda temporary: pq.write_table(table, temporary, write_page_checksum=True))
+    return [path]
+
+
+def read_parquet(
+    path: Path, preprocessing: Preprocessing, shape: tuple[int, int, int], lrs: Sequence[float]
+) -> list[SyntheticSubset]:
+    """Reads such a shard; those of others need no `subset` and no `soft_label`."""
+    path = path / SHARD if path.is_dir() else path
+    require(path.is_file(), f"{path} does not exist; give an exported parquet file or its folder", StorageError)
+    images, labels, table, metadata = read_rows(path, shape)
+    try:
+        if "soft_label" in table.column_names:
+            labels = torch.tensor(table["soft_label"].to_pylist(), dtype=torch.float32)
+        subset_of = whole_numbers(table, "subset") if "subset" in table.column_names else np.ones(len(images), dtype=np.int64)
+        numbers = sorted(set(subset_of.tolist()))
+        stored = [float(lr) for lr in json.loads(metadata.get(b"lrs", b"[]"))]
+    except (TypeError, ValueError, OverflowError, RuntimeError, KeyError) as error:  # torch and json tell in many ways
+        raise StorageError(f"{path} is no distilled set ({error}); export it again") from error
+    require(bool(lrs or stored), f"{path} holds no step size; give it with --lr")
+    step_sizes = spread_lrs(lrs or stored, len(numbers), str(path))
+    ready = preprocessing(images)
+    rows = [torch.from_numpy(np.flatnonzero(subset_of == number)) for number in numbers]
+    return [SyntheticSubset(ready[chosen], labels[chosen], lr) for chosen, lr in zip(rows, step_sizes, strict=True)]
+
+
+def write_folder(
+    sequence: SubsetSequence, folder: Path, preprocessing: Preprocessing, class_names: Sequence[str]
+) -> list[Path]:
+    """Writes one PNG an image, which `torchvision.datasets.ImageFolder` reads."""
+    soft = sequence.subsets[0].labels.is_floating_point()
+    require(not soft, "format 'folder' holds classes, but this set has soft labels; use 'parquet'")
+    last = max(int(subset.labels.max()) for subset in sequence.subsets)
+    require(last < len(class_names), f"{len(class_names)} class names are given, but the set has class {last}; name them all")
+    names, written = _folder_names(class_names), []
+    for k, (pixels, labels) in enumerate(_pixels_of(sequence, preprocessing), start=1):
+        for number, (image, label) in enumerate(zip(pixels, labels.tolist(), strict=True)):
+            path = folder / "train" / names[label] / f"s{k}-{number:05d}.png"
+            write_atomically(path, partial(_save_png, image))
+            written.append(path)
+    return written
+
+
+def _folder_names(class_names: Sequence[str]) -> list[str]:
+    """Returns names whose alphabetical order is that of the classes, and that name a folder in place, whatever they say."""
+    width = len(str(len(class_names) - 1))
+    return [f"{label:0{width}d}-{re.sub(r'[^A-Za-z0-9]+', '_', name)[:40]}" for label, name in enumerate(class_names)]
+
+
+def read_folder(
+    path: Path, preprocessing: Preprocessing, shape: tuple[int, int, int], lrs: Sequence[float]
+) -> list[SyntheticSubset]:
+    """Reads such a folder; images of other names all belong to one subset."""
+    classes = sorted(folder for folder in (path / "train").glob("*") if folder.is_dir())
+    files = [(file, label) for label, folder in enumerate(classes) for file in list_images(folder)]
+    require(bool(files), f"{path} holds no images train/<class>/*.png; export the set again", DataError)
+    found = [SUBSET_OF_FILE.match(file.name) for file, _ in files]
+    subset_of = [int(match[1]) if match else 1 for match in found]
+    numbers = sorted(set(subset_of))
+    require(bool(lrs), f"{path} holds no step size, as images have none; give it with --lr")
+    step_sizes = spread_lrs(lrs, len(numbers), str(path))
+    subsets = []
+    for number, lr in zip(numbers, step_sizes, strict=True):
+        chosen = [item for item, subset in zip(files, subset_of, strict=True) if subset == number]
+        images = read_image_files([file for file, _ in chosen], shape)
+        subsets.append(SyntheticSubset(preprocessing(images), torch.tensor([label for _, label in chosen]), lr))
+    return subsets
+
+
+def _pixels_of(sequence: SubsetSequence, preprocessing: Preprocessing) -> list[tuple[np.ndarray, torch.Tensor]]:
+    """Returns each subset's training images as (N, H, W, C) uint8, and their labels; what 8 bits cannot hold is clipped."""
+    found = []
+    for subset in sequence.subsets:
+        images, labels = subset.formation(subset.images, subset.labels)
+        pixels = (preprocessing.inverse(images).clamp(0, 1) * 255).round().to(torch.uint8)
+        found.append((pixels.permute(0, 2, 3, 1).numpy(), labels.cpu()))
+    return found
+
+
+def share_outside(sequence: SubsetSequence, preprocessing: Preprocessing) -> float:
+    """Returns the share of the set's values that lie outside [0, 1] as colours, and that formats of 8 bits clip."""
+    values = torch.cat([preprocessing.inverse(subset.images).flatten() for subset in sequence.subsets])
+    return ((values < 0) | (values > 1)).float().mean().item()
+
+
+def _save_png(pixels: np.ndarray, file: Path | io.BytesIO) -> None:
+    Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(file, "PNG")
+
+
+def _encode(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    _save_png(pixels, buffer)
+    return buffer.getvalue()

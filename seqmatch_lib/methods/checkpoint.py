@@ -1,0 +1,176 @@
+"""The state of one stage of distillation: in memory, and in a file from which a killed run goes on bit for bit."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from seqmatch_lib.engine.memory import peak_memory_mb
+from seqmatch_lib.errors import StorageError, require
+from seqmatch_lib.methods.base import Trainable
+from seqmatch_lib.store.files import load_tensors, save_tensors, tensors_under
+from seqmatch_lib.subsets import SyntheticSubset
+
+
+@dataclass
+class StageProgress:
+    """A stage while it runs and when it is finished.
+
+    Args:
+        trainable: the subset and its optimisers.
+        best: the best-scored iterate so far; None if none was scored.
+        scores: (iteration, accuracy in per cent) of the scored iterates, on the images that select.
+        test_scores: the same on the test images, where they are asked for; they select nothing.
+        seconds: by phase: "teachers", "distillation", "selection".
+        peak_memory_mb: by phase: "teachers", "distillation" (with selection).
+    """
+
+    trainable: Trainable
+    best: SyntheticSubset | None = None
+    scores: list[tuple[int, float]] = field(default_factory=list)
+    test_scores: list[tuple[int, float]] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=lambda: {"teachers": 0.0, "distillation": 0.0, "selection": 0.0})
+    peak_memory_mb: dict[str, float] = field(default_factory=lambda: {"teachers": 0.0, "distillation": 0.0})
+
+    @property
+    def last(self) -> SyntheticSubset:
+        """The iterate after the last iteration."""
+        return self.trainable.freeze()
+
+    @property
+    def selected(self) -> SyntheticSubset:
+        """The best-scored iterate, or the last one if none was scored."""
+        return self.best or self.last
+
+    def note_memory(self, phase: str) -> None:
+        """Notes the peak memory of a phase; a resumed phase has the larger of its peaks."""
+        peak = peak_memory_mb(self.trainable.images.device)
+        self.peak_memory_mb[phase] = max(self.peak_memory_mb[phase], peak)
+
+    def consider(self, accuracy: float, test_accuracy: float | None = None) -> None:
+        """Notes the scores of the present iterate, and keeps the iterate if it beats all earlier ones in the first of them."""
+        if self.best is None or accuracy > max(score for _, score in self.scores):
+            self.best = self.trainable.freeze()
+        self.scores.append((self.trainable.iteration, round(accuracy, 4)))
+        if test_accuracy is not None:
+            self.test_scores.append((self.trainable.iteration, round(test_accuracy, 4)))
+
+
+class StageCheckpoint:
+    """The file of one stage.
+
+    Args:
+        path: of the safetensors file.
+        owner: what the state belongs to (the hash of the run's configuration); another owner's state is refused.
+    """
+
+    def __init__(self, path: Path, owner: str) -> None:
+        self._path = path
+        self._owner = owner
+
+    def save(self, progress: StageProgress, state: dict[str, torch.Tensor]) -> None:
+        """Writes progress, and the method's own state, atomically."""
+        trainable = progress.trainable
+        tensors = {"images": trainable.images, "labels": trainable.labels, "lr": trainable.lr}
+        for name, optimizer in trainable.optimizers.items():
+            tensors |= {f"optimizer.{name}.{key}": value for key, value in optimizer.state[tensors[name]].items()}
+        tensors |= {f"method.{key}": value for key, value in state.items()}
+        best = progress.best
+        if best is not None:
+            tensors |= {"best.images": best.images, "best.labels": best.labels}
+            tensors["best.lr"] = torch.tensor(best.lr, dtype=torch.float64)
+        metadata = {
+            "owner": self._owner,
+            "iteration": trainable.iteration,
+            "losses": trainable.losses,
+            "scores": progress.scores,
+            "test_scores": progress.test_scores,
+            "seconds": progress.seconds,
+            "peak_memory_mb": progress.peak_memory_mb,
+        }
+        save_tensors(self._path, tensors, metadata)
+
+    def load(self, fresh: Trainable) -> tuple[StageProgress, dict[str, torch.Tensor]]:
+        """Returns the saved progress put into a fresh trainable, and the method's own state.
+
+        If nothing was saved, the fresh trainable itself and an empty state.
+
+        Raises:
+            StorageError: the file is damaged or belongs to another run.
+        """
+        if not self._path.is_file():
+            return StageProgress(fresh), {}
+        tensors, metadata = load_tensors(self._path)
+        owner = metadata.get("owner") if isinstance(metadata, dict) else None
+        require(
+            owner == self._owner,
+            f"{self._path} belongs to a run with other settings; use another --results folder or delete it",
+            StorageError,
+        )
+        try:
+            return self._restore(fresh, tensors, metadata)
+        except (ArithmeticError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:  # of another version
+            raise StorageError(f"{self._path} is no state of this stage ({error!r}); delete it to begin it again") from error
+
+    def _restore(
+        self, fresh: Trainable, tensors: dict[str, torch.Tensor], metadata: dict[str, Any]
+    ) -> tuple[StageProgress, dict[str, torch.Tensor]]:
+        device = fresh.images.device
+        leaves = {"images": fresh.images, "labels": fresh.labels, "lr": fresh.lr}
+        with torch.no_grad():
+            for name, leaf in leaves.items():
+                leaf.copy_(_like(tensors[name], leaf))
+        for name, optimizer in fresh.optimizers.items():
+            # counters of steps stay on the CPU, as the optimisers of torch keep them
+            memory = tensors_under(tensors, f"optimizer.{name}.")
+            memory = {key: _like(value, leaves[name]) if value.dim() else value for key, value in memory.items()}
+            optimizer.state[leaves[name]] = {
+                key: value.to(device) if value.dim() or name == "lr" else value for key, value in memory.items()
+            }
+        fresh.iteration = metadata["iteration"]
+        fresh.losses = [float(loss) for loss in metadata["losses"]]
+        if type(fresh.iteration) is not int or fresh.iteration != len(fresh.losses):
+            raise ValueError(f"iteration {fresh.iteration!r:.40} with {len(fresh.losses)} losses")
+        best = None
+        if "best.images" in tensors:
+            images = _like(tensors["best.images"], fresh.images).to(device)
+            labels = _like(tensors["best.labels"], fresh.labels).to(device)
+            best = SyntheticSubset(images, labels, tensors["best.lr"].item(), fresh.formation)
+        scores, test_scores = (
+            [(int(iteration), float(accuracy)) for iteration, accuracy in metadata.get(name, [])]
+            for name in ("scores", "test_scores")
+        )
+        progress = StageProgress(fresh, best, scores, test_scores)
+        progress.seconds |= {phase: float(value) for phase, value in metadata["seconds"].items()}
+        progress.peak_memory_mb |= {phase: float(value) for phase, value in metadata["peak_memory_mb"].items()}
+        return progress, {key: value.to(device) for key, value in tensors_under(tensors, "method.").items()}
+
+
+def read_progress(state_dir: Path) -> list[dict[str, Any]]:
+    """Returns what a run has done so far, also while it goes on in another process: a dictionary a stage begun.
+
+    Args:
+        state_dir: `<results>/state/<run_id>`.
+
+    Returns:
+        `losses`, `scores`, `test_scores` and `seconds` of each stage, as of its last checkpoint.
+
+    Raises:
+        StorageError: a checkpoint is damaged.
+    """
+    stages = []
+    for path in sorted(state_dir.glob("stage-*.safetensors")):
+        metadata = load_tensors(path)[1]
+        try:
+            stages.append({name: metadata[name] for name in ("losses", "scores", "test_scores", "seconds")})
+        except (KeyError, TypeError) as error:
+            raise StorageError(f"{path} is no state of a stage ({error!r}); delete it to begin it again") from error
+    return stages
+
+
+def _like(saved: torch.Tensor, leaf: torch.Tensor) -> torch.Tensor:
+    """Returns a saved tensor after making sure that it has the shape and dtype of what it is to become."""
+    if saved.shape != leaf.shape or saved.dtype != leaf.dtype:
+        raise ValueError(f"{saved.dtype} of shape {tuple(saved.shape)} instead of {leaf.dtype} of {tuple(leaf.shape)}")
+    return saved

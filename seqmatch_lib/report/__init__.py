@@ -1,0 +1,1 @@
+"""What people read: tables, figures, notebooks and the site, all made from records."""

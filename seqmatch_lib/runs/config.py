@@ -1,0 +1,340 @@
+"""The configuration of a run: frozen dataclasses, built strictly from `presets.toml` and overrides.
+
+A preset's settings come in layers, each over the one before: `[defaults]`, `[method.<base method>]`, the preset itself; then
+for the scale `[scale.<scale>.all]`, `[scale.<scale>.<dataset>]`, `[scale.<scale>.<base method>]` and
+`[scale.<scale>.<preset>]`; and last the user's overrides.
+"""
+
+import sys
+import tomllib
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from difflib import get_close_matches
+from functools import cache
+from importlib.resources import files
+from typing import Any, get_args, get_origin
+
+from seqmatch_lib.engine.evaluation import EvaluationConfig
+from seqmatch_lib.engine.networks import NetworkConfig
+from seqmatch_lib.engine.training import TrainingRecipe
+from seqmatch_lib.errors import ConfigError, require
+from seqmatch_lib.methods import get_method, method_names
+from seqmatch_lib.methods.mtt import check_interval
+from seqmatch_lib.methods.teachers import TeacherConfig
+from seqmatch_lib.store.files import digest_json
+from seqmatch_lib.store.settings import as_settings, is_file_name
+
+SCALES = ("smoke", "reduced", "short", "paper")
+SELECTIONS = ("validation", "test", "none")
+SEQUENTIAL_PREFIX = "seqmatch_"
+REFERENCES = ("random", "whole")  # methods that learn no images
+LARGEST_INT = 2**63 - 1  # that torch takes
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides a run.
+
+    Args:
+        preset: name of the preset, `<dataset>-ipc<n>-<method>`, or `<dataset>-whole`.
+        scale: "paper", "short" (the published settings with fewer teachers and iterations, hours to days of a CPU), "reduced"
+            (a rehearsal: two CPU cores, under an hour on real data) or "smoke" (seconds).
+        seed: of initial images, teacher segments, batches and evaluation networks; at least 0.
+        dataset: a name `load_dataset` knows.
+        ipc: images per class in the whole distilled set; 0, for all that there are, if the method is "whole".
+        method: a base method, `seqmatch_` and a base method, or a reference to compare them with: "random" (as many
+            random real images) or "whole" (all real images).
+        subset_ipcs: images per class of S_1 … S_K; they sum up to `ipc`. Empty means one subset.
+        intervals: (first, end) teacher epochs of each subset; a single one given stands for all. Empty for methods without
+            teachers.
+        zca: whether images are ZCA whitened instead of normalised.
+        select_on: images on which the best iterate of a stage is chosen: "validation" holds 10 % of the training
+            images out, "test" is the published protocol, "none" keeps the last iterate.
+        network: the network that is trained on the subsets.
+        teachers: how teachers are trained.
+        training: how networks are trained on a distilled set.
+        evaluation: which networks judge the set.
+        options: the base method's own configuration, in TOML under the method's name; None for references.
+    """
+
+    preset: str
+    scale: str
+    seed: int
+    dataset: str
+    ipc: int
+    method: str
+    subset_ipcs: tuple[int, ...]
+    intervals: tuple[tuple[int, int], ...]
+    zca: bool
+    select_on: str
+    network: NetworkConfig
+    teachers: TeacherConfig
+    training: TrainingRecipe
+    evaluation: EvaluationConfig
+    options: Any = None
+
+    def __post_init__(self) -> None:
+        require(self.scale in SCALES, f"scale {self.scale!r} is unknown; use one of {', '.join(SCALES)}")
+        require(self.seed >= 0, f"seed {self.seed} must be at least 0")
+        require(
+            is_file_name(self.dataset),  # it becomes part of paths
+            f"dataset {self.dataset!r:.120} must be a name of letters, digits, '_', '.' and '-', 100 at most",
+        )
+        if self.method == "whole":
+            require(self.ipc == 0, f"ipc {self.ipc} does not fit method 'whole', which takes all images; use method 'random'")
+        else:
+            require(self.ipc >= 1, f"ipc {self.ipc} must be at least 1")
+            require(min(self.subset_ipcs) >= 1, f"subset_ipcs {list(self.subset_ipcs)} must each be at least 1")
+        require(
+            sum(self.subset_ipcs) == self.ipc,
+            f"subset_ipcs {list(self.subset_ipcs)} sum up to {sum(self.subset_ipcs)}, not to ipc {self.ipc}; set both",
+        )
+        require(self.select_on in SELECTIONS, f"select_on {self.select_on!r} is unknown; use one of {', '.join(SELECTIONS)}")
+        if self.options is None:
+            return
+        require(
+            self.is_sequential or self.num_subsets == 1,
+            f"method {self.method!r} distils one subset, but subset_ipcs {list(self.subset_ipcs)} names {self.num_subsets}; "
+            f"use method '{SEQUENTIAL_PREFIX}{self.method}' or one subset",
+        )
+        if not get_method(self.base_method).uses_teachers:
+            require(
+                not self.intervals,
+                f"intervals {[list(interval) for interval in self.intervals]} mean nothing to method {self.method!r}, which "
+                "has no teachers; leave them out",
+            )
+            return
+        require(
+            len(self.intervals) == self.num_subsets,
+            f"intervals {[list(interval) for interval in self.intervals]} and subset_ipcs {list(self.subset_ipcs)} "
+            "must have one entry a subset; set both",
+        )
+        if hasattr(self.options, "expert_epochs"):  # a method that matches teacher segments
+            for index, interval in enumerate(self.intervals, start=1):
+                check_interval(interval, index, self.options.expert_epochs, self.teachers)
+
+    @classmethod
+    def from_preset(
+        cls, preset: str, scale: str = "paper", seed: int = 0, overrides: Mapping[str, Any] | None = None
+    ) -> "RunConfig":
+        """Builds the configuration of a preset.
+
+        Args:
+            preset: a name of `preset_names()`.
+            scale: one of `SCALES`.
+            seed: at least 0.
+            overrides: dotted key -> value, such as `{"mtt.syn_steps": 20, "subset_ipcs": [5, 5]}`.
+
+        Raises:
+            ConfigError: an unknown preset, scale or key, a value of another type or out of range.
+        """
+        table = _read_presets()
+        require(preset in table["preset"], describe_unknown("preset", preset, table["preset"]))
+        require(scale in SCALES, f"scale {scale!r} is unknown; use one of {', '.join(SCALES)}")
+        own = table["preset"][preset]
+        base = own["method"].removeprefix(SEQUENTIAL_PREFIX)
+        scaled = table["scale"].get(scale, {})
+        layers = [table["defaults"], table["method"].get(base, {}), own]
+        layers += [scaled.get(name, {}) for name in ("all", own["dataset"], base, preset)]
+        settings: dict[str, Any] = {}
+        for layer in layers:
+            settings = _merge(settings, layer)
+        if not _uses_teachers(base):
+            settings["intervals"] = []  # those of a scale are meant for the others
+        for key, value in (overrides or {}).items():
+            settings = _merge(settings, _nested(key, value, settings))
+        return cls.from_dict({**settings, "preset": preset, "scale": scale, "seed": seed})
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> "RunConfig":
+        """Builds a configuration from nested dictionaries, as `as_dict` and records hold them; strict about keys.
+
+        Raises:
+            ConfigError: a key that is unknown or missing, a value of another type or out of range.
+        """
+        require(isinstance(settings, Mapping), f"settings must be a table, not {settings!r:.200}")
+        values = dict(settings)
+        base = str(values.get("method", "")).removeprefix(SEQUENTIAL_PREFIX)
+        require(
+            base in method_names() or values.get("method") in REFERENCES,
+            f"method {values.get('method')!r:.120} is unknown; use {' or '.join(REFERENCES)}, or {', '.join(method_names())}, "
+            f"alone or after '{SEQUENTIAL_PREFIX}'",
+        )
+        sections = {name: values.pop(name, {}) for name in method_names()}
+        options = None if base in REFERENCES else _build(get_method(base).config_class, sections[base], base)
+        if not values.get("subset_ipcs"):
+            values["subset_ipcs"] = [values.get("ipc", 0)]
+        intervals, ipcs = values.get("intervals"), values["subset_ipcs"]
+        both = isinstance(intervals, list | tuple) and isinstance(ipcs, list | tuple)
+        if both and len(intervals) == 1 and _uses_teachers(base):
+            values["intervals"] = list(intervals) * len(ipcs)
+        return _build(cls, {**values, "options": options}, "")
+
+    def changed(self, overrides: Mapping[str, Any]) -> "RunConfig":
+        """Returns the configuration with some settings changed, by dotted keys as in `from_preset`.
+
+        Raises:
+            ConfigError: as `from_preset`.
+        """
+        settings = self.as_dict()
+        for key, value in overrides.items():
+            settings = _merge(settings, _nested(key, value, settings))
+        return RunConfig.from_dict(settings)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the configuration as nested JSON values; the base method's section stands under its name."""
+        values = as_settings(self)
+        options = values.pop("options")
+        return values if options is None else {**values, self.base_method: options}
+
+    @property
+    def num_subsets(self) -> int:
+        """K."""
+        return len(self.subset_ipcs)
+
+    @property
+    def is_sequential(self) -> bool:
+        """Whether the method is a base method under SeqMatch."""
+        return self.method.startswith(SEQUENTIAL_PREFIX)
+
+    @property
+    def base_method(self) -> str:
+        """The name of the base method A, or of the reference."""
+        return self.method.removeprefix(SEQUENTIAL_PREFIX)
+
+    @property
+    def recipe(self) -> TrainingRecipe:
+        """How networks are trained on the set: `training`, as the base method has it."""
+        if self.options is None:
+            return self.training
+        return get_method(self.base_method)(self.options).training_recipe(self.training)
+
+    @property
+    def hash(self) -> str:
+        """The sha256 of all settings."""
+        return digest_json(self.as_dict())
+
+    @property
+    def run_id(self) -> str:
+        """`<dataset>-<method>-ipc<N>-k<K>-seed<S>-<8 hex of the settings>`."""
+        return f"{self.dataset}-{self.method}-ipc{self.ipc}-k{self.num_subsets}-seed{self.seed}-{self.hash[:8]}"
+
+
+def even_subsets(ipc: int, num_subsets: int) -> list[int]:
+    """Returns `subset_ipcs` for K subsets as equal as can be, the larger ones first: 50 and 3 give 17, 17, 16.
+
+    Raises:
+        ConfigError: there are more subsets than images per class.
+    """
+    require(1 <= num_subsets <= ipc, f"{num_subsets} subsets do not fit ipc {ipc}; take between 1 and {ipc}")
+    return [ipc // num_subsets + (k < ipc % num_subsets) for k in range(num_subsets)]
+
+
+def preset_names() -> tuple[str, ...]:
+    """Returns the names of all presets."""
+    return tuple(_read_presets()["preset"])
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Parses `key=value` of the command line; the value is read as TOML, or as a plain word.
+
+    Raises:
+        ConfigError: there is no `=`.
+    """
+    key, equals, value = text.partition("=")
+    require(bool(equals and key), f"--set {text!r} is not of the form key=value")
+    try:
+        parsed = tomllib.loads(f"value = {value}")["value"]
+        repr(parsed)  # no number of more digits than Python prints
+    except (ValueError, RecursionError):  # a TOMLDecodeError, or what is too long or too deep for Python
+        return key, value
+    return key, parsed
+
+
+def _uses_teachers(base: str) -> bool:
+    """Whether a method has intervals of teacher epochs; references keep the ones of the methods they stand beside."""
+    return base in REFERENCES or get_method(base).uses_teachers
+
+
+@cache
+def _read_presets() -> dict[str, Any]:
+    return tomllib.loads(files("seqmatch_lib.runs").joinpath("presets.toml").read_text())
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _nested(key: str, value: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Turns "mtt.syn_steps", 20 into {"mtt": {"syn_steps": 20}}; the key must be one that a preset has."""
+    known = _known_keys(settings)
+    require(key in known, describe_unknown("key", key, known))
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
+
+
+def _known_keys(settings: Mapping[str, Any]) -> list[str]:
+    """Returns the dotted keys of a run: those of RunConfig, of its sections and of the base method's section."""
+    base = str(settings["method"]).removeprefix(SEQUENTIAL_PREFIX)
+    sections = {
+        field.name: field.type for field in fields(RunConfig) if field.name not in ("preset", "scale", "seed", "options")
+    }
+    if base in method_names():
+        sections[base] = get_method(base).config_class
+    keys = []
+    for name, kind in sections.items():
+        keys += [f"{name}.{field.name}" for field in fields(kind)] if is_dataclass(kind) else [name]
+    return keys
+
+
+def describe_unknown(what: str, name: str, known: Any) -> str:
+    """Returns the message for an unknown name, with the known ones that are spelled or end alike."""
+    ends_alike = [other for other in known if other.rpartition(".")[2] == name]
+    alike = ends_alike or get_close_matches(name, list(known), n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(alike)}?" if alike else f"known are {', '.join(known)}"
+    return f"unknown {what} {name!r:.120}; {hint}"
+
+
+def _build(kind: type, values: Mapping[str, Any], section: str) -> Any:
+    """Builds a dataclass from a mapping: every key known, every value of the field's type."""
+    prefix = f"{section}." if section else ""
+    require(isinstance(values, Mapping), f"{section} must be a table of settings, not {values!r:.200}")
+    names = [field.name for field in fields(kind)]
+    for key in values:
+        require(key in names, describe_unknown("key", f"{prefix}{key}", [f"{prefix}{name}" for name in names]))
+    needed = [field.name for field in fields(kind) if field.default is MISSING and field.default_factory is MISSING]
+    missing = [f"{prefix}{name}" for name in needed if name not in values]
+    require(not missing, f"the settings lack {', '.join(missing)}; take those of a preset and change them")
+    return kind(
+        **{
+            field.name: _coerce(values[field.name], field.type, f"{prefix}{field.name}")
+            for field in fields(kind)
+            if field.name in values
+        }
+    )
+
+
+def _coerce(value: Any, kind: Any, key: str) -> Any:
+    """Returns the value as the field's type: lists become tuples and whole numbers floats, nothing else is converted."""
+    if is_dataclass(kind) and isinstance(value, Mapping):
+        return _build(kind, value, key)
+    if get_origin(kind) is tuple and isinstance(value, list | tuple):
+        inner = get_args(kind)
+        repeated = inner[-1] is Ellipsis
+        if repeated or len(value) == len(inner):
+            kinds = [inner[0]] * len(value) if repeated else inner
+            return tuple(_coerce(item, item_kind, key) for item, item_kind in zip(value, kinds, strict=True))
+    if kind is float and type(value) in (int, float):
+        require(abs(value) <= sys.float_info.max, f"{key} = {value!r:.40} must be a finite number")
+        return float(value)
+    if kind is int and type(value) is int:
+        require(abs(value) <= LARGEST_INT, f"{key} = {value!r:.40} must be a number of at most 63 bits")
+    if kind is Any or type(value) is kind:
+        return value
+    expected = getattr(kind, "__name__", str(kind)) if get_origin(kind) is None else str(kind)
+    raise ConfigError(f"{key} = {value!r:.200} has the wrong type; it must be {expected}")

@@ -1,0 +1,255 @@
+"""Distilled sets: a sequence of subsets S_1 … S_K, each with images, labels and a learned step size of its own."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from seqmatch_lib.data.labels import image_classes
+from seqmatch_lib.data.multi_formation import AS_STORED, Formation
+from seqmatch_lib.errors import DataError, StorageError, require
+from seqmatch_lib.seeds import make_generator
+from seqmatch_lib.store.files import digest_tensors, load_tensors, save_tensors
+from seqmatch_lib.store.settings import is_file_name
+
+
+@dataclass(frozen=True)
+class SyntheticSubset:
+    """One subset S_k.
+
+    Args:
+        images: (classes * ipc, C, H, W) float32, normalised as the real data are; sorted by class.
+        labels: (classes * ipc,) int64, or (classes * ipc, classes) float32 probabilities or targets, or
+            (classes * ipc, H, W) int64 classes of pixels.
+        lr: the step size learned with the images, or the one they are to be trained with.
+        formation: how the stored images become training images.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    lr: float
+    formation: Formation = AS_STORED
+
+    def to(self, device: torch.device | str) -> "SyntheticSubset":
+        """Returns the subset on a device."""
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+
+    def of_class(self, label: int, num_classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the stored images and labels that were made for one class."""
+        ipc = len(self.images) // num_classes
+        rows = slice(label * ipc, (label + 1) * ipc)
+        return self.images[rows], self.labels[rows]
+
+
+@dataclass(frozen=True)
+class SubsetSequence:
+    """The subsets in the order in which they are distilled and trained on.
+
+    Args:
+        subsets: S_1 … S_K; none before the first stage.
+        metadata: JSON values that say where the set comes from (data set, preprocessing, preset, seed).
+    """
+
+    subsets: tuple[SyntheticSubset, ...] = ()
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.subsets)
+
+    def then(self, subset: SyntheticSubset) -> "SubsetSequence":
+        """Returns the sequence with one more subset at its end."""
+        return SubsetSequence((*self.subsets, subset), self.metadata)
+
+    def to(self, device: torch.device | str) -> "SubsetSequence":
+        """Returns the sequence on a device."""
+        return SubsetSequence(tuple(subset.to(device) for subset in self.subsets), self.metadata)
+
+    def union(self, stages: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns training images and labels of S_1 ∪ … ∪ S_stages, of all subsets by default, tiles taken apart."""
+        decoded = [subset.formation(subset.images, subset.labels) for subset in self.subsets[:stages]]
+        return torch.cat([images for images, _ in decoded]), torch.cat([labels for _, labels in decoded])
+
+    def joint(self) -> "SubsetSequence":
+        """Returns all images as one subset, with the last step size: the one learned on the union of all images."""
+        images, labels = self.union()
+        return SubsetSequence((SyntheticSubset(images, labels, self.subsets[-1].lr),), self.metadata)
+
+    def sha256(self) -> str:
+        """Returns the digest over images, labels and step sizes, which names the set in records and teacher folders."""
+        return digest_tensors(_as_tensors(self))
+
+
+def save_sequence(path: Path, sequence: SubsetSequence) -> None:
+    """Writes a distilled set as one safetensors file, atomically."""
+    header: dict[str, Any] = {"num_subsets": len(sequence)}
+    if any(subset.formation != AS_STORED for subset in sequence.subsets):
+        header["formations"] = [asdict(subset.formation) for subset in sequence.subsets]
+    save_tensors(path, _as_tensors(sequence), header | sequence.metadata)
+
+
+def load_sequence(path: Path) -> SubsetSequence:
+    """Reads a distilled set, which anybody may have written; whether it can be trained on, `check_sequence` says.
+
+    Raises:
+        StorageError: missing, damaged, or not a distilled set.
+    """
+    tensors, metadata = load_tensors(path)
+    try:
+        _check_metadata(metadata, len(tensors))
+        count = metadata.pop("num_subsets")
+        formations = metadata.pop("formations", [{}] * count)
+        subsets = tuple(
+            SyntheticSubset(
+                tensors[f"images.{k}"], tensors[f"labels.{k}"], float(tensors[f"lr.{k}"].item()), Formation(**formation)
+            )
+            for k, formation in enumerate(formations, start=1)
+        )
+    except KeyError as error:
+        raise StorageError(f"{path} is not a distilled set: {error} is missing; give a file written by a run") from error
+    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise StorageError(f"{path} is not a distilled set: {error}; give a file written by a run") from error
+    return SubsetSequence(subsets, metadata)
+
+
+def _check_metadata(metadata: Any, most: int) -> None:
+    """Raises an error of Python's own unless what a set says of itself can be used: its run names files."""
+    count = metadata["num_subsets"]
+    if type(count) is not int or not 1 <= count <= most:
+        raise ValueError(f"num_subsets is {count!r:.40}")
+    formations = metadata.get("formations", [{}] * count)
+    if len(formations) != count or not all(type(formation.get("factor", 1)) is int for formation in formations):
+        raise ValueError(f"formations are {formations!r:.80}")
+    if not is_file_name(metadata.get("run_id", "imported"), longest=200):
+        raise ValueError(f"run_id is {metadata['run_id']!r:.80}")
+    if not isinstance(metadata.get("data", {"fingerprint": ""})["fingerprint"], str):
+        raise ValueError("the fingerprint of its data is no text")
+    names = metadata.get("class_names", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"class_names are {names!r:.80}")
+
+
+def spread_lrs(lrs: Sequence[float], count: int, origin: str) -> list[float]:
+    """Returns one step size a subset, from as many or from one for all; `origin` is what the set is called in an error."""
+    require(
+        len(lrs) in (1, count),
+        f"{origin}: {len(lrs)} step sizes are given for {count} subsets; give --lr once, or once a subset",
+    )
+    return list(lrs) * (count if len(lrs) == 1 else 1)
+
+
+def check_sequence(sequence: SubsetSequence, origin: str, shape: tuple[int, int, int], num_classes: int) -> None:
+    """Raises DataError unless a set from a file can be trained on.
+
+    Args:
+        sequence: the set.
+        origin: what it is called in an error.
+        shape: (C, H, W) that its images must have.
+        num_classes: classes 0 … num_classes - 1, each with as many images as the others.
+    """
+    require(len(sequence) > 0, f"{origin} has no subsets; get the set again", DataError)
+    for k, subset in enumerate(sequence.subsets, start=1):
+        where = f"{origin}: subset {k}"
+        _check_images(subset.images, where, shape)
+        require(0 < subset.lr < float("inf"), f"{where} has a step size of {subset.lr}, which must be positive", DataError)
+        factor = subset.formation.factor
+        require(factor <= min(shape[1:]), f"{where} has {factor} tiles a side, more than images of {shape} hold", DataError)
+        _check_labels(subset.labels, len(subset.images), where, shape, num_classes)
+
+
+def _check_images(images: torch.Tensor, where: str, shape: tuple[int, int, int]) -> None:
+    found = tuple(images.shape[1:])
+    require(found == shape, f"{where} has images of shape {found}, but the data set {shape}; give its preset", DataError)
+    require(len(images) > 0, f"{where} has no images; get the set again", DataError)
+    require(images.dtype is torch.float32, f"{where} has images of {images.dtype} instead of float32", DataError)
+    require(bool(images.isfinite().all()), f"{where} has pixels that are not finite; get the set again", DataError)
+
+
+def _check_labels(labels: torch.Tensor, count: int, where: str, shape: tuple[int, int, int], num_classes: int) -> None:
+    require(
+        labels.dim() > 0 and len(labels) == count,
+        f"{where} has {count} images and labels of shape {tuple(labels.shape)}, which must be as many",
+        DataError,
+    )
+    if labels.is_floating_point():
+        finite = labels.shape == (count, num_classes) and bool(labels.isfinite().all())
+        fits = finite and labels.dtype is torch.float32
+        require(fits, f"{where} has soft labels that are not {num_classes} finite float32 numbers an image", DataError)
+        require(count % num_classes == 0, f"{where} has {count} images for {num_classes} classes, not equally many", DataError)
+        return
+    fits = labels.dtype is torch.int64 and tuple(labels.shape[1:]) in ((), shape[1:])
+    require(fits, f"{where} has labels of {labels.dtype} and shape {tuple(labels.shape)}, not one class an image", DataError)
+    low, high = (int(classes) for classes in image_classes(labels).aminmax())
+    known = low >= 0 and high < num_classes
+    require(known, f"{where} has labels from {low} to {high}, but they must lie in 0 … {num_classes - 1}", DataError)
+    counts = torch.bincount(image_classes(labels), minlength=num_classes)
+    require(
+        bool((counts == counts[0]).all()),
+        f"{where} has from {counts.min()} to {counts.max()} images a class; all classes must have the same number",
+        DataError,
+    )
+
+
+def check_class_sizes(labels: torch.Tensor, num_classes: int, ipc: int) -> None:
+    """Raises DataError unless every class has at least `ipc` real images."""
+    for label, count in enumerate(torch.bincount(image_classes(labels), minlength=num_classes).tolist()):
+        require(
+            count >= ipc,
+            f"class {label} has {count} real images, fewer than ipc {ipc}; lower ipc or get more of the data set",
+            DataError,
+        )
+
+
+def sample_real_subset(
+    images: torch.Tensor, labels: torch.Tensor, num_classes: int, ipc: int, lr: float, seed: int, *purpose: str | int
+) -> SyntheticSubset:
+    """Draws `ipc` real images a class without replacement: the start of a distillation, and the random baseline.
+
+    Args:
+        images: (N, C, H, W) normalised real images.
+        labels: (N,) int64.
+        num_classes: classes 0 … num_classes - 1, each of which gets `ipc` images.
+        ipc: images per class.
+        lr: step size the subset is to be trained with.
+        seed: of the run.
+        *purpose: names the draw.
+
+    Raises:
+        DataError: a class has fewer than `ipc` images.
+    """
+    check_class_sizes(labels, num_classes, ipc)
+    generator, classes = make_generator(seed, *purpose), image_classes(labels)
+    chosen = []
+    for label in range(num_classes):
+        members = (classes == label).nonzero().flatten()
+        order = torch.randperm(len(members), generator=generator)[:ipc].to(members.device)
+        chosen.append(members[order])
+    rows = torch.cat(chosen)
+    return SyntheticSubset(images[rows].clone(), labels[rows].clone(), lr)
+
+
+def sample_real_sequence(
+    images: torch.Tensor, labels: torch.Tensor, num_classes: int, ipcs: Sequence[int], lr: float, seed: int
+) -> SubsetSequence:
+    """Draws disjoint random real subsets of the given sizes: the baseline of a sequence with the same stages."""
+    whole = sample_real_subset(images, labels, num_classes, sum(ipcs), lr, seed, "random real images")
+    by_class = whole.images.unflatten(0, (num_classes, sum(ipcs)))
+    labels_by_class = whole.labels.unflatten(0, (num_classes, sum(ipcs)))
+    subsets, first = [], 0
+    for ipc in ipcs:
+        part = slice(first, first + ipc)
+        subsets.append(SyntheticSubset(by_class[:, part].flatten(0, 1), labels_by_class[:, part].flatten(0, 1), lr))
+        first += ipc
+    return SubsetSequence(tuple(subsets))
+
+
+def _as_tensors(sequence: SubsetSequence) -> dict[str, torch.Tensor]:
+    tensors = {}
+    for k, subset in enumerate(sequence.subsets, start=1):
+        tensors[f"images.{k}"] = subset.images
+        tensors[f"labels.{k}"] = subset.labels
+        tensors[f"lr.{k}"] = torch.tensor(subset.lr, dtype=torch.float64)
+        if subset.formation != AS_STORED:
+            tensors[f"factor.{k}"] = torch.tensor(subset.formation.factor)
+    return tensors
