@@ -1,3 +1,50 @@
-"""SeqMatch: sequential subset matching for dataset distillation, on top of base methods such as MTT."""
+"""SeqMatch: sequential subset matching for dataset distillation. The names below are the front door, see `front`.
 
-__version__ = "0.1.0"
+`import seqmatch_lib as sm` is quick: everything, torch too, is imported where it is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # so that editors know them
+    from seqmatch_lib.data.datasets import ImageDataset
+    from seqmatch_lib.engine.inner_loop import unroll
+    from seqmatch_lib.errors import OutOfTime, SeqMatchError
+    from seqmatch_lib.front import Run, distill, evaluate, load, presets, records, run
+    from seqmatch_lib.methods import BaseMethod, method_names, register_method
+    from seqmatch_lib.runs.config import RunConfig
+    from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset
+
+_HOMES = {
+    "Run": "front",
+    "distill": "front",
+    "evaluate": "front",
+    "load": "front",
+    "presets": "front",
+    "records": "front",
+    "run": "front",
+    "BaseMethod": "methods",
+    "method_names": "methods",
+    "register_method": "methods",
+    "RunConfig": "runs.config",
+    "SubsetSequence": "subsets",
+    "SyntheticSubset": "subsets",
+    "ImageDataset": "data.datasets",
+    "unroll": "engine.inner_loop",
+    "OutOfTime": "errors",
+    "SeqMatchError": "errors",
+}
+__all__ = [
+    "BaseMethod", "ImageDataset", "OutOfTime", "Run", "RunConfig", "SeqMatchError", "SubsetSequence", "SyntheticSubset",
+    "distill", "evaluate", "load", "method_names", "presets", "records", "register_method", "run", "unroll",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'seqmatch_lib' has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(import_module(f"seqmatch_lib.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

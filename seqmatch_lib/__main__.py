@@ -20,12 +20,13 @@ from seqmatch_lib.engine.evaluation import Accuracy
 from seqmatch_lib.errors import OutOfTime, SeqMatchError, require
 from seqmatch_lib.exchange.formats import FORMATS, export_sequence, import_sequence
 from seqmatch_lib.exchange.pixel_layouts import share_outside
+from seqmatch_lib.front import evaluate
 from seqmatch_lib.report.evidence import Evidence, update_page
 from seqmatch_lib.report.notebooks import run_notebook
 from seqmatch_lib.runs.config import SCALES, RunConfig, parse_override, preset_names
-from seqmatch_lib.runs.experiment import choose_device, prepare_data, record_shared_teachers, run_experiment
+from seqmatch_lib.runs.experiment import record_shared_teachers, run_experiment
 from seqmatch_lib.runs.records import format_records, load_runs
-from seqmatch_lib.runs.reevaluation import judge, save_judgement
+from seqmatch_lib.runs.reevaluation import save_judgement
 from seqmatch_lib.subsets import SubsetSequence, check_sequence, load_sequence, save_sequence
 
 RESULTS = Path("paper_results")
@@ -222,15 +223,12 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    sequence, config = _open_set(options)
-    overrides = dict(parse_override(text) for text in options.set)
-    if options.networks:
-        overrides["evaluation.networks"] = options.networks
+    if options.images is not None:
+        _register_images(options)
+    changes = dict(parse_override(text) for text in options.set)
     if options.num_networks is not None:
-        overrides["evaluation.num_networks"] = options.num_networks
-    config = config.changed(overrides)
-    data = prepare_data(load_dataset(config.dataset), config.zca, config.select_on, choose_device())
-    judgement = judge(sequence, config, data, options.joint, options.seed, options.random)
+        changes["evaluation.num_networks"] = options.num_networks
+    judgement = evaluate(options.path, options.networks, options.joint, options.random, options.seed, changes)
     for what, accuracies in (("", judgement.accuracy), ("random real images, ", judgement.random_baseline or {})):
         for name, accuracy in accuracies.items():
             print(f"{what}{name}: {Accuracy(tuple(accuracy['values']))}")

@@ -1,24 +1,26 @@
-"""The sequential strategy: distil S_1 … S_K one after another, each with the earlier ones frozen beside it.
+"""SeqMatch, Algorithm 1: distil S_1 … S_K one after another, each with the earlier ones frozen beside it.
 
-Source: Du et al., "Sequential Subset Matching for Dataset Distillation", NeurIPS 2023, Algorithm 1. A plain base
-method is the case K = 1 of the same loop.
+Source: Du et al., "Sequential Subset Matching for Dataset Distillation", NeurIPS 2023. A plain base method is the case
+K = 1 of the same loop. Resuming, selection, timing and progress bars are the runner's (`runs/distillation.py`).
 """
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
-from tqdm import tqdm
 
-from seqmatch_lib.engine.memory import reset_peak_memory
 from seqmatch_lib.errors import DivergenceError, require
 from seqmatch_lib.methods.base import BaseMethod, Prepared, Stage, Trainable
-from seqmatch_lib.methods.checkpoint import StageCheckpoint, StageProgress
 from seqmatch_lib.seeds import make_generator
-from seqmatch_lib.subsets import SubsetSequence
+from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset
 
-Scorer = Callable[[SubsetSequence], Sequence[float]]
+
+def distill_subset(method: BaseMethod, stage: Stage) -> SyntheticSubset:
+    """Returns S_k after its last iteration, distilled in one go and kept nowhere."""
+    trainable = method.initialise(stage)
+    for _ in iterate(method, stage, method.prepare(stage), trainable):
+        pass
+    return trainable.freeze()
 
 
 def distill_sequence(
@@ -26,10 +28,8 @@ def distill_sequence(
     first_stage: Stage,
     ipcs: Sequence[int],
     intervals: Sequence[tuple[int, int] | None],
-    make_checkpoint: Callable[[int], StageCheckpoint],
-    score: Scorer | None = None,
-    num_selections: int = 1,
-) -> list[StageProgress]:
+    distill: Callable[[BaseMethod, Stage], SyntheticSubset] = distill_subset,
+) -> SubsetSequence:
     """Distils the subsets in order.
 
     Args:
@@ -37,66 +37,27 @@ def distill_sequence(
         first_stage: what is common to all stages; its index, ipc, interval and frozen subsets are set here.
         ipcs: images per class of each subset; they may differ.
         intervals: teacher epochs of each subset; None for methods without teachers.
-        make_checkpoint: k -> where stage k is kept; finished stages are read from there.
-        score: accuracy of a sequence on held-out images, to select the best iterate of a stage, and perhaps a second one, on
-            the test images, to be noted; None keeps the last iterate.
-        num_selections: how many iterates a stage are scored.
+        distill: makes S_k, which the later stages see frozen; a runner puts its own in, which resumes and selects.
 
     Returns:
-        The finished stages. S_k as frozen for the later stages is `selected`; only S_K has a separate `last`.
+        S_1 … S_K.
     """
     frozen = SubsetSequence()
-    finished = []
     for index, (ipc, interval) in enumerate(zip(ipcs, intervals, strict=True), start=1):
         stage = replace(first_stage, index=index, ipc=ipc, interval=interval, frozen=frozen)
-        progress = distill_subset(method, stage, make_checkpoint(index), score, num_selections)
-        frozen = frozen.then(progress.selected)
-        finished.append(progress)
-    return finished
+        frozen = frozen.then(distill(method, stage))
+    return frozen
 
 
-def distill_subset(
-    method: BaseMethod, stage: Stage, checkpoint: StageCheckpoint, score: Scorer | None, num_selections: int
-) -> StageProgress:
-    """Optimises S_k with S_1 … S_{k-1} frozen, from its checkpoint if there is one.
+def iterate(method: BaseMethod, stage: Stage, prepared: Prepared, trainable: Trainable) -> Iterator[Trainable]:
+    """Optimises S_k in place, and yields it after each iteration that it still lacks.
 
     Raises:
-        DivergenceError: the loss or the step size leaves its range; the last good state is in the checkpoint.
-        OutOfTime: the budget is spent; the state is in the checkpoint.
+        DivergenceError: as in `advance`; the subset is as it was before that iteration.
     """
-    iterations = method.num_iterations(stage.index)
-    progress, state = checkpoint.load(method.initialise(stage))
-    trainable = progress.trainable
-    if trainable.iteration >= iterations:
-        return progress
-    reset_peak_memory(stage.images.device)
-    prepared = method.prepare(stage)
-    if state:
-        prepared.load_state(state)
-    progress.seconds["teachers"] = prepared.seconds
-    progress.note_memory("teachers")
-    reset_peak_memory(stage.images.device)
-    scored = {round(iterations * (i + 1) / num_selections) for i in range(num_selections)} if score else set()
-    with tqdm(total=iterations, initial=trainable.iteration, desc=f"distil S_{stage.index}", unit="it") as bar:
-        while trainable.iteration < iterations:
-            began = time.perf_counter()
-            try:
-                advance(method, prepared, trainable, stage)
-            except DivergenceError:
-                checkpoint.save(progress, prepared.state())
-                raise
-            progress.seconds["distillation"] += time.perf_counter() - began
-            bar.update()
-            bar.set_postfix(loss=f"{trainable.losses[-1]:.4f}", lr=f"{trainable.lr.item():.4f}")
-            if trainable.iteration in scored:
-                began = time.perf_counter()
-                progress.consider(*score(stage.frozen.then(trainable.freeze())))
-                progress.seconds["selection"] += time.perf_counter() - began
-            if trainable.iteration == iterations or stage.budget.wants_save():
-                progress.note_memory("distillation")
-                checkpoint.save(progress, prepared.state())
-                stage.budget.saved()
-    return progress
+    while trainable.iteration < method.num_iterations(stage.index):
+        advance(method, prepared, trainable, stage)
+        yield trainable
 
 
 def advance(method: BaseMethod, prepared: Prepared, trainable: Trainable, stage: Stage) -> None:
@@ -140,12 +101,12 @@ def advance(method: BaseMethod, prepared: Prepared, trainable: Trainable, stage:
 def _step(leaf: torch.Tensor, optimizer: torch.optim.Optimizer) -> Callable[[], None]:
     """Makes the step of an optimiser, and returns what takes it back."""
     before = leaf.detach().clone()
-    memory = {key: value.clone() for key, value in optimizer.state[leaf].items() if value is not None}
+    state = {key: value.clone() for key, value in optimizer.state[leaf].items() if value is not None}
     optimizer.step()
 
     def undo() -> None:
         with torch.no_grad():
             leaf.copy_(before)
-        optimizer.state[leaf] = memory
+        optimizer.state[leaf] = state
 
     return undo

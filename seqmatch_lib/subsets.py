@@ -80,6 +80,10 @@ class SubsetSequence:
         """Returns the digest over images, labels and step sizes, which names the set in records and teacher folders."""
         return digest_tensors(_as_tensors(self))
 
+    def save(self, path: Path | str) -> None:
+        """Writes the set as one safetensors file, which `load_sequence` reads."""
+        save_sequence(Path(path), self)
+
 
 def save_sequence(path: Path, sequence: SubsetSequence) -> None:
     """Writes a distilled set as one safetensors file, atomically."""

@@ -46,9 +46,9 @@ from fault_runs import (
 
 from seqmatch_lib.errors import SeqMatchError
 from seqmatch_lib.methods import get_method
-from seqmatch_lib.methods.checkpoint import StageCheckpoint, read_progress
 from seqmatch_lib.runs.experiment import open_run
 from seqmatch_lib.runs.records import load_record
+from seqmatch_lib.runs.stages import StageCheckpoint, read_progress
 from seqmatch_lib.store.files import load_tensors, read_json, write_json
 from seqmatch_lib.subsets import load_sequence
 

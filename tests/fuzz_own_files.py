@@ -22,10 +22,10 @@ from seqmatch_lib.data.datasets import DATASETS
 from seqmatch_lib.errors import SeqMatchError
 from seqmatch_lib.exchange.formats import FORMATS
 from seqmatch_lib.methods.base import Trainable
-from seqmatch_lib.methods.checkpoint import StageCheckpoint, StageProgress, read_progress
 from seqmatch_lib.methods.teachers import TrajectorySet
 from seqmatch_lib.runs.records import RunRecord, format_records, load_record
 from seqmatch_lib.runs.reevaluation import Judgement, load_judgements
+from seqmatch_lib.runs.stages import StageCheckpoint, StageProgress, read_progress
 from seqmatch_lib.store.files import load_tensors, read_json, save_tensors, write_json
 from seqmatch_lib.subsets import load_sequence, save_sequence
 

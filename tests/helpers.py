@@ -12,8 +12,8 @@ from seqmatch_lib.engine.networks import NetworkConfig
 from seqmatch_lib.engine.training import TrainingRecipe
 from seqmatch_lib.errors import OutOfTime
 from seqmatch_lib.methods import Stage
-from seqmatch_lib.methods.checkpoint import StageCheckpoint
 from seqmatch_lib.methods.teachers import TeacherConfig
+from seqmatch_lib.runs.stages import StageCheckpoint
 from seqmatch_lib.store.budget import Budget
 from seqmatch_lib.subsets import SubsetSequence
 
@@ -64,7 +64,7 @@ def make_stage(folder: Path, seed: int = 0) -> Stage:
 
 
 def checkpoints(folder: Path, owner: str = "test"):
-    """Returns what `distill_sequence` asks for: stage index -> its checkpoint."""
+    """Returns what `distill_stages` asks for: stage index -> its checkpoint."""
     return lambda index: StageCheckpoint(folder / f"stage-{index}.safetensors", owner)
 
 

@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from seqmatch_lib.errors import OutOfTime, StorageError
-from seqmatch_lib.methods.checkpoint import StageCheckpoint
 from seqmatch_lib.report import figures
 from seqmatch_lib.runs.config import RunConfig
 from seqmatch_lib.runs.experiment import run_experiment
 from seqmatch_lib.runs.records import compare_runs
+from seqmatch_lib.runs.stages import StageCheckpoint
 from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset
 
 QUICK = {"mtt.iterations": 6, "training.epochs": 2, "evaluation.num_networks": 1, "evaluation.num_selections": 3}

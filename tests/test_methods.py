@@ -19,8 +19,9 @@ from seqmatch_lib.methods.idc import IDC, METRICS, IDCConfig
 from seqmatch_lib.methods.krr import KRR, KRRConfig, margin_loss, regress
 from seqmatch_lib.methods.lamb import Lamb
 from seqmatch_lib.methods.mtt import MTT, MTTConfig, record_stage_teachers
+from seqmatch_lib.runs.distillation import distill_stages
 from seqmatch_lib.seeds import make_generator
-from seqmatch_lib.seqmatch import advance, distill_sequence
+from seqmatch_lib.seqmatch import advance
 from seqmatch_lib.subsets import SubsetSequence
 
 IDC_CONFIG = IDCConfig(
@@ -44,7 +45,7 @@ def make_double_stage(folder, **changes):
 def make_later_stage(folder, method):
     """A second stage in float64 with a frozen first subset, which has learned something."""
     first = make_double_stage(folder)
-    (progress,) = distill_sequence(method, first, (2,), ((0, 4),), checkpoints(folder))
+    (progress,) = distill_stages(method, first, (2,), ((0, 4),), checkpoints(folder))
     return replace(first, index=2, ipc=1, interval=(0, 3), frozen=SubsetSequence((progress.last,)))
 
 
@@ -338,7 +339,7 @@ def test_lamb_moves_by_its_rate_times_the_norm(generator):
 
 def distil(folder, name, stage=None, ipcs=(2, 1)):
     stage = stage or make_stage(folder)
-    return distill_sequence(METHODS[name], stage, ipcs, ((0, 4), (0, 3))[: len(ipcs)], checkpoints(folder))
+    return distill_stages(METHODS[name], stage, ipcs, ((0, 4), (0, 3))[: len(ipcs)], checkpoints(folder))
 
 
 @pytest.mark.parametrize("name", METHODS)

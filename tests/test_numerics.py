@@ -35,7 +35,7 @@ from seqmatch_lib.errors import ConfigError, DataError, DivergenceError
 from seqmatch_lib.exchange.formats import export_sequence
 from seqmatch_lib.methods.krr import KRRPrepared, regress
 from seqmatch_lib.runs.config import RunConfig, parse_override
-from seqmatch_lib.seqmatch import distill_sequence
+from seqmatch_lib.runs.distillation import distill_stages
 from seqmatch_lib.store.files import load_tensors, save_tensors
 from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset, save_sequence
 
@@ -170,7 +170,7 @@ def spoil_step(loss, trainable):
 
 def distil(folder, method, stage=None, ipcs=(2,)):
     stage = stage or make_stage(folder)
-    return distill_sequence(method, stage, ipcs, ((0, 4), (0, 3))[: len(ipcs)], checkpoints(folder))
+    return distill_stages(method, stage, ipcs, ((0, 4), (0, 3))[: len(ipcs)], checkpoints(folder))
 
 
 @pytest.mark.parametrize("spoil", [spoil_loss, spoil_gradient, spoil_step])

@@ -14,7 +14,7 @@ from seqmatch_lib.engine.evaluation import evaluate_networks
 from seqmatch_lib.errors import ConfigError
 from seqmatch_lib.methods import BaseConfig, BaseMethod, Prepared, get_method, register_method
 from seqmatch_lib.methods import base as registry
-from seqmatch_lib.seqmatch import distill_sequence
+from seqmatch_lib.runs.distillation import distill_stages
 from seqmatch_lib.subsets import SubsetSequence
 
 
@@ -45,7 +45,7 @@ class Means(BaseMethod):
 
 
 def test_ten_lines_are_a_method_that_runs_under_seqmatch(tmp_path):
-    stages = distill_sequence(Means(MeansConfig()), make_stage(tmp_path), (1, 2), (None, None), checkpoints(tmp_path))
+    stages = distill_stages(Means(MeansConfig()), make_stage(tmp_path), (1, 2), (None, None), checkpoints(tmp_path))
     assert [len(stage.last.images) for stage in stages] == [3, 6]
     for distilled in stages:
         assert distilled.trainable.losses[-1] < 1e-5

@@ -15,8 +15,8 @@ from seqmatch_lib.errors import ConfigError, DivergenceError, OutOfTime, Storage
 from seqmatch_lib.methods import get_method
 from seqmatch_lib.methods.mtt import MTT, MTTConfig, record_stage_teachers
 from seqmatch_lib.methods.teachers import TrajectorySet
+from seqmatch_lib.runs.distillation import distill_stages
 from seqmatch_lib.seeds import make_generator
-from seqmatch_lib.seqmatch import distill_sequence
 from seqmatch_lib.subsets import SubsetSequence
 
 CONFIG = MTTConfig(iterations=5, syn_steps=3, expert_epochs=2, lr_img=0.5, lr_lr=1e-4, syn_lr=0.05, later_syn_lr=0.07)
@@ -24,7 +24,7 @@ CONFIG = MTTConfig(iterations=5, syn_steps=3, expert_epochs=2, lr_img=0.5, lr_lr
 
 def distil(folder, config=CONFIG, ipcs=(2,), intervals=((0, 4),), stage=None, **settings):
     stage = stage or make_stage(folder)
-    return distill_sequence(MTT(config), stage, ipcs, intervals, checkpoints(folder), **settings)
+    return distill_stages(MTT(config), stage, ipcs, intervals, checkpoints(folder), **settings)
 
 
 def literal_mtt(stage, config):
@@ -87,7 +87,7 @@ def three_stages(tmp_path_factory):
 
     intervals = ((0, 4), (0, 3), (0, 3))
     config = replace(CONFIG, lr_lr=1e-3)
-    stages = distill_sequence(Watched(config), make_stage(folder), (2, 3, 1), intervals, checkpoints(folder))
+    stages = distill_stages(Watched(config), make_stage(folder), (2, 3, 1), intervals, checkpoints(folder))
     return folder, stages, seen
 
 

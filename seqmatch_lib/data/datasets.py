@@ -185,7 +185,7 @@ def load_dataset(dataset: str | DatasetSpec, root: Path | str | None = None, dow
     root = Path(root or os.environ.get("SEQMATCH_DATA") or "data")
     train, test, class_names, source, notices = _read(dataset, root, download)
     for split, name in ((train, "train"), (test, "test")):
-        _check_split(split, name, dataset, f"{source} in {dataset.folder or root}")
+        check_split(split, name, dataset, f"{source} in {dataset.folder or root}")
     class_names = class_names or tuple(str(label) for label in range(dataset.num_classes))
     require(
         len(class_names) == dataset.num_classes,
@@ -195,7 +195,7 @@ def load_dataset(dataset: str | DatasetSpec, root: Path | str | None = None, dow
     )
     for notice in notices:
         print(f"notice: {notice}", file=sys.stderr)
-    return ImageDataset(dataset, train, test, class_names, source, _fingerprint(train, test), tuple(notices))
+    return ImageDataset(dataset, train, test, class_names, source, fingerprint(train, test), tuple(notices))
 
 
 def split_validation(split: Split, fraction: float = 0.1, seed: int = 0) -> tuple[Split, Split]:
@@ -362,7 +362,8 @@ def _check_md5(path: Path, md5: str) -> None:
     require(found == md5, f"{path} is damaged: its md5 is {found}, not {md5}; get the data set again", DataError)
 
 
-def _check_split(split: Split, name: str, spec: DatasetSpec, source: str) -> None:
+def check_split(split: Split, name: str, spec: DatasetSpec, source: str) -> None:
+    """Raises DataError unless a split has images of the data set's shape and labels of all its classes, and no others."""
     where = f"{spec.name} {name} ({source})"
     require(len(split) > 0, f"{where} has no images; get the files again", DataError)
     fits = len(split.labels) == len(split)
@@ -380,7 +381,8 @@ def _check_split(split: Split, name: str, spec: DatasetSpec, source: str) -> Non
     require(not missing, f"{where} has no images of classes {missing[:10]}; get the missing files", DataError)
 
 
-def _fingerprint(train: Split, test: Split) -> str:
+def fingerprint(train: Split, test: Split) -> str:
+    """Returns the sha256 over shapes, pixels and labels of both splits."""
     sha = hashlib.sha256()
     for split in (train, test):
         sha.update(str(tuple(split.images.shape)).encode())

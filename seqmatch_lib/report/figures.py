@@ -15,11 +15,11 @@ from matplotlib.ticker import MaxNLocator
 
 from seqmatch_lib.errors import StorageError, require
 from seqmatch_lib.methods import method_names
-from seqmatch_lib.methods.checkpoint import read_progress
 from seqmatch_lib.report.evidence import Evidence, efforts, runs_by_size
 from seqmatch_lib.report.tables import UNVERIFIED
 from seqmatch_lib.runs.config import SEQUENTIAL_PREFIX, RunConfig
 from seqmatch_lib.runs.records import RunRecord, changes_of
+from seqmatch_lib.runs.stages import read_progress
 from seqmatch_lib.subsets import SubsetSequence
 
 PALETTE = "colorblind"

@@ -18,11 +18,11 @@ from seqmatch_lib.engine.memory import keep_freed_memory, peak_memory_mb, reset_
 from seqmatch_lib.engine.training_checkpoint import TrainingCheckpoint
 from seqmatch_lib.errors import ConfigError, StorageError, require
 from seqmatch_lib.methods import Stage, get_method
-from seqmatch_lib.methods.checkpoint import StageCheckpoint, StageProgress
 from seqmatch_lib.methods.mtt import record_stage_teachers
 from seqmatch_lib.runs.config import RunConfig
+from seqmatch_lib.runs.distillation import distill_stages
 from seqmatch_lib.runs.records import SCHEMA, RunRecord, describe_code, describe_environment, load_record
-from seqmatch_lib.seqmatch import distill_sequence
+from seqmatch_lib.runs.stages import StageCheckpoint, StageProgress
 from seqmatch_lib.store.budget import Budget
 from seqmatch_lib.store.files import acquire_lock, read_json, remove_file, remove_leftovers, write_json
 from seqmatch_lib.subsets import (
@@ -101,6 +101,7 @@ def run_experiment(
     device: torch.device | str | None = None,
     download: bool = False,
     save_seconds: float = 120.0,
+    dataset: ImageDataset | None = None,
 ) -> RunRecord:
     """Runs a configuration, or goes on with it, or returns its record if it is finished.
 
@@ -113,6 +114,7 @@ def run_experiment(
         device: defaults to the first GPU, or the CPU.
         download: whether missing data may be downloaded.
         save_seconds: how old a checkpoint may grow.
+        dataset: the images, where they were not to be looked up by `config.dataset`.
 
     Returns:
         The record, which is also in `results_dir/runs/<table>/<run_id>.json`; the distilled set is in
@@ -131,8 +133,10 @@ def run_experiment(
     has_set = config.method == "whole" or set_path.is_file() or not state_dir.is_dir()
     if record_path.is_file() and has_set and not force:  # before any lock: it may lie where nothing can be written
         record = load_record(record_path)
-        if find_dataset(config.dataset).folder is not None:  # a name of the user's own says little about what is in the folder
-            _check_same_data(record.data["fingerprint"], load_dataset(config.dataset), record_path)
+        if dataset is None and find_dataset(config.dataset).folder is not None:
+            dataset = load_dataset(config.dataset)  # a name of the user's own says little about what is in the folder
+        if dataset is not None:
+            _check_same_data(record.data["fingerprint"], dataset, record_path)
         return record
     with _only_process(state_dir.with_name(f"{config.run_id}.lock")):
         if force:
@@ -140,7 +144,7 @@ def run_experiment(
         remove_leftovers(state_dir)
         for path in (record_path, set_path):
             remove_leftovers(path.parent, path.name)
-        dataset = load_dataset(config.dataset, data_root, download)
+        dataset = dataset or load_dataset(config.dataset, data_root, download)
         run = _Run(config, results_dir, state_dir, Budget(max_minutes, save_seconds), choose_device(device))
         record = run.execute(dataset)
         if record_path.is_file():
@@ -332,7 +336,7 @@ class _Run:
             """Accuracies of one network on the selection images, and on the test images if that is asked for."""
             return score_sequence(sequence, splits, data.num_classes, config.network, self.recipe, config.seed)
 
-        return distill_sequence(
+        return distill_stages(
             get_method(config.base_method)(config.options),
             first_stage,
             config.subset_ipcs,

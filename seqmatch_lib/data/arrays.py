@@ -1,0 +1,87 @@
+"""Images that lie in memory, as a data set: tensors, numpy arrays, or a `torch.utils.data.Dataset`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from seqmatch_lib.data.datasets import DatasetSpec, ImageDataset, Split, check_split, fingerprint
+from seqmatch_lib.errors import DataError, require
+
+Arrays = tuple[Any, Any]  # images and labels, tensors or numpy arrays
+
+
+def dataset_from_arrays(
+    train: Arrays | Dataset, test: Arrays | Dataset, name: str = "arrays", class_names: Sequence[str] | None = None
+) -> ImageDataset:
+    """Makes a data set of images in memory.
+
+    Args:
+        train: (images, labels): (N, C, H, W) uint8, or floats in [0, 1], which are rounded to 8 bits; (N,) whole numbers.
+            Or a `torch.utils.data.Dataset` of pairs of an image, (C, H, W) or a picture of Pillow's, and a class.
+        test: the same; its images have the shape of those of `train`.
+        name: of the data set in records.
+        class_names: one a label; the labels' numbers by default.
+
+    Raises:
+        DataError: another shape or type than those, pixels beyond their range, labels that are no whole numbers from 0 up.
+    """
+    splits = [_to_split(part, which) for part, which in ((train, "train"), (test, "test"))]
+    num_classes = int(splits[0].labels.max()) + 1
+    shape = tuple(splits[0].images.shape[1:])
+    middle = ((0.5,) * shape[0], (0.25,) * shape[0])  # as for image folders
+    spec = DatasetSpec(name, num_classes, shape, *middle, len(splits[0]), len(splits[1]))
+    for split, which in zip(splits, ("train", "test"), strict=True):
+        check_split(split, which, spec, "arrays")
+    names = tuple(class_names or map(str, range(num_classes)))
+    fits = len(names) == num_classes
+    require(fits, f"{len(names)} class names are given for {num_classes} classes; give one a label", DataError)
+    return ImageDataset(spec, *splits, names, "arrays", fingerprint(*splits), ())
+
+
+def _to_split(part: Arrays | Dataset, which: str) -> Split:
+    if isinstance(part, Dataset):
+        pairs = [part[index] for index in range(len(part))]
+        require(bool(pairs), f"{which} holds no images; give some", DataError)
+        part = torch.stack([_to_tensor(image) for image, _ in pairs]), torch.tensor([int(label) for _, label in pairs])
+    require(len(part) == 2, f"{which} must be a pair (images, labels), not {len(part)} things", DataError)
+    images, labels = (torch.as_tensor(np.asarray(one) if not torch.is_tensor(one) else one) for one in part)
+    require(
+        images.dim() == 4 and images.shape[1] in (1, 3),
+        f"{which} has images of shape {tuple(images.shape)}; they must be (N, C, H, W) with 1 or 3 channels C",
+        DataError,
+    )
+    whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype is torch.bool)
+    require(
+        labels.dim() == 1 and whole and len(labels) > 0 and int(labels.min()) >= 0,
+        f"{which} has labels of {labels.dtype} and shape {tuple(labels.shape)}; they must be (N,) whole numbers from 0 up",
+        DataError,
+    )
+    return Split(_to_bytes(images, which), labels.long().cpu())
+
+
+def _to_tensor(image: Any) -> torch.Tensor:
+    """Returns (C, H, W) of a tensor, or of a picture, whose channels come last."""
+    if torch.is_tensor(image):
+        return image
+    pixels = torch.from_numpy(np.array(image))
+    return pixels[None] if pixels.dim() == 2 else pixels.permute(2, 0, 1)
+
+
+def _to_bytes(images: torch.Tensor, which: str) -> torch.Tensor:
+    if images.dtype is torch.uint8:
+        return images.cpu().contiguous()
+    require(
+        images.is_floating_point(),
+        f"{which} has images of {images.dtype}; they must be uint8, or floats in [0, 1]",
+        DataError,
+    )
+    low, high = float(images.min()), float(images.max())
+    require(
+        low >= 0 and high <= 1,  # false where one is not a number
+        f"{which} has pixels from {low:.4g} to {high:.4g}; floats must lie in [0, 1], so undo a normalisation, or give uint8",
+        DataError,
+    )
+    return (255 * images).round().to(torch.uint8).cpu().contiguous()

@@ -1,0 +1,319 @@
+"""The front door: runs, distillation of one's own images, evaluation, records and presets, a call each.
+
+>>> import seqmatch_lib as sm
+>>> run = sm.run("digits-ipc10-seqmatch_mtt", scale="smoke", results_dir=folder)
+>>> run
+Run(digits-seqmatch_mtt-ipc10-k2-seed0-..., scale smoke: ... ± ... %, n = 2)
+>>> list(run.losses.columns), len(run.losses)  # 8 iterations for each of two subsets
+(['stage', 'iteration', 'loss'], 16)
+>>> sorted(run.evaluate(joint=True).accuracy)
+['convnet']
+>>> len(sm.records(folder))  # the last, the selected, the joint set and random images, two networks each
+8
+"""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.data import Dataset
+
+from seqmatch_lib.bench.cost import Problem, predict_seconds, predict_work
+from seqmatch_lib.bench.report import load_benchmark, newest_benchmark
+from seqmatch_lib.data.arrays import Arrays, dataset_from_arrays
+from seqmatch_lib.data.datasets import DATASETS, ImageDataset, find_dataset, fit_preprocessing, load_dataset
+from seqmatch_lib.errors import ConfigError, StorageError, require
+from seqmatch_lib.methods import method_names
+from seqmatch_lib.runs.config import SEQUENTIAL_PREFIX, RunConfig, preset_names
+from seqmatch_lib.runs.experiment import choose_device, prepare_data, run_experiment
+from seqmatch_lib.runs.records import RunRecord, load_runs, tabulate_accuracies
+from seqmatch_lib.runs.reevaluation import Judgement, judge
+from seqmatch_lib.subsets import SubsetSequence, load_sequence
+
+if TYPE_CHECKING:  # the library runs without the notebook packages
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+RESULTS = "paper_results"
+
+
+@dataclass(frozen=True, repr=False)
+class Run:
+    """A finished run: its record, its distilled set, and what can be asked of them.
+
+    Args:
+        config: of the run.
+        record: accuracies, losses, seconds, versions; see `RunRecord`.
+        results_dir: folder in which it was run.
+        dataset: its images where they were given as arrays; None where the data set has a name.
+    """
+
+    config: RunConfig
+    record: RunRecord
+    results_dir: Path
+    dataset: ImageDataset | None = None
+
+    def __repr__(self) -> str:
+        found = self.record.accuracy_last
+        accuracy = f"{found['mean']:.1f} ± {found['std']:.1f} %, n = {found['n']}"
+        return f"Run({self.record.run_id}, scale {self.record.scale}: {accuracy})"
+
+    @cached_property
+    def distilled(self) -> SubsetSequence:
+        """The distilled set, S_1 … S_K.
+
+        Raises:
+            StorageError: the record is there, the set is not: committed records come without most of the sets.
+        """
+        path = self.results_dir / "distilled" / f"{self.record.run_id}.safetensors"
+        require(
+            path.is_file(),
+            f"{path} is not there, although the run has a record; give run(…, force=True) to distil it again",
+            StorageError,
+        )
+        return load_sequence(path)
+
+    @property
+    def losses(self) -> "DataFrame":
+        """The loss of every iteration: columns `stage`, `iteration` (both counted from 1) and `loss`."""
+        from pandas import DataFrame
+
+        rows = [
+            (k, iteration, loss)
+            for k, stage in enumerate(self.record.stages, start=1)
+            for iteration, loss in enumerate(stage["losses"], start=1)
+        ]
+        return DataFrame(rows, columns=["stage", "iteration", "loss"])
+
+    @property
+    def scores(self) -> "DataFrame":
+        """Accuracies of scored iterates in per cent: `stage`, `iteration`, `images` ("validation" or "test"), `accuracy`."""
+        from pandas import DataFrame
+
+        rows = [
+            (k, iteration, images, accuracy)
+            for k, stage in enumerate(self.record.stages, start=1)
+            for images, name in ((self.record.selected_on, "scores"), ("test", "test_scores"))
+            for iteration, accuracy in stage.get(name, [])
+        ]
+        return DataFrame(rows, columns=["stage", "iteration", "images", "accuracy"])
+
+    def show(self, max_per_class: int = 10, classes: Sequence[int] | None = None) -> "Figure":
+        """Draws the distilled images, a row for each class and a block of columns for each subset."""
+        from seqmatch_lib.report.figures import show_images
+
+        config = self.config
+        spec = find_dataset(config.dataset) if self.dataset is None else self.dataset.spec
+        images = self._load().train.images if config.zca else torch.empty(0)
+        to_pixels = fit_preprocessing(spec, images, config.zca).inverse
+        names = self.distilled.metadata["class_names"]
+        return show_images(self.distilled, to_pixels, names, self.record.run_id, max_per_class, classes)
+
+    def plot_losses(self, window: int = 20) -> "Figure":
+        """Draws the matching loss of every stage, as a running mean over `window` iterations."""
+        from seqmatch_lib.report.figures import plot_losses
+
+        return plot_losses({self.config.method: self.record}, window).figure
+
+    def evaluate(
+        self,
+        networks: Sequence[str] | None = None,
+        joint: bool = False,
+        random: bool = False,
+        seed: int = 0,
+        set: Mapping[str, Any] | None = None,
+    ) -> Judgement:
+        """Trains fresh networks on the distilled set and tests them; arguments as in `evaluate`."""
+        return evaluate(self.distilled, networks, joint, random, seed, set, self._load())
+
+    def _load(self) -> ImageDataset:
+        return load_dataset(self.config.dataset) if self.dataset is None else self.dataset
+
+
+def run(
+    preset: str,
+    scale: str = "paper",
+    seed: int = 0,
+    set: Mapping[str, Any] | None = None,
+    results_dir: Path | str = RESULTS,
+    max_minutes: float | None = None,
+    force: bool = False,
+    download: bool = False,
+) -> Run:
+    """Runs a preset, goes on with it where it was stopped, or reads its record where it is finished.
+
+    Args:
+        preset: a name of `presets()`.
+        scale: "smoke" (seconds, means nothing), "reduced" (a rehearsal, minutes), "short" (the published settings, fewer
+            iterations; hours) or "paper".
+        seed: of initial images, batches and evaluation networks.
+        set: settings that differ from the preset, by dotted keys: `{"mtt.syn_steps": 20, "subset_ipcs": [5, 5]}`.
+        results_dir: folder of records and distilled sets.
+        max_minutes: stop at the first checkpoint after this time, with `OutOfTime`.
+        force: run again although there is a record.
+        download: whether a missing data set may be downloaded.
+
+    Raises:
+        ConfigError: an unknown preset, scale or key, or a value out of range.
+        DataError: the data set is not there.
+    """
+    config = RunConfig.from_preset(preset, scale, seed, set)
+    record = run_experiment(config, results_dir, max_minutes=max_minutes, force=force, download=download)
+    return Run(config, record, Path(results_dir))
+
+
+def distill(
+    train: Arrays | Dataset,
+    test: Arrays | Dataset,
+    method: str = "mtt",
+    subset_ipcs: Sequence[int] = (10,),
+    iterations: int | None = None,
+    scale: str = "reduced",
+    seed: int = 0,
+    set: Mapping[str, Any] | None = None,
+    results_dir: Path | str | None = None,
+) -> Run:
+    """Distils images that lie in memory: no preset, no folder.
+
+    Args:
+        train: (images, labels): tensors or numpy arrays, (N, C, H, W) uint8, or floats in [0, 1], and (N,) whole numbers
+            0 … classes - 1; or a `torch.utils.data.Dataset` of such pairs.
+        test: the same for the test images.
+        method: base method: "mtt", "idc", "dm", "krr", or one of your own.
+        subset_ipcs: images per class of S_1 … S_K; more than one makes it SeqMatch.
+        iterations: for each subset; by default those of the preset that lends its settings.
+        scale: all other settings are those of the preset `cifar10-ipc10-<method>` at this scale, for example a ConvNet of
+            depth 3, which needs images of 8 pixels and more.
+        seed: of initial images, batches and evaluation networks.
+        set: settings that differ from that preset, by dotted keys.
+        results_dir: folder to keep everything in, from which the same call goes on; a temporary one by default.
+
+    Raises:
+        DataError: images or labels that do not fit, with what was found.
+        ConfigError: an unknown method, or a setting out of range.
+    """
+    dataset = dataset_from_arrays(train, test)
+    base = method.removeprefix(SEQUENTIAL_PREFIX)
+    require(base in method_names(), f"method {method!r:.120} is unknown; use one of {', '.join(method_names())}")
+    config = RunConfig.from_preset(f"cifar10-ipc10-{base}", scale, seed)
+    changes: dict[str, Any] = {
+        "dataset": dataset.spec.name,
+        "zca": False,
+        "method": SEQUENTIAL_PREFIX * (len(subset_ipcs) > 1) + base,
+        "ipc": sum(subset_ipcs),
+        "subset_ipcs": list(subset_ipcs),
+    }
+    if config.intervals:
+        changes["intervals"] = [list(config.intervals[0])]
+    if iterations is not None:
+        one_for_all = not isinstance(config.options.iterations, int)
+        changes[f"{base}.iterations"] = [iterations] if one_for_all else iterations
+    config = config.changed(changes | dict(set or {}))
+    folder = Path(results_dir or tempfile.mkdtemp(prefix="seqmatch-"))
+    return Run(config, run_experiment(config, folder, dataset=dataset), folder, dataset)
+
+
+def evaluate(
+    distilled: SubsetSequence | Path | str,
+    networks: Sequence[str] | None = None,
+    joint: bool = False,
+    random: bool = False,
+    seed: int = 0,
+    set: Mapping[str, Any] | None = None,
+    dataset: ImageDataset | None = None,
+) -> Judgement:
+    """Trains fresh networks on a distilled set and tests them.
+
+    Args:
+        distilled: the set, or its file.
+        networks: architectures, for example ["convnet", "resnet18"]; by default those of the set's own run.
+        joint: train on all subsets at once instead of stage by stage.
+        random: also train on as many random real images.
+        seed: of the networks and of those random images.
+        set: settings that differ from those of the set's own run, by dotted keys: `{"training.epochs": 600}`.
+        dataset: the real images; by default those of the name that the set remembers.
+
+    Returns:
+        `accuracy` and `random_baseline` in per cent, by architecture.
+
+    Raises:
+        ConfigError: the set does not say how it was made.
+        DataError: the set was distilled from other images than those found.
+    """
+    sequence = distilled if isinstance(distilled, SubsetSequence) else load(distilled)
+    origin = "the set" if isinstance(distilled, SubsetSequence) else distilled
+    require("config" in sequence.metadata, f"{origin} does not say how it was made; give one that a run wrote", ConfigError)
+    changes = dict(set or {}) | ({"evaluation.networks": list(networks)} if networks else {})
+    config = RunConfig.from_dict(sequence.metadata["config"]).changed(changes)
+    real = prepare_data(dataset or load_dataset(config.dataset), config.zca, config.select_on, choose_device())
+    return judge(sequence, config, real, joint, seed, random)
+
+
+def load(path: Path | str) -> SubsetSequence:
+    """Reads a distilled set that a run, or `SubsetSequence.save`, wrote.
+
+    Raises:
+        StorageError: missing, damaged, or not a distilled set.
+    """
+    return load_sequence(Path(path))
+
+
+def records(results_dir: Path | str = RESULTS) -> "DataFrame":
+    """Returns every accuracy of every network of every run, one a row, in per cent.
+
+    Returns:
+        Columns `dataset`, `ipc`, `method`, `num_subsets`, `scale`, `run_id`, `seed`, `training` ("last", "selected", "joint",
+        or "random" for random real images), `network`, `accuracy`.
+    """
+    runs = load_runs(Path(results_dir))
+    names = ["dataset", "ipc", "method", "num_subsets", "scale", "run_id"]
+    return tabulate_accuracies({tuple(getattr(run, name) for name in names): [run] for run in runs}, names)
+
+
+def presets(dataset: str | None = None, scale: str = "paper", results_dir: Path | str = RESULTS) -> "DataFrame":
+    """Returns the presets, with what was published for them and the minutes that a run is predicted to take.
+
+    Args:
+        dataset: its presets alone; all by default.
+        scale: of the prediction.
+        results_dir: where published accuracies and benchmarks lie; without them these columns are empty.
+
+    Returns:
+        Columns `preset`, `ipc` (0: all images), `method`, `num_subsets`, `published` (per cent) and `minutes`.
+    """
+    from pandas import DataFrame
+
+    require(dataset is None or dataset in DATASETS, f"data set {dataset!r} is unknown; use one of {', '.join(DATASETS)}")
+    configs = [RunConfig.from_preset(name, scale) for name in preset_names()]
+    rows = [
+        (one.preset, one.ipc, one.method, one.num_subsets, _published(one, results_dir), _predict_minutes(one, results_dir))
+        for one in configs
+        if dataset in (None, one.dataset)
+    ]
+    return DataFrame(rows, columns=["preset", "ipc", "method", "num_subsets", "published", "minutes"])
+
+
+def _published(config: RunConfig, results_dir: Path | str) -> float | None:
+    from seqmatch_lib.report.tables import load_published
+
+    if not (Path(results_dir) / "published").is_dir():
+        return None
+    table = load_published(results_dir)
+    found = table[(table["dataset"] == config.dataset) & (table["ipc"] == config.ipc) & (table["method"] == config.method)]
+    return None if found.empty else float(found["mean"].iloc[0])
+
+
+def _predict_minutes(config: RunConfig, results_dir: Path | str) -> float | None:
+    folder = Path(results_dir) / "benchmarks"
+    if not any(folder.glob("*.json")):
+        return None
+    benchmark = load_benchmark(newest_benchmark(folder))
+    try:
+        works = predict_work(config, Problem.of(config.dataset)).values()
+        return round(sum(predict_seconds(work, config.network, benchmark) for work in works) / 60, 1)
+    except ConfigError:  # a way that this machine's benchmark did not measure
+        return None

@@ -1,0 +1,108 @@
+"""Distillation of a run: Algorithm 1 with checkpoints, selection of iterates, times, peak memory and progress bars."""
+
+import time
+from collections.abc import Callable, Sequence
+
+from tqdm import tqdm
+
+from seqmatch_lib.engine.memory import reset_peak_memory
+from seqmatch_lib.errors import DivergenceError
+from seqmatch_lib.methods.base import BaseMethod, Prepared, Stage
+from seqmatch_lib.runs.stages import StageCheckpoint, StageProgress
+from seqmatch_lib.seqmatch import distill_sequence, iterate
+from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset
+
+Scorer = Callable[[SubsetSequence], Sequence[float]]
+
+
+def distill_stages(
+    method: BaseMethod,
+    first_stage: Stage,
+    ipcs: Sequence[int],
+    intervals: Sequence[tuple[int, int] | None],
+    make_checkpoint: Callable[[int], StageCheckpoint],
+    score: Scorer | None = None,
+    num_selections: int = 1,
+) -> list[StageProgress]:
+    """Distils the subsets in order, from their checkpoints where there are any.
+
+    Args:
+        method: and all up to `intervals`: as in `distill_sequence`.
+        first_stage: see there.
+        ipcs: see there.
+        intervals: see there.
+        make_checkpoint: k -> where stage k is kept; finished stages are read from there.
+        score: accuracy of a sequence on held-out images, to select the best iterate of a stage, and perhaps a second one, on
+            the test images, to be noted; None keeps the last iterate.
+        num_selections: how many iterates a stage are scored.
+
+    Returns:
+        The finished stages. S_k as frozen for the later stages is `selected`; only S_K has a separate `last`.
+
+    Raises:
+        DivergenceError: the loss or the step size leaves its range; the last good state is in the checkpoint.
+        OutOfTime: the budget is spent; the state is in the checkpoint.
+    """
+    finished = []
+
+    def distill(method: BaseMethod, stage: Stage) -> SyntheticSubset:
+        finished.append(_distill_stage(method, stage, make_checkpoint(stage.index), score, num_selections))
+        return finished[-1].selected
+
+    distill_sequence(method, first_stage, ipcs, intervals, distill)
+    return finished
+
+
+def _distill_stage(
+    method: BaseMethod, stage: Stage, checkpoint: StageCheckpoint, score: Scorer | None, num_selections: int
+) -> StageProgress:
+    progress, state = checkpoint.load(method.initialise(stage))
+    if progress.trainable.iteration < method.num_iterations(stage.index):
+        prepared = _prepare(method, stage, progress)
+        if state:
+            prepared.load_state(state)
+        try:
+            _iterate_and_keep(method, stage, prepared, progress, checkpoint, score, num_selections)
+        except DivergenceError:
+            checkpoint.save(progress, prepared.state())
+            raise
+    return progress
+
+
+def _prepare(method: BaseMethod, stage: Stage, progress: StageProgress) -> Prepared:
+    """Makes what the steps need, and notes what that took."""
+    reset_peak_memory(stage.images.device)
+    prepared = method.prepare(stage)
+    progress.seconds["teachers"] = prepared.seconds
+    progress.note_memory("teachers")
+    reset_peak_memory(stage.images.device)
+    return prepared
+
+
+def _iterate_and_keep(
+    method: BaseMethod,
+    stage: Stage,
+    prepared: Prepared,
+    progress: StageProgress,
+    checkpoint: StageCheckpoint,
+    score: Scorer | None,
+    num_selections: int,
+) -> None:
+    iterations = method.num_iterations(stage.index)
+    scored = {round(iterations * (i + 1) / num_selections) for i in range(num_selections)} if score else set()
+    done = progress.trainable.iteration
+    with tqdm(total=iterations, initial=done, desc=f"distil S_{stage.index}", unit="it") as bar:
+        began = time.perf_counter()
+        for trainable in iterate(method, stage, prepared, progress.trainable):
+            progress.seconds["distillation"] += time.perf_counter() - began
+            bar.update()
+            bar.set_postfix(loss=f"{trainable.losses[-1]:.4f}", lr=f"{trainable.lr.item():.4f}")
+            if trainable.iteration in scored:
+                began = time.perf_counter()
+                progress.consider(*score(stage.frozen.then(trainable.freeze())))
+                progress.seconds["selection"] += time.perf_counter() - began
+            if trainable.iteration == iterations or stage.budget.wants_save():
+                progress.note_memory("distillation")
+                checkpoint.save(progress, prepared.state())
+                stage.budget.saved()
+            began = time.perf_counter()

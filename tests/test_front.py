@@ -1,0 +1,180 @@
+"""The front door does what its docstrings say, from arrays and data sets in memory as from presets."""
+
+import doctest
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import CLASSES, make_images
+from torch.utils.data import TensorDataset
+
+import seqmatch_lib as sm
+from seqmatch_lib import front
+from seqmatch_lib.data.arrays import dataset_from_arrays
+from seqmatch_lib.errors import ConfigError, DataError, StorageError
+
+ROOT = Path(__file__).parents[1]
+QUICK = {"network.depth": 1, "training.epochs": 2}
+
+
+def as_pixels(count, seed=0):
+    """Images that a small network can tell apart, (count, 1, 6, 6) uint8, and their labels."""
+    images, labels = make_images(count, seed)
+    return (64 * images + 128).clamp(0, 255).to(torch.uint8), labels
+
+
+@pytest.fixture(scope="module")
+def mine(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mine")
+    return sm.distill(
+        as_pixels(90),
+        as_pixels(30, 1),
+        "mtt",
+        (2, 1),
+        iterations=3,
+        scale="smoke",
+        set=QUICK | {"mtt.lr_lr": 0.0},
+        results_dir=folder,
+    )
+
+
+def test_the_example_of_the_docstring_runs(tmp_path):
+    failures, tried = doctest.testmod(front, extraglobs={"folder": tmp_path}, optionflags=doctest.ELLIPSIS)
+    assert tried > 4
+    assert failures == 0
+
+
+def test_importing_the_library_imports_nothing_slow():
+    code = "import sys, seqmatch_lib; print(sorted({'torch', 'numpy', 'pandas', 'matplotlib'} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_name_of_the_front_door_is_there_and_others_are_named():
+    for name in sm.__all__:
+        assert getattr(sm, name).__name__ == name
+    assert set(sm.__all__) <= set(dir(sm))
+    with pytest.raises(AttributeError, match=r"no attribute 'distil'; it has .*distill"):
+        sm.distil  # noqa: B018
+
+
+def test_arrays_are_distilled_in_subsets(mine):
+    assert mine.record.method == "seqmatch_mtt"
+    assert [tuple(subset.images.shape) for subset in mine.distilled.subsets] == [(6, 1, 6, 6), (3, 1, 6, 6)]
+    assert len(mine.losses) == 6
+    assert mine.losses["loss"].tolist() == [loss for stage in mine.record.stages for loss in stage["losses"]]
+    assert set(mine.scores["images"]) == {"validation"}
+    assert re.fullmatch(r"Run\(arrays-seqmatch_mtt-ipc3-k2-seed0-\w{8}, scale smoke: .* n = 2\)", repr(mine))
+
+
+def test_a_distilled_set_is_saved_loaded_and_evaluated(mine, tmp_path):
+    mine.distilled.save(tmp_path / "mine.safetensors")
+    again = sm.load(tmp_path / "mine.safetensors")
+    assert again.sha256() == mine.distilled.sha256()
+    staged = mine.evaluate()
+    assert staged.accuracy["convnet"]["values"] == mine.record.accuracy_last["values"]  # the same networks, trained alike
+    other = sm.evaluate(
+        tmp_path / "mine.safetensors", ["convnet"], joint=True, dataset=mine.dataset, set={"training.epochs": 1}
+    )
+    assert list(other.accuracy) == ["convnet"]
+
+
+def test_pictures_of_the_set_and_of_its_losses_are_drawn(mine):
+    assert len(mine.show().axes) == 2
+    assert len(mine.plot_losses().axes[0].lines) == 2
+
+
+@pytest.mark.parametrize("method", ["idc", "dm", "krr"])
+def test_other_methods_take_arrays_too(method, tmp_path):
+    run = sm.distill(as_pixels(90), as_pixels(30, 1), method, (2,), 2, "smoke", set=QUICK, results_dir=tmp_path)
+    assert run.record.method == method
+    assert len(run.losses) == 2
+
+
+def test_arrays_of_any_kind_are_the_same_data_set():
+    images, labels = as_pixels(30)
+    kinds = {
+        "tensors": (images, labels),
+        "numpy": (images.numpy(), labels.numpy().astype(np.uint8)),
+        "floats": (images.float() / 255, labels),
+        "a data set": TensorDataset(images, labels),
+    }
+    found = {name: dataset_from_arrays(part, part).fingerprint for name, part in kinds.items()}
+    assert len(set(found.values())) == 1, found
+
+
+def test_pictures_have_their_channels_last():
+    from PIL import Image
+
+    class Pictures(torch.utils.data.Dataset):
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, index):
+            pixels = np.zeros((4, 5, 3), np.uint8)
+            pixels[..., 2] = 7
+            return Image.fromarray(pixels), index
+
+    train = dataset_from_arrays(Pictures(), Pictures()).train
+    assert tuple(train.images.shape) == (2, 3, 4, 5)
+    assert train.images[:, 2].eq(7).all()
+    assert train.images[:, :2].eq(0).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x, y: (x[:, 0], y), r"images of shape \(30, 6, 6\); they must be \(N, C, H, W\)"),
+        (lambda x, y: (x.float(), y), r"pixels from .* floats must lie in \[0, 1\]"),
+        (lambda x, y: (x.float() * float("nan"), y), r"pixels from nan to nan"),
+        (lambda x, y: (x.int(), y), r"images of torch.int32; they must be uint8"),
+        (lambda x, y: (x, y.float()), r"labels of torch.float32 and shape \(30,\); they must be \(N,\) whole numbers"),
+        (lambda x, y: (x, y - 1), r"whole numbers from 0 up"),
+        (lambda x, y: (x, y[:-1]), r"30 images and 29 labels"),
+        (lambda x, y: (x, 2 * y), r"has no images of classes \[1, 3\]"),
+        (lambda x, y: (x, y, y), r"train must be a pair \(images, labels\), not 3 things"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused_with_what_was_found(change, message):
+    with pytest.raises(DataError, match=message):
+        dataset_from_arrays(change(*as_pixels(30)), as_pixels(30))
+
+
+def test_what_cannot_be_distilled_is_refused(tmp_path):
+    data = as_pixels(30)
+    with pytest.raises(ConfigError, match="method 'mmt' is unknown; use one of dm, idc, krr, mtt"):
+        sm.distill(data, data, "mmt")
+    sm.distill(data, data, "dm", (1,), 1, "smoke", set=QUICK, results_dir=tmp_path)
+    other = as_pixels(30, seed=5)
+    with pytest.raises(StorageError, match="belongs to other images of arrays"):
+        sm.distill(other, data, "dm", (1,), 1, "smoke", set=QUICK, results_dir=tmp_path)
+    assert CLASSES == 3
+
+
+def test_committed_records_are_one_tidy_frame():
+    found = sm.records(ROOT / "paper_results")
+    assert set(found["training"]) == {"last", "selected", "joint", "random"}
+    assert found["accuracy"].between(0, 100).all()
+    run = found[found["run_id"].str.endswith("5aa6d56d") & (found["training"] == "last")]
+    assert len(run) == 5
+
+
+def test_a_record_without_its_set_says_how_to_get_the_set(mine, tmp_path):
+    bare = front.Run(mine.config, mine.record, tmp_path)
+    with pytest.raises(StorageError, match=r"run\(…, force=True\) to distil it again"):
+        _ = bare.distilled
+
+
+def test_presets_stand_beside_what_was_published():
+    found = sm.presets("cifar10", results_dir=ROOT / "paper_results").set_index("preset")
+    assert found.loc["cifar10-ipc10-mtt", "published"] == 65.3
+    assert found.loc["cifar10-ipc50-seqmatch_mtt", "num_subsets"] == 3
+    assert set(found.index.str.split("-").str[0]) == {"cifar10"}
+    bare = sm.presets("digits", results_dir="nowhere")
+    assert bare["minutes"].isna().all()
+    with pytest.raises(ConfigError, match="data set 'cifar1O' is unknown"):
+        sm.presets("cifar1O")
