@@ -72,8 +72,7 @@ def advance(method: BaseMethod, prepared: Prepared, trainable: Trainable, stage:
     for optimizer in trainable.optimizers.values():
         optimizer.zero_grad()
     loss = method.step(prepared, trainable, stage.frozen, generator)
-    leaves = {"images": trainable.images, "labels": trainable.labels, "lr": trainable.lr}
-    undo = [_step(leaves[name], optimizer) for name, optimizer in trainable.optimizers.items()]
+    undo = [_step(trainable.leaves[name], optimizer) for name, optimizer in trainable.optimizers.items()]
     finite = loss.isfinite()
     for leaf in (trainable.images, trainable.labels):
         if leaf.grad is not None:

@@ -8,7 +8,8 @@ import torch
 
 from seqmatch_lib.engine.step_functions import _Compiled
 
-SEED = int(os.environ.get("SEQMATCH_TEST_SEED", secrets.randbelow(2**31)))
+# Set for the processes that pytest-xdist starts, so that all of them have the seed that is printed.
+SEED = int(os.environ.setdefault("SEQMATCH_TEST_SEED", str(secrets.randbelow(2**31))))
 
 
 def pytest_report_header(config: pytest.Config) -> str:

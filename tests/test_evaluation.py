@@ -38,7 +38,6 @@ def test_every_stage_trains_on_the_union_so_far_with_its_own_step_size(monkeypat
     monkeypatch.setattr(
         "seqmatch_lib.engine.evaluation.train_stage",
         lambda networks, images, labels, lr, *_: calls.append((images, labels, lr)),
-        lambda networks, images, labels, lr, *_: calls.append((images, labels, lr)),
     )
     sequence = make_sequence()
     train_staged([], sequence, RECIPE, [])

@@ -551,7 +551,6 @@ def test_the_library_runs_nothing_that_it_reads():
     `test_a_changed_cifar_batch_is_refused_before_it_is_unpickled` in test_data.py holds that to be so.
     """
     files = sorted(Path(seqmatch_lib.__file__).parent.rglob("*.py"))
-    assert len(files) > 30
     assert {path.name: find_dangers(path.read_text()) for path in files if find_dangers(path.read_text())} == {}
 
 

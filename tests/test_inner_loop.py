@@ -271,6 +271,7 @@ def test_what_cannot_be_unrolled_is_refused(generator):
 
 NO_COMPILER = """
 import torch, warnings
+from seqmatch_lib.errors import ConfigError
 from seqmatch_lib.engine.networks import NetworkConfig, flatten_parameters, make_network
 from seqmatch_lib.engine.step_functions import StepFunctions
 network = make_network(NetworkConfig(width=4, depth=1), (1, 4, 4), 2, torch.Generator())
@@ -281,7 +282,11 @@ with warnings.catch_warnings(record=True) as caught:
     functions.gradient(*arguments)
     functions.gradient(*arguments)
     functions.adjoint(*arguments, arguments[0])
-print([str(one.message) for one in caught if "running uncompiled" in str(one.message)])
+try:
+    StepFunctions(network, "bfloat16").gradient(*arguments)
+except ConfigError as error:
+    refused = str(error)
+print([str(one.message) for one in caught if "running uncompiled" in str(one.message)] + [refused])
 """
 
 
@@ -289,7 +294,8 @@ def test_without_a_compiler_it_runs_and_says_so_once(tmp_path):
     environment = {**os.environ, "CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", NO_COMPILER], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
-    messages = eval(done.stdout)  # a list of strings, printed by our own script
+    *messages, refused = eval(done.stdout)  # a list of strings, printed by our own script
+    assert "precision 'bfloat16' needs compiled code, and compiling failed (InvalidCxxCompiler" in refused
     assert len(messages) == 1, messages
     assert "running uncompiled" in messages[0]
     assert "InvalidCxxCompiler" in messages[0]

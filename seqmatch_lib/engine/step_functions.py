@@ -75,7 +75,7 @@ class StepFunctions:
         self._names = [name for name, _ in network.named_parameters()]
         self._shapes = [parameter.shape for parameter in network.parameters()]
         self._sizes = [shape.numel() for shape in self._shapes]
-        compile_ = _Compiled if compiled else lambda function: function
+        compile_ = partial(_Compiled, precision=precision) if compiled else lambda function: function
         self._gradient = compile_(grad_and_value(self.loss))
         self._stacked_gradient = compile_(vmap(grad_and_value(partial(self.loss, channels_last=False))))
         self._adjoint_of_classes = compile_(self._differentiate((0, 1)))
@@ -198,14 +198,18 @@ def _tf32(allowed: bool) -> Iterator[None]:
 
 
 class _Compiled:
-    """A function that is compiled at its first call, or called as it is where that is not possible."""
+    """A function that is compiled at its first call, or called as it is where that is not possible.
+
+    bfloat16 is refused there: uncompiled it would be computed in float32, under the name of a run that asks for bfloat16.
+    """
 
     enabled = True
     reasons: ClassVar[set[str]] = set()  # why something could not be compiled, each told once
 
-    def __init__(self, function: Callable) -> None:
+    def __init__(self, function: Callable, precision: str = "float32") -> None:
         mode = "reduce-overhead" if torch.cuda.is_available() else "default"  # the former replays CUDA graphs
         self._function = function
+        self._precision = precision
         self._compiled = torch.compile(function, fullgraph=True, dynamic=False, mode=mode)
 
     def __call__(self, *arguments: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -217,13 +221,18 @@ class _Compiled:
                     torch.compiler.cudagraph_mark_step_begin()
                 return self._compiled(*arguments)
         except BackendCompilerFailed as error:
+            reason = f"{type(error.inner_exception).__name__}: {str(error.inner_exception).strip().splitlines()[0]}"
+            require(
+                self._precision != "bfloat16",
+                f"precision 'bfloat16' needs compiled code, and compiling failed ({reason}); install g++, or set float32 in "
+                "every section that has bfloat16: --set teachers.precision=float32 --set training.precision=float32",
+            )
             self._compiled = None
-            self._tell(error.inner_exception)
+            self._tell(reason)
             return self._function(*arguments)
 
     @classmethod
-    def _tell(cls, error: Exception) -> None:
-        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+    def _tell(cls, reason: str) -> None:
         if reason not in cls.reasons:
             cls.reasons.add(reason)
             warnings.warn(f"running uncompiled, which is slower, because compiling failed ({reason}); "

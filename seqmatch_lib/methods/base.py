@@ -57,6 +57,7 @@ from seqmatch_lib.errors import ConfigError, require
 from seqmatch_lib.methods.teachers import TeacherConfig
 from seqmatch_lib.seeds import make_generator
 from seqmatch_lib.store.budget import Budget
+from seqmatch_lib.store.files import tensors_under
 from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset, sample_real_subset
 
 ENTRY_POINTS = "seqmatch_lib.methods"
@@ -149,6 +150,38 @@ class Trainable:
     iteration: int = 0
     losses: list[float] = field(default_factory=list)
 
+    @property
+    def leaves(self) -> dict[str, torch.Tensor]:
+        """Images, labels and step size, by the names that optimisers have."""
+        return {"images": self.images, "labels": self.labels, "lr": self.lr}
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Returns the leaves and the optimisers' states, from which `load_state` goes on bit for bit."""
+        tensors = self.leaves
+        for name, optimizer in self.optimizers.items():
+            found = optimizer.state[self.leaves[name]].items()
+            tensors |= {f"optimizer.{name}.{key}": value for key, value in found}
+        return tensors
+
+    def load_state(self, state: dict[str, torch.Tensor], losses: list[float]) -> None:
+        """Takes over what `state` returned, and the losses of the finished iterations.
+
+        Raises:
+            KeyError: a leaf is missing; ValueError: a tensor has another shape or dtype.
+        """
+        leaves = self.leaves
+        with torch.no_grad():
+            for name, leaf in leaves.items():
+                leaf.copy_(saved_like(state[name], leaf))
+        for name, optimizer in self.optimizers.items():
+            # counters of steps stay on the CPU, as the optimisers of torch keep them
+            optimizer.state[leaves[name]] = {
+                key: saved_like(value, leaves[name]).to(leaves[name].device) if value.dim() or name == "lr" else value
+                for key, value in tensors_under(state, f"optimizer.{name}.").items()
+            }
+        self.losses = losses
+        self.iteration = len(losses)
+
     def targets(self) -> torch.Tensor:
         """Returns what networks are trained on: the labels, or the probabilities of logits; differentiable."""
         return self.labels.softmax(1) if self.logits else self.labels
@@ -164,6 +197,13 @@ class Trainable:
         """Returns a copy of the present state as a subset that no later step can change."""
         labels = self.targets().detach().clone()
         return SyntheticSubset(self.images.detach().clone(), labels, self.lr.item(), self.formation)
+
+
+def saved_like(saved: torch.Tensor, leaf: torch.Tensor) -> torch.Tensor:
+    """Returns a saved tensor after making sure that it has the shape and dtype of what it is to become, else ValueError."""
+    if saved.shape != leaf.shape or saved.dtype != leaf.dtype:
+        raise ValueError(f"{saved.dtype} of shape {tuple(saved.shape)} instead of {leaf.dtype} of {tuple(leaf.shape)}")
+    return saved
 
 
 @dataclass

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from seqmatch_lib.errors import StorageError, require
+from seqmatch_lib.methods import get_method
 from seqmatch_lib.runs.config import REFERENCES, RunConfig, preset_names
 from seqmatch_lib.runs.records import RunRecord, changes_of, check_same_images, load_runs
 from seqmatch_lib.store.files import write_atomically
@@ -24,6 +25,8 @@ COLUMNS = {
     "n": "n",
     "seeds": "seeds",
     "scale": "scale",
+    "iterations": "iterations",
+    "teachers": "teachers",
     "images": "train images",
     "minutes": "minutes",
     "device": "device",
@@ -56,12 +59,13 @@ def load_published(results_dir: Path | str = "paper_results") -> pd.DataFrame:
 
 
 def build_table(
-    dataset: str, records: Sequence[RunRecord], published: pd.DataFrame, scales: Sequence[str] = ("reduced", "paper")
+    dataset: str, records: Sequence[RunRecord], published: pd.DataFrame, scales: Sequence[str] = ("reduced", "short", "paper")
 ) -> pd.DataFrame:
     """Returns one row for each cell of a data set's table and each scale it was run at; cells that were not run say so.
 
     Runs of one preset and scale that differ in the seed alone are pooled: mean and standard deviation are those of all
-    their networks. `difference` is ours less the published mean, at paper scale only: smaller scales are other settings.
+    their networks. `difference` is ours less the published mean, at the published settings only (scales "short" and "paper").
+    Random real images are compared with the baseline that is trained with augmentation, as ours is, where one was published.
 
     Args:
         dataset: its name.
@@ -78,7 +82,11 @@ def build_table(
     for preset in _presets_of(dataset):
         config = RunConfig.from_preset(preset)
         printed = known[(known["ipc"] == config.ipc) & (known["method"] == config.method)]
-        row = {"ipc": config.ipc or "all", "method": config.method, "published": _print_published(printed), "preset": preset}
+        shown = _print_published(printed)
+        augmented = known[(known["ipc"] == config.ipc) & (known["method"] == f"{config.method}_augmented")]
+        if len(augmented):
+            shown, printed = f"{shown}; augmented {_print_published(augmented)}", augmented
+        row = {"ipc": config.ipc or "all", "method": config.method, "published": shown, "preset": preset}
         runs = [(scale, _runs_of(preset, scale, records)) for scale in scales]
         done = [(scale, found) for scale, found in runs if found]
         rows += [row | _summarise(found, scale, printed) for scale, found in done]
@@ -110,16 +118,24 @@ def _summarise(runs: Sequence[RunRecord], scale: str, printed: pd.DataFrame) -> 
         for column, name in (("last", "accuracy_last"), ("selected", "accuracy_selected"), ("random", "random_baseline"))
     }
     row = {column: _mean_and_std(values) for column, values in pooled.items() if values}
-    if scale == "paper" and len(printed):
+    if scale in ("short", "paper") and len(printed):
         row["difference"] = f"{fmean(pooled['last']) - printed['mean'].iloc[0]:+.1f}"
     return row | {
         "n": str(len(pooled["last"])),
         "seeds": str(len(runs)),
         "scale": scale,
+        "iterations": " + ".join(str(stage["iterations"]) for stage in runs[0].stages),
+        "teachers": str(_count_teachers(runs[0])),
         "images": ", ".join(sorted({f"{run.data['train_images']:,}" for run in runs})),
         "minutes": f"{sum(sum(run.seconds.values()) for run in runs) / 60:.0f}",
         "device": ", ".join(sorted({run.device_name for run in runs})),
     }
+
+
+def _count_teachers(run: RunRecord) -> int | str:
+    config = RunConfig.from_dict(run.config)
+    uses_teachers = config.options is not None and get_method(config.base_method).uses_teachers
+    return config.teachers.num_teachers if uses_teachers else ""
 
 
 def _mean_and_std(values: Sequence[float]) -> str:

@@ -8,7 +8,7 @@ import torch
 
 from seqmatch_lib.engine.memory import peak_memory_mb
 from seqmatch_lib.errors import StorageError, require
-from seqmatch_lib.methods.base import Trainable
+from seqmatch_lib.methods.base import Trainable, saved_like
 from seqmatch_lib.store.files import load_tensors, save_tensors, tensors_under
 from seqmatch_lib.subsets import SyntheticSubset
 
@@ -72,9 +72,7 @@ class StageCheckpoint:
     def save(self, progress: StageProgress, state: dict[str, torch.Tensor]) -> None:
         """Writes progress, and the method's own state, atomically."""
         trainable = progress.trainable
-        tensors = {"images": trainable.images, "labels": trainable.labels, "lr": trainable.lr}
-        for name, optimizer in trainable.optimizers.items():
-            tensors |= {f"optimizer.{name}.{key}": value for key, value in optimizer.state[tensors[name]].items()}
+        tensors = trainable.state()
         tensors |= {f"method.{key}": value for key, value in state.items()}
         best = progress.best
         if best is not None:
@@ -117,25 +115,14 @@ class StageCheckpoint:
         self, fresh: Trainable, tensors: dict[str, torch.Tensor], metadata: dict[str, Any]
     ) -> tuple[StageProgress, dict[str, torch.Tensor]]:
         device = fresh.images.device
-        leaves = {"images": fresh.images, "labels": fresh.labels, "lr": fresh.lr}
-        with torch.no_grad():
-            for name, leaf in leaves.items():
-                leaf.copy_(_like(tensors[name], leaf))
-        for name, optimizer in fresh.optimizers.items():
-            # counters of steps stay on the CPU, as the optimisers of torch keep them
-            memory = tensors_under(tensors, f"optimizer.{name}.")
-            memory = {key: _like(value, leaves[name]) if value.dim() else value for key, value in memory.items()}
-            optimizer.state[leaves[name]] = {
-                key: value.to(device) if value.dim() or name == "lr" else value for key, value in memory.items()
-            }
-        fresh.iteration = metadata["iteration"]
-        fresh.losses = [float(loss) for loss in metadata["losses"]]
-        if type(fresh.iteration) is not int or fresh.iteration != len(fresh.losses):
-            raise ValueError(f"iteration {fresh.iteration!r:.40} with {len(fresh.losses)} losses")
+        losses = [float(loss) for loss in metadata["losses"]]
+        if type(metadata["iteration"]) is not int or metadata["iteration"] != len(losses):
+            raise ValueError(f"iteration {metadata['iteration']!r:.40} with {len(losses)} losses")
+        fresh.load_state(tensors, losses)
         best = None
         if "best.images" in tensors:
-            images = _like(tensors["best.images"], fresh.images).to(device)
-            labels = _like(tensors["best.labels"], fresh.labels).to(device)
+            images = saved_like(tensors["best.images"], fresh.images).to(device)
+            labels = saved_like(tensors["best.labels"], fresh.labels).to(device)
             best = SyntheticSubset(images, labels, tensors["best.lr"].item(), fresh.formation)
         scores, test_scores = (
             [(int(iteration), float(accuracy)) for iteration, accuracy in metadata.get(name, [])]
@@ -167,10 +154,3 @@ def read_progress(state_dir: Path) -> list[dict[str, Any]]:
         except (KeyError, TypeError) as error:
             raise StorageError(f"{path} is no state of a stage ({error!r}); delete it to begin it again") from error
     return stages
-
-
-def _like(saved: torch.Tensor, leaf: torch.Tensor) -> torch.Tensor:
-    """Returns a saved tensor after making sure that it has the shape and dtype of what it is to become."""
-    if saved.shape != leaf.shape or saved.dtype != leaf.dtype:
-        raise ValueError(f"{saved.dtype} of shape {tuple(saved.shape)} instead of {leaf.dtype} of {tuple(leaf.shape)}")
-    return saved
