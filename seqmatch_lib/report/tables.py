@@ -162,9 +162,9 @@ def note_of(table: pd.DataFrame) -> str:
     text = (
         "Test accuracy in per cent, mean ± standard deviation over n networks. `ours` is the last iterate, `ours, selected` "
         "the one chosen on validation images (at paper scale on test images, as the papers do), `random real` as many random "
-        "real images under the same training, `train images` how many there were to distil from. `reduced` is a smaller "
-        "setting for two CPU cores and not to be compared with "
-        f"published numbers. {DAGGER}: printed from memory, not checked."
+        "real images under the same training, `iterations` those of each subset, `train images` how many "
+        "there were to distil from. `short` is the published setting with fewer teachers and iterations, `reduced` a smaller "
+        f"setting for two CPU cores and not to be compared with published numbers. {DAGGER}: printed from memory, not checked."
     )
     commands = [command for command in table["command"] if command]
     return text + (f" Cells that were not run: `{commands[0]}`, and so on." if commands else "")
