@@ -289,31 +289,38 @@ def presets(dataset: str | None = None, scale: str = "paper", results_dir: Path 
 
     require(dataset is None or dataset in DATASETS, f"data set {dataset!r} is unknown; use one of {', '.join(DATASETS)}")
     configs = [RunConfig.from_preset(name, scale) for name in preset_names()]
+    published = _load_published(Path(results_dir))
+    benchmarks = Path(results_dir) / "benchmarks"
+    benchmark = load_benchmark(newest_benchmark(benchmarks)) if any(benchmarks.glob("*.json")) else None
     rows = [
-        (one.preset, one.ipc, one.method, one.num_subsets, _published(one, results_dir), _predict_minutes(one, results_dir))
+        (
+            one.preset,
+            one.ipc,
+            one.method,
+            one.num_subsets,
+            published.get((one.dataset, one.ipc, one.method)),
+            None if benchmark is None else _predict_minutes(one, benchmark),
+        )
         for one in configs
         if dataset in (None, one.dataset)
     ]
     return DataFrame(rows, columns=["preset", "ipc", "method", "num_subsets", "published", "minutes"])
 
 
-def _published(config: RunConfig, results_dir: Path | str) -> float | None:
+def _load_published(results_dir: Path) -> dict[tuple[str, int, str], float]:
+    """Returns published means by data set, ipc and method; none where the folder has no table of them."""
     from seqmatch_lib.report.tables import load_published
 
-    if not (Path(results_dir) / "published").is_dir():
-        return None
+    if not (results_dir / "published").is_dir():
+        return {}
     table = load_published(results_dir)
-    found = table[(table["dataset"] == config.dataset) & (table["ipc"] == config.ipc) & (table["method"] == config.method)]
-    return None if found.empty else float(found["mean"].iloc[0])
+    return dict(zip(zip(table["dataset"], table["ipc"], table["method"], strict=True), table["mean"], strict=True))
 
 
-def _predict_minutes(config: RunConfig, results_dir: Path | str) -> float | None:
-    folder = Path(results_dir) / "benchmarks"
-    if not any(folder.glob("*.json")):
-        return None
-    benchmark = load_benchmark(newest_benchmark(folder))
+def _predict_minutes(config: RunConfig, benchmark: Mapping[str, Any]) -> float | None:
+    """Returns None where the benchmark did not measure what the run would use."""
     try:
         works = predict_work(config, Problem.of(config.dataset)).values()
         return round(sum(predict_seconds(work, config.network, benchmark) for work in works) / 60, 1)
-    except ConfigError:  # a way that this machine's benchmark did not measure
+    except ConfigError:
         return None

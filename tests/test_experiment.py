@@ -57,6 +57,18 @@ def test_the_record_tells_what_was_run(finished):
     assert record.data["train_images"] + record.data["held_out"] == 1347
 
 
+def test_scores_on_test_images_stand_beside_those_that_select(tmp_path, finished):
+    _folder, plain = finished
+    config = configure().changed({"evaluation.score_test": True})
+    record = run_experiment(config, tmp_path)
+    for stage, other in zip(record.stages, plain.stages, strict=True):
+        assert [point[0] for point in stage["test_scores"]] == [2, 4]
+        assert (stage["scores"], stage["losses"]) == (other["scores"], other["losses"])  # they change nothing else
+        assert "test_scores" not in other
+    # the last score of S_K is that of the first network of the evaluation
+    assert record.stages[-1]["test_scores"][-1][1] == record.accuracy_last["values"][0]
+
+
 def test_the_record_is_on_disk_and_reads_back(finished):
     folder, record = finished
     assert load_runs(folder) == [record]

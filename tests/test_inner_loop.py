@@ -264,6 +264,8 @@ def test_what_cannot_be_unrolled_is_refused(generator):
         unroll(problem.network, problem.start, *data, precision="bfloat16")
     with pytest.raises(ConfigError, match=f"this network has {len(problem.start)} parameters"):
         unroll(problem.network, problem.start[1:], *data)
+    with pytest.raises(ConfigError, match=r"torch.nn.LayerNorm has wrong second derivatives.*networks.LayerNorm"):
+        StepFunctions(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LayerNorm(128), torch.nn.Linear(128, CLASSES)))
     batch_norm = make_network(NetworkConfig(width=4, depth=1, norm="batch"), SHAPE, CLASSES, torch.Generator())
     with pytest.raises(ConfigError, match=r"running statistics.*instance"):
         unroll(batch_norm.double(), flatten_parameters(batch_norm).double(), *data)

@@ -2,11 +2,16 @@
 
 import pytest
 import torch
+from conftest import SEED
 
 from seqmatch_lib.engine.networks import (
     NETWORKS,
+    InstanceNorm,
+    LayerNorm,
     NetworkConfig,
+    NormalisedConv,
     count_parameters,
+    draw_parameters,
     flatten_parameters,
     load_parameters,
     make_network,
@@ -90,6 +95,37 @@ def test_instance_norm_normalises_each_channel_of_each_image():
     out = network[:2](5 + 3 * torch.randn(4, *CIFAR))
     torch.testing.assert_close(out.mean((2, 3)), torch.zeros(4, 128), atol=1e-4, rtol=0)
     torch.testing.assert_close(out.var((2, 3), correction=0), torch.ones(4, 128), atol=1e-2, rtol=0)
+
+
+def test_compiled_instance_norm_keeps_its_digits_where_the_mean_is_large_and_the_variance_small():
+    """What two plain sums would lose: 1 in 10^4 of the values varies, so their squares differ in the eighth digit."""
+    generator = torch.Generator().manual_seed(SEED)
+    norm = InstanceNorm(4)
+    draw_parameters(norm, generator)
+    images = 100 + 0.01 * torch.randn(3, 4, 8, 8, generator=generator)
+    exact = torch.group_norm(images.double(), 4, eps=norm.eps)
+    compiled = torch.compile(norm, fullgraph=True)(images)
+    assert (compiled - exact).abs().max() < 1e-3 * exact.abs().max()
+
+
+def test_the_bias_before_an_instance_norm_changes_nothing():
+    network = build("convnet", CIFAR, 10, width=8)
+    images = torch.randn(4, *CIFAR, generator=torch.Generator().manual_seed(SEED))
+    before = network.double()(images.double())
+    for layer in network:
+        if isinstance(layer, NormalisedConv):
+            torch.nn.init.normal_(layer.bias)
+    torch.testing.assert_close(network(images.double()), before, rtol=1e-9, atol=1e-9)
+    plain = build("convnet", CIFAR, 10, width=8, norm="layer")
+    assert not any(isinstance(layer, NormalisedConv) for layer in plain)  # no other norm takes a bias away
+
+
+def test_layer_norm_is_that_of_torch():
+    images = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(SEED), dtype=torch.float64)
+    ours = LayerNorm((4, 5)).double()
+    torch.nn.init.normal_(ours.weight)
+    torch.nn.init.normal_(ours.bias)
+    torch.testing.assert_close(ours(images), torch.nn.functional.layer_norm(images, (4, 5), ours.weight, ours.bias))
 
 
 @pytest.mark.parametrize("name", [name for name in NETWORKS if not name.startswith("resnet")])

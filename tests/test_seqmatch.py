@@ -17,6 +17,7 @@ from seqmatch_lib.methods.mtt import MTT, MTTConfig, record_stage_teachers
 from seqmatch_lib.methods.teachers import TrajectorySet
 from seqmatch_lib.runs.distillation import distill_stages
 from seqmatch_lib.seeds import make_generator
+from seqmatch_lib.seqmatch import distill_sequence
 from seqmatch_lib.subsets import SubsetSequence
 
 CONFIG = MTTConfig(iterations=5, syn_steps=3, expert_epochs=2, lr_img=0.5, lr_lr=1e-4, syn_lr=0.05, later_syn_lr=0.07)
@@ -198,6 +199,27 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_good_state(tmp_path):
     saved, _ = checkpoints(tmp_path)(1).load(MTT(config).initialise(make_stage(tmp_path)))
     assert saved.trainable.images.isfinite().all()
     assert len(saved.trainable.losses) == saved.trainable.iteration
+
+
+def test_a_run_with_more_teachers_adds_to_those_of_another(tmp_path):
+    first = make_stage(tmp_path)
+    few = record_stage_teachers(first)
+    before = {path.name: path.read_bytes() for path in few.folder.glob("teacher-*.npy")}
+    many = record_stage_teachers(replace(first, teachers=replace(TEACHERS, num_teachers=3)))
+    assert (many.folder, len(few), len(many)) == (few.folder, 2, 3)
+    after = {path.name: path.read_bytes() for path in many.folder.glob("teacher-*.npy")}
+    assert len(after) == 3
+    assert before.items() <= after.items()
+
+
+def test_algorithm_1_alone_makes_the_set_that_the_runner_makes(tmp_path):
+    """Without scores a runner keeps and times what the loop does, and changes nothing."""
+    arguments = (MTT(CONFIG), make_stage(tmp_path), (2, 1), ((0, 4), (0, 3)))
+    stages = distill_stages(*arguments, checkpoints(tmp_path))
+    alone = distill_sequence(*arguments)
+    assert [subset.lr for subset in alone.subsets] == [stage.last.lr for stage in stages]
+    for subset, stage in zip(alone.subsets, stages, strict=True):
+        assert torch.equal(subset.images, stage.last.images)
 
 
 def test_state_of_another_run_is_refused(tmp_path):

@@ -56,13 +56,21 @@ def test_published_numbers_stand_as_printed_with_a_dagger_if_unchecked():
     assert row_of(build_table("svhn", [], PUBLISHED), "svhn-ipc1-idc", "paper")["published"] == "68.5"
 
 
-def test_only_paper_scale_is_compared_with_published_numbers():
+def test_only_published_settings_are_compared_with_published_numbers():
     preset = "cifar10-ipc10-mtt"
-    records = [as_run_of(preset), as_run_of(preset, "reduced", mean=40.0)]
+    records = [as_run_of(preset), as_run_of(preset, "reduced", mean=40.0), as_run_of(preset, "short", mean=64.0)]
     table = build_table("cifar10", records, PUBLISHED)
     paper, reduced = row_of(table, preset, "paper"), row_of(table, preset, "reduced")
     assert (paper["last"], paper["difference"], paper["n"], paper["minutes"]) == ("60.0 ± 1.4", "-5.3", "2", "2")
     assert (reduced["last"], reduced["difference"]) == ("40.0 ± 1.4", "")
+    short = row_of(table, preset, "short")
+    assert (short["difference"], short["teachers"], paper["teachers"]) == ("-1.3", "5", "100")
+
+
+def test_random_images_are_compared_with_those_trained_on_with_augmentation():
+    table = build_table("cifar10", [as_run_of("cifar10-ipc10-random", mean=33.0)], PUBLISHED)
+    row = row_of(table, "cifar10-ipc10-random", "paper")
+    assert (row["published"], row["difference"]) == ("26.0 ± 1.2; augmented 31.0", "+2.0")
 
 
 def test_a_part_of_a_data_set_is_told_from_the_whole():
