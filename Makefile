@@ -13,7 +13,7 @@ export JUPYTER_PREFER_ENV_PATH := 1
 
 help:
 	@echo "make quickstart  distil the built-in digits and show the result (2 minutes on 2 cores)"
-	@echo "make test        check style, imports and all tests (8 minutes and more on 2 cores)"
+	@echo "make test        check style, imports and all tests (8 to 17 minutes on 2 cores)"
 	@echo "make tables      all runs, notebooks and tables; SCALE=smoke|reduced|paper, DATASETS=\"cifar10 svhn\""
 	@echo "make plan        what that would do, with predicted minutes and memory"
 	@echo "make site        executed notebooks and tables as static HTML"
