@@ -26,7 +26,6 @@ from seqmatch_lib.report.notebooks import run_notebook
 from seqmatch_lib.runs.config import SCALES, RunConfig, parse_override, preset_names
 from seqmatch_lib.runs.experiment import record_shared_teachers, run_experiment
 from seqmatch_lib.runs.records import format_records, load_runs
-from seqmatch_lib.runs.reevaluation import save_reevaluation
 from seqmatch_lib.subsets import SubsetSequence, check_sequence, load_sequence, save_sequence
 
 RESULTS = Path("paper_results")
@@ -101,6 +100,7 @@ def _add_sets(commands: Any) -> None:
     evaluate.add_argument("--random", action="store_true", help="also train on as many random real images")
     _add_set_argument(evaluate, "training.epochs=600")
     evaluate.add_argument("--results", type=Path, metavar="DIR", help="keep a record in <DIR>/reevaluations")
+    evaluate.add_argument("--max-minutes", type=float, metavar="M", help="stop at the first checkpoint after M minutes")
     _add_folder_arguments(evaluate)
     evaluate.set_defaults(command=_evaluate)
 
@@ -219,7 +219,7 @@ def _run(options: argparse.Namespace) -> None:
         config, options.results, max_minutes=options.max_minutes, force=options.force, download=options.download
     )
     print(format_records([record]))
-    print(f"record: {options.results / 'runs' / record.table / record.run_id}.json")
+    print(f"record: {options.results / 'runs' / record.dataset / record.run_id}.json")
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -228,12 +228,15 @@ def _evaluate(options: argparse.Namespace) -> None:
     changes = dict(parse_override(text) for text in options.set)
     if options.num_networks is not None:
         changes["evaluation.num_networks"] = options.num_networks
-    reevaluation = evaluate(options.path, options.networks, options.joint, options.random, options.seed, changes)
+    reevaluation = evaluate(
+        options.path, options.networks, options.joint, options.random, options.seed, changes, None, options.results,
+        options.max_minutes,
+    )  # fmt: skip
     for what, accuracies in (("", reevaluation.accuracy), ("random real images, ", reevaluation.random_baseline or {})):
         for name, accuracy in accuracies.items():
             print(f"{what}{name}: {Accuracy(tuple(accuracy['values']))}")
     if options.results is not None:
-        print(f"record: {save_reevaluation(reevaluation, options.results)}")
+        print(f"record: {options.results / 'reevaluations' / reevaluation.config['dataset'] / reevaluation.name}.json")
 
 
 def _open_set(options: argparse.Namespace) -> tuple[SubsetSequence, RunConfig]:

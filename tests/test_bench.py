@@ -13,6 +13,7 @@ from seqmatch_lib.bench import benchmark as bench
 from seqmatch_lib.bench.benchmark import Case, InnerLoop, run_benchmark
 from seqmatch_lib.bench.cost import (
     GRADIENT_PASSES,
+    DataSizes,
     count_forward_flops,
     format_cost,
     format_errors,
@@ -20,7 +21,6 @@ from seqmatch_lib.bench.cost import (
     predict_work,
     trajectory_bytes,
 )
-from seqmatch_lib.bench.cost import InnerLoop as Sizes
 from seqmatch_lib.bench.report import format_benchmark, load_benchmark, newest_benchmark, save_benchmark, summarise_ratios
 from seqmatch_lib.engine.networks import NetworkConfig, flatten_parameters, make_network
 from seqmatch_lib.engine.step_functions import StepFunctions, _Compiled
@@ -121,27 +121,27 @@ def test_work_is_counted_stage_by_stage():
     overrides = {"subset_ipcs": [4, 6], "training.epochs": 7, "mtt.batch_syn": 50, "evaluation.num_networks": 3,
                  "evaluation.num_selections": 2, "select_on": "test"}  # fmt: skip
     config = RunConfig.from_preset("cifar10-ipc10-seqmatch_mtt", overrides=overrides)
-    work = predict_work(config, Sizes.of("cifar10"))
+    work = predict_work(config, DataSizes.of("cifar10"))
     forward = count_forward_flops(config.network, *CIFAR)
     start = 3 * 7 * 40
     assert work["teachers"].flops == pytest.approx(forward * 100 * (3 * 50_000 * (42 + 20) + start))
     assert work["distillation"].flops == pytest.approx(forward * 5000 * 30 * 12 * (40 + 50))
     assert work["selection"].flops == pytest.approx(forward * 2 * (3 * 7 * 40 + 3 * 7 * 140 + 2 * 10_000))
     assert work["evaluation"].flops == pytest.approx(forward * 3 * (3 * (3 * 7 * 140 + 10_000) + 3 * 7 * 100 + 10_000))
-    assert trajectory_bytes(config, Sizes.of("cifar10")) == 4 * 320_010 * 100 * (43 + 21)
-    whole = predict_work(RunConfig.from_preset("cifar10-whole"), Sizes.of("cifar10"))
+    assert trajectory_bytes(config, DataSizes.of("cifar10")) == 4 * 320_010 * 100 * (43 + 21)
+    whole = predict_work(RunConfig.from_preset("cifar10-whole"), DataSizes.of("cifar10"))
     assert whole.keys() == {"evaluation"}
     assert whole["evaluation"].flops == pytest.approx(forward * 5 * (3 * 100 * 50_000 + 10_000))
 
 
 def test_seconds_follow_the_rate_of_the_nearest_width(result):
     config = RunConfig.from_preset("cifar10-ipc10-mtt", "reduced", overrides={"mtt.precision": "bfloat16"})
-    work = predict_work(config, Sizes.of("cifar10"))["distillation"]
+    work = predict_work(config, DataSizes.of("cifar10"))["distillation"]
     rows = [row for row in result["inner_steps"] if row["variant"] == "compiled bfloat16"]
     for row in rows:
         row["seconds"] = row["flops"] / 1e9
     assert predict_seconds(work, config.network, result) == pytest.approx(work.flops / 1e9)
-    assert "in all" in format_cost(config, Sizes((3, 224, 224), 1000, 1_281_167, 50_000), result)
+    assert "in all" in format_cost(config, DataSizes((3, 224, 224), 1000, 1_281_167, 50_000), result)
     assert "no run was recorded on this machine" in format_errors([], result)
     del result["inner_steps"][:]
     with pytest.raises(ConfigError, match=r"no rate for 'compiled bfloat16'; measure it with `python -m seqmatch_lib bench`"):
@@ -154,7 +154,7 @@ def test_errors_of_the_prediction_are_pooled_by_method_phase_and_threads(result)
     config = RunConfig.from_preset("cifar10-ipc10-dm", "reduced")
     predicted = {
         phase: predict_seconds(work, config.network, result)
-        for phase, work in predict_work(config, Sizes.of("cifar10")).items()
+        for phase, work in predict_work(config, DataSizes.of("cifar10")).items()
     }
     assert min(predicted.values()) > 0
 

@@ -24,7 +24,7 @@ from seqmatch_lib.engine.memory import keep_freed_memory, peak_memory_mb, releas
 from seqmatch_lib.engine.networks import NetworkConfig, flatten_parameters, make_network
 from seqmatch_lib.engine.step_functions import ADJOINT_PASSES, GRADIENT_PASSES
 from seqmatch_lib.engine.training import BatchConfig, OptimizerConfig, make_trainer
-from seqmatch_lib.runs.records import describe_code, describe_environment
+from seqmatch_lib.runs.provenance import describe_code, describe_environment
 from seqmatch_lib.seeds import make_generator
 
 SCHEMA = 1

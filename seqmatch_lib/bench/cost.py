@@ -16,9 +16,8 @@ from seqmatch_lib.engine.step_functions import GRADIENT_PASSES
 from seqmatch_lib.errors import ConfigError, require
 from seqmatch_lib.methods import get_method
 from seqmatch_lib.runs.config import RunConfig, preset_names
-from seqmatch_lib.runs.records import RunRecord, changes_of
-
-VALIDATION_SHARE = 0.1
+from seqmatch_lib.runs.real_data import VALIDATION_SHARE
+from seqmatch_lib.runs.records import RunRecord
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ def predict_work(config: RunConfig, sizes: DataSizes) -> dict[str, Work]:
     plan = _Plan(config, sizes)
     work = {}
     if config.options is not None:
-        work = {"teachers": plan.teachers()} if get_method(config.base_method).uses_teachers else {}
+        work = {"teachers": plan.teachers()} if config.uses_teachers else {}
         work |= {"distillation": plan.distillation(), "selection": plan.selection()}
     return work | {"evaluation": plan.evaluation()}
 
@@ -215,7 +214,7 @@ def format_cost(config: RunConfig, sizes: DataSizes, benchmark: Mapping[str, Any
 
 def trajectory_bytes(config: RunConfig, sizes: DataSizes) -> float:
     """Returns the bytes of all teacher files of a run."""
-    if config.options is None or not get_method(config.base_method).uses_teachers:
+    if not config.uses_teachers:
         return 0.0
     parameters = count_parameters_of(config.network, sizes.image_shape, sizes.num_classes)
     rows = sum(config.teachers.recorded_epochs(k) + 1 for k in range(1, config.num_subsets + 1))
@@ -256,7 +255,7 @@ def format_pending(scale: str, records: Sequence[RunRecord], benchmark: Mapping[
         tflops: an assumed rate, in 10^12 operations a second, for hours on a machine that nobody has measured.
     """
     require(tflops > 0, f"--tflops {tflops} must be positive")
-    done = {(record.preset, record.scale) for record in records if not changes_of(record)}
+    done = {(record.preset, record.scale) for record in records if not record.overrides}
     pending = [preset for preset in preset_names() if (preset, scale) not in done]
     machine = f"hours on {benchmark['machine']['device_name']}"
     lines = [f"{len(pending)} of {len(preset_names())} presets have no record at scale {scale}", ""]

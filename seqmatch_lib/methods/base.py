@@ -33,12 +33,12 @@ A package of your own makes it known by an entry point, and `seqmatch_means` com
 
 `RunConfig.from_dict` then builds runs of it from a dictionary; presets are for published settings. Rules: all randomness
 comes from `generator` or from seeds of `stage`; nothing of `frozen` is changed; what must survive a restart beside the
-images stands in `MethodState.state`. Override `initialise` for another start or other optimisers, `training_recipe` if
-networks must be trained on the result in one way only, `num_iterations` and `initial_lr` if they depend on the stage.
+images stands in `MethodState.state`. Override `initialise` for another start or other optimisers, `check` if
+only some settings of training or teachers fit, `num_iterations` and `initial_lr` if they depend on the stage.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -275,6 +275,15 @@ class BaseMethod(ABC):
     def __init__(self, config: Any) -> None:
         self.config = config
 
+    def check(self, intervals: Sequence[tuple[int, int]], teachers: TeacherConfig, training: TrainingRecipe) -> None:
+        """Raises ConfigError unless the method's settings fit those of its run; by default any do.
+
+        Args:
+            intervals: teacher epochs of each subset; none for methods without teachers.
+            teachers: how teachers are trained.
+            training: how networks are trained on the result.
+        """
+
     def num_iterations(self, index: int) -> int:
         """Returns the iterations of stage k = `index`."""
         return self.config.iterations
@@ -313,10 +322,6 @@ class BaseMethod(ABC):
         Returns:
             The detached scalar loss.
         """
-
-    def training_recipe(self, recipe: TrainingRecipe) -> TrainingRecipe:
-        """Returns how networks are trained on the result; a method that needs a loss of its own changes the recipe."""
-        return recipe
 
     def effort(self, sizes: list[int], num_classes: int) -> Effort:
         """Returns what distilling all stages costs, for `python -m seqmatch_lib cost`.
