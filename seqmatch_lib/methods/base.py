@@ -40,7 +40,8 @@ only some settings of training or teachers fit, `num_iterations` and `initial_lr
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -350,9 +351,15 @@ def register_method(name: str) -> Callable[[type[BaseMethod]], type[BaseMethod]]
     return register
 
 
+@cache
+def _entry_points() -> dict[str, EntryPoint]:
+    """The methods that installed packages name; looked up once, as that reads the metadata of every package."""
+    return {entry.name: entry for entry in entry_points(group=ENTRY_POINTS)}
+
+
 def method_names() -> tuple[str, ...]:
     """Returns the names of all base methods: those of this library, and those that other packages name."""
-    return tuple(sorted({*_METHODS, *(entry.name for entry in entry_points(group=ENTRY_POINTS))}))
+    return tuple(sorted({*_METHODS, *_entry_points()}))
 
 
 def get_method(name: str) -> type[BaseMethod]:
@@ -361,13 +368,13 @@ def get_method(name: str) -> type[BaseMethod]:
     Raises:
         ConfigError: no method has that name, or the package that names one does not give a method.
     """
-    if name not in _METHODS:
-        for entry in entry_points(group=ENTRY_POINTS, name=name):
-            method = entry.load()
-            require(
-                isinstance(method, type) and issubclass(method, BaseMethod),
-                f"entry point {name!r} ({entry.value}) is no BaseMethod; name a subclass of seqmatch_lib.methods.BaseMethod",
-            )
-            _METHODS.setdefault(name, method)
+    if name not in _METHODS and name in _entry_points():
+        entry = _entry_points()[name]
+        method = entry.load()
+        require(
+            isinstance(method, type) and issubclass(method, BaseMethod),
+            f"entry point {name!r} ({entry.value}) is no BaseMethod; name a subclass of seqmatch_lib.methods.BaseMethod",
+        )
+        _METHODS.setdefault(name, method)
     require(name in _METHODS, f"method {name!r} is unknown; use one of {', '.join(method_names())}")
     return _METHODS[name]
