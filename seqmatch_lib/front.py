@@ -22,8 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import Dataset
 
-from seqmatch_lib.bench.cost import DataSizes, predict_seconds, predict_work
-from seqmatch_lib.bench.report import load_benchmark, newest_benchmark
+from seqmatch_lib.bench.cost import CostModel
 from seqmatch_lib.data.arrays import Arrays, dataset_from_arrays
 from seqmatch_lib.data.datasets import DATASETS, ImageDataset, find_dataset, fit_preprocessing, load_dataset
 from seqmatch_lib.errors import ConfigError, StorageError, require
@@ -297,8 +296,8 @@ def presets(dataset: str | None = None, scale: str = "paper", results_dir: Path 
     require(dataset is None or dataset in DATASETS, f"data set {dataset!r} is unknown; use one of {', '.join(DATASETS)}")
     configs = [RunConfig.from_preset(name, scale) for name in preset_names()]
     published = _load_published(Path(results_dir))
-    benchmarks = Path(results_dir) / "benchmarks"
-    benchmark = load_benchmark(newest_benchmark(benchmarks)) if any(benchmarks.glob("*.json")) else None
+    has_benchmark = any((Path(results_dir) / "benchmarks").glob("*.json"))
+    model = CostModel.load(Path(results_dir)) if has_benchmark else None
     rows = [
         (
             one.preset,
@@ -306,7 +305,7 @@ def presets(dataset: str | None = None, scale: str = "paper", results_dir: Path 
             one.method,
             one.num_subsets,
             published.get((one.dataset, one.ipc, one.method)),
-            None if benchmark is None else _predict_minutes(one, benchmark),
+            None if model is None else _predict_minutes(one, model),
         )
         for one in configs
         if dataset in (None, one.dataset)
@@ -324,10 +323,9 @@ def _load_published(results_dir: Path) -> dict[tuple[str, int, str], float]:
     return dict(zip(zip(table["dataset"], table["ipc"], table["method"], strict=True), table["mean"], strict=True))
 
 
-def _predict_minutes(config: RunConfig, benchmark: Mapping[str, Any]) -> float | None:
+def _predict_minutes(config: RunConfig, model: CostModel) -> float | None:
     """Returns None where the benchmark did not measure what the run would use."""
     try:
-        works = predict_work(config, DataSizes.of(config.dataset)).values()
-        return round(sum(predict_seconds(work, config.network, benchmark) for work in works) / 60, 1)
+        return round(sum(model.predict(config).values()) / 60, 1)
     except ConfigError:
         return None

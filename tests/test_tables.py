@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 
 from seqmatch_lib.__main__ import main
-from seqmatch_lib.bench.cost import format_pending
+from seqmatch_lib.bench.cost import CostModel, format_pending
 from seqmatch_lib.bench.report import load_benchmark, newest_benchmark
-from seqmatch_lib.errors import ConfigError, StorageError
+from seqmatch_lib.errors import StorageError
 from seqmatch_lib.report import figures
 from seqmatch_lib.report.tables import COLUMNS, DATASETS, build_table, format_markdown, load_published, note_of, write_tables
 from seqmatch_lib.runs.config import RunConfig, preset_names
@@ -146,21 +146,13 @@ def test_the_command_writes_tables_and_lists_what_is_pending(tmp_path, capsys):
 def test_a_run_with_changed_settings_leaves_its_cell_pending():
     benchmark = load_benchmark(newest_benchmark(RESULTS / "benchmarks"))
     changed = RunConfig.from_preset("svhn-ipc10-mtt", overrides={"mtt.iterations": 10})
-    plain = as_run_of("svhn-ipc10-random")
-    records = [
-        plain,
-        replace(
-            as_run_of("svhn-ipc10-mtt"), config=changed.as_dict(), config_hash=changed.hash, overrides=overrides_of(changed)
-        ),
-    ]
-    lines = format_pending("paper", records, benchmark, tflops=10.0).splitlines()
-    names = [line.split()[0] for line in lines[3:]]
-    assert "svhn-ipc10-mtt" in names
-    assert "svhn-ipc10-random" not in names
-    (row,) = [line.split() for line in lines if line.startswith("svhn-ipc10-mtt ")]
-    assert float(row[3]) == pytest.approx(float(row[1]) * 1e15 / 10e12 / 3600, rel=0.01)
-    with pytest.raises(ConfigError, match="--tflops 0 must be positive"):
-        format_pending("paper", records, benchmark, tflops=0)
+    other = replace(
+        as_run_of("svhn-ipc10-mtt"), config=changed.as_dict(), config_hash=changed.hash, overrides=overrides_of(changed)
+    )
+    records = [as_run_of("svhn-ipc10-random"), as_run_of("svhn-ipc50-random"), other]
+    lines = [line.split() for line in format_pending("paper", CostModel(benchmark, records)).splitlines()]
+    assert ["svhn", "mtt", "10,", "50"] in [line[:4] for line in lines]
+    assert ["svhn", "random"] not in [line[:2] for line in lines]
 
 
 def test_the_figure_shows_runs_of_the_presets_alone():
