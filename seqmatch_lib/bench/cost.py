@@ -224,7 +224,7 @@ class CostModel:
         return {phase: value * self._correction(config.base_method, phase, without) for phase, value in seconds.items()}
 
     def errors(self) -> list[float]:
-        """Returns predicted over measured seconds of recorded runs of five minutes and more, each left out of its prediction."""
+        """Returns predicted over measured seconds of recorded runs of five minutes and more, each left out in turn."""
         ratios = []
         for record in self._own_records:
             measured = sum(record.seconds.values())
@@ -259,7 +259,7 @@ class CostModel:
         for record in self._own_records:
             config = RunConfig.from_dict(record.config)
             for phase, predicted in self._from_benchmark(config, record.threads, _sizes_of(record)).items():
-                measured = record.seconds[phase]
+                measured = record.seconds.get(phase, 0.0)
                 if measured >= START_SECONDS:
                     ratios.append(_Ratio(record.run_id, config.base_method, phase, measured / predicted))
         return ratios
