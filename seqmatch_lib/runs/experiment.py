@@ -71,7 +71,7 @@ def prepare_data(dataset: ImageDataset, zca: bool, select_on: str, device: torch
 
     train, selection = dataset.train, None
     if select_on == "validation":
-        train, validation = split_validation(train, VALIDATION_FRACTION)
+        train, validation = split_validation(train, VALIDATION_FRACTION, class_names=dataset.class_names)
         selection = ready(validation)
     test = ready(dataset.test)
     held_out = len(dataset.train) - len(train)
@@ -270,7 +270,7 @@ class _Run:
         self._claim_data(dataset)
         select_on = "none" if self.config.method == "whole" else self.config.select_on  # "whole" holds nothing out
         data = prepare_data(dataset, self.config.zca, select_on, self.device)
-        check_class_sizes(data.train[1], data.num_classes, self.config.ipc)  # now, not when the baseline is drawn
+        check_class_sizes(data.train[1], data.num_classes, self.config.ipc, dataset)  # now, not when the baseline is drawn
         stages = self._distill(data)
         last, selected = self._sequences(data, stages)
         if self.config.method != "whole":
