@@ -167,7 +167,7 @@ def _check_images(images: torch.Tensor, where: str, shape: tuple[int, int, int])
     found = tuple(images.shape[1:])
     require(
         found == shape,
-        f"{where} has images of shape {found}, but the data set {shape}; give its own preset, or --images and --image-size",
+        f"{where} has images of shape {found}, but the data set {shape}; give its own preset, --images or --image-size",
         DataError,
     )
     require(len(images) > 0, f"{where} has no images; get the set again", DataError)
