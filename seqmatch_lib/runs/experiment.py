@@ -266,11 +266,11 @@ class _Run:
 
     def execute(self, dataset: ImageDataset) -> RunRecord:
         """Runs what is missing and returns the record."""
-        began = self._read_or_write_start()
-        self._claim_data(dataset)
         select_on = "none" if self.config.method == "whole" else self.config.select_on  # "whole" holds nothing out
         data = prepare_data(dataset, self.config.zca, select_on, self.device)
         check_class_sizes(data.train[1], data.num_classes, self.config.ipc, dataset)  # now, not when the baseline is drawn
+        began = self._read_or_write_start()
+        self._claim_data(dataset)  # once they suffice: nobody is held to images that have to be others
         stages = self._distill(data)
         last, selected = self._sequences(data, stages)
         if self.config.method != "whole":
