@@ -60,6 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")  # a ± that the locale has no sign for ends no run
     options = _make_parser().parse_args(arguments)
     try:
+        _check_folder_options(options)
         options.command(options)
         sys.stdout.flush()
     except SeqMatchError as error:
@@ -213,6 +214,12 @@ def _add_folder_arguments(command: argparse.ArgumentParser, of_set: bool) -> Non
     command.add_argument("--image-size", type=int, metavar="PIXELS", help=f"side that they are brought to; default: {default}")
     if not of_set:
         command.add_argument("--name", help="what they are called in records; default: as their folder")
+
+
+def _check_folder_options(options: argparse.Namespace) -> None:
+    """Raises ConfigError if a folder that was not given is described."""
+    described = "images" in options and (options.image_size or getattr(options, "name", None)) is not None
+    require(not described or options.images is not None, "--image-size and --name are of your own images; give --images too")
 
 
 def _read_config(options: argparse.Namespace) -> RunConfig:

@@ -317,7 +317,7 @@ def test_own_images_of_odd_sizes_need_an_image_size(tmp_path):
 
 
 def test_own_folder_errors(tmp_path):
-    with pytest.raises(DataError, match="holds no class folders"):
+    with pytest.raises(DataError, match="is not there or has no class folders"):
         DatasetSpec.from_folder(tmp_path)
     write_own_folder(tmp_path)
     spec = DatasetSpec.from_folder(tmp_path)

@@ -234,7 +234,7 @@ def test_too_few_real_images_are_told_before_anything_is_computed(tmp_path):
     config = configure(ipc=200, subset_ipcs=[100, 100])
     with pytest.raises(
         DataError,
-        match=r"class '\d' has \d+ real images, fewer than ipc 200; of \d+, \d+ are held out.*; lower ipc",
+        match=r"class '\d' has \d+ real images, fewer than ipc 200; of \d+, held out are \d+ for validation.*; lower ipc",
     ):
         run_experiment(config, tmp_path)
     assert not (tmp_path / "teachers").exists()

@@ -204,8 +204,8 @@ def test_too_few_images_of_a_class_are_told_with_where_the_others_are(tmp_path, 
     folder = ["--images", str(tmp_path / "pets"), "--results", str(tmp_path / "results"), "--set", "subset_ipcs=[8]"]
     main([*RUN, *folder, "--set", "ipc=8"])
     error = capsys.readouterr().err
-    assert "class 'cats' has 7 real images, fewer than ipc 8; of 10, 1 are held out for validation" in error
-    assert "select_on=none) and 2 for testing (none if the folder has a test folder beside train)" in error
+    assert "class 'cats' has 7 real images, fewer than ipc 8; of 10, held out are 1 for validation (none with --set" in error
+    assert "select_on=none) and 2 for testing (none if there is a test folder beside train)" in error
     assert main([*RUN, *folder, "--set", "ipc=8", "--set", "select_on=none"]) == 0  # the first remedy
     write_pictures(tmp_path / "pets", 1, splits=("test",))
     assert main([*RUN, *folder, "--set", "ipc=8"]) == 0  # the second
@@ -227,6 +227,8 @@ def test_what_is_asked_for_beside_images_is_not_lost(tmp_path, capsys):
     write_pictures(tmp_path / "pets")
     arguments = [*RUN, "--images", str(tmp_path / "pets"), "--results", str(tmp_path / "results")]
     assert "--name" in fails_in_one_line(capsys, *arguments, "--set", "dataset=svhn")
+    assert "give --images too" in fails_in_one_line(capsys, *RUN, "--image-size", "8")
+    assert "give --images too" in fails_in_one_line(capsys, *RUN, "--name", "pets")
     assert main([*arguments, "--set", "zca=true"]) == 0
     (record,) = (tmp_path / "results" / "runs" / "pets").iterdir()
     assert json.loads(record.read_text(encoding="utf-8"))["config"]["zca"] is True

@@ -14,9 +14,12 @@ import torch
 
 from seqmatch_lib.data.builtin import NAME_SHAPE, read_canvas_digits, read_digits, read_place_names
 from seqmatch_lib.data.folders import (
+    TEST_FOLDERS,
     class_folders,
+    describe_left_out,
     find_test_folders,
     match_classes,
+    read_class_folders,
     read_tiny_imagenet,
 )
 from seqmatch_lib.data.labels import IGNORED, image_classes
@@ -24,10 +27,8 @@ from seqmatch_lib.data.preprocessing import Normalisation, Preprocessing, Whiten
 from seqmatch_lib.data.readers import (
     READABLE,
     count_shards,
-    describe_left_out,
     find_shards,
     list_images,
-    read_class_folders,
     read_header,
     read_shards,
 )
@@ -143,9 +144,9 @@ class ImageDataset:
         """Returns where the images of a class are if `left` of them are for distilling, and how to have more there."""
         train, test = (int((image_classes(split.labels) == label).sum()) for split in (self.train, self.test))
         own = self.spec.folder is not None and not find_test_folders(self.spec.folder)
-        words = [f"{train - left} are held out for validation (none with --set select_on=none)"] if train > left else []
-        words += [f"{test} for testing (none if the folder has a test folder beside train)"] if own else []
-        return f"of {train + test * own}, {' and '.join(words)}; " if words else ""
+        words = [f"{train - left} for validation (none with --set select_on=none)"] if train > left else []
+        words += [f"{test} for testing (none if there is a test folder beside train)"] if own else []
+        return f"of {train + test * own}, held out are {' and '.join(words)}; " if words else ""
 
 
 _CIFAR_MEAN, _CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
@@ -189,7 +190,11 @@ def find_dataset(name: str) -> DatasetSpec:
         DataError: nobody registered the name.
     """
     known = ", ".join(DATASETS)
-    require(name in DATASETS, f"data set {name!r} is unknown; use one of {known}, or --images for a folder", DataError)
+    require(
+        name in DATASETS,
+        f"data set {name!r} is unknown; use one of {known}, or --images for a folder (in Python: register_dataset)",
+        DataError,
+    )
     return DATASETS[name]
 
 
@@ -269,7 +274,7 @@ def _read(spec: DatasetSpec, root: Path, download: bool) -> _Parts:
     layout, marker = _LAYOUTS[spec.name]
     if (root / marker).exists():
         return (*layout(spec, root), "torchvision layout", [])
-    shards = [find_shards(root / spec.name, names) for names in (("train",), ("test", "valid"))]
+    shards = [find_shards(root / spec.name, names) for names in (("train",), TEST_FOLDERS)]
     if all(shards):
         return _read_parquet(spec, root, *shards)
     if download and spec.name in _DOWNLOADS:

@@ -2,12 +2,13 @@
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
 
-from seqmatch_lib.data.readers import list_images, read_class_folders, read_image_files
+from seqmatch_lib.data.readers import READABLE, list_files, list_images, read_image_files
 from seqmatch_lib.errors import DataError, require
 
 TEST_FOLDERS = ("test", "val", "valid", "validation")
@@ -22,7 +23,7 @@ def class_folders(folder: Path) -> list[Path]:
         DataError: there are none, or two whose names look alike.
     """
     classes = sorted(path for path in folder.glob("[!.]*") if path.is_dir())
-    require(bool(classes), f"{folder} holds no class folders; put the images into {folder}/<class>/", DataError)
+    require(bool(classes), f"{folder} is not there or has no class folders; put the images into {folder}/<class>/", DataError)
     looks = [_look(path.name) for path in classes]
     twins = [ascii(path.name) for path, look in zip(classes, looks, strict=True) if looks.count(look) > 1]
     require(not twins, f"{folder} has classes whose names look alike, {', '.join(twins)}; put them into one folder", DataError)
@@ -51,6 +52,47 @@ def match_classes(folder: Path, classes: Sequence[str]) -> list[Path]:
     missing = [name for name in classes if _look(name) not in found]
     require(not missing, f"{folder} has no folders of the classes {missing}; add them, or remove them from train", DataError)
     return [found[_look(name)] for name in classes]
+
+
+def read_class_folders(
+    folders: Sequence[Path], shape: tuple[int, int, int], resize: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Reads the images of each class, in the order of the file names.
+
+    Args:
+        folders: one a class; their order gives the labels.
+        shape: (C, H, W) of the result; grey images become colour images and the other way round.
+        resize: whether images of another size are scaled by the shorter side and cut to the middle.
+
+    Raises:
+        DataError: a class without images, an undecodable image, or one of another size without `resize`.
+    """
+    paths, labels = [], []
+    for label, folder in enumerate(folders):
+        found = list_images(folder)
+        require(
+            bool(found),
+            f"class folder {folder} holds no images that can be read ({READABLE}); add some or remove the class",
+            DataError,
+        )
+        paths += found
+        labels += [label] * len(found)
+    return read_image_files(paths, shape, resize), torch.tensor(labels)
+
+
+def describe_left_out(folder: Path, used: Iterable[Path]) -> list[str]:
+    """Returns a sentence on the files below a folder that were not used, with their numbers; none if all were.
+
+    Args:
+        folder: of a split.
+        used: the folders of its classes, as `read_class_folders` read them.
+    """
+    known = {path for one in used for path in list_images(one)}
+    left = Counter(path.suffix.lower() or path.name for path in list_files(folder, set()) if path not in known)
+    if not left:
+        return []
+    kinds = ", ".join(f"{count} {suffix}" for suffix, count in left.most_common(5)) + ", …" * (len(left) > 5)
+    return [f"{folder}: {left.total()} files are left out ({kinds}); images are {READABLE} in class folders"]
 
 
 def read_tiny_imagenet(folder: Path, shape: tuple[int, int, int]) -> tuple[_Images, _Images, tuple[str, ...]]:

@@ -6,7 +6,6 @@ import math
 import os
 import re
 import warnings
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -85,7 +84,7 @@ def read_shards(shards: list[Path], shape: tuple[int, int, int]) -> tuple[torch.
         labels.append(shard_labels)
         try:
             names = _class_names(metadata, _find_column(table, LABEL_COLUMNS))
-        except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise DataError(f"{path} has damaged class names ({_first_line(error)}); get the file again") from error
     return torch.cat(images), torch.cat(labels), names
 
@@ -93,7 +92,7 @@ def read_shards(shards: list[Path], shape: tuple[int, int, int]) -> tuple[torch.
 def _class_names(metadata: dict[bytes, bytes], label: str) -> tuple[str, ...]:
     """Returns the names in our metadata, else in those of Hugging Face, else none; errors are Python's own."""
     if b"huggingface" in metadata and b"class_names" not in metadata:
-        features = json.loads(metadata[b"huggingface"])["info"]["features"]
+        features = json.loads(metadata[b"huggingface"]).get("info", {}).get("features", {})
         return tuple(map(str, features.get(label, {}).get("names", [])))
     return tuple(map(str, json.loads(metadata.get(b"class_names", b"[]"))))
 
@@ -163,53 +162,12 @@ def whole_numbers(table: Any, name: str) -> np.ndarray:
     return column.cast(pa.int64()).to_numpy().copy()  # a view of a table cannot be written to, which torch warns of
 
 
-def read_class_folders(
-    folders: Sequence[Path], shape: tuple[int, int, int], resize: bool = False
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Reads the images of each class, in the order of the file names.
-
-    Args:
-        folders: one a class; their order gives the labels.
-        shape: (C, H, W) of the result; grey images become colour images and the other way round.
-        resize: whether images of another size are scaled by the shorter side and cut to the middle.
-
-    Raises:
-        DataError: a class without images, an undecodable image, or one of another size without `resize`.
-    """
-    paths, labels = [], []
-    for label, folder in enumerate(folders):
-        found = list_images(folder)
-        require(
-            bool(found),
-            f"class folder {folder} holds no images that can be read ({READABLE}); add some or remove the class",
-            DataError,
-        )
-        paths += found
-        labels += [label] * len(found)
-    return read_image_files(paths, shape, resize), torch.tensor(labels)
-
-
 def list_images(folder: Path) -> list[Path]:
     """Returns the image files in a folder, sorted by name, and then those in the folders below it; none that is hidden."""
-    return [path for path in _list_files(folder, set()) if path.suffix.lower() in _image_suffixes()]
+    return [path for path in list_files(folder, set()) if path.suffix.lower() in _image_suffixes()]
 
 
-def describe_left_out(folder: Path, used: Iterable[Path]) -> list[str]:
-    """Returns a sentence on the files below a folder that were not used, with their numbers; none if all were.
-
-    Args:
-        folder: of a split.
-        used: the folders of its classes, as `read_class_folders` read them.
-    """
-    known = {path for one in used for path in list_images(one)}
-    left = Counter(path.suffix.lower() or path.name for path in _list_files(folder, set()) if path not in known)
-    if not left:
-        return []
-    kinds = ", ".join(f"{count} {suffix}" for suffix, count in left.most_common(5)) + ", …" * (len(left) > 5)
-    return [f"{folder}: {left.total()} files are left out ({kinds}); images are {READABLE} in class folders"]
-
-
-def _list_files(folder: Path, seen: set[Path]) -> Iterable[Path]:
+def list_files(folder: Path, seen: set[Path]) -> Iterable[Path]:
     """Yields what is no folder, or is called like an image; links are followed, but nowhere twice."""
     seen.add(folder.resolve())
     below = []
@@ -220,7 +178,7 @@ def _list_files(folder: Path, seen: set[Path]) -> Iterable[Path]:
             yield path
     for path in below:
         if path.resolve() not in seen:
-            yield from _list_files(path, seen)
+            yield from list_files(path, seen)
 
 
 @cache
@@ -246,7 +204,7 @@ def read_header(path: Path) -> tuple[tuple[int, int], bool]:
 
 
 def read_image_files(paths: list[Path], shape: tuple[int, int, int], resize: bool = False) -> torch.Tensor:
-    """Reads image files to (N, C, H, W) uint8; errors as in `read_class_folders`."""
+    """Reads image files to (N, C, H, W) uint8; errors as in `decode_images`, and of a file that cannot be read."""
     return decode_images((_read_bytes(path) for path in paths), [str(path) for path in paths], shape, resize)
 
 
@@ -311,7 +269,7 @@ def decode_images(
         require(
             fits,
             f"{origin} is {size[0]}x{size[1]}, but the data set has {width}x{height} images; give image_size "
-            "(--image-size PIXELS) for images of your own, and get others again",
+            "(--image-size PIXELS) if they are your own, or get the files again",
             DataError,
         )
         return np.asarray(_cover(image, (height, width)) if resize else image)
