@@ -317,7 +317,10 @@ def test_own_images_of_odd_sizes_need_an_image_size(tmp_path):
 
 
 def test_own_folder_errors(tmp_path):
-    with pytest.raises(DataError, match="is not there or has no class folders"):
+    with pytest.raises(DataError, match="has no folder train; give the folder that holds train/<class>/"):
+        DatasetSpec.from_folder(tmp_path)
+    (tmp_path / "train").mkdir()
+    with pytest.raises(DataError, match="train has no class folders"):
         DatasetSpec.from_folder(tmp_path)
     write_own_folder(tmp_path)
     spec = DatasetSpec.from_folder(tmp_path)

@@ -211,6 +211,16 @@ def test_too_few_images_of_a_class_are_told_with_where_the_others_are(tmp_path, 
     assert main([*RUN, *folder, "--set", "ipc=8"]) == 0  # the second
 
 
+def test_a_run_made_again_with_a_damaged_picture_loses_no_record(tmp_path, capsys):
+    write_pictures(tmp_path / "pets")
+    arguments = [*RUN, "--images", str(tmp_path / "pets"), "--results", str(tmp_path / "results")]
+    assert main(arguments) == 0
+    (tmp_path / "pets" / "train" / "cats" / "9.png").write_bytes(b"")
+    capsys.readouterr()
+    assert "9.png cannot be decoded (it is empty)" in fails_in_one_line(capsys, *arguments, "--force")
+    assert len(list((tmp_path / "results" / "runs" / "pets").iterdir())) == 1
+
+
 # --- names
 
 

@@ -102,6 +102,8 @@ class DatasetSpec:
         """
         path = Path(path)
         require(image_size is None or image_size >= 1, f"image_size {image_size} must be at least 1", DataError)
+        there = (path / "train").is_dir()
+        require(there, f"{path} has no folder train; give the folder that holds train/<class>/ with the images", DataError)
         classes = class_folders(path / "train")
         files = [file for folder in classes for file in list_images(folder)]
         require(

@@ -23,7 +23,7 @@ def class_folders(folder: Path) -> list[Path]:
         DataError: there are none, or two whose names look alike.
     """
     classes = sorted(path for path in folder.glob("[!.]*") if path.is_dir())
-    require(bool(classes), f"{folder} is not there or has no class folders; put the images into {folder}/<class>/", DataError)
+    require(bool(classes), f"{folder} has no class folders; put the images into {folder}/<class>/", DataError)
     looks = [_look(path.name) for path in classes]
     twins = [ascii(path.name) for path, look in zip(classes, looks, strict=True) if looks.count(look) > 1]
     require(not twins, f"{folder} has classes whose names look alike, {', '.join(twins)}; put them into one folder", DataError)

@@ -139,12 +139,12 @@ def run_experiment(
             _check_same_data(record.data["fingerprint"], dataset, record_path)
         return record
     with _only_process(state_dir.with_name(f"{config.run_id}.lock")):
+        dataset = dataset or load_dataset(config.dataset, data_root, download)  # first, so that bad data lose no record
         if force:
             _remove_state(state_dir, record_path)
         remove_leftovers(state_dir)
         for path in (record_path, set_path):
             remove_leftovers(path.parent, path.name)
-        dataset = dataset or load_dataset(config.dataset, data_root, download)
         run = _Run(config, results_dir, state_dir, Budget(max_minutes, save_seconds), choose_device(device))
         record = run.execute(dataset)
         if record_path.is_file():
