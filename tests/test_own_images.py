@@ -74,7 +74,7 @@ def test_what_is_left_out_is_said_in_numbers(tmp_path, capsys):
     Image.new("RGB", (8, 8)).save(tmp_path / "train" / "loose.png")
     dataset = read(tmp_path)
     (notice,) = dataset.notices
-    assert f"{tmp_path / 'train'}: 5 files are left out (3 .tga, 1 .png, 1 .txt)" in notice
+    assert f"{tmp_path / 'train'}: files left out: 5 (3 .tga, 1 .png, 1 .txt)" in notice
     assert notice in capsys.readouterr().err
     assert len(dataset.train) == 8
 

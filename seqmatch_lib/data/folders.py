@@ -92,7 +92,7 @@ def describe_left_out(folder: Path, used: Iterable[Path]) -> list[str]:
     if not left:
         return []
     kinds = ", ".join(f"{count} {suffix}" for suffix, count in left.most_common(5)) + ", …" * (len(left) > 5)
-    return [f"{folder}: {left.total()} files are left out ({kinds}); images are {READABLE} in class folders"]
+    return [f"{folder}: files left out: {left.total()} ({kinds}); what is read are {READABLE} in class folders"]
 
 
 def read_tiny_imagenet(folder: Path, shape: tuple[int, int, int]) -> tuple[_Images, _Images, tuple[str, ...]]:
