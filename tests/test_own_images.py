@@ -346,6 +346,16 @@ def test_tiny_imagenet_is_the_same_in_every_arrangement(tmp_path, kept):
     assert datasets[0].notices == ("tiny_imagenet train: 12 of 1,000 images, 6 per class",)
 
 
+@pytest.mark.parametrize("place", ["val/images/n01", "val/n01", "val"])
+def test_tiny_imagenet_without_validation_images_is_told(tmp_path, place):
+    for wnid in ("n01", "n02"):
+        (tmp_path / "tiny-imagenet-200" / "train" / wnid).mkdir(parents=True)
+    (tmp_path / "tiny-imagenet-200" / place).mkdir(parents=True)
+    (tmp_path / "tiny-imagenet-200" / "val" / "val_annotations.txt").write_text("")
+    with pytest.raises(DataError, match="holds no images, or none that its annotations name; unpack the archive again"):
+        load_dataset("tiny_imagenet", tmp_path)
+
+
 def test_a_part_of_any_layout_is_announced(tmp_path, monkeypatch, capsys):
     write_cifar_batches(tmp_path, monkeypatch)
     notices = load_dataset("cifar10", tmp_path).notices

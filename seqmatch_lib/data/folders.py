@@ -119,7 +119,8 @@ def read_tiny_imagenet(folder: Path, shape: tuple[int, int, int]) -> tuple[_Imag
             files.sort(key=lambda item: [int(number) for number in re.findall(r"\d+", item[0].stem)[-1:]])
             break
     else:
-        files = _read_annotations(folder / "val", wnids)
+        files = _read_annotations(val, wnids)
+    require(bool(files), f"{val} holds no images, or none that its annotations name; unpack the archive again", DataError)
     images = read_image_files([file for file, _ in files], shape)
     return read_class_folders(folders, shape), (images, torch.tensor([label for _, label in files])), wnids
 
@@ -133,6 +134,5 @@ def _read_annotations(val: Path, wnids: Sequence[str]) -> list[tuple[Path, int]]
         files = [(val / "images" / file, wnids.index(wnid)) for file, wnid in rows]
     except (OSError, ValueError) as error:
         raise DataError(f"{path} is missing or damaged ({error}); unpack the archive again") from error
-    require(bool(files), f"{path} names no images; unpack the archive again", DataError)
     require(not outside, f"{path} names {outside[:1]} outside its folder; unpack the archive again", DataError)
     return files
