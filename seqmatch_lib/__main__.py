@@ -1,6 +1,7 @@
 """The command line: `python -m seqmatch_lib run | evaluate | export | import | show | presets | tables | notebook | …`."""
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -14,7 +15,14 @@ import torch
 from seqmatch_lib.bench.benchmark import run_benchmark
 from seqmatch_lib.bench.cost import CostModel, DataSizes, format_cost, format_pending
 from seqmatch_lib.bench.report import format_benchmark, save_benchmark
-from seqmatch_lib.data.datasets import DatasetSpec, find_dataset, fit_preprocessing, load_dataset, register_dataset
+from seqmatch_lib.data.datasets import (
+    DATASETS,
+    DatasetSpec,
+    find_dataset,
+    fit_preprocessing,
+    load_dataset,
+    register_dataset,
+)
 from seqmatch_lib.data.preprocessing import Preprocessing
 from seqmatch_lib.engine.evaluation import Accuracy
 from seqmatch_lib.errors import OutOfTime, SeqMatchError, require
@@ -46,8 +54,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     0: done; 2: an error the user can act on, told in one line; 75: out of time, the state is saved.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a ± that the locale has no sign for ends no run
     options = _make_parser().parse_args(arguments)
     try:
+        _check_folder_options(options)
         options.command(options)
         sys.stdout.flush()
     except SeqMatchError as error:
@@ -80,12 +92,13 @@ def _add_runs(commands: Any) -> None:
     run.add_argument("--max-minutes", type=float, metavar="M", help="stop at the first checkpoint after M minutes")
     run.add_argument("--download", action="store_true", help="download the data set if it is missing")
     run.add_argument("--force", action="store_true", help="run again although there is a record")
-    _add_folder_arguments(run)
+    _add_folder_arguments(run, of_set=False)
     run.set_defaults(command=_run)
 
     teachers = commands.add_parser("teachers", help="record the teachers of a preset's first stage, which runs share")
     _add_preset_arguments(teachers)
     _add_results_argument(teachers)
+    _add_folder_arguments(teachers, of_set=False)
     teachers.set_defaults(command=_teachers)
 
 
@@ -101,14 +114,14 @@ def _add_sets(commands: Any) -> None:
     _add_set_argument(evaluate, "training.epochs=600")
     evaluate.add_argument("--results", type=Path, metavar="DIR", help="keep a record in <DIR>/reevaluations")
     evaluate.add_argument("--max-minutes", type=float, metavar="M", help="stop at the first checkpoint after M minutes")
-    _add_folder_arguments(evaluate)
+    _add_folder_arguments(evaluate, of_set=True)
     evaluate.set_defaults(command=_evaluate)
 
     export = commands.add_parser("export", help="write a distilled set in the layout of another code, or as pictures")
     export.add_argument("path", type=Path, metavar="PATH", help="a .safetensors file below <results>/distilled")
     export.add_argument("--to", required=True, choices=FORMATS, metavar="FORMAT", help=", ".join(FORMATS))
     export.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the files")
-    _add_folder_arguments(export)
+    _add_folder_arguments(export, of_set=True)
     export.set_defaults(command=_export)
 
     import_ = commands.add_parser("import", help="read a distilled set in the layout of another code, for `evaluate`")
@@ -119,7 +132,7 @@ def _add_sets(commands: Any) -> None:
     _add_set_argument(import_, "zca=false")
     import_.add_argument("--lr", type=float, nargs="+", default=[], metavar="LR", help="one step size, or one a subset")
     import_.add_argument("--out", type=Path, required=True, metavar="FILE", help="the .safetensors file to write")
-    _add_folder_arguments(import_)
+    _add_folder_arguments(import_, of_set=False)
     import_.set_defaults(command=_import)
 
 
@@ -192,25 +205,31 @@ def _add_results_argument(command: argparse.ArgumentParser) -> None:
     command.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help=f"default: {RESULTS}")
 
 
-def _add_folder_arguments(command: argparse.ArgumentParser) -> None:
+def _add_folder_arguments(command: argparse.ArgumentParser, of_set: bool) -> None:
+    """Adds the options for a folder of one's own: as a new data set, or as the one that a distilled set was made of."""
     command.add_argument(
         "--images", type=Path, metavar="FOLDER", help="your own images, FOLDER/train/<class>/, as the data set"
     )
-    command.add_argument("--image-size", type=int, metavar="PIXELS", help="side that they are brought to; default: theirs")
+    default = "that of the distilled set" if of_set else "theirs"
+    command.add_argument("--image-size", type=int, metavar="PIXELS", help=f"side that they are brought to; default: {default}")
+    if not of_set:
+        command.add_argument("--name", help="what they are called in records; default: as their folder")
+
+
+def _check_folder_options(options: argparse.Namespace) -> None:
+    """Raises ConfigError if a folder that was not given is described."""
+    described = "images" in options and (options.image_size or getattr(options, "name", None)) is not None
+    require(not described or options.images is not None, "--image-size and --name are of your own images; give --images too")
 
 
 def _read_config(options: argparse.Namespace) -> RunConfig:
     overrides = dict(parse_override(text) for text in options.set)
     if getattr(options, "images", None) is not None:
-        overrides |= {"dataset": _register_images(options), "zca": False}
+        require("dataset" not in overrides, "--images gives the data set, and --name its name; leave out --set dataset=…")
+        spec = DatasetSpec.from_folder(options.images.resolve(), options.image_size, options.name)
+        register_dataset(spec)
+        overrides = {"dataset": spec.name, "zca": False} | overrides
     return RunConfig.from_preset(options.preset, options.scale, getattr(options, "seed", 0), overrides)
-
-
-def _register_images(options: argparse.Namespace) -> str:
-    """Makes the user's own image folder a data set, and returns its name."""
-    spec = DatasetSpec.from_folder(options.images.resolve(), options.image_size)
-    register_dataset(spec)
-    return spec.name
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -223,13 +242,13 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    if options.images is not None:
-        _register_images(options)
+    sequence, config = _open_set(options.path)
+    dataset = None if options.images is None else load_dataset(_find_images(options, sequence, config))
     changes = dict(parse_override(text) for text in options.set)
     if options.num_networks is not None:
         changes["evaluation.num_networks"] = options.num_networks
     reevaluation = evaluate(
-        options.path, options.networks, options.joint, options.random, options.seed, changes, None, options.results,
+        sequence, options.networks, options.joint, options.random, options.seed, changes, dataset, options.results,
         options.max_minutes,
     )  # fmt: skip
     for what, accuracies in (("", reevaluation.accuracy), ("random real images, ", reevaluation.random_baseline or {})):
@@ -239,18 +258,31 @@ def _evaluate(options: argparse.Namespace) -> None:
         print(f"record: {options.results / 'reevaluations' / reevaluation.config['dataset'] / reevaluation.name}.json")
 
 
-def _open_set(options: argparse.Namespace) -> tuple[SubsetSequence, RunConfig]:
+def _open_set(path: Path) -> tuple[SubsetSequence, RunConfig]:
     """Returns the set in a file, and the configuration it was made with."""
-    if options.images is not None:
-        _register_images(options)
-    sequence = load_sequence(options.path)
-    require("config" in sequence.metadata, f"{options.path} does not say how it was made; give a file written by `run`")
+    sequence = load_sequence(path)
+    require("config" in sequence.metadata, f"{path} does not say how it was made; give a file written by `run`")
     return sequence, RunConfig.from_dict(sequence.metadata["config"])
 
 
+def _find_images(options: argparse.Namespace, sequence: SubsetSequence, config: RunConfig) -> DatasetSpec:
+    """Returns the data set that a distilled set was made of: by its name, or in a folder of whatever name."""
+    if options.images is None:
+        return find_dataset(config.dataset)
+    known = DATASETS.get(config.dataset)
+    require(
+        known is None or known.folder is not None,
+        f"{options.path} is a set of {config.dataset}, not of images of your own; leave out --images, or import it with them",
+    )
+    sides = set(sequence.subsets[0].images.shape[2:])
+    size = options.image_size or (sides.pop() if len(sides) == 1 else None)
+    return DatasetSpec.from_folder(options.images.resolve(), size, config.dataset)
+
+
 def _export(options: argparse.Namespace) -> None:
-    sequence, config = _open_set(options)
-    preprocessing, spec = _preprocessing_of(config)
+    sequence, config = _open_set(options.path)
+    spec = _find_images(options, sequence, config)
+    preprocessing = _fit_preprocessing(spec, config)
     check_sequence(sequence, str(options.path), spec.shape, spec.num_classes)
     names = sequence.metadata.get("class_names") or [str(label) for label in range(spec.num_classes)]
     written = export_sequence(sequence, options.to, options.out, preprocessing, names)
@@ -262,17 +294,17 @@ def _export(options: argparse.Namespace) -> None:
 
 def _import(options: argparse.Namespace) -> None:
     config = _read_config(options)
-    preprocessing, spec = _preprocessing_of(config)
+    spec = find_dataset(config.dataset)
+    preprocessing = _fit_preprocessing(spec, config)
     sequence = import_sequence(options.paths, options.kind, config, preprocessing, spec.shape, spec.num_classes, options.lr)
     save_sequence(options.out, sequence)
     print(f"imported: {options.out}")
 
 
-def _preprocessing_of(config: RunConfig) -> tuple[Preprocessing, DatasetSpec]:
-    """Returns what is done to the pixels of a data set, and its description; only whitening needs its images."""
-    spec = find_dataset(config.dataset)
+def _fit_preprocessing(spec: DatasetSpec, config: RunConfig) -> Preprocessing:
+    """Returns what is done to the pixels of a data set; only whitening needs its images."""
     images = load_dataset(spec).train.images if config.zca else torch.empty(0)
-    return fit_preprocessing(spec, images, config.zca), spec
+    return fit_preprocessing(spec, images, config.zca)
 
 
 def _show(options: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from seqmatch_lib.data.datasets import ImageDataset
 from seqmatch_lib.data.labels import image_classes
 from seqmatch_lib.data.multi_formation import AS_STORED, Formation
 from seqmatch_lib.errors import DataError, StorageError, require
@@ -164,7 +165,11 @@ def check_sequence(sequence: SubsetSequence, origin: str, shape: tuple[int, int,
 
 def _check_images(images: torch.Tensor, where: str, shape: tuple[int, int, int]) -> None:
     found = tuple(images.shape[1:])
-    require(found == shape, f"{where} has images of shape {found}, but the data set {shape}; give its preset", DataError)
+    require(
+        found == shape,
+        f"{where} has images of shape {found}, but the data set {shape}; give its own preset, --images or --image-size",
+        DataError,
+    )
     require(len(images) > 0, f"{where} has no images; get the set again", DataError)
     require(images.dtype is torch.float32, f"{where} has images of {images.dtype} instead of float32", DataError)
     require(bool(images.isfinite().all()), f"{where} has pixels that are not finite; get the set again", DataError)
@@ -195,14 +200,16 @@ def _check_labels(labels: torch.Tensor, count: int, where: str, shape: tuple[int
     )
 
 
-def check_class_sizes(labels: torch.Tensor, num_classes: int, ipc: int) -> None:
-    """Raises DataError unless every class has at least `ipc` real images."""
+def check_class_sizes(labels: torch.Tensor, num_classes: int, ipc: int, dataset: ImageDataset | None = None) -> None:
+    """Raises DataError unless every class has at least `ipc` real images; a data set tells where its others are."""
     for label, count in enumerate(torch.bincount(image_classes(labels), minlength=num_classes).tolist()):
-        require(
-            count >= ipc,
-            f"class {label} has {count} real images, fewer than ipc {ipc}; lower ipc or get more of the data set",
-            DataError,
-        )
+        if count < ipc:
+            name, elsewhere = label, ""
+            if dataset is not None:
+                name, elsewhere = repr(dataset.class_names[label]), dataset.describe_held_out(label, count)
+            raise DataError(
+                f"class {name} has {count} real images, fewer than ipc {ipc}; {elsewhere}lower ipc or get more of the data set"
+            )
 
 
 def sample_real_subset(

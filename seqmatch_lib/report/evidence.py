@@ -30,7 +30,7 @@ from seqmatch_lib.runs.records import (
     load_reevaluations,
     load_runs,
 )
-from seqmatch_lib.store.files import read_json, write_atomically
+from seqmatch_lib.store.files import read_json, write_text
 
 BLOCK = re.compile(r"(<!-- evidence: ([\w .=-]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 SET = ("method", "images a class", "seed")  # columns that name a set
@@ -441,8 +441,8 @@ def render(text: str, evidence: Evidence) -> str:
 
 def update_page(path: Path, evidence: Evidence) -> bool:
     """Makes the blocks of a Markdown file anew; returns whether anything changed."""
-    before = path.read_text()
+    before = path.read_text(encoding="utf-8")
     after = render(before, evidence)
     if after != before:
-        write_atomically(path, lambda temporary: temporary.write_text(after))
+        write_text(path, after)
     return after != before

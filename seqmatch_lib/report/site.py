@@ -8,7 +8,7 @@ import nbformat
 from nbconvert import HTMLExporter
 
 from seqmatch_lib.errors import StorageError, require
-from seqmatch_lib.store.files import write_atomically
+from seqmatch_lib.store.files import write_atomically, write_text
 
 MAIN_NOTEBOOK = "11_table_cifar10"  # whose last picture opens the index, or the first notebook's if it was not executed
 
@@ -46,7 +46,7 @@ def build_site(executed_dir: Path | str, tables_dir: Path | str, out_dir: Path |
     notebooks = {path.stem: nbformat.read(path, as_version=4) for path in paths}
     for stem, notebook in notebooks.items():
         html, _ = HTMLExporter().from_notebook_node(notebook)
-        write_atomically(out_dir / f"{stem}.html", lambda temporary, html=html: temporary.write_text(html))
+        write_text(out_dir / f"{stem}.html", html)
     main = notebooks.get(MAIN_NOTEBOOK) or next(iter(notebooks.values()))
     pictures = _pictures(main)
     figure = ""
@@ -55,11 +55,11 @@ def build_site(executed_dir: Path | str, tables_dir: Path | str, out_dir: Path |
         figure = f'<p><img src="main.png" alt="{escape(_title(main))}"></p><p>{escape(_title(main))}</p>'
     links = [f'<li><a href="{stem}.html">{escape(_title(notebook))}</a></li>' for stem, notebook in notebooks.items()]
     tables = [
-        f"<h3>{escape(path.stem)}</h3><section>{path.read_text()}</section>"
+        f"<h3>{escape(path.stem)}</h3><section>{path.read_text(encoding='utf-8')}</section>"
         for path in sorted(Path(tables_dir).glob("*.html"))
     ]
     page = PAGE.format(figure=figure, notebooks="".join(links), tables="".join(tables))
-    write_atomically(out_dir / "index.html", lambda temporary: temporary.write_text(page))
+    write_text(out_dir / "index.html", page)
     return out_dir / "index.html"
 
 

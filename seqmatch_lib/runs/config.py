@@ -259,7 +259,7 @@ def _has_intervals(base: str) -> bool:
 
 @cache
 def _read_presets() -> dict[str, Any]:
-    return tomllib.loads(files("seqmatch_lib.runs").joinpath("presets.toml").read_text())
+    return tomllib.loads(files("seqmatch_lib.runs").joinpath("presets.toml").read_text(encoding="utf-8"))
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -80,12 +80,12 @@ def run_experiment(
             _check_same_data(record.data["fingerprint"], dataset, record_path)
         return record
     with only_process(state_dir.with_name(f"{config.run_id}.lock")):
+        dataset = dataset or load_dataset(config.dataset, data_root, download)  # first, so that bad data lose no record
         if force:
             _remove_state(state_dir, record_path)
         remove_leftovers(state_dir)
         for path in (record_path, set_path):
             remove_leftovers(path.parent, path.name)
-        dataset = dataset or load_dataset(config.dataset, data_root, download)
         budget = Budget(max_minutes, save_seconds)
         record = _execute(config, dataset, results_dir, state_dir, budget, choose_device(device))
         if record_path.is_file():
@@ -182,11 +182,11 @@ def _execute(
 ) -> RunRecord:
     """Runs what is missing and returns the record."""
     forget_uncompiled()
-    began = _read_or_write_start(state_dir)
-    _claim_data(dataset, state_dir)
     select_on = "none" if config.method == "whole" else config.select_on  # "whole" holds nothing out
     data = prepare_data(dataset, config.zca, select_on, device)
-    check_class_sizes(data.train.labels, data.num_classes, config.ipc)  # now, not when the baseline is drawn
+    check_class_sizes(data.train.labels, data.num_classes, config.ipc, dataset)  # now, not when the baseline is drawn
+    began = _read_or_write_start(state_dir)
+    _claim_data(dataset, state_dir)  # once they suffice: nobody is held to images that have to be others
     stages = _distill(config, data, results_dir, state_dir, budget)
     last, selected = _make_sequences(config, data, stages)
     if config.method != "whole":
