@@ -1,7 +1,7 @@
 """What the records say, as data frames: a function a question, a number a column; `format_frame` makes texts of them.
 
 Accuracies are of test images, in per cent. Beside a column `x`, `x_std` is its spread: the standard deviation over the means
-of the seeds of distillation where there are several, over networks where there is one seed, and NaN where there is one network.
+of the seeds of distillation where there are several, over networks where there is one seed, NaN where there is one network.
 Beside a difference, `…_low` and `…_high` are its 95 % bootstrap interval, from three seeds on. `seeds` counts distillations,
 `n` networks, `iterations` those of distillation over all subsets, `epochs` those of training over all stages. `records` names
 each record by the last eight characters of its file name.
@@ -25,12 +25,14 @@ import pandas as pd
 
 from seqmatch_lib.errors import StorageError, require
 from seqmatch_lib.methods import method_names
-from seqmatch_lib.runs.config import REFERENCES, SEQUENTIAL_PREFIX, even_subsets
+from seqmatch_lib.runs.config import REFERENCES, SEQUENTIAL_PREFIX, RunConfig, even_subsets
 from seqmatch_lib.runs.order import OrderRecord, load_orders
 from seqmatch_lib.runs.records import RunRecord, changes_of, check_same_images, describe_changes, flatten_settings, load_runs
 from seqmatch_lib.runs.reevaluation import Judgement, load_judgements
+from seqmatch_lib.runs.stages import read_progress
 from seqmatch_lib.store.files import digest_json, read_json
 
+PUBLISHED_SETTINGS = ("paper", "short")  # scales whose numbers stand beside published ones, the leading one first
 DRAWS = 10_000  # of the bootstrap
 SEEDS_FOR_AN_INTERVAL = 3
 KINDS = {"last": "accuracy_last", "selected": "accuracy_selected", "joint": "accuracy_joint", "random": "random_baseline"}
@@ -446,6 +448,39 @@ def reevaluated(evidence: Evidence, dataset: str) -> pd.DataFrame:
     return pooled.assign(difference=pooled["accuracy"] - pooled["random"]).drop(columns=["seeds", "question"])
 
 
+def curves(evidence: Evidence, results_dir: Path | str, dataset: str, ipc: int, scale: str, base: str = "mtt") -> pd.DataFrame:
+    """Accuracies of scored iterates of a base method and its sequence, one a row, of one network each.
+
+    Of finished runs from their records, of others from their checkpoints in `state/` and `checkpoints/` of the results folder.
+
+    Returns:
+        Columns `method`, `seed`, `stage`, `iteration` (counted through all stages), `images` ("validation" or "test"),
+        `accuracy`, `finished` and `record`.
+    """
+    rows = []
+    for method in (base, SEQUENTIAL_PREFIX + base):
+        name = (dataset, ipc, method, scale)
+        runs = [run for run in evidence.runs if (run.dataset, run.ipc, run.method, run.scale) == name and not changes_of(run)]
+        found = {run.seed: (run.stages, run.run_id, True) for run in runs}
+        paths = [
+            path for folder in ("state", "checkpoints") for path in sorted((Path(results_dir) / folder).glob("*-seed*-*"))
+        ]
+        for path in paths:
+            seed = int(path.name.rpartition("-seed")[2].split("-")[0])
+            preset = f"{dataset}-ipc{ipc}-{method}"
+            if preset in preset_names() and path.name == RunConfig.from_preset(preset, scale, seed).run_id:
+                found.setdefault(seed, (read_progress(path), path.name, False))
+        for seed, (stages, run_id, finished) in found.items():
+            first = 0
+            for k, stage in enumerate(stages, start=1):
+                common = {"method": method, "seed": seed, "stage": k, "finished": finished, "record": run_id[-8:]}
+                for images, key in (("validation", "scores"), ("test", "test_scores")):
+                    points = stage.get(key, [])
+                    rows += [common | {"images": images, "iteration": first + at, "accuracy": score} for at, score in points]
+                first += len(stage["losses"])
+    return pd.DataFrame(rows, columns=["method", "seed", "stage", "iteration", "images", "accuracy", "finished", "record"])
+
+
 def robust(evidence: Evidence, dataset: str, scale: str) -> pd.DataFrame:
     """Label-robust and augmentation-robust scores in the sense of DD-Ranking, with weights of one half.
 
@@ -486,6 +521,11 @@ def trust(evidence: Evidence) -> pd.DataFrame:
 
 
 # --- for showing
+
+
+def label_scale(scale: str) -> str:
+    """Returns the name of a scale with what a reader must know of it."""
+    return {"reduced": "rehearsal (reduced)", "smoke": "smoke: means nothing"}.get(scale, scale)
 
 
 def format_frame(frame: pd.DataFrame) -> pd.DataFrame:
