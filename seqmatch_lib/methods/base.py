@@ -33,7 +33,7 @@ A package of your own makes it known by an entry point, and `seqmatch_means` com
 
 `RunConfig.from_dict` then builds runs of it from a dictionary; presets are for published settings. Rules: all randomness
 comes from `generator` or from seeds of `stage`; nothing of `frozen` is changed; what must survive a restart beside the
-images stands in `Prepared.state`. Override `initialise` for another start or other optimisers, `training_recipe` if
+images stands in `MethodState.state`. Override `initialise` for another start or other optimisers, `training_recipe` if
 networks must be trained on the result in one way only, `num_iterations` and `initial_lr` if they depend on the stage.
 """
 
@@ -208,7 +208,7 @@ def saved_like(saved: torch.Tensor, leaf: torch.Tensor) -> torch.Tensor:
 
 
 @dataclass
-class Prepared:
+class MethodState:
     """What `prepare` returns: a method subclasses it with whatever its steps need.
 
     Args:
@@ -250,7 +250,7 @@ class Effort:
         passes: forward passes of one image, over all stages.
         images: whose activations it holds at a time.
         vectors: of parameters that it holds.
-        way: engine and precision, as the benchmark names them.
+        variant: engine and precision, as the benchmark names them.
         rate: what the benchmark measures that is like it: "inner_steps" or "training".
         starts: networks, one number a stage, that are trained through the stages before.
     """
@@ -258,7 +258,7 @@ class Effort:
     passes: float
     images: float
     vectors: float
-    way: str
+    variant: str
     rate: str = "training"
     starts: tuple[float, ...] = ()
 
@@ -298,7 +298,7 @@ class BaseMethod(ABC):
         return torch.optim.SGD([images], lr=self.config.lr_img, momentum=self.config.momentum_img)
 
     @abstractmethod
-    def prepare(self, stage: Stage) -> Prepared:
+    def prepare(self, stage: Stage) -> MethodState:
         """Makes or loads what the steps need from the real data and the frozen subsets; called once a stage."""
 
     @abstractmethod
