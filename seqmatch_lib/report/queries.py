@@ -28,7 +28,7 @@ from seqmatch_lib.methods import method_names
 from seqmatch_lib.runs.config import REFERENCES, SEQUENTIAL_PREFIX, RunConfig, even_subsets
 from seqmatch_lib.runs.order import OrderRecord, load_orders
 from seqmatch_lib.runs.records import RunRecord, changes_of, check_same_images, describe_changes, flatten_settings, load_runs
-from seqmatch_lib.runs.reevaluation import Judgement, load_judgements
+from seqmatch_lib.runs.reevaluation import Reevaluation, load_reevaluations
 from seqmatch_lib.runs.stages import read_progress
 from seqmatch_lib.store.files import digest_json, read_json
 
@@ -55,7 +55,7 @@ class Evidence:
     """
 
     runs: list[RunRecord]
-    reevaluations: list[Judgement] = field(default_factory=list)
+    reevaluations: list[Reevaluation] = field(default_factory=list)
     orders: list[OrderRecord] = field(default_factory=list)
     trust: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -70,7 +70,7 @@ class Evidence:
         runs = load_runs(results_dir)
         check_same_images(runs)
         trust = {path.stem: read_json(path) for path in sorted((results_dir / "trust").glob("*.json"))}
-        return cls(runs, load_judgements(results_dir), load_orders(results_dir), trust)
+        return cls(runs, load_reevaluations(results_dir), load_orders(results_dir), trust)
 
     @cached_property
     def accuracies(self) -> pd.DataFrame:
@@ -80,7 +80,7 @@ class Evidence:
         suffix "again" in a re-evaluation), `trained`, `epochs`, `network`, `is_first` (the run's first architecture),
         `changes` (of the run from its preset) and `asked` (of a re-evaluation from its run): dictionaries; `values`: list.
         """
-        again: dict[str, list[Judgement]] = {}
+        again: dict[str, list[Reevaluation]] = {}
         for one in self.reevaluations:
             again.setdefault(one.run_id, []).append(one)
         rows = [row for run in self.runs for row in _accuracies_of(run, again.get(run.run_id, []))]
@@ -95,7 +95,7 @@ class Evidence:
         return rows[chosen]
 
 
-def _accuracies_of(run: RunRecord, reevaluations: Sequence[Judgement]) -> Iterable[dict[str, Any]]:
+def _accuracies_of(run: RunRecord, reevaluations: Sequence[Reevaluation]) -> Iterable[dict[str, Any]]:
     """Yields the rows of `Evidence.accuracies` that belong to one run."""
     several, first, epochs = run.num_subsets > 1, run.config["evaluation"]["networks"][0], run.config["training"]["epochs"]
     common = {name: getattr(run, name) for name in ("dataset", "ipc", "scale", "method", "num_subsets", "seed")} | {
