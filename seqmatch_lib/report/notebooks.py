@@ -1,11 +1,30 @@
-"""Running a notebook as a batch does: parameters are checked, the executed copy stays for reading whatever happens."""
+"""Notebooks: figures with a text for those who do not see them, and execution as a batch does it."""
 
+from base64 import b64encode
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from seqmatch_lib.errors import ConfigError, NotebookError, require
 from seqmatch_lib.runs.config import describe_unknown
+
+
+def show(figure: Any, alt: str) -> None:
+    """Shows a figure below a cell, with its alternative text, and closes it.
+
+    Args:
+        figure: a matplotlib figure, or axes or a seaborn grid that have one.
+        alt: what it shows, in a sentence, for those who do not see it.
+    """
+    import matplotlib.pyplot as plt
+    from IPython.display import display
+
+    figure, buffer = figure.figure, BytesIO()
+    figure.savefig(buffer, format="png", dpi=figure.dpi, bbox_inches="tight")
+    plt.close(figure)
+    bundle = {"image/png": b64encode(buffer.getvalue()).decode(), "text/plain": alt}
+    display(bundle, metadata={"image/png": {"alt": alt}}, raw=True)
 
 
 def read_parameters(path: Path | str) -> dict[str, str]:
