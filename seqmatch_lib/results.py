@@ -8,6 +8,7 @@ from typing import Any
 from seqmatch_lib.bench.report import load_benchmark, newest_benchmark
 from seqmatch_lib.errors import StorageError, require
 from seqmatch_lib.front import RESULTS, Run, predict_minutes
+from seqmatch_lib.report.queries import Evidence
 from seqmatch_lib.runs.config import RunConfig
 from seqmatch_lib.runs.experiment import run_experiment
 from seqmatch_lib.runs.records import RunRecord, load_record, load_runs
@@ -73,6 +74,13 @@ class Results:
         """Returns the records of all folders, each run once."""
         runs = [run for folder in reversed(self.folders) for run in load_runs(folder)]
         return list({run.run_id: run for run in runs}.values())
+
+    def evidence(self) -> Evidence:
+        """Returns what all folders hold, for the queries and figures of `report`."""
+        parts = [Evidence.load(folder) for folder in self.folders]
+        orders = {digest_json(one.config): one for part in reversed(parts) for one in part.orders}
+        again = [one for part in parts for one in part.reevaluations]
+        return Evidence(self.records(), again, list(orders.values()), parts[0].trust)
 
     def run(self, configs: Sequence[RunConfig], with_sets: bool = False) -> list[Run]:
         """Returns finished runs, in this order; runs those that are missing, and says before how long that will take.
