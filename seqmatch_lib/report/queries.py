@@ -25,7 +25,7 @@ import pandas as pd
 
 from seqmatch_lib.errors import StorageError, require
 from seqmatch_lib.methods import method_names
-from seqmatch_lib.runs.config import REFERENCES, SEQUENTIAL_PREFIX, RunConfig, even_subsets
+from seqmatch_lib.runs.config import REFERENCES, SEQUENTIAL_PREFIX, RunConfig, even_subsets, preset_names
 from seqmatch_lib.runs.order import OrderRecord, load_orders
 from seqmatch_lib.runs.records import RunRecord, changes_of, check_same_images, describe_changes, flatten_settings, load_runs
 from seqmatch_lib.runs.reevaluation import Reevaluation, load_reevaluations
@@ -462,13 +462,11 @@ def curves(evidence: Evidence, results_dir: Path | str, dataset: str, ipc: int, 
         name = (dataset, ipc, method, scale)
         runs = [run for run in evidence.runs if (run.dataset, run.ipc, run.method, run.scale) == name and not changes_of(run)]
         found = {run.seed: (run.stages, run.run_id, True) for run in runs}
-        paths = [
-            path for folder in ("state", "checkpoints") for path in sorted((Path(results_dir) / folder).glob("*-seed*-*"))
-        ]
-        for path in paths:
+        preset = f"{dataset}-ipc{ipc}-{method}"
+        unfinished = Path(results_dir).glob(f"[sc]*/{dataset}-{method}-ipc{ipc}-*-seed*-*/")  # in state/ and checkpoints/
+        for path in sorted(unfinished) if preset in preset_names() else ():
             seed = int(path.name.rpartition("-seed")[2].split("-")[0])
-            preset = f"{dataset}-ipc{ipc}-{method}"
-            if preset in preset_names() and path.name == RunConfig.from_preset(preset, scale, seed).run_id:
+            if path.name == RunConfig.from_preset(preset, scale, seed).run_id:
                 found.setdefault(seed, (read_progress(path), path.name, False))
         for seed, (stages, run_id, finished) in found.items():
             first = 0

@@ -32,9 +32,9 @@ UNVERIFIED = "unverified"  # in the column "check" of published accuracies
 DAGGER = "†"  # stands beside them
 SPREAD = "± is the standard deviation over the means of seeds of distillation where there are several, over networks otherwise"
 NOTE = (
-    f"Test accuracy in per cent; {SPREAD}. `ours` is the last iterate, `selected` the one chosen on validation images (at scale "
-    "`paper` on test images, as the papers do), `random` as many random real images under the same training. `iterations` are "
-    "those of all subsets, `n` counts networks, `core hours` are those of one processor core for all seeds."
+    f"Test accuracy in per cent; {SPREAD}. `ours` is the last iterate, `selected` the one chosen on validation images (at "
+    "scale `paper` on test images, as the papers do), `random` as many random real images under the same training. "
+    "`iterations` are those of all subsets, `n` counts networks, `core hours` are those of one processor core for all seeds."
 )
 SETTINGS_NOTE = (
     "`paper` is the published setting in full, `short` the same with fewer teachers and iterations. `difference` is ours less "
@@ -42,8 +42,8 @@ SETTINGS_NOTE = (
     f"ours is, where there is one. {DAGGER}: printed from memory, not checked."
 )
 README_NOTE = (
-    f"Test accuracy in per cent; {SPREAD}. {DAGGER}: published number printed from memory, not checked. A rehearsal has smaller "
-    "networks and fewer steps than the published setting: not to be compared with published numbers."
+    f"Test accuracy in per cent; {SPREAD}. {DAGGER}: published number printed from memory, not checked. A rehearsal has "
+    "smaller networks and fewer steps than the published setting: not to be compared with published numbers."
 )
 REHEARSAL_NOTE = (
     "Smaller networks and fewer steps, for two CPU cores; these accuracies are not to be compared with published ones."
