@@ -14,7 +14,7 @@ from seqmatch_lib.errors import StorageError, require
 from seqmatch_lib.methods import method_names
 from seqmatch_lib.report import queries
 from seqmatch_lib.report.figures import PALETTE, save_figure, set_style, whole_ticks
-from seqmatch_lib.report.queries import PUBLISHED_SETTINGS, SETS, STAGED, Evidence, label_scale
+from seqmatch_lib.report.queries import HALVES, ONE_SET, PUBLISHED_SETTINGS, SETS, STAGED, Evidence, label_scale
 from seqmatch_lib.report.tables import DATASETS, UNVERIFIED, build_table, load_published
 from seqmatch_lib.runs.config import SEQUENTIAL_PREFIX
 from seqmatch_lib.runs.records import RunRecord
@@ -168,7 +168,7 @@ def plot_subsets(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figu
     figure, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False)
     for axis, (base, rows) in zip(axes[0], panels.items(), strict=True):
         one = effort[(effort["base"] == base) & (effort["num_subsets"] == 1)]
-        one = one[one["iterations"] == one["iterations"].min()]
+        one = one[one["iterations"] == one[one["of_preset"]]["iterations"].min()]
         longer = one.assign(num_subsets=one["epochs"] / one["epochs"].min())
         lines = {
             "random real, in stages": rows.assign(accuracy=rows["random"]),
@@ -218,15 +218,15 @@ def plot_curves(
 ) -> Figure:
     """Draws accuracy against iterations for a base method and its sequence, finished or not; published values are lines.
 
-    A line joins the scores of one network on validation images, full points are the evaluations after the last iteration, with
-    their spread, hollow ones those of the controls of `queries.comparison`.
+    A line joins the scores of one network. Full points are the evaluations after the last iteration, with their spread, hollow
+    ones those of the controls of `queries.comparison`.
     """
     frame = queries.curves(evidence, results_dir, dataset, ipc, scale, base)
     require(len(frame) > 0, f"{base} has no scores on {dataset}, {ipc} images per class, at scale {scale} yet", StorageError)
     figure, axis = plt.subplots(figsize=(7.5, 4.2))
     colors = dict(zip((base, SEQUENTIAL_PREFIX + base), sns.color_palette(PALETTE), strict=False))
     for (method, images, finished), rows in frame.groupby(["method", "images", "finished"]):
-        label = f"{method}, one network, {images} images" + ("" if finished else ", not finished")
+        label = f"{method}, {images} images" + ("" if finished else ", not finished")
         for _, one in rows.groupby("seed"):
             style = {"test": "-", "validation": ":"}[images]
             axis.plot(one["iteration"], one["accuracy"], style, color=colors[method], marker=".", label=label)
@@ -236,13 +236,23 @@ def plot_curves(
         label = f"{method}, published" + " (not checked)" * (known.loc[method, "check"] == UNVERIFIED)
         axis.axhline(mean, color=colors[method], linewidth=1, linestyle="--", label=label)
         axis.axhspan(mean - std, mean + std, color=colors[method], alpha=0.1, linewidth=0)
-    final = queries.efforts(evidence, dataset, ipc, scale)
-    final = final[(final["base"] == base) & (final["trained"] != "jointly")] if len(final) else final
-    for row in final.itertuples():
-        color = colors[SEQUENTIAL_PREFIX + base if row.num_subsets > 1 else base]
-        axis.errorbar([row.iterations], [row.accuracy], [row.accuracy_std], fmt="o", color=color, capsize=3, zorder=4)
+    final = queries.comparison(evidence, dataset, ipc, scale)
+    if base not in set(final["base"]):  # no sequence yet
+        final = queries.efforts(evidence, dataset, ipc, scale).assign(set=ONE_SET)
+    final = final[(final["base"] == base) & (final["seeds"] > 0)]
+    for row in final[~final["set"].str.contains("jointly|random")].itertuples():
+        color = colors[SEQUENTIAL_PREFIX + base if row.set == STAGED else base]
+        face, label = (color, "evaluated") if row.set in (ONE_SET, STAGED) else ("none", "controls")
+        marker = "s" if row.set == HALVES else "o"
+        style = {"fmt": marker, "color": color, "mfc": face, "capsize": 3, "zorder": 4}
+        axis.errorbar(row.iterations, row.accuracy, row.accuracy_std, label=label if marker == "o" else HALVES, **style)
     axis.set(xlabel="iteration of distillation, over all subsets", ylabel="accuracy, %")
-    _legend_below(figure, [axis], f"{dataset}, {ipc} image{'s' if ipc > 1 else ''} per class, {label_scale(scale)}", columns=2)
+    _legend_below(
+        figure,
+        [axis],
+        f"{dataset}, {ipc} image{'s' if ipc > 1 else ''} per class, {label_scale(scale)}; lines: one network",
+        columns=2,
+    )
     return figure
 
 
