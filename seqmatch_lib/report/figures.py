@@ -14,11 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from seqmatch_lib.errors import StorageError, require
-from seqmatch_lib.methods import method_names
-from seqmatch_lib.report.evidence import Evidence, efforts, runs_by_size
-from seqmatch_lib.report.tables import UNVERIFIED
-from seqmatch_lib.runs.config import SEQUENTIAL_PREFIX, RunConfig
-from seqmatch_lib.runs.records import RunRecord, changes_of
+from seqmatch_lib.runs.config import RunConfig
+from seqmatch_lib.runs.records import RunRecord
 from seqmatch_lib.runs.stages import read_progress
 from seqmatch_lib.subsets import SubsetSequence
 
@@ -178,7 +175,7 @@ def plot_accuracies(
 
 
 def plot_benchmark(result: Mapping[str, Any]) -> Figure:
-    """Draws time and memory of the inner loop against its steps and against ipc, for every way that was measured.
+    """Draws time and memory of the inner loop against its steps and against ipc, for every variant that was measured.
 
     Args:
         result: of `bench.run_benchmark`; the width with most sizes is drawn.
@@ -195,7 +192,7 @@ def plot_benchmark(result: Mapping[str, Any]) -> Figure:
         for line, (y, unit) in enumerate((("ms", "ms per inner step"), ("memory_mb", "peak memory, MiB"))):
             first = line == column == 0
             axis = axes[line, column]
-            sns.lineplot(chosen, x=x, y=y, hue="way", style="way", markers=True, legend=first, ax=axis)
+            sns.lineplot(chosen, x=x, y=y, hue="variant", style="variant", markers=True, legend=first, ax=axis)
             axis.set(xscale="log", yscale="log", xlabel=label, ylabel=unit)
             sizes = sorted(chosen[x].unique())
             axis.set_xticks(sizes, [str(size) for size in sizes])
@@ -208,209 +205,6 @@ def plot_benchmark(result: Mapping[str, Any]) -> Figure:
     figure.suptitle(f"ConvNet-3, width {width}, {result['machine']['device_name']}, {result['machine']['threads']} threads")
     figure.tight_layout(rect=(0, 0.05, 1, 1))
     return figure
-
-
-def plot_table(published: pd.DataFrame, records: Sequence[RunRecord], dataset: str) -> Figure:
-    """Draws the published accuracies of a data set as bars, by images per class, and ours as points beside them.
-
-    Args:
-        published: of `tables.load_published`.
-        records: those of other data sets, of scale "smoke" and with settings changed from their preset are left out.
-        dataset: its name.
-    """
-    known = published[(published["dataset"] == dataset) & published["ipc"].isin([1, 10, 50])]
-    own = [one for one in records if one.dataset == dataset and one.scale != "smoke" and not changes_of(one)]
-    own = [one for one in own if one.ipc in (1, 10, 50)]
-    methods = {*known["method"], *(record.method for record in own)}
-    methods = sorted(methods, key=lambda name: (_mean_of(known, name), name))  # those without a number have a fixed order too
-    ipcs = sorted({*known["ipc"], *(record.ipc for record in own)})
-    figure, axes = plt.subplots(1, len(ipcs), figsize=(3.6 * len(ipcs), 0.3 * len(methods) + 1.3), sharey=True, squeeze=False)
-    for axis, ipc in zip(axes[0], ipcs, strict=True):
-        here = known[known["ipc"] == ipc]
-        for label, chosen, hatch in (("published", "read in", None), ("published, not checked", UNVERIFIED, "///")):
-            bars = here[here["check"].str.contains(chosen)].set_index("method")["mean"].reindex(methods)
-            axis.barh(methods, bars.fillna(0), color="0.8", edgecolor="white", hatch=hatch, label=label)
-        for scale, face in (("reduced", "none"), ("paper", None)):
-            shown = [record for record in own if (record.ipc, record.scale) == (ipc, scale)]
-            means = [record.accuracy_last["mean"] for record in shown]
-            color = sns.color_palette(PALETTE)[3]
-            axis.scatter(means, [record.method for record in shown], zorder=3, edgecolors=[color], facecolors=face or [color],
-                         label=f"ours, {scale}" if shown else None)  # fmt: skip
-        axis.set(title=f"{ipc} image{'s' if ipc > 1 else ''} per class", xlabel="test accuracy, %", xlim=(0, 100))
-        axis.grid(axis="y", visible=False)
-    handles = {label: handle for axis in axes[0] for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=len(handles), frameon=False)
-    figure.suptitle(dataset)
-    figure.tight_layout(rect=(0, 0.06, 1, 1))
-    return figure
-
-
-def plot_comparison(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figure:
-    """Draws every base method alone and in sequence: for each seed of distillation the mean and spread of its networks.
-
-    Args:
-        evidence: the records; methods without both runs are left out.
-        dataset: its name.
-        ipc: images per class.
-        scale: of the runs.
-    """
-    figure, axis = plt.subplots(figsize=(8, 3.4))
-    names = ("random_baseline", "accuracy_last", "accuracy_last", "accuracy_joint")
-    kinds = dict(zip(("random real", "alone", "in stages", "jointly"), names, strict=True))
-    ticks, labels = [], []
-    for base in method_names():
-        alone, sequence = (evidence.of_preset(dataset, ipc, prefix + base, scale) for prefix in ("", SEQUENTIAL_PREFIX))
-        if not (alone and sequence):
-            continue
-        for column, ((kind, name), color) in enumerate(zip(kinds.items(), sns.color_palette(PALETTE), strict=False)):
-            runs = alone if column < 2 else sequence
-            found = [getattr(run, name) for run in runs]
-            places = len(ticks) + 0.18 * (column - 1.5) + 0.05 * (np.arange(len(runs)) - (len(runs) - 1) / 2)
-            means, stds = [one["mean"] for one in found], [one["std"] for one in found]
-            axis.errorbar(places, means, stds, fmt="o", color=color, capsize=2, markersize=5, label=None if ticks else kind)
-        ticks.append(len(ticks))
-        seeds = " and ".join(map(str, dict.fromkeys((len(alone), len(sequence)))))
-        labels.append(f"{base}\nseeds: {seeds}")
-    axis.set_xticks(ticks, labels)
-    axis.set(ylabel="test accuracy, %", title=f"{dataset}, {ipc} images per class, scale {scale}")
-    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, title="networks trained on")
-    axis.grid(axis="x", visible=False)
-    figure.tight_layout()
-    return figure
-
-
-def plot_order(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figure:
-    """Draws what sets of equal size are worth that are divided or not, in sequence or not: a point a seed of distillation.
-
-    Args:
-        evidence: with records of `21_ablation_order`; each base method has a panel.
-        dataset: its name.
-        ipc: images per class.
-        scale: of the runs.
-    """
-    rows = {
-        method: [(name, one.seed, values) for one in found for name, values in one.accuracy.items()]
-        for method, found in evidence.orders_of(dataset, ipc, scale).items()
-    }
-    return _plot_seeds(rows, f"{dataset}, {ipc} images per class, scale {scale}")
-
-
-def plot_subsets(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figure:
-    """Draws accuracy against K, the number of equal subsets, at a fixed number of images: points are seeds, lines means.
-
-    Args:
-        evidence: the records; each base method that was run with two or more K has a panel, K = 1 is the method alone.
-        dataset: its name.
-        ipc: images per class, of all subsets together.
-        scale: of the runs.
-    """
-    panels: dict[str, dict[int, list[RunRecord]]] = {}
-    for (method, count), sizes in runs_by_size(evidence, dataset, scale).items():
-        if ipc in sizes:
-            panels.setdefault(method.removeprefix(SEQUENTIAL_PREFIX), {})[count] = sizes[ipc]
-    panels = {base: dict(sorted(counts.items())) for base, counts in panels.items() if len(counts) > 1}
-    size = (1 + 2.4 * len(panels), 3.4)
-    figure, axes = plt.subplots(1, len(panels), figsize=size, sharex=True, sharey=True, squeeze=False)
-    kinds = {"random real, in stages": "random_baseline", "in stages": "accuracy_last", "jointly": "accuracy_joint"}
-    for axis, (base, counts) in zip(axes[0], panels.items(), strict=True):
-        for (kind, name), marker, color in zip(kinds.items(), "osD", sns.color_palette(PALETTE), strict=False):
-            found = [(run.num_subsets, getattr(run, name) or run.accuracy_last) for runs in counts.values() for run in runs]
-            points = pd.DataFrame([(count, one["mean"]) for count, one in found], columns=["K", "accuracy"])
-            sns.lineplot(points, x="K", y="accuracy", errorbar=None, color=color, label=kind, legend=False, ax=axis)
-            axis.scatter(points["K"], points["accuracy"], color=[color], marker=marker, s=16)
-        axis.set(title=base, xlabel="K, number of subsets", ylabel="test accuracy, %")
-        axis.label_outer()
-    whole_ticks(axes[0])
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncols=len(labels), frameon=False)
-    figure.suptitle(f"{dataset}, {ipc} images per class, scale {scale}")
-    figure.tight_layout(rect=(0, 0.07, 1, 1))
-    return figure
-
-
-def plot_effort(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figure:
-    """Draws accuracies with the iterations and epochs of training behind them, as `compute` lists them: a point a seed.
-
-    Args:
-        evidence: the records; each base method that was run in sequence has a panel.
-        dataset: its name.
-        ipc: images per class.
-        scale: of the runs.
-    """
-    rows: dict[str, list[tuple[str, int, list[float]]]] = {}
-    sequences = set()
-    for effort, found in efforts(evidence, dataset, ipc, scale).items():
-        sizes = " + ".join(map(str, effort.sizes))
-        name = f"{sizes} {effort.trained}, {sum(effort.iterations)} iterations, {effort.epochs} epochs"
-        rows.setdefault(effort.base, []).extend((name, seed, values) for seed, (_, values) in found.items())
-        if len(effort.sizes) > 1:
-            sequences.add(effort.base)
-    return _plot_seeds({base: rows[base] for base in rows if base in sequences}, f"{dataset}, scale {scale}")
-
-
-def _plot_seeds(panels: Mapping[str, Sequence[tuple[str, int, list[float]]]], title: str) -> Figure:
-    """Draws panels of rows (name, seed of distillation, accuracies of its networks): the means of seeds, and theirs.
-
-    Args:
-        panels: base method -> rows.
-        title: follows the method.
-    """
-    seeds = sorted({seed for rows in panels.values() for _, seed, _ in rows})
-    colors = dict(zip(seeds, sns.color_palette(PALETTE), strict=False))
-    counts = [len({name for name, _, _ in rows}) for rows in panels.values()]
-    size = (9, sum(0.8 + 0.3 * count for count in counts))
-    figure, axes = plt.subplots(len(panels), 1, figsize=size, squeeze=False, sharex=True, height_ratios=counts)
-    for axis, (method, rows) in zip(axes[:, 0], panels.items(), strict=True):
-        means = [(name, seed, float(np.mean(values))) for name, seed, values in rows]
-        frame = pd.DataFrame(means, columns=["set", "seed", "accuracy"])
-        sns.stripplot(frame, x="accuracy", y="set", hue="seed", palette=colors, size=7, jitter=False, ax=axis)
-        middle = frame.groupby("set", sort=False)["accuracy"].mean()
-        axis.plot(middle, middle.index, "|", color="0.3", markersize=14, label="mean")
-        axis.set(xlabel="test accuracy, %", ylabel="", title=f"{method}, {title}", ylim=(len(middle) - 0.5, -0.5))
-        axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, title="seed")
-    figure.tight_layout()
-    return figure
-
-
-def plot_lead(evidence: Evidence, dataset: str, scale: str) -> Figure:
-    """Draws what methods gain over as many random real images, by images per class: a point a seed, a line through the means.
-
-    Methods that were run at one size are left out; sequences, dashed and hollow, have the K of their presets.
-
-    Args:
-        evidence: the records.
-        dataset: its name.
-        scale: of the runs.
-    """
-    leads: dict[str, dict[int, list[float]]] = {}
-    for (method, count), sizes in runs_by_size(evidence, dataset, scale).items():
-        for ipc, runs in sizes.items():
-            kept = [run for run in runs if count == 1 or not changes_of(run)]
-            gains = [run.accuracy_last["mean"] - run.random_baseline["mean"] for run in kept]
-            if gains:
-                leads.setdefault(method, {})[ipc] = gains
-    colors = dict(zip(method_names(), sns.color_palette(PALETTE), strict=False))
-    figure, axis = plt.subplots(figsize=(8, 3.8))
-    for method, sizes in leads.items():
-        if len(sizes) > 1:
-            line, face = ("--", "none") if method.startswith(SEQUENTIAL_PREFIX) else ("-", None)
-            color = colors[method.removeprefix(SEQUENTIAL_PREFIX)]
-            axis.plot(sorted(sizes), [np.mean(sizes[ipc]) for ipc in sorted(sizes)], line, color=color, label=method)
-            points = [(ipc, gain) for ipc, gains in sizes.items() for gain in gains]
-            axis.scatter(*zip(*points, strict=True), edgecolors=[color], facecolors=face or [color], s=28, zorder=3)
-    axis.axhline(0, color="black", linewidth=1)
-    axis.set(xscale="log", xlabel="images per class", ylabel="points over random images", title=f"{dataset}, scale {scale}")
-    ticks = sorted({ipc for sizes in leads.values() if len(sizes) > 1 for ipc in sizes})
-    axis.set_xticks(ticks, [str(tick) for tick in ticks])
-    axis.minorticks_off()
-    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    figure.tight_layout()
-    return figure
-
-
-def _mean_of(published: pd.DataFrame, method: str) -> float:
-    mean = published[published["method"] == method]["mean"].mean()
-    return float("-inf") if pd.isna(mean) else mean
 
 
 def plot_idea() -> Figure:
