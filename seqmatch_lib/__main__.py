@@ -21,7 +21,6 @@ from seqmatch_lib.errors import OutOfTime, SeqMatchError, require
 from seqmatch_lib.exchange.formats import FORMATS, export_sequence, import_sequence
 from seqmatch_lib.exchange.pixel_layouts import share_outside
 from seqmatch_lib.front import evaluate
-from seqmatch_lib.report.evidence import Evidence, update_page
 from seqmatch_lib.runs.config import SCALES, RunConfig, parse_override, preset_names
 from seqmatch_lib.runs.experiment import record_shared_teachers, run_experiment
 from seqmatch_lib.runs.records import format_records, load_runs
@@ -135,11 +134,6 @@ def _add_results(commands: Any) -> None:
     tables.add_argument("--scale", default="paper", choices=SCALES, help="of the pending cells; default: paper")
     tables.add_argument("--tflops", type=float, default=20.0, metavar="RATE", help="assumed of a GPU; default: 20, a guess")
     tables.set_defaults(command=_tables)
-
-    report = commands.add_parser("report", help="make the evidence blocks of Markdown pages anew from the records")
-    report.add_argument("pages", type=Path, nargs="*", default=[Path("README.md"), RESULTS / "REPORT.md"], metavar="PAGE")
-    _add_results_argument(report)
-    report.set_defaults(command=_report)
 
 
 def _add_pages(commands: Any) -> None:
@@ -303,13 +297,6 @@ def _tables(options: argparse.Namespace) -> None:
     from seqmatch_lib.report.tables import write_tables
 
     print("\n".join(str(path) for path in write_tables(options.results)))
-
-
-def _report(options: argparse.Namespace) -> None:
-    evidence = Evidence.load(options.results)
-    for page in options.pages:
-        require(page.is_file(), f"{page} does not exist; give Markdown files with <!-- evidence: … --> blocks")
-        print(f"{page}: {'made anew' if update_page(page, evidence) else 'unchanged'}")
 
 
 def _notebook(options: argparse.Namespace) -> None:
