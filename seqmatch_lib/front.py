@@ -108,7 +108,7 @@ class Run:
         """Draws the distilled images, a row for each class and a block of columns for each subset."""
         from seqmatch_lib.report.figures import show_images
 
-        return show_images(self.distilled, self._to_pixels(), self.class_names, self.record.run_id, max_per_class, classes)
+        return show_images(self.distilled, self.to_pixels(), self.class_names, self.record.run_id, max_per_class, classes)
 
     @property
     def class_names(self) -> list[str]:
@@ -120,8 +120,8 @@ class Run:
     def _spec(self) -> DatasetSpec:
         return find_dataset(self.config.dataset) if self.dataset is None else self.dataset.spec
 
-    def _to_pixels(self) -> Callable[[torch.Tensor], torch.Tensor]:
-        """Returns what undoes the preprocessing; only whitening needs the data set for that."""
+    def to_pixels(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Returns what makes pixels in [0, 1] of the set's images; only whitened ones need the data set for that."""
         images = self._load().train.images if self.config.zca else torch.empty(0)
         return fit_preprocessing(self._spec, images, self.config.zca).inverse
 

@@ -14,7 +14,7 @@ from seqmatch_lib.runs.coupling_measurements import load_coupling, measure_coupl
 from seqmatch_lib.runs.experiment import run_experiment
 from seqmatch_lib.runs.order import measure_order, runs_of_order
 from seqmatch_lib.runs.records import RunRecord, load_record, load_runs
-from seqmatch_lib.runs.reevaluation import save_judgement
+from seqmatch_lib.runs.reevaluation import save_reevaluation
 from seqmatch_lib.store.files import digest_json
 
 if TYPE_CHECKING:
@@ -91,11 +91,6 @@ class Results:
         own = committed.parent / (COMPUTED if Path(results_dir) in (Path(RESULTS), committed) else results_dir)
         return cls((committed, own), own)
 
-    @property
-    def committed(self) -> Path:
-        """The folder that is looked in first."""
-        return self.folders[0]
-
     def records(self) -> list[RunRecord]:
         """Returns the records of all folders, each run once."""
         runs = [run for folder in reversed(self.folders) for run in load_runs(folder)]
@@ -131,6 +126,13 @@ class Results:
             record = run_experiment(config, self.work_dir)
             found[config.run_id] = Run(config, record, self.work_dir)
         return [found[config.run_id] for config in configs]
+
+    def available(self, configs: Mapping[str, RunConfig]) -> dict[str, Run]:
+        """Returns name -> finished run, after missing ones were run if that is allowed; without those that are missing."""
+        if self.work_dir is not None:
+            self.run(list(configs.values()))
+        found = {name: self._find(config, False) for name, config in configs.items()}
+        return {name: run for name, run in found.items() if run is not None}
 
     def prepare(self, configs: Sequence[RunConfig]) -> Evidence:
         """Returns what all folders hold, after missing runs were run if that is allowed.
@@ -188,8 +190,21 @@ class Results:
             missing = [name for name in networks if (run.record.run_id, name) not in known]
             if missing:
                 found = run.evaluate(missing, random=True, set={"evaluation.num_networks": num_networks})
-                save_judgement(found, self.work_dir)
+                save_reevaluation(found, self.work_dir)
         return self.evidence()
+
+    def has_set(self, record: RunRecord) -> bool:
+        """Returns whether the distilled set of a finished run was kept."""
+        return any((folder / "distilled" / f"{record.run_id}.safetensors").is_file() for folder in self.folders)
+
+    def open_run(self, record: RunRecord) -> Run:
+        """Returns a finished run, from the folder that has its distilled set if one has."""
+        config = RunConfig.from_dict(record.config)
+        run = self._find(config, self.has_set(record))
+        require(
+            run is not None, f"{record.run_id} has no record in {self.folders[0]}; open the folder it was run in", StorageError
+        )
+        return run
 
     def _find(self, config: RunConfig, with_set: bool) -> Run | None:
         """Returns a finished run, or None."""

@@ -3,7 +3,7 @@
 A function a question. Each returns Markdown: what we find, then how sure that is. Where a control was not run, it says so.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import pandas as pd
 from seqmatch_lib.report import queries
 from seqmatch_lib.report.queries import Evidence, label_scale
 from seqmatch_lib.runs.config import SCALES
-from seqmatch_lib.runs.records import load_runs
+from seqmatch_lib.runs.records import RunRecord, load_runs
 
 
 def shown_scales(query: Callable[..., pd.DataFrame], *arguments: Any) -> list[str]:
@@ -126,8 +126,8 @@ def find_growth(results_dir: Path, dataset: str, scale: str) -> str:
         return f"Coupling was not measured on {dataset}, {label_scale(scale)}."
     return (
         f"**What we find** ({label_scale(scale)}). Within one joint set of MTT, c(A|B) is {_join(parts, '; ')}. "
-        f"**How sure.** One seed, three segments of one teacher. Beyond {largest} images per class, and so beyond 50, coupling "
-        "was not measured: the question of the title stays open."
+        f"**How sure.** One seed, three segments of one teacher. Beyond {largest} images per class, and so beyond 50, "
+        "coupling was not measured: the question of the title stays open."
     )
 
 
@@ -140,7 +140,7 @@ def find_bases(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str:
         ipc,
         scale,
         f"The sequence in stages less one set of its preset, in points: {plain}. "
-        f"{_controls(evidence, dataset, ipc, scale, queries.EQUAL)} {_controls(evidence, dataset, ipc, scale, queries.HALVES)}",
+        + " ".join(_controls(evidence, dataset, ipc, scale, name) for name in queries.DECIDING),
         f"{_seeds(frame[frame['set'] == queries.STAGED])} for the sequences.",
     )
 
@@ -192,12 +192,34 @@ def transfer(evidence: Evidence, dataset: str, ipc: int, scale: str) -> pd.DataF
     return frame[several].reset_index(drop=True)
 
 
+def find_task(runs: Mapping[str, RunRecord], dataset: str, scale: str) -> str:
+    """What networks reach that were trained on sets of another kind of data; `runs` are by what they are called."""
+    if not runs:
+        where = name_setting(dataset, None, scale)
+        return f"**What we find** ({where}). Nothing yet: no run has a record; compute = True runs them."
+    parts = [f"{one.accuracy_last['mean']:.1f} on {name}" for name, one in runs.items()]
+    counts = {one.accuracy_last["n"] for one in runs.values()}
+    return _finding(
+        dataset,
+        None,
+        scale,
+        f"Networks reach, in per cent of test labels: {_join(parts)}.",
+        f"One seed of distillation, {_join(map(str, sorted(counts)))} networks each; no control of equal cost.",
+    )
+
+
+WHOLE = "whole data set"
+
+
+def split_reference(runs: Mapping[str, RunRecord]) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Returns the accuracies of sets by name, and that of the whole data set, as `figures.plot_accuracies` takes them."""
+    found = {name: one.accuracy_last for name, one in runs.items()}
+    return {name: one for name, one in found.items() if name != WHOLE}, found.get(WHOLE)
+
+
 def find_coupling(measured: dict[str, pd.DataFrame], note: str) -> str:
     """What the measurements of one joint and one sequential set say about the paper's argument."""
-    losses = measured["losses"].set_index(["training", "images", "step"])["loss"]
-
-    def end(training: str, images: str) -> float:
-        return float(losses[training, images].iloc[-1])
+    losses = measured["losses"].groupby(["training", "images"])["loss"].agg(["first", "last"])
 
     gradients = measured["gradients"].groupby("ipc")["coupling"].mean()
     deciles = measured["deciles"].pivot_table("accuracy", "decile", "after")
@@ -205,9 +227,11 @@ def find_coupling(measured: dict[str, pd.DataFrame], note: str) -> str:
     errors = measured["errors"].groupby(["set", "epoch"], sort=False)["error"].mean()
     late = errors.groupby("set", sort=False).last()
     return (
-        f"**What we find** ({note}). After training on the joint set, the loss of easy real images is {end('MTT', 'easy'):.2f} "
-        f"and that of hard ones {end('MTT', 'hard'):.2f}, where fresh networks begin at {losses['MTT', 'hard', 0]:.2f}; after "
-        f"the sequence they are {end('SeqMatch', 'easy'):.2f} and {end('SeqMatch', 'hard'):.2f}. When the other half of the "
+        f"**What we find** ({note}). After training on the joint set, the loss of easy real images is "
+        f"{losses.loc[('MTT', 'easy'), 'last']:.2f} and that of hard ones {losses.loc[('MTT', 'hard'), 'last']:.2f}, where "
+        f"fresh networks begin at {losses.loc[('MTT', 'hard'), 'first']:.2f}; after the sequence they are "
+        f"{losses.loc[('SeqMatch', 'easy'), 'last']:.2f} and {losses.loc[('SeqMatch', 'hard'), 'last']:.2f}. "
+        "When the other half of the "
         f"joint set is added, the gradient of one half changes by {gradients.iloc[0]:.2f} of its length at "
         f"{gradients.index[0]} images per class, and by {gradients.iloc[-1]:.2f} at {gradients.index[-1]}; the second subset "
         f"adds {gain.iloc[0]:+.1f} points on the easiest tenth of test images and {gain.iloc[-1]:+.1f} on the hardest, "
@@ -248,5 +272,5 @@ def _by_seed(rows: pd.DataFrame) -> dict[int, list[float]]:
     return dict(zip(rows["seed"], rows["values"], strict=True))
 
 
-def _join(parts: Collection[str] | Sequence[str], separator: str = ", ") -> str:
+def _join(parts: Iterable[str], separator: str = ", ") -> str:
     return separator.join(parts)

@@ -2,7 +2,6 @@
 
 import platform
 import subprocess
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cache
@@ -224,10 +223,10 @@ def describe_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dic
 def format_records(records: Iterable[RunRecord]) -> str:
     """Returns a plain-text table of accuracies in per cent, one run a line, each with its scale and the end of its id.
 
-    Runs of one preset, scale and seed are told apart by the settings that they changed, which then stand at the end.
+    Where runs of one method and size differ in other settings than the seed, these stand at the end.
     """
     records = list(records)
-    alike = Counter((record.preset, record.scale, record.seed) for record in records)
+    told_apart = _differing_changes(records)
     rows = [
         ("dataset", "ipc", "method", "K", "scale", "seed", "last", "selected", "joint", "random real", "n", "run", "changed")
     ]
@@ -235,14 +234,27 @@ def format_records(records: Iterable[RunRecord]) -> str:
         accuracies = (record.accuracy_last, record.accuracy_selected, record.accuracy_joint, record.random_baseline)
         cells = ["-" if one is None else f"{one['mean']:.1f} ± {one['std']:.1f}" for one in accuracies]
         names = (record.dataset, record.ipc or "all", record.method, record.num_subsets, record.scale, record.seed)
-        changes = changes_of(record) if alike[record.preset, record.scale, record.seed] > 1 else {}
-        changed = ", ".join(f"{key}={value}" for key, value in changes.items())
+        changed = ", ".join(f"{key}={value}" for key, value in told_apart[record.run_id].items())
         rows.append((*map(str, names), *cells, str(record.accuracy_last["n"]), record.config_hash[:8], changed))
     if not any(row[-1] for row in rows[1:]):
         rows = [row[:-1] for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def _differing_changes(records: Sequence[RunRecord]) -> dict[str, dict[str, Any]]:
+    """Returns run id -> the changes from its preset that not all runs of its data set, size, method, K and scale have."""
+    groups: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
+    for one in records:
+        group = groups.setdefault((one.dataset, one.ipc, one.method, one.num_subsets, one.scale), {})
+        group[one.run_id] = changes_of(one)
+    told: dict[str, dict[str, Any]] = {}
+    for group in groups.values():
+        settings = {(key, str(value)) for changes in group.values() for key, value in changes.items()}
+        common = {key for key, text in settings if all(str(changes.get(key)) == text for changes in group.values())}
+        told |= {run: {key: value for key, value in one.items() if key not in common} for run, one in group.items()}
+    return told
 
 
 def tabulate_accuracies(records: Mapping[Any, Sequence[RunRecord]], names: str | Sequence[str]) -> "DataFrame":
