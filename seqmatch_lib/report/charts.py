@@ -92,10 +92,9 @@ def _legend_below(figure: Figure, axes: Sequence[Axes], title: str, columns: int
     """Puts one legend for all axes below them and a title above."""
     found = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     found = {label: found[label] for label in sorted(found, key=lambda label: label == "mean")}
-    inches = 0.3 * (1 + (len(found) - 1) // columns) / figure.get_figheight()
-    figure.legend(found.values(), found.keys(), loc="lower center", ncols=min(columns, len(found)), frameon=False)
+    figure.set_layout_engine("constrained")
+    figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=min(columns, len(found)), frameon=False)
     figure.suptitle(title, fontsize=12)
-    figure.tight_layout(rect=(0, inches, 1, 1))
 
 
 def plot_comparison(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figure:
@@ -175,7 +174,7 @@ def plot_subsets(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figu
     effort = queries.efforts(evidence, dataset, ipc, scale, by_seed=True)
     panels = {base: rows for base, rows in frame.groupby("base") if rows["num_subsets"].nunique() > 1}
     require(
-        bool(panels), f"no base method was run with two numbers of subsets on {dataset} at ipc {ipc}, {scale}", StorageError
+        bool(panels), f"no base method was run with two numbers of subsets on {dataset} at ipc {ipc}, {scale}", NothingToDraw
     )
     size = (1 + 2.4 * len(panels), 3.4)
     figure, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False)
@@ -269,12 +268,15 @@ def plot_curves(
     return figure
 
 
-def write_figures(results_dir: Path | str = "paper_results", out_dir: Path | str | None = None) -> list[Path]:
-    """Draws the figures of tables and report from all records, as SVG and PNG.
+def write_figures(
+    results_dir: Path | str = "paper_results", out_dir: Path | str | None = None, kinds: Sequence[str] = ("svg", "png")
+) -> list[Path]:
+    """Draws the figures of tables and report from all records.
 
     Args:
         results_dir: folder of records and published numbers.
         out_dir: where they go; the same folder by default.
+        kinds: formats.
 
     Returns:
         The files, below `out_dir/figures`; a figure that no record is for is left out.
@@ -292,6 +294,6 @@ def write_figures(results_dir: Path | str = "paper_results", out_dir: Path | str
     folder, paths = Path(out_dir or results_dir) / "figures", []
     for name, draw in drawn:
         with suppress(NothingToDraw):
-            paths += save_figure(draw(), folder / name)
+            paths += save_figure(draw(), folder / name, kinds)
         plt.close("all")
     return paths
