@@ -402,7 +402,7 @@ def test_the_figure_of_the_subsets_has_the_control_of_equal_epochs():
     assert axis.get_title() == "mtt"
     assert lines["in stages"] == [[1, 41.25], [2, 51], [3, 37]]
     assert lines["jointly"] == [[1, 41.25], [2, 45], [3, 45]], "one subset is trained on at once in any case"
-    assert lines["one set, as many epochs as the stages"] == [[1, 41.25], [2, 31]]
+    assert lines["one set, as many epochs"] == [[1, 41.25], [2, 31]]
     assert lines["random real, in stages"] == [[1, 21], [2, 21], [3, 21]]
     assert axis.collections[1].get_offsets().tolist() == [[1, 41], [1, 41.5], [2, 51], [3, 37]]
 
