@@ -59,10 +59,10 @@ def teachers_of(wildcards):
 def parameters_of(name):
     """The parameters of a notebook in a batch: this scale and these seeds, and cells that were run above."""
     known = read_parameters(f"notebooks/{name}.ipynb")
-    wanted = {"scale": SCALE, "seeds": SEEDS, "dataset": SHOWN_DATASET, "results_dir": f"{RESULTS}/notebooks/{name}"}
+    wanted = {"scale": SCALE, "seeds": SEEDS, "dataset": SHOWN_DATASET, "results_dir": RESULTS, "compute": "true"}
     if "cells" in known and SCALE != "smoke":
         table = name.split("_table_")[1]
-        wanted |= {"cells": [one for one in PRESETS if one.split("-")[0] == table], "results_dir": RESULTS}
+        wanted |= {"cells": [one for one in PRESETS if one.split("-")[0] == table]}
     wanted = {key: value for key, value in wanted.items() if key in known}
     return " ".join(f"--set '{key}={value}'" for key, value in wanted.items())
 
@@ -113,12 +113,9 @@ rule notebook:
         RESULTS + "/executed/{name}.ipynb",
     params:
         settings=lambda wildcards: parameters_of(wildcards.name),
-        partial=lambda wildcards, output: f"{RESULTS}/failed/{Path(output[0]).name}",
     threads: THREADS
-    # the executed copy counts only if no cell failed; a failed one stays in failed/ for reading
     shell:
-        "{PYTHON} -m seqmatch_lib notebook {input.notebook} --out {params.partial} {params.settings}"
-        " && mv {params.partial} {output}"
+        "{PYTHON} -m seqmatch_lib notebook {input.notebook} --out {output} {params.settings}"
 
 
 rule summary:
