@@ -32,13 +32,12 @@ def sources(path: Path) -> list[str]:
 
 
 def texts(path: Path) -> list[str]:
-    """What an executed notebook says, without the random names that pandas gives to tables."""
+    """What an executed notebook says."""
     said = []
     for cell in code_cells(path):
         for output in cell["outputs"]:
             data = output.get("data", {"text/plain": output.get("text", "")})
-            found = ["".join(text) for kind, text in data.items() if kind.startswith("text/")]
-            said += [re.sub(r"T_[0-9a-f]{5}|0x[0-9a-f]+", "", text) for text in found]
+            said += ["".join(text) for kind, text in data.items() if kind.startswith("text/")]
     return said
 
 
