@@ -29,14 +29,13 @@ from seqmatch_lib.errors import OutOfTime, SeqMatchError, require
 from seqmatch_lib.exchange.formats import FORMATS, export_sequence, import_sequence
 from seqmatch_lib.exchange.pixel_layouts import share_outside
 from seqmatch_lib.front import evaluate
-from seqmatch_lib.report.evidence import Evidence, update_page
-from seqmatch_lib.report.notebooks import run_notebook
 from seqmatch_lib.runs.config import SCALES, RunConfig, parse_override, preset_names
 from seqmatch_lib.runs.experiment import record_shared_teachers, run_experiment
 from seqmatch_lib.runs.records import format_records, load_runs
 from seqmatch_lib.subsets import SubsetSequence, check_sequence, load_sequence, save_sequence
 
 RESULTS = Path("paper_results")
+EXECUTED = RESULTS / "executed"  # copies of all notebooks with their outputs, to be read where nothing can be run
 EXIT_ERROR = 2
 EXIT_OUT_OF_TIME = 75  # EX_TEMPFAIL: the state is saved, the same command goes on
 
@@ -137,28 +136,26 @@ def _add_sets(commands: Any) -> None:
 
 
 def _add_results(commands: Any) -> None:
-    """Adds the commands that read records: all of them, as tables, as a report."""
+    """Adds the commands that read records: all of them, as tables."""
     show = commands.add_parser("show", help="print the accuracies of all records of a results folder")
     show.add_argument("results", type=Path, nargs="?", default=RESULTS, metavar="DIR")
     show.set_defaults(command=_show)
 
-    tables = commands.add_parser("tables", help="write the paper's tables from the records of a results folder")
+    tables = commands.add_parser("tables", help="write the paper's tables and figures from the records of a results folder")
     _add_results_argument(tables)
+    tables.add_argument("--readme", action="store_true", help="print the README's table of results instead")
     tables.add_argument("--pending", action="store_true", help="list the cells without a record instead")
     tables.add_argument("--scale", default="paper", choices=SCALES, help="of the pending cells; default: paper")
     tables.set_defaults(command=_tables)
-
-    report = commands.add_parser("report", help="make the evidence blocks of Markdown pages anew from the records")
-    report.add_argument("pages", type=Path, nargs="*", default=[Path("README.md"), RESULTS / "REPORT.md"], metavar="PAGE")
-    _add_results_argument(report)
-    report.set_defaults(command=_report)
 
 
 def _add_pages(commands: Any) -> None:
     """Adds the commands for notebooks: execute one, show them all."""
     notebook = commands.add_parser("notebook", help="execute a notebook; a parameter it does not have is an error")
-    notebook.add_argument("path", type=Path, metavar="PATH", help="for example notebooks/20_ablation_k.ipynb")
+    notebook.add_argument("path", type=Path, nargs="?", metavar="PATH", help="for example notebooks/20_ablation_k.ipynb")
+    notebook.add_argument("--all", action="store_true", help=f"all notebooks as they open, into {EXECUTED}")
     notebook.add_argument("--out", type=Path, metavar="PATH", help="the executed copy; default: build/executed/<name>")
+    notebook.add_argument("--html", action="store_true", help="write the copy as a page, too")
     _add_set_argument(notebook, "scale=reduced")
     notebook.set_defaults(command=_notebook)
 
@@ -332,23 +329,33 @@ def _tables(options: argparse.Namespace) -> None:
         print(format_pending(options.scale, CostModel.load(options.results)))
         return
     require(find_spec("pandas") is not None, "tables need the notebook packages: pip install seqmatch-lib[notebooks]")
-    from seqmatch_lib.report.tables import write_tables
+    from seqmatch_lib.report.charts import write_figures
+    from seqmatch_lib.report.tables import load_published, readme_table, write_tables
 
-    print("\n".join(str(path) for path in write_tables(options.results)))
-
-
-def _report(options: argparse.Namespace) -> None:
-    evidence = Evidence.load(options.results)
-    for page in options.pages:
-        require(page.is_file(), f"{page} does not exist; give Markdown files with <!-- evidence: … --> blocks")
-        print(f"{page}: {'made anew' if update_page(page, evidence) else 'unchanged'}")
+    if options.readme:
+        print(readme_table(load_runs(options.results), load_published(options.results)), end="")
+        return
+    print("\n".join(str(path) for path in [*write_tables(options.results), *write_figures(options.results)]))
 
 
 def _notebook(options: argparse.Namespace) -> None:
     require(find_spec("papermill") is not None, "notebooks need their packages: pip install seqmatch-lib[notebooks]")
-    out = options.out or Path("build") / "executed" / options.path.name
-    run_notebook(options.path, out, dict(parse_override(text) for text in options.set))
-    print(f"executed: {out}")
+    from seqmatch_lib.report.notebooks import export_html, list_copies, run_notebook
+
+    require(options.all != (options.path is not None), "give the PATH of one notebook, or --all")
+    if options.all:
+        require(
+            not (options.out or options.set), f"--all executes notebooks as they open, into {EXECUTED}; leave out --out, --set"
+        )
+        wanted = {EXECUTED / f"{name}.ipynb": copy for name, copy in list_copies("notebooks").items()}
+    else:
+        out = options.out or Path("build") / "executed" / options.path.name
+        wanted = {out: (options.path, dict(parse_override(text) for text in options.set))}
+    for out, (path, parameters) in wanted.items():
+        run_notebook(path, out, parameters)
+        print(f"executed: {out}")
+        if options.html:
+            print(f"open {export_html(out)}")
 
 
 def _site(options: argparse.Namespace) -> None:

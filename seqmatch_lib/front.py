@@ -13,7 +13,7 @@ Run(digits-seqmatch_mtt-ipc10-k2-seed0-..., scale smoke: ... ± ... %, n = 2)
 """
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +24,7 @@ from torch.utils.data import Dataset
 
 from seqmatch_lib.bench.cost import CostModel
 from seqmatch_lib.data.arrays import Arrays, dataset_from_arrays
-from seqmatch_lib.data.datasets import DATASETS, ImageDataset, find_dataset, fit_preprocessing, load_dataset
+from seqmatch_lib.data.datasets import DATASETS, DatasetSpec, ImageDataset, find_dataset, fit_preprocessing, load_dataset
 from seqmatch_lib.errors import ConfigError, StorageError, require
 from seqmatch_lib.methods import method_names
 from seqmatch_lib.runs.config import SEQUENTIAL_PREFIX, RunConfig, preset_names
@@ -59,9 +59,11 @@ class Run:
     dataset: ImageDataset | None = None
 
     def __repr__(self) -> str:
-        found = self.record.accuracy_last
-        accuracy = f"{found['mean']:.1f} ± {found['std']:.1f} %, n = {found['n']}"
-        return f"Run({self.record.run_id}, scale {self.record.scale}: {accuracy})"
+        return repr(self.record).replace("RunRecord", "Run", 1)
+
+    def _repr_html_(self) -> str:
+        """Returns what a notebook shows: the record."""
+        return self.record._repr_html_()
 
     @cached_property
     def distilled(self) -> SubsetSequence:
@@ -105,14 +107,35 @@ class Run:
 
     def show(self, max_per_class: int = 10, classes: Sequence[int] | None = None) -> "Figure":
         """Draws the distilled images, a row for each class and a block of columns for each subset."""
-        from seqmatch_lib.report.figures import show_images
+        from seqmatch_lib.report.figures import show_pictures
 
-        config = self.config
-        spec = find_dataset(config.dataset) if self.dataset is None else self.dataset.spec
-        images = self._load().train.images if config.zca else torch.empty(0)
-        to_pixels = fit_preprocessing(spec, images, config.zca).inverse
-        names = self.distilled.metadata["class_names"]
-        return show_images(self.distilled, to_pixels, names, self.record.run_id, max_per_class, classes)
+        steps = [f", step size {subset.lr:.3g}" for subset in self.distilled.subsets]
+        blocks = {f"{name}{step}": pixels for (name, pixels), step in zip(self.pictures().items(), steps, strict=True)}
+        return show_pictures(blocks, self.class_names, self.record.run_id, max_per_class, classes)
+
+    def pictures(self) -> dict[str, torch.Tensor]:
+        """Returns name of each subset -> its images as (classes * ipc, C, H, W) pixels; those of real ones lie in [0, 1]."""
+        to_pixels = self.to_pixels()
+        several = len(self.distilled) > 1
+        return {
+            f"{self.config.method}{f', $S_{k}$' if several else ''}": to_pixels(subset.images)
+            for k, subset in enumerate(self.distilled.subsets, start=1)
+        }
+
+    @property
+    def class_names(self) -> list[str]:
+        """One a class; numbers where the set does not know them."""
+        numbers = [str(label) for label in range(self._spec.num_classes)]
+        return self.distilled.metadata.get("class_names") or numbers
+
+    @property
+    def _spec(self) -> DatasetSpec:
+        return find_dataset(self.config.dataset) if self.dataset is None else self.dataset.spec
+
+    def to_pixels(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Returns what makes pixels in [0, 1] of the set's images; only whitened ones need the data set for that."""
+        images = self._load().train.images if self.config.zca else torch.empty(0)
+        return fit_preprocessing(self._spec, images, self.config.zca).inverse
 
     def plot_losses(self, window: int = 20) -> "Figure":
         """Draws the matching loss of every stage, as a running mean over `window` iterations."""
@@ -127,9 +150,10 @@ class Run:
         random: bool = False,
         seed: int = 0,
         set: Mapping[str, Any] | None = None,
+        results_dir: Path | str | None = None,
     ) -> Reevaluation:
         """Trains fresh networks on the distilled set and tests them; arguments as in `evaluate`."""
-        return evaluate(self.distilled, networks, joint, random, seed, set, self._load())
+        return evaluate(self.distilled, networks, joint, random, seed, set, self._load(), results_dir)
 
     def _load(self) -> ImageDataset:
         return load_dataset(self.config.dataset) if self.dataset is None else self.dataset
@@ -305,7 +329,7 @@ def presets(dataset: str | None = None, scale: str = "paper", results_dir: Path 
             one.method,
             one.num_subsets,
             published.get((one.dataset, one.ipc, one.method)),
-            None if model is None else _predict_minutes(one, model),
+            None if model is None else predict_minutes(one, model),
         )
         for one in configs
         if dataset in (None, one.dataset)
@@ -323,8 +347,8 @@ def _load_published(results_dir: Path) -> dict[tuple[str, int, str], float]:
     return dict(zip(zip(table["dataset"], table["ipc"], table["method"], strict=True), table["mean"], strict=True))
 
 
-def _predict_minutes(config: RunConfig, model: CostModel) -> float | None:
-    """Returns None where the benchmark did not measure what the run would use."""
+def predict_minutes(config: RunConfig, model: CostModel) -> float | None:
+    """Returns the minutes that a run will take, or None where the benchmark did not measure what it would use."""
     try:
         return round(sum(model.predict(config).values()) / 60, 1)
     except ConfigError:

@@ -173,7 +173,7 @@ def test_random_is_the_baseline_of_the_others(tmp_path):
 
 def test_random_real_images_are_disjoint_over_stages():
     data = prepare_data(load_dataset("digits"), zca=False, select_on="none", device=torch.device("cpu"))
-    sequence = sample_real_sequence(data.train.images, data.train.labels, data.num_classes, (3, 2), 0.01, seed=0)
+    sequence = sample_real_sequence(data.train, data.num_classes, (3, 2), 0.01, seed=0)
     images, labels = sequence.union()
     assert torch.bincount(labels).tolist() == [5] * 10
     assert len({image.numpy().tobytes() for image in images}) == 50

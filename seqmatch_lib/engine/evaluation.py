@@ -151,9 +151,9 @@ class EvaluationProtocol:
     ) -> list[float]:
         """Returns the accuracies in per cent of such networks on held-out images; arguments as in `train`."""
         networks = self.train(sequence, network, indices, checkpoint)
-        return [measure_accuracy(trained, test.images, test.labels) for trained in networks]
+        return [measure_accuracy(trained, test) for trained in networks]
 
     def score(self, sequence: SubsetSequence, splits: Sequence[Split], network: NetworkConfig) -> list[float]:
         """Returns the accuracies in per cent of one network, the first of an evaluation, on each of several splits."""
         (trained,) = self.train(sequence, network, [0])
-        return [measure_accuracy(trained, split.images, split.labels) for split in splits]
+        return [measure_accuracy(trained, split) for split in splits]

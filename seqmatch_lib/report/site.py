@@ -10,7 +10,7 @@ from nbconvert import HTMLExporter
 from seqmatch_lib.errors import StorageError, require
 from seqmatch_lib.store.files import write_atomically, write_text
 
-MAIN_NOTEBOOK = "11_table_cifar10"  # whose last picture opens the index, or the first notebook's if it was not executed
+MAIN_NOTEBOOK = "10_tables_cifar10"  # whose last picture opens the index, or the first notebook's if it was not executed
 
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>SeqMatch companion</title>

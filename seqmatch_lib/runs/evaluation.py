@@ -11,6 +11,7 @@ from seqmatch_lib.data.datasets import Split
 from seqmatch_lib.engine.evaluation import Accuracy, EvaluationProtocol
 from seqmatch_lib.engine.networks import NetworkConfig
 from seqmatch_lib.engine.training_checkpoint import TrainingCheckpoint
+from seqmatch_lib.progress import progress_bar
 from seqmatch_lib.store.budget import Budget
 from seqmatch_lib.store.files import read_json, remove_file, write_json
 from seqmatch_lib.subsets import SubsetSequence
@@ -52,7 +53,7 @@ class ResumableEvaluation:
         digests = {name: sequence.sha256() for name, sequence in sequences.items() if sequence is not None}
         distinct = {digest: sequences[name] for name, digest in digests.items()}
         total = len(distinct) * len(self.networks) * self.num_networks
-        with tqdm(total=total, desc="evaluate", unit="network") as bar:
+        with progress_bar(total, "evaluate", "network") as bar:
             for digest, sequence in distinct.items():
                 for network in self.networks:
                     self._evaluate_missing(sequence, digest, network, finished, bar)

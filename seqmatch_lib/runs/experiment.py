@@ -245,7 +245,7 @@ def _reference(config: RunConfig, data: RealData) -> SubsetSequence:
     train, lr = data.train, config.evaluation.real_lr
     if config.method == "whole":
         return SubsetSequence((SyntheticSubset(train.images, train.labels, lr),))
-    return sample_real_sequence(train.images, train.labels, data.num_classes, config.subset_ipcs, lr, config.seed)
+    return sample_real_sequence(train, data.num_classes, config.subset_ipcs, lr, config.seed)
 
 
 def _evaluate(

@@ -53,8 +53,7 @@ def reevaluate(
     sets = {"accuracy": sequence.joint() if joint else sequence}
     if with_random:
         ipcs = [len(subset.images) // data.num_classes for subset in sequence.subsets]
-        lr, train = config.evaluation.real_lr, data.train
-        random = sample_real_sequence(train.images, train.labels, data.num_classes, ipcs, lr, seed)
+        random = sample_real_sequence(data.train, data.num_classes, ipcs, config.evaluation.real_lr, seed)
         sets["random_baseline"] = random.joint() if joint else random
     forget_uncompiled()
     with _state_folder(results_dir, name) as folder:
