@@ -87,7 +87,10 @@ class StepFunctions:
     ) -> torch.Tensor:
         """Returns the mean loss; images (B, C, H, W), targets (B,) int64 or (B, classes) as in `batch_loss`."""
         parts = [part.view(shape) for part, shape in zip(parameters.split(self._sizes), self._shapes, strict=True)]
-        if channels_last and torch.compiler.is_compiling() and images.device.type == "cpu":  # a GPU's compiler does so itself
+        if not torch.compiler.is_compiling():
+            # torch's derivatives of group norm take rows of pixels for granted. `contiguous` would leave one channel as it is.
+            images = images.clone(memory_format=torch.contiguous_format)
+        elif channels_last and images.device.type == "cpu":  # a GPU's compiler does so itself
             images, *parts = [_channels_last(tensor) for tensor in (images, *parts)]
         named = dict(zip(self._names, parts, strict=True))
         with self._autocast(images.device.type):
@@ -215,25 +218,31 @@ class _Compiled:
     def __call__(self, *arguments: torch.Tensor) -> tuple[torch.Tensor, ...]:
         if not self.enabled or self._compiled is None:
             return self._function(*arguments)
+        if self._compiled is self._function or torch._dynamo.config.disable:  # of which torch says nothing
+            self._give_up("torch.compile is turned off", "unset TORCHDYNAMO_DISABLE and TORCH_COMPILE_DISABLE")
+            return self._function(*arguments)
         try:
             with torch._dynamo.config.patch(recompile_limit=MAX_SHAPES):
                 if arguments[0].is_cuda:
                     torch.compiler.cudagraph_mark_step_begin()
                 return self._compiled(*arguments)
-        except BackendCompilerFailed as error:
-            reason = f"{type(error.inner_exception).__name__}: {str(error.inner_exception).strip().splitlines()[0]}"
-            require(
-                self._precision != "bfloat16",
-                f"precision 'bfloat16' needs compiled code, and compiling failed ({reason}); install g++, or set float32 in "
-                "every section that has bfloat16: --set teachers.precision=float32 --set training.precision=float32",
-            )
-            self._compiled = None
-            self._tell(reason)
+        except (BackendCompilerFailed, OSError) as error:
+            cause = getattr(error, "inner_exception", error)
+            remedy = "a missing compiler is the usual cause: install g++"
+            if isinstance(cause, OSError):  # compiled code is kept in a folder, and there is no way without
+                remedy = "set TORCHINDUCTOR_CACHE_DIR to a folder that can be written to"
+            self._give_up(f"{type(cause).__name__}: {str(cause).strip().splitlines()[0]}", remedy)
             return self._function(*arguments)
 
-    @classmethod
-    def _tell(cls, reason: str) -> None:
-        if reason not in cls.reasons:
-            cls.reasons.add(reason)
-            warnings.warn(f"running uncompiled, which is slower, because compiling failed ({reason}); "
-                          "a missing compiler is the usual cause: install g++", stacklevel=4)  # fmt: skip
+    def _give_up(self, reason: str, remedy: str) -> None:
+        """Goes on uncompiled, and tells why, once; refuses to where that would change the precision."""
+        require(
+            self._precision != "bfloat16",
+            f"precision 'bfloat16' needs compiled code, and compiling failed ({reason}); {remedy}, or set float32 in every "
+            "section that has bfloat16: --set teachers.precision=float32 --set training.precision=float32",
+        )
+        self._compiled = None
+        if reason not in self.reasons:
+            self.reasons.add(reason)
+            text = f"running uncompiled, which is slower, because compiling failed ({reason}); {remedy}"
+            warnings.warn(text, stacklevel=4)
