@@ -231,7 +231,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     reevaluation = evaluate(options.path, options.networks, options.joint, options.random, options.seed, changes)
     for what, accuracies in (("", reevaluation.accuracy), ("random real images, ", reevaluation.random_baseline or {})):
         for name, accuracy in accuracies.items():
-            print(f"{what}{name}: {Accuracy(tuple(accuracy['values']))}")
+            print(f"{what}{name}: {Accuracy(tuple(accuracy['values']), accuracy.get('not_learned', 0))}")
     if options.results is not None:
         print(f"record: {save_reevaluation(reevaluation, options.results)}")
 

@@ -84,7 +84,8 @@ class DatasetSpec:
         """Describes `<path>/train/<class>/*.png` and, if there is one, `<path>/test/<class>/*.png`.
 
         Args:
-            path: the folder; class names are those of the folders below `train`, in alphabetical order.
+            path: the folder; class names are those of the folders below `train`, in alphabetical order, or by
+                number where they are called 0, 1, 2, ….
             image_size: side of the square that every image is scaled and cut to; None if all have one size already.
             name: of the data set in records; that of the folder by default.
 
@@ -294,9 +295,11 @@ def _read_own_folder(spec: DatasetSpec) -> _Parts:
 
 
 def _class_folders(folder: Path) -> tuple[str, ...]:
-    classes = tuple(sorted(path.name for path in folder.glob("*") if path.is_dir()))
+    classes = sorted(path.name for path in folder.glob("*") if path.is_dir())
     require(bool(classes), f"{folder} holds no class folders; put the images into {folder}/<class>/", DataError)
-    return classes
+    if sorted(int(name) for name in classes if name.isdecimal()) == list(range(len(classes))):
+        classes.sort(key=int)  # they are the labels; the alphabet would make folder 10 class 2
+    return tuple(classes)
 
 
 def _read_cifar(spec: DatasetSpec, root: Path) -> tuple[Split, Split, tuple[str, ...]]:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from seqmatch_lib.engine.networks import NETWORKS, NetworkConfig, make_network
+from seqmatch_lib.engine.networks import NETWORKS, NetworkConfig, check_networks, make_network
+from seqmatch_lib.engine.step_functions import batch_loss
 from seqmatch_lib.engine.training import TrainingRecipe, measure_accuracy, train_stage
 from seqmatch_lib.engine.training_checkpoint import TrainingCheckpoint
 from seqmatch_lib.errors import require
@@ -45,15 +46,20 @@ class EvaluationConfig:
         require(self.num_selections >= 1, f"evaluation.num_selections {self.num_selections} must be at least 1")
 
 
+NOT_LEARNED = "on the set itself they are no better than guessing; the step size may be too large"
+
+
 @dataclass(frozen=True)
 class Accuracy:
     """Accuracies in per cent of networks that differ in their seed alone.
 
     Args:
         values: one a network, in the order of the network's index.
+        not_learned: how many of the networks learned nothing at all, so that theirs mean nothing.
     """
 
     values: tuple[float, ...]
+    not_learned: int = 0
 
     @property
     def mean(self) -> float:
@@ -66,12 +72,14 @@ class Accuracy:
         return stdev(self.values) if len(self.values) > 1 else 0.0
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns mean, std, n and the values, rounded to 4 decimals, as records hold them."""
+        """Returns mean, std, n and the values, rounded to 4 decimals, as records hold them; `not_learned` unless it is 0."""
         values = [round(value, 4) for value in self.values]
-        return {"mean": round(self.mean, 4), "std": round(self.std, 4), "n": len(values), "values": values}
+        failed = {"not_learned": self.not_learned} if self.not_learned else {}
+        return {"mean": round(self.mean, 4), "std": round(self.std, 4), "n": len(values), "values": values, **failed}
 
     def __str__(self) -> str:
-        return f"{self.mean:.1f} ± {self.std:.1f} % (n = {len(self.values)})"
+        failed = f"; {self.not_learned} of them learned nothing: {NOT_LEARNED}" if self.not_learned else ""
+        return f"{self.mean:.1f} ± {self.std:.1f} % (n = {len(self.values)}{failed})"
 
 
 def train_staged(
@@ -112,7 +120,22 @@ def evaluate_networks(
     indices: Sequence[int],
     checkpoint: TrainingCheckpoint | None = None,
 ) -> list[float]:
-    """Returns the accuracies in per cent of fresh networks trained stage by stage on the sequence.
+    """Returns the accuracies in per cent of fresh networks; arguments as in `judge_networks`."""
+    return judge_networks(sequence, images, labels, num_classes, network_config, recipe, seed, indices, checkpoint)[0]
+
+
+def judge_networks(
+    sequence: SubsetSequence,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    num_classes: int,
+    network_config: NetworkConfig,
+    recipe: TrainingRecipe,
+    seed: int,
+    indices: Sequence[int],
+    checkpoint: TrainingCheckpoint | None = None,
+) -> tuple[list[float], list[bool]]:
+    """Trains fresh networks stage by stage on the sequence; returns their accuracies, and whether they learned the set.
 
     Args:
         sequence: on the device of the images.
@@ -125,8 +148,30 @@ def evaluate_networks(
         indices: of the networks within the evaluation; they decide each network's start and batches.
         checkpoint: as in `train_stage`.
     """
-    networks = _train_fresh(sequence, tuple(images.shape[1:]), num_classes, network_config, recipe, seed, indices, checkpoint)
-    return [measure_accuracy(network, images, labels) for network in networks]
+    shape = tuple(images.shape[1:])
+    networks, before = _train_fresh(sequence, shape, num_classes, network_config, recipe, seed, indices, checkpoint)
+    accuracies = [measure_accuracy(network, images, labels) for network in networks]
+    learned = [_has_learned(network, sequence, recipe.loss, loss) for network, loss in zip(networks, before, strict=True)]
+    return accuracies, learned
+
+
+def _has_learned(network: nn.Module, sequence: SubsetSequence, kind: str, before: float) -> bool:
+    """Returns whether training has led anywhere; where the step size is too large, it ends in an accuracy like any other.
+
+    It has not where the network answers the same to all images of the set, or where its loss on them is neither below that
+    of equal probabilities for all classes nor below that `before` training.
+    """
+    logits, targets = _answer(network, sequence)
+    loss, guessing = (batch_loss(kind, answer, targets).item() for answer in (logits, torch.zeros_like(logits)))
+    return bool((logits != logits[:1]).any()) and (loss < guessing or loss < before)
+
+
+@torch.no_grad()
+def _answer(network: nn.Module, sequence: SubsetSequence) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns a network's logits on all images of the set, without augmentation, and the labels."""
+    images, targets = sequence.union()
+    network.eval()
+    return torch.cat([network(part) for part in images.split(1000)]), targets
 
 
 def score_sequence(
@@ -148,7 +193,7 @@ def score_sequence(
         seed: see there.
     """
     shape = tuple(splits[0][0].shape[1:])
-    (network,) = _train_fresh(sequence, shape, num_classes, network_config, recipe, seed, [0])
+    (network,), _ = _train_fresh(sequence, shape, num_classes, network_config, recipe, seed, [0])
     return [measure_accuracy(network, images, labels) for images, labels in splits]
 
 
@@ -161,16 +206,17 @@ def _train_fresh(
     seed: int,
     indices: Sequence[int],
     checkpoint: TrainingCheckpoint | None = None,
-) -> list[nn.Module]:
-    """Returns networks trained on the sequence; arguments as in `evaluate_networks`."""
+) -> tuple[list[nn.Module], list[float]]:
+    """Returns networks trained on the sequence, and their losses on it before; arguments as in `judge_networks`."""
     device = sequence.subsets[0].images.device
 
     def generators(purpose: str) -> list[torch.Generator]:
         return [make_generator(seed, "evaluation", network_config.name, index, purpose) for index in indices]
 
     networks = [make_network(network_config, image_shape, num_classes, start).to(device) for start in generators("start")]
+    before = [batch_loss(recipe.loss, *_answer(network, sequence)).item() for network in networks]
     train_staged(networks, sequence, recipe, generators("batches"), checkpoint=checkpoint)
-    return networks
+    return networks, before
 
 
 def evaluate_sequence(
@@ -188,8 +234,9 @@ def evaluate_sequence(
     Returns:
         Architecture name -> accuracies, in the order given.
     """
-    indices = range(num_networks)
-    return {
-        config.name: Accuracy(tuple(evaluate_networks(sequence, images, labels, num_classes, config, recipe, seed, indices)))
-        for config in network_configs
-    }
+    check_networks(network_configs, tuple(images.shape[1:]), num_classes)
+    found = {}
+    for config in network_configs:
+        values, learned = judge_networks(sequence, images, labels, num_classes, config, recipe, seed, range(num_networks))
+        found[config.name] = Accuracy(tuple(values), learned.count(False))
+    return found

@@ -207,8 +207,9 @@ def _read_lr(folder: Path) -> float:
     value = _load_pt(found[0])
     if isinstance(value, list | tuple) and len(value) == 1:
         (value,) = value
-    if isinstance(value, torch.Tensor) and value.numel() == 1:
-        value = _plain(value, found[0]).item()
+    if isinstance(value, torch.Tensor):
+        value = _plain(value, found[0])
+        value = value.item() if value.numel() == 1 else value
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     require(is_number, f"{found[0]} holds {_kind(value)} instead of one step size; give it with --lr", StorageError)
     return float(value)

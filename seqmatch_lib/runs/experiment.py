@@ -13,8 +13,9 @@ from tqdm import tqdm
 
 from seqmatch_lib.data.datasets import ImageDataset, Split, find_dataset, fit_preprocessing, load_dataset, split_validation
 from seqmatch_lib.data.preprocessing import Preprocessing
-from seqmatch_lib.engine.evaluation import Accuracy, evaluate_networks, score_sequence
+from seqmatch_lib.engine.evaluation import Accuracy, judge_networks, score_sequence
 from seqmatch_lib.engine.memory import keep_freed_memory, peak_memory_mb, reset_peak_memory
+from seqmatch_lib.engine.networks import check_networks
 from seqmatch_lib.engine.training_checkpoint import TrainingCheckpoint
 from seqmatch_lib.errors import ConfigError, StorageError, require
 from seqmatch_lib.methods import Stage, get_method
@@ -271,6 +272,8 @@ class _Run:
         select_on = "none" if self.config.method == "whole" else self.config.select_on  # "whole" holds nothing out
         data = prepare_data(dataset, self.config.zca, select_on, self.device)
         check_class_sizes(data.train[1], data.num_classes, self.config.ipc)  # now, not when the baseline is drawn
+        networks = [self.config.network.named(name) for name in self.config.evaluation.networks]
+        check_networks(networks, tuple(data.test[0].shape[1:]), data.num_classes)
         stages = self._distill(data)
         last, selected = self._sequences(data, stages)
         if self.config.method != "whole":
@@ -402,10 +405,10 @@ class _Run:
             owner = {"set": digest, "network": name, "indices": indices}
             checkpoint = TrainingCheckpoint(self._networks_path, owner, self.budget)
             network = self.config.network.named(name)
-            values = evaluate_networks(
+            values, learned = judge_networks(
                 sequence, *data.test, data.num_classes, network, self.recipe, self.config.seed, indices, checkpoint
             )
-            finished.add(digest, name, indices, values, checkpoint.seconds)
+            finished.add(digest, name, indices, values, learned, checkpoint.seconds)
             bar.update(len(indices))
             self.budget.check()
 
@@ -415,27 +418,30 @@ class _FinishedNetworks:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._values: dict[str, list[float]] = read_json(path) if path.is_file() else {}
+        self._values: dict[str, list[Any]] = read_json(path) if path.is_file() else {}
 
     def has(self, digest: str, name: str, index: int) -> bool:
         return f"{digest}/{name}/{index}" in self._values
 
-    def add(self, digest: str, name: str, indices: list[int], accuracies: list[float], seconds: float) -> None:
-        for index, accuracy in zip(indices, accuracies, strict=True):
-            self._values[f"{digest}/{name}/{index}"] = [accuracy, seconds / len(indices)]
+    def add(
+        self, digest: str, name: str, indices: list[int], accuracies: list[float], learned: list[bool], seconds: float
+    ) -> None:
+        for index, accuracy, one in zip(indices, accuracies, learned, strict=True):
+            self._values[f"{digest}/{name}/{index}"] = [accuracy, seconds / len(indices), one]
         write_json(self._path, self._values)
 
     @property
     def seconds(self) -> float:
-        return sum(seconds for _, seconds in self._values.values())
+        return sum(value[1] for value in self._values.values())
 
     def summary(self, digest: str, names: tuple[str, ...]) -> dict[str, Any]:
         """Returns mean, std and n of the first architecture, and those of all beneath."""
         by_network = {}
         for name in names:
             prefix = f"{digest}/{name}/"
-            values = [value[0] for key, value in self._values.items() if key.startswith(prefix)]
-            by_network[name] = Accuracy(tuple(values)).as_dict()
+            found = [value for key, value in self._values.items() if key.startswith(prefix)]
+            not_learned = sum(value[2:] == [False] for value in found)  # networks of an older version do not say
+            by_network[name] = Accuracy(tuple(value[0] for value in found), not_learned).as_dict()
         return by_network[names[0]] | {"by_network": by_network}
 
 

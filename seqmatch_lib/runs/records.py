@@ -30,7 +30,8 @@ class RunRecord:
     """What a finished run leaves behind.
 
     Accuracies are in per cent, as `{mean, std, n, values}` of the first evaluation architecture, with
-    `by_network` beneath for all of them; std is the sample standard deviation over networks.
+    `by_network` beneath for all of them; std is the sample standard deviation over networks. `not_learned`, if it is
+    there, is the number of networks that learned nothing, see `Accuracy`.
 
     Args:
         schema: version of this format.
@@ -203,12 +204,16 @@ def format_records(records: Iterable[RunRecord]) -> str:
     rows = [("dataset", "ipc", "method", "K", "scale", "seed", "last", "selected", "joint", "random real", "n", "run")]
     for record in records:
         accuracies = (record.accuracy_last, record.accuracy_selected, record.accuracy_joint, record.random_baseline)
-        cells = ["-" if one is None else f"{one['mean']:.1f} ± {one['std']:.1f}" for one in accuracies]
+        cells = ["-" if one is None else f"{one['mean']:.1f} ± {one['std']:.1f}{_mark(one)}" for one in accuracies]
         names = (record.dataset, record.ipc or "all", record.method, record.num_subsets, record.scale, record.seed)
         rows.append((*map(str, names), *cells, str(record.accuracy_last["n"]), record.config_hash[:8]))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def _mark(accuracy: Mapping[str, Any]) -> str:
+    return f" ({accuracy['not_learned']} learned nothing)" if "not_learned" in accuracy else ""
 
 
 def tabulate_accuracies(records: Mapping[Any, Sequence[RunRecord]], names: str | Sequence[str]) -> "DataFrame":
