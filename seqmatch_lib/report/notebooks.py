@@ -40,12 +40,27 @@ def run_notebook(path: Path | str, out: Path | str, parameters: Mapping[str, Any
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     try:
         papermill.execute_notebook(
-            _literally(path), _literally(out), dict(parameters), kernel_name="python3", progress_bar=False
-        )
+            _literally(path), _literally(out), dict(parameters), kernel_name="python3", progress_bar=False,
+            kernel_manager_class=_own_kernel(),
+        )  # fmt: skip
     except papermill.PapermillExecutionError as error:
         raise NotebookError(
             f"cell {error.exec_count} of {path} failed: {error.ename}: {error.evalue}; the executed copy is {out}"
         ) from error
+
+
+def _own_kernel() -> type:
+    """Returns what starts this very Python as a kernel, whatever else is called "python3" on JUPYTER_PATH."""
+    from jupyter_client import AsyncKernelManager
+    from jupyter_client.kernelspec import KernelSpecManager
+    from traitlets import default
+
+    class OwnKernelManager(AsyncKernelManager):
+        @default("kernel_spec_manager")
+        def _without_folders(self) -> KernelSpecManager:
+            return KernelSpecManager(kernel_dirs=[])  # what is left is the kernel of `sys.executable`
+
+    return OwnKernelManager
 
 
 def _literally(path: Path | str) -> str:
