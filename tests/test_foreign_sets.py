@@ -255,14 +255,9 @@ def test_numbered_classes_of_ones_own_have_their_numbers(tmp_path):
 def test_networks_that_diverge_are_told_from_those_that_learn(tmp_path, capsys):
     digits = load_dataset("digits").train
     rows = torch.cat([(digits.labels == label).nonzero()[:2, 0] for label in range(10)])
-    small = {
-        "training.epochs": 12,
-        "training.engine": "eager",
-        "training.augment": "none",
-        "network.width": 4,
-        "network.depth": 1,
-    }
-    config = configure((2,)).changed(small).as_dict()
+    network = {"network.width": 4, "network.depth": 1}
+    training = {"training.epochs": 12, "training.augment": "none", "training.engine": "eager", "training.precision": "float32"}
+    config = configure((2,)).changed(network | training).as_dict()
     for lr, said in ((0.02, False), (20.0, True)):
         subset = SyntheticSubset(PLAIN(digits.images[rows]), LABELS, lr)
         save_sequence(tmp_path / "set.safetensors", SubsetSequence((subset,), {"config": config}))
