@@ -12,8 +12,8 @@ from typing import Any, NoReturn
 import torch
 
 from seqmatch_lib.bench.benchmark import run_benchmark
-from seqmatch_lib.bench.cost import DataSizes, format_cost, format_errors, format_pending
-from seqmatch_lib.bench.report import format_benchmark, load_benchmark, newest_benchmark, save_benchmark
+from seqmatch_lib.bench.cost import CostModel, DataSizes, format_cost, format_pending
+from seqmatch_lib.bench.report import format_benchmark, save_benchmark
 from seqmatch_lib.data.datasets import DatasetSpec, find_dataset, fit_preprocessing, load_dataset, register_dataset
 from seqmatch_lib.data.preprocessing import Preprocessing
 from seqmatch_lib.engine.evaluation import Accuracy
@@ -26,7 +26,6 @@ from seqmatch_lib.report.notebooks import run_notebook
 from seqmatch_lib.runs.config import SCALES, RunConfig, parse_override, preset_names
 from seqmatch_lib.runs.experiment import record_shared_teachers, run_experiment
 from seqmatch_lib.runs.records import format_records, load_runs
-from seqmatch_lib.runs.reevaluation import save_reevaluation
 from seqmatch_lib.subsets import SubsetSequence, check_sequence, load_sequence, save_sequence
 
 RESULTS = Path("paper_results")
@@ -101,6 +100,7 @@ def _add_sets(commands: Any) -> None:
     evaluate.add_argument("--random", action="store_true", help="also train on as many random real images")
     _add_set_argument(evaluate, "training.epochs=600")
     evaluate.add_argument("--results", type=Path, metavar="DIR", help="keep a record in <DIR>/reevaluations")
+    evaluate.add_argument("--max-minutes", type=float, metavar="M", help="stop at the first checkpoint after M minutes")
     _add_folder_arguments(evaluate)
     evaluate.set_defaults(command=_evaluate)
 
@@ -133,7 +133,6 @@ def _add_results(commands: Any) -> None:
     _add_results_argument(tables)
     tables.add_argument("--pending", action="store_true", help="list the cells without a record instead")
     tables.add_argument("--scale", default="paper", choices=SCALES, help="of the pending cells; default: paper")
-    tables.add_argument("--tflops", type=float, default=20.0, metavar="RATE", help="assumed of a GPU; default: 20, a guess")
     tables.set_defaults(command=_tables)
 
     report = commands.add_parser("report", help="make the evidence blocks of Markdown pages anew from the records")
@@ -169,6 +168,7 @@ def _add_predictions(commands: Any) -> None:
 
     cost = commands.add_parser("cost", help="predict operations, seconds and memory of a preset from a benchmark")
     _add_preset_arguments(cost)
+    cost.add_argument("--threads", type=int, metavar="N", help="of the run; default: those of torch")
     cost.add_argument("--benchmark", type=Path, metavar="FILE", help="default: the newest below <results>/benchmarks")
     _add_results_argument(cost)
     cost.add_argument("--image-size", type=int, metavar="PIXELS", help="of another data set; default: the preset's")
@@ -219,7 +219,7 @@ def _run(options: argparse.Namespace) -> None:
         config, options.results, max_minutes=options.max_minutes, force=options.force, download=options.download
     )
     print(format_records([record]))
-    print(f"record: {options.results / 'runs' / record.table / record.run_id}.json")
+    print(f"record: {options.results / 'runs' / record.dataset / record.run_id}.json")
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -228,12 +228,15 @@ def _evaluate(options: argparse.Namespace) -> None:
     changes = dict(parse_override(text) for text in options.set)
     if options.num_networks is not None:
         changes["evaluation.num_networks"] = options.num_networks
-    reevaluation = evaluate(options.path, options.networks, options.joint, options.random, options.seed, changes)
+    reevaluation = evaluate(
+        options.path, options.networks, options.joint, options.random, options.seed, changes, None, options.results,
+        options.max_minutes,
+    )  # fmt: skip
     for what, accuracies in (("", reevaluation.accuracy), ("random real images, ", reevaluation.random_baseline or {})):
         for name, accuracy in accuracies.items():
             print(f"{what}{name}: {Accuracy(tuple(accuracy['values']), accuracy.get('not_learned', 0))}")
     if options.results is not None:
-        print(f"record: {save_reevaluation(reevaluation, options.results)}")
+        print(f"record: {options.results / 'reevaluations' / reevaluation.config['dataset'] / reevaluation.name}.json")
 
 
 def _open_set(options: argparse.Namespace) -> tuple[SubsetSequence, RunConfig]:
@@ -294,8 +297,7 @@ def _bench(options: argparse.Namespace) -> None:
 
 def _tables(options: argparse.Namespace) -> None:
     if options.pending:
-        benchmark = load_benchmark(newest_benchmark(options.results / "benchmarks"))
-        print(format_pending(options.scale, load_runs(options.results), benchmark, options.tflops))
+        print(format_pending(options.scale, CostModel.load(options.results)))
         return
     require(find_spec("pandas") is not None, "tables need the notebook packages: pip install seqmatch-lib[notebooks]")
     from seqmatch_lib.report.tables import write_tables
@@ -330,17 +332,13 @@ def _teachers(options: argparse.Namespace) -> None:
 
 def _cost(options: argparse.Namespace) -> None:
     config = _read_config(options)
-    path = options.benchmark or newest_benchmark(options.results / "benchmarks")
-    benchmark = load_benchmark(path)
+    model = CostModel.load(options.results, options.benchmark)
     sizes = DataSizes.of(config.dataset)
     changes = {"num_classes": options.num_classes, "train_images": options.train_images}
     if options.image_size is not None:
         changes["image_shape"] = (sizes.image_shape[0], options.image_size, options.image_size)
     sizes = replace(sizes, **{name: value for name, value in changes.items() if value is not None})
-    print(format_cost(config, sizes, benchmark))
-    threads = benchmark["machine"]["threads"]
-    print(f"\npredicted over measured seconds of recorded runs, rates from {path} ({threads} threads):")
-    print(format_errors(load_runs(options.results), benchmark))
+    print(format_cost(config, sizes, model, options.threads))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from seqmatch_lib.coupling import MatchingLoss
 from seqmatch_lib.engine.evaluation import train_staged
 from seqmatch_lib.engine.networks import flatten_parameters, make_network
 from seqmatch_lib.errors import ConfigError
-from seqmatch_lib.methods.mtt import record_stage_teachers
+from seqmatch_lib.methods.teachers import record_stage_teachers
 from seqmatch_lib.seeds import make_generator
 from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset, sample_real_subset
 

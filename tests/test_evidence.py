@@ -13,10 +13,10 @@ from conftest import SEED
 from seqmatch_lib.__main__ import main
 from seqmatch_lib.errors import StorageError
 from seqmatch_lib.report import figures
-from seqmatch_lib.report.evidence import BLOCK, Evidence, bootstrap_difference, changes_of, render, robust_score
+from seqmatch_lib.report.evidence import BLOCK, Evidence, bootstrap_difference, render, robust_score
 from seqmatch_lib.runs.config import RunConfig
-from seqmatch_lib.runs.order import load_orders, save_order
-from seqmatch_lib.runs.reevaluation import Reevaluation, load_reevaluations, save_reevaluation
+from seqmatch_lib.runs.provenance import describe_provenance
+from seqmatch_lib.runs.records import SCHEMA, OrderRecord, Reevaluation, load_orders, load_reevaluations, overrides_of
 from seqmatch_lib.store.files import read_json, write_json
 
 ROOT = Path(__file__).parents[1]
@@ -34,6 +34,7 @@ def make_run(preset, seed=0, last=(40.0, 42.0), joint=None, overrides=None, iter
     return replace(
         TEMPLATE, run_id=config.run_id, dataset=config.dataset, method=config.method, ipc=config.ipc, preset=preset,
         scale="reduced", num_subsets=config.num_subsets, seed=seed, config=config.as_dict(), config_hash=config.hash,
+        overrides=overrides_of(config),
         accuracy_last=accuracy(*last), accuracy_selected=accuracy(*last), random_baseline=accuracy(20.0, 22.0),
         accuracy_joint=None if joint is None else accuracy(*joint), stages=[{"iterations": count} for count in iterations],
     )  # fmt: skip
@@ -41,10 +42,10 @@ def make_run(preset, seed=0, last=(40.0, 42.0), joint=None, overrides=None, iter
 
 def make_reevaluation(run, **changes):
     values = {
-        "schema": 1, "run_id": run.run_id, "synthetic_sha256": "0", "joint": False, "seed": 0, "config": run.config,
+        "schema": SCHEMA, "run_id": run.run_id, "synthetic_sha256": "0", "joint": False, "seed": 0, "config": run.config,
         "accuracy": {"convnet": accuracy(30.0, 32.0)}, "random_baseline": {"convnet": accuracy(15.0, 17.0)}, "data": "",
         "seconds": 1.0, "device": "cpu", "device_name": "", "threads": 1, "torch": "", "python": "", "git_commit": "",
-        "dirty": False,
+        "dirty": False, "uncompiled": [],
     }  # fmt: skip
     return Reevaluation(**values | changes)
 
@@ -105,9 +106,9 @@ def test_an_interval_needs_three_seeds():
 
 
 def test_settings_that_differ_from_the_preset_are_found():
-    assert changes_of(make_run("cifar10-ipc10-mtt")) == {}
+    assert make_run("cifar10-ipc10-mtt").overrides == {}
     changed = make_run("cifar10-ipc10-mtt", overrides={"mtt.syn_steps": 7, "select_on": "test"})
-    assert changes_of(changed) == {"mtt.syn_steps": 7, "select_on": "test"}
+    assert changed.overrides == {"mtt.syn_steps": 7, "select_on": "test"}
 
 
 def test_the_bootstrap_covers_the_true_difference():
@@ -218,7 +219,11 @@ def test_the_lead_over_random_images_by_their_number():
 
 def make_order(folder, seed, accuracy, method="mtt", changes=None):
     config = RunConfig.from_preset(f"cifar10-ipc10-seqmatch_{method}", "reduced", seed, changes)
-    return save_order(config, accuracy, torch.device("cpu"), folder)
+    record = OrderRecord(
+        schema=SCHEMA, dataset=config.dataset, ipc=config.ipc, scale=config.scale, seed=seed, config=config.as_dict(),
+        overrides=overrides_of(config), accuracy=accuracy, **describe_provenance(torch.device("cpu")),
+    )  # fmt: skip
+    return record.save(folder)
 
 
 def test_orders_are_kept_a_seed_and_pooled(tmp_path):
@@ -276,7 +281,7 @@ def test_unknown_blocks_and_pages_are_named(tmp_path, capsys):
 
 def test_reevaluations_are_kept_once_a_question(tmp_path):
     run = make_run("cifar10-ipc10-mtt")
-    paths = {save_reevaluation(make_reevaluation(run, joint=joint), tmp_path) for joint in (False, True, False)}
+    paths = {make_reevaluation(run, joint=joint).save(tmp_path) for joint in (False, True, False)}
     assert len(paths) == 2
     assert {one.joint for one in load_reevaluations(tmp_path)} == {False, True}
     path = min(paths)

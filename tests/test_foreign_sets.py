@@ -17,8 +17,7 @@ from seqmatch_lib.errors import DataError, SeqMatchError, StorageError
 from seqmatch_lib.exchange.formats import export_sequence, import_sequence
 from seqmatch_lib.exchange.public_layouts import _check_colours
 from seqmatch_lib.runs.config import RunConfig
-from seqmatch_lib.runs.records import load_runs
-from seqmatch_lib.runs.reevaluation import load_reevaluations
+from seqmatch_lib.runs.records import load_reevaluations, load_runs
 from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset, load_sequence, save_sequence
 
 pytestmark = pytest.mark.trust

@@ -17,7 +17,7 @@ from seqmatch_lib.engine.networks import NETWORKS, NORMS, NetworkConfig, check_n
 from seqmatch_lib.engine.step_functions import StepFunctions, _Compiled
 from seqmatch_lib.errors import ConfigError
 from seqmatch_lib.report.notebooks import run_notebook
-from seqmatch_lib.runs import records
+from seqmatch_lib.runs import provenance
 
 pytestmark = pytest.mark.trust
 
@@ -106,26 +106,26 @@ def test_provenance_names_the_packages_own_repository_alone(tmp_path, monkeypatc
     package = root / "seqmatch_lib"
     (package / "runs").mkdir(parents=True)
     (package / "runs" / "records.py").touch()
-    monkeypatch.setattr(records, "__file__", str(package / "runs" / "records.py"))
-    assert records.describe_code() == ("unknown", False)
+    monkeypatch.setattr(provenance, "__file__", str(package / "runs" / "records.py"))
+    assert provenance.describe_code() == ("unknown", False)
     git(outer, "init", "--quiet")
     (outer / "thesis.txt").touch()
     git(outer, "add", "thesis.txt")
     git(outer, "commit", "--quiet", "-m", "another project")
-    assert records.describe_code() == ("unknown", False)
+    assert provenance.describe_code() == ("unknown", False)
     git(root, "init", "--quiet")
     git(root, "add", "-A")
     git(root, "commit", "--quiet", "-m", "the package")
     own = git(root, "rev-parse", "HEAD")
-    assert records.describe_code() == (own, False)
+    assert provenance.describe_code() == (own, False)
     (root / "notes.txt").touch()
-    assert records.describe_code() == (own, False), "what is no module does not count"
+    assert provenance.describe_code() == (own, False), "what is no module does not count"
     (package / "methods").mkdir()
     (package / "methods" / "mine.py").touch()
-    assert records.describe_code() == (own, True)
+    assert provenance.describe_code() == (own, True)
     shutil.rmtree(package / "methods")
     (package / "runs" / "records.py").write_text("changed")
-    assert records.describe_code() == (own, True)
+    assert provenance.describe_code() == (own, True)
 
 
 # --- notebooks

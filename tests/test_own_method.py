@@ -10,7 +10,8 @@ import pytest
 import torch
 from helpers import CLASSES, NETWORK, RECIPE, checkpoints, make_images, make_stage
 
-from seqmatch_lib.engine.evaluation import evaluate_networks
+from seqmatch_lib.data.datasets import Split
+from seqmatch_lib.engine.evaluation import EvaluationProtocol
 from seqmatch_lib.errors import ConfigError
 from seqmatch_lib.methods import BaseConfig, BaseMethod, MethodState, get_method, register_method
 from seqmatch_lib.methods import base as registry
@@ -51,7 +52,8 @@ def test_ten_lines_are_a_method_that_runs_under_seqmatch(tmp_path):
         assert distilled.trainable.losses[-1] < 1e-5
     sequence = SubsetSequence(tuple(distilled.last for distilled in stages))
     torch.testing.assert_close(class_means(*sequence.union()), class_means(*make_images(60)), atol=0.01, rtol=0)
-    accuracy = evaluate_networks(sequence, *make_images(300, seed=5), CLASSES, NETWORK, RECIPE, seed=0, indices=[0])[0]
+    test = Split(*make_images(300, seed=5))
+    (accuracy,) = EvaluationProtocol(CLASSES, RECIPE, seed=0).accuracies(sequence, test, NETWORK, [0])
     assert accuracy > 60  # chance is 33
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from seqmatch_lib.engine.networks import NETWORKS, NetworkConfig, check_networks, make_network
+from seqmatch_lib.data.datasets import Split
+from seqmatch_lib.engine.networks import NETWORKS, NetworkConfig, make_network
 from seqmatch_lib.engine.step_functions import batch_loss
 from seqmatch_lib.engine.training import TrainingRecipe, measure_accuracy, train_stage
 from seqmatch_lib.engine.training_checkpoint import TrainingCheckpoint
@@ -109,61 +110,87 @@ def train_staged(
         after_stage()
 
 
-def evaluate_networks(
-    sequence: SubsetSequence,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    num_classes: int,
-    network_config: NetworkConfig,
-    recipe: TrainingRecipe,
-    seed: int,
-    indices: Sequence[int],
-    checkpoint: TrainingCheckpoint | None = None,
-) -> list[float]:
-    """Returns the accuracies in per cent of fresh networks; arguments as in `judge_networks`."""
-    return judge_networks(sequence, images, labels, num_classes, network_config, recipe, seed, indices, checkpoint)[0]
-
-
-def judge_networks(
-    sequence: SubsetSequence,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    num_classes: int,
-    network_config: NetworkConfig,
-    recipe: TrainingRecipe,
-    seed: int,
-    indices: Sequence[int],
-    checkpoint: TrainingCheckpoint | None = None,
-) -> tuple[list[float], list[bool]]:
-    """Trains fresh networks stage by stage on the sequence; returns their accuracies, and whether they learned the set.
+@dataclass(frozen=True)
+class EvaluationProtocol:
+    """How fresh networks are trained on a set, stage by stage, and tested.
 
     Args:
-        sequence: on the device of the images.
-        images: (N, C, H, W) normalised held-out images.
-        labels: (N,) int64.
         num_classes: logits of the networks.
-        network_config: their architecture.
         recipe: how they are trained; its engine says whether one by one or together.
         seed: of the evaluation.
-        indices: of the networks within the evaluation; they decide each network's start and batches.
-        checkpoint: as in `train_stage`.
     """
-    shape = tuple(images.shape[1:])
-    networks, before = _train_fresh(sequence, shape, num_classes, network_config, recipe, seed, indices, checkpoint)
-    accuracies = [measure_accuracy(network, images, labels) for network in networks]
-    learned = [_has_learned(network, sequence, recipe.loss, loss) for network, loss in zip(networks, before, strict=True)]
-    return accuracies, learned
 
+    num_classes: int
+    recipe: TrainingRecipe
+    seed: int
 
-def _has_learned(network: nn.Module, sequence: SubsetSequence, kind: str, before: float) -> bool:
-    """Returns whether training has led anywhere; where the step size is too large, it ends in an accuracy like any other.
+    def train(
+        self,
+        sequence: SubsetSequence,
+        network: NetworkConfig,
+        indices: Sequence[int],
+        checkpoint: TrainingCheckpoint | None = None,
+    ) -> list[nn.Module]:
+        """Returns networks trained on a set.
 
-    It has not where the network answers the same to all images of the set, or where its loss on them is neither below that
-    of equal probabilities for all classes nor below that `before` training.
-    """
-    logits, targets = _answer(network, sequence)
-    loss, guessing = (batch_loss(kind, answer, targets).item() for answer in (logits, torch.zeros_like(logits)))
-    return bool((logits != logits[:1]).any()) and (loss < guessing or loss < before)
+        Args:
+            sequence: the set; the networks are made on its device.
+            network: their architecture.
+            indices: of the networks within the evaluation; they decide each network's start and batches.
+            checkpoint: as in `train_stage`.
+        """
+        networks = self._make_networks(sequence, network, indices)
+        train_staged(networks, sequence, self.recipe, self._generators(network, indices, "batches"), checkpoint=checkpoint)
+        return networks
+
+    def _make_networks(self, sequence: SubsetSequence, network: NetworkConfig, indices: Sequence[int]) -> list[nn.Module]:
+        images = sequence.subsets[0].images
+        shape = tuple(images.shape[1:])
+        starts = self._generators(network, indices, "start")
+        return [make_network(network, shape, self.num_classes, start).to(images.device) for start in starts]
+
+    def _generators(self, network: NetworkConfig, indices: Sequence[int], purpose: str) -> list[torch.Generator]:
+        return [make_generator(self.seed, "evaluation", network.name, index, purpose) for index in indices]
+
+    def accuracies(
+        self,
+        sequence: SubsetSequence,
+        test: Split,
+        network: NetworkConfig,
+        indices: Sequence[int],
+        checkpoint: TrainingCheckpoint | None = None,
+    ) -> list[float]:
+        """Returns the accuracies in per cent of such networks on held-out images; arguments as in `train`."""
+        return self.judge(sequence, test, network, indices, checkpoint)[0]
+
+    def judge(
+        self,
+        sequence: SubsetSequence,
+        test: Split,
+        network: NetworkConfig,
+        indices: Sequence[int],
+        checkpoint: TrainingCheckpoint | None = None,
+    ) -> tuple[list[float], list[bool]]:
+        """Returns the accuracies, and for each network whether training has led anywhere.
+
+        Where the step size is too large, training ends in an accuracy like any other. A network has learned nothing if it
+        answers the same to all images of the set, or if its loss on them is neither below that of equal probabilities for
+        all classes nor below what it was before training.
+        """
+        kind = self.recipe.loss
+        fresh = self._make_networks(sequence, network, indices)
+        before = [batch_loss(kind, *_answer(one, sequence)).item() for one in fresh]
+        networks, learned = self.train(sequence, network, indices, checkpoint), []
+        for trained, first in zip(networks, before, strict=True):
+            logits, targets = _answer(trained, sequence)
+            loss, guessing = (batch_loss(kind, answer, targets).item() for answer in (logits, torch.zeros_like(logits)))
+            learned.append(bool((logits != logits[:1]).any()) and (loss < guessing or loss < first))
+        return [measure_accuracy(trained, test.images, test.labels) for trained in networks], learned
+
+    def score(self, sequence: SubsetSequence, splits: Sequence[Split], network: NetworkConfig) -> list[float]:
+        """Returns the accuracies in per cent of one network, the first of an evaluation, on each of several splits."""
+        (trained,) = self.train(sequence, network, [0])
+        return [measure_accuracy(trained, split.images, split.labels) for split in splits]
 
 
 @torch.no_grad()
@@ -172,71 +199,3 @@ def _answer(network: nn.Module, sequence: SubsetSequence) -> tuple[torch.Tensor,
     images, targets = sequence.union()
     network.eval()
     return torch.cat([network(part) for part in images.split(1000)]), targets
-
-
-def score_sequence(
-    sequence: SubsetSequence,
-    splits: Sequence[tuple[torch.Tensor, torch.Tensor]],
-    num_classes: int,
-    network_config: NetworkConfig,
-    recipe: TrainingRecipe,
-    seed: int,
-) -> list[float]:
-    """Returns the accuracies in per cent of one fresh network, the first of an evaluation, on several splits.
-
-    Args:
-        sequence: on the device of the images.
-        splits: (images, labels) each, as in `evaluate_networks`.
-        num_classes: and all else: as in `evaluate_networks`.
-        network_config: see there.
-        recipe: see there.
-        seed: see there.
-    """
-    shape = tuple(splits[0][0].shape[1:])
-    (network,), _ = _train_fresh(sequence, shape, num_classes, network_config, recipe, seed, [0])
-    return [measure_accuracy(network, images, labels) for images, labels in splits]
-
-
-def _train_fresh(
-    sequence: SubsetSequence,
-    image_shape: tuple[int, int, int],
-    num_classes: int,
-    network_config: NetworkConfig,
-    recipe: TrainingRecipe,
-    seed: int,
-    indices: Sequence[int],
-    checkpoint: TrainingCheckpoint | None = None,
-) -> tuple[list[nn.Module], list[float]]:
-    """Returns networks trained on the sequence, and their losses on it before; arguments as in `judge_networks`."""
-    device = sequence.subsets[0].images.device
-
-    def generators(purpose: str) -> list[torch.Generator]:
-        return [make_generator(seed, "evaluation", network_config.name, index, purpose) for index in indices]
-
-    networks = [make_network(network_config, image_shape, num_classes, start).to(device) for start in generators("start")]
-    before = [batch_loss(recipe.loss, *_answer(network, sequence)).item() for network in networks]
-    train_staged(networks, sequence, recipe, generators("batches"), checkpoint=checkpoint)
-    return networks, before
-
-
-def evaluate_sequence(
-    sequence: SubsetSequence,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    num_classes: int,
-    network_configs: Sequence[NetworkConfig],
-    recipe: TrainingRecipe,
-    seed: int,
-    num_networks: int,
-) -> dict[str, Accuracy]:
-    """Evaluates a sequence on several networks of each architecture; arguments as in `evaluate_networks`.
-
-    Returns:
-        Architecture name -> accuracies, in the order given.
-    """
-    check_networks(network_configs, tuple(images.shape[1:]), num_classes)
-    found = {}
-    for config in network_configs:
-        values, learned = judge_networks(sequence, images, labels, num_classes, config, recipe, seed, range(num_networks))
-        found[config.name] = Accuracy(tuple(values), learned.count(False))
-    return found

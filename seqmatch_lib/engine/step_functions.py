@@ -5,7 +5,7 @@ compiled code is replayed as a CUDA graph.
 """
 
 import warnings
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import ClassVar
@@ -207,42 +207,59 @@ class _Compiled:
     """
 
     enabled = True
-    reasons: ClassVar[set[str]] = set()  # why something could not be compiled, each told once
+    reasons: ClassVar[set[str]] = set()  # why something was left uncompiled since the last `forget_uncompiled`
 
     def __init__(self, function: Callable, precision: str = "float32") -> None:
         mode = "reduce-overhead" if torch.cuda.is_available() else "default"  # the former replays CUDA graphs
         self._function = function
         self._precision = precision
         self._compiled = torch.compile(function, fullgraph=True, dynamic=False, mode=mode)
+        self._failure, self._remedy = "", ""
 
     def __call__(self, *arguments: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        if not self.enabled or self._compiled is None:
+        if not self.enabled:
             return self._function(*arguments)
         if self._compiled is self._function or torch._dynamo.config.disable:  # of which torch says nothing
-            self._give_up("torch.compile is turned off", "unset TORCHDYNAMO_DISABLE and TORCH_COMPILE_DISABLE")
-            return self._function(*arguments)
-        try:
-            with torch._dynamo.config.patch(recompile_limit=MAX_SHAPES):
-                if arguments[0].is_cuda:
-                    torch.compiler.cudagraph_mark_step_begin()
-                return self._compiled(*arguments)
-        except (BackendCompilerFailed, OSError) as error:
-            cause = getattr(error, "inner_exception", error)
-            remedy = "a missing compiler is the usual cause: install g++"
-            if isinstance(cause, OSError):  # compiled code is kept in a folder, and there is no way without
-                remedy = "set TORCHINDUCTOR_CACHE_DIR to a folder that can be written to"
-            self._give_up(f"{type(cause).__name__}: {str(cause).strip().splitlines()[0]}", remedy)
-            return self._function(*arguments)
-
-    def _give_up(self, reason: str, remedy: str) -> None:
-        """Goes on uncompiled, and tells why, once; refuses to where that would change the precision."""
+            self._note("torch.compile is turned off", "unset TORCHDYNAMO_DISABLE and TORCH_COMPILE_DISABLE")
+        if not self._failure:
+            try:
+                with torch._dynamo.config.patch(recompile_limit=MAX_SHAPES):
+                    if arguments[0].is_cuda:
+                        torch.compiler.cudagraph_mark_step_begin()
+                    return self._compiled(*arguments)
+            except (BackendCompilerFailed, OSError) as error:
+                cause = getattr(error, "inner_exception", error)
+                remedy = "a missing compiler is the usual cause: install g++"
+                if isinstance(cause, OSError):  # compiled code is kept in a folder, and there is no way without
+                    remedy = "set TORCHINDUCTOR_CACHE_DIR to a folder that can be written to"
+                self._note(f"{type(cause).__name__}: {str(cause).strip().splitlines()[0]}", remedy)
         require(
             self._precision != "bfloat16",
-            f"precision 'bfloat16' needs compiled code, and compiling failed ({reason}); {remedy}, or set float32 in every "
-            "section that has bfloat16: --set teachers.precision=float32 --set training.precision=float32",
+            f"precision 'bfloat16' needs compiled code, and compiling failed ({self._failure}); {self._remedy}, or set "
+            "float32 in every section that has bfloat16: --set teachers.precision=float32 --set training.precision=float32",
         )
-        self._compiled = None
-        if reason not in self.reasons:
-            self.reasons.add(reason)
-            text = f"running uncompiled, which is slower, because compiling failed ({reason}); {remedy}"
-            warnings.warn(text, stacklevel=4)
+        if self._failure not in self.reasons:
+            self.reasons.add(self._failure)
+            warnings.warn(
+                f"running uncompiled, which is slower, because compiling failed ({self._failure}); {self._remedy}",
+                stacklevel=3,
+            )
+        return self._function(*arguments)
+
+    def _note(self, failure: str, remedy: str) -> None:
+        self._failure, self._remedy = failure, remedy
+
+
+def uncompiled_reasons() -> list[str]:
+    """Returns why code that was to be compiled ran uncompiled, since the last `forget_uncompiled`; empty if none did."""
+    return sorted(_Compiled.reasons)
+
+
+def note_uncompiled(reasons: Iterable[str]) -> None:
+    """Takes over the reasons of an earlier process, whose work this one goes on with."""
+    _Compiled.reasons.update(reasons)
+
+
+def forget_uncompiled() -> None:
+    """Begins the list of `uncompiled_reasons` anew, for a new run in the same process."""
+    _Compiled.reasons.clear()

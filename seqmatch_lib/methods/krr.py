@@ -4,7 +4,7 @@ In the manner of FRePo (Zhou, Nezhadarya and Ba, "Dataset Distillation using Neu
 differs in the networks, which are those of this project instead of FRePo's wider ones with batch norm.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import cos, pi, sqrt
 
@@ -17,6 +17,7 @@ from seqmatch_lib.engine.training import BatchConfig, OptimizerConfig, StackedTr
 from seqmatch_lib.errors import require
 from seqmatch_lib.methods.base import BaseMethod, Effort, MethodState, Stage, Trainable, register_method
 from seqmatch_lib.methods.lamb import Lamb
+from seqmatch_lib.methods.teachers import TeacherConfig
 from seqmatch_lib.store.files import tensors_under
 from seqmatch_lib.subsets import SubsetSequence
 
@@ -138,10 +139,11 @@ class KRR(BaseMethod):
         """Returns LAMB, for images as for labels."""
         return Lamb([images], self.config.lr_img)
 
-    def training_recipe(self, recipe: TrainingRecipe) -> TrainingRecipe:
-        """Returns the recipe, after making sure that its loss knows what these labels mean."""
-        require(recipe.loss == "mse", f"training.loss {recipe.loss!r} does not fit the labels of krr; set training.loss=mse")
-        return recipe
+    def check(self, intervals: Sequence[tuple[int, int]], teachers: TeacherConfig, training: TrainingRecipe) -> None:
+        """Raises ConfigError unless the loss of training knows what the learned labels mean."""
+        require(
+            training.loss == "mse", f"training.loss {training.loss!r} does not fit the labels of krr; set training.loss=mse"
+        )
 
     def prepare(self, stage: Stage) -> KRRPrepared:
         """Makes the pool of networks, each trained on S_1 … S_{k-1} first."""

@@ -19,9 +19,17 @@ import numpy as np
 from seqmatch_lib.errors import StorageError, require
 from seqmatch_lib.methods import method_names
 from seqmatch_lib.runs.config import REFERENCES, SEQUENTIAL_PREFIX, even_subsets
-from seqmatch_lib.runs.order import OrderRecord, load_orders
-from seqmatch_lib.runs.records import RunRecord, changes_of, check_same_images, describe_changes, flatten_settings, load_runs
-from seqmatch_lib.runs.reevaluation import Reevaluation, load_reevaluations
+from seqmatch_lib.runs.records import (
+    OrderRecord,
+    Reevaluation,
+    RunRecord,
+    check_same_images,
+    describe_changes,
+    flatten_settings,
+    load_orders,
+    load_reevaluations,
+    load_runs,
+)
 from seqmatch_lib.store.files import read_json, write_atomically
 
 BLOCK = re.compile(r"(<!-- evidence: ([\w .=-]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -105,7 +113,7 @@ def robust_score(weighted: float) -> float:
 def baselines(evidence: Evidence, scale: str) -> str:
     """Random real images and whole data sets."""
     rows = [("data set", "images a class", "train images", "accuracy", "seeds", "n", "records")]
-    kept = [run for run in evidence.runs if run.method in REFERENCES and run.scale == scale and not changes_of(run)]
+    kept = [run for run in evidence.runs if run.method in REFERENCES and run.scale == scale and not run.overrides]
     groups: dict[tuple[str, int], list[RunRecord]] = {}
     for run in kept:
         groups.setdefault((run.dataset, run.ipc), []).append(run)
@@ -140,7 +148,7 @@ def changed(evidence: Evidence, dataset: str, scale: str) -> str:
     """Runs with changed settings: ablations, equal compute, other protocols."""
     rows = [("method", "ipc", "K", "seed", "changed", "last", "selected", "joint", "random", "record")]
     for run in evidence.runs:
-        changes = changes_of(run)
+        changes = run.overrides
         if (run.dataset, run.scale) != (dataset, scale) or not changes:
             continue
         shown = ", ".join(f"{key} = {value}" for key, value in changes.items() if key != "ipc")
@@ -250,12 +258,12 @@ def runs_by_size(evidence: Evidence, dataset: str, scale: str) -> dict[tuple[str
     groups: dict[tuple[str, int], dict[int, list[RunRecord]]] = {}
     for run in evidence.runs:
         same = (run.dataset, run.scale) == (dataset, scale) and run.method not in REFERENCES
-        if not (same and changes_of(run).keys() <= {"ipc", "subset_ipcs"}):
+        if not (same and run.overrides.keys() <= {"ipc", "subset_ipcs"}):
             continue
         if list(run.config["subset_ipcs"]) == even_subsets(run.ipc, run.num_subsets):
             groups.setdefault((run.method, run.num_subsets), {}).setdefault(run.ipc, []).append(run)
     return {
-        key: {ipc: [run for run in runs if not changes_of(run)] or runs for ipc, runs in sorted(sizes.items())}
+        key: {ipc: [run for run in runs if not run.overrides] or runs for ipc, runs in sorted(sizes.items())}
         for key, sizes in sorted(groups.items())
     }
 
@@ -352,7 +360,7 @@ BLOCKS: dict[str, Callable[..., str]] = {
 
 def _differs(record: RunRecord | OrderRecord, settings: Sequence[str], compared: Sequence[str] = ()) -> bool:
     """Returns whether a run differs from its preset in exactly these settings (KEY=VALUE), whatever those compared are."""
-    changes = {f"{key}={value}" for key, value in changes_of(record).items() if key not in compared}
+    changes = {f"{key}={value}" for key, value in record.overrides.items() if key not in compared}
     return changes == set(settings)
 
 
