@@ -250,7 +250,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     )  # fmt: skip
     for what, accuracies in (("", reevaluation.accuracy), ("random real images, ", reevaluation.random_baseline or {})):
         for name, accuracy in accuracies.items():
-            print(f"{what}{name}: {Accuracy(tuple(accuracy['values']))}")
+            print(f"{what}{name}: {Accuracy(tuple(accuracy['values']), accuracy.get('not_learned', 0))}")
     if options.results is not None:
         print(f"record: {options.results / 'reevaluations' / reevaluation.config['dataset'] / reevaluation.name}.json")
 

@@ -193,7 +193,7 @@ def test_what_does_not_fit_is_told_with_the_remedy(tmp_path, generator):
         read("folder", "folder", lrs=[0.1, -0.1])
     with pytest.raises(StorageError, match=r"images_best.pt does not exist"):
         read("absent", "mtt")
-    with pytest.raises(DataError, match=r"holds classes: import it as mtt"):
+    with pytest.raises(DataError, match=r"not a row of logits an image; if they are classes, import it as mtt"):
         read("mtt", "datm")
     (tmp_path / "mtt" / "SHA256SUMS").unlink()
     (tmp_path / "mtt" / "S_2" / "best_lr.pt").unlink()

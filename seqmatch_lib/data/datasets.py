@@ -97,8 +97,9 @@ class DatasetSpec:
         """Describes `<path>/train/<class>/*` and, if there is one, `<path>/test/<class>/*`, or `val` in its place.
 
         Args:
-            path: the folder; class names are those of the folders below `train`, in alphabetical order. Images are what
-                `IMAGE_FORMATS` of `readers` names; whatever is hidden, with a name that begins with a dot, is not read.
+            path: the folder; class names are those of the folders below `train`, in alphabetical order, or by number where
+                they are called 0, 1, 2, …. Images are what `IMAGE_FORMATS` of `readers` names; hidden files and folders,
+                whose names begin with a dot, are not read.
             image_size: side of the square that every image is scaled and cut to; None if all have one size already.
             name: of the data set in records; that of the folder by default.
 

@@ -17,7 +17,7 @@ _Images = tuple[torch.Tensor, torch.Tensor]
 
 
 def class_folders(folder: Path) -> list[Path]:
-    """Returns the folders of a split's classes in alphabetical order, but for hidden ones.
+    """Returns the folders of a split's classes without hidden ones: by number if they are called 0, 1, 2, …, else by name.
 
     Raises:
         DataError: there are none, or two whose names look alike.
@@ -27,6 +27,8 @@ def class_folders(folder: Path) -> list[Path]:
     looks = [_look(path.name) for path in classes]
     twins = [ascii(path.name) for path, look in zip(classes, looks, strict=True) if looks.count(look) > 1]
     require(not twins, f"{folder} has classes whose names look alike, {', '.join(twins)}; put them into one folder", DataError)
+    if sorted(int(path.name) for path in classes if path.name.isdecimal()) == list(range(len(classes))):
+        classes.sort(key=lambda path: int(path.name))  # they are the labels; the alphabet would make folder 10 class 2
     return classes
 
 

@@ -403,7 +403,7 @@ def _check_losses(losses: torch.Tensor, data: str, epoch: int, lr: float) -> Non
     require(
         bool(losses.isfinite().all()),
         f"training on {data} had diverged by epoch {epoch} (losses {losses.tolist()}) with step size {lr:.4g}; "
-        "lower the step size (syn_lr, lr_lr) or training.momentum",
+        "lower the step size (syn_lr, lr_lr, or --lr of an imported set) or training.momentum",
         DivergenceError,
     )
 

@@ -10,6 +10,7 @@ import torch
 from seqmatch_lib.data.datasets import ImageDataset, find_dataset, load_dataset
 from seqmatch_lib.engine.evaluation import EvaluationProtocol
 from seqmatch_lib.engine.memory import keep_freed_memory, peak_memory_mb, reset_peak_memory
+from seqmatch_lib.engine.networks import check_networks
 from seqmatch_lib.engine.step_functions import forget_uncompiled
 from seqmatch_lib.errors import StorageError, require
 from seqmatch_lib.methods import Stage, get_method
@@ -186,7 +187,9 @@ def _execute(
     data = prepare_data(dataset, config.zca, select_on, device)
     check_class_sizes(data.train.labels, data.num_classes, config.ipc, dataset)  # now, not when the baseline is drawn
     began = _read_or_write_start(state_dir)
-    _claim_data(dataset, state_dir)  # once they suffice: nobody is held to images that have to be others
+    _claim_data(dataset, state_dir)  # after the check, so that a run refused for too few images can begin with more
+    networks = [config.network.named(name) for name in config.evaluation.networks]
+    check_networks(networks, tuple(data.test.images.shape[1:]), data.num_classes)
     stages = _distill(config, data, results_dir, state_dir, budget)
     last, selected = _make_sequences(config, data, stages)
     if config.method != "whole":

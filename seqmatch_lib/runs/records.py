@@ -31,6 +31,7 @@ class RunRecord(Provenance):
 
     Accuracies are in per cent, as `{mean, std, n, values}` of the first evaluation architecture, with
     `by_network` beneath for all of them; std is the sample standard deviation over networks.
+    `not_learned`, if it is there, is the number of networks that learned nothing, see `EvaluationProtocol.evaluate`.
 
     Args:
         schema: version of this format.
@@ -322,7 +323,7 @@ def format_records(records: Iterable[RunRecord]) -> str:
     ]
     for record in records:
         accuracies = (record.accuracy_last, record.accuracy_selected, record.accuracy_joint, record.random_baseline)
-        cells = ["-" if one is None else f"{one['mean']:.1f} ± {one['std']:.1f}" for one in accuracies]
+        cells = ["-" if one is None else f"{one['mean']:.1f} ± {one['std']:.1f}{_mark(one)}" for one in accuracies]
         names = (record.dataset, record.ipc or "all", record.method, record.num_subsets, record.scale, record.seed)
         changed = ", ".join(f"{key}={value}" for key, value in told_apart[record.run_id].items())
         rows.append((*map(str, names), *cells, str(record.accuracy_last["n"]), record.config_hash[:8], changed))
@@ -345,6 +346,10 @@ def _differing_changes(records: Sequence[RunRecord]) -> dict[str, dict[str, Any]
         common = {key for key, text in settings if all(str(changes.get(key)) == text for changes in group.values())}
         told |= {run: {key: value for key, value in one.items() if key not in common} for run, one in group.items()}
     return told
+
+
+def _mark(accuracy: Mapping[str, Any]) -> str:
+    return f" ({accuracy['not_learned']} learned nothing)" if "not_learned" in accuracy else ""
 
 
 def tabulate_accuracies(records: Mapping[Any, Sequence[RunRecord]], names: str | Sequence[str]) -> "DataFrame":
