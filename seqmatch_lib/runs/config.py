@@ -204,7 +204,7 @@ class RunConfig:
 
     @property
     def recipe(self) -> TrainingRecipe:
-        """How networks are trained on the set: `training`, as the base method has it."""
+        """How networks are trained on the set, which is `training` changed as the base method asks."""
         if self.options is None:
             return self.training
         return get_method(self.base_method)(self.options).training_recipe(self.training)

@@ -1,0 +1,77 @@
+"""The site: `make site` renders the guides, the log, the executed notebooks and the library's docstrings.
+
+It is built and read without a network: nothing is loaded from other servers, and formulas are MathML, which browsers draw.
+"""
+
+from pathlib import Path
+
+from docutils import nodes
+from docutils.utils.math.latex2mathml import tex2mathml
+from sphinx.application import Sphinx
+from sphinx.writers.html5 import HTML5Translator
+
+project = "SeqMatch companion"
+html_title = project
+author = "The SeqMatch companion authors"
+project_copyright = f"2026, {author}"
+language = "en"
+
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
+exclude_patterns = ["**/.ipynb_checkpoints"]
+
+html_theme = "furo"
+html_static_path = ["static"]
+html_css_files = ["site.css"]
+html_copy_source = False
+html_math_renderer = "mathml"
+copybutton_exclude = ".linenos, .gp, .go"
+
+nb_execution_mode = "off"  # `notebooks` holds executed copies, which a test compares with their sources
+nb_ipywidgets_js: dict[str, dict] = {}  # widgets need a kernel; the page shows what the cell drew
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 3
+
+default_role = "code"  # docstrings write `name` for code
+autodoc_typehints = "signature"
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+napoleon_numpy_docstring = False
+
+
+def render_inline(translator: HTML5Translator, node: nodes.math) -> None:
+    """Draws a formula within a line."""
+    translator.body.append(to_mathml(node))
+    raise nodes.SkipNode
+
+
+def render_block(translator: HTML5Translator, node: nodes.math_block) -> None:
+    """Draws a formula on lines of its own."""
+    translator.body.append(f'<div class="formula">{to_mathml(node, as_block=True)}</div>')
+    raise nodes.SkipNode
+
+
+def to_mathml(node: nodes.Element, as_block: bool = False) -> str:
+    """Returns a formula as MathML; docutils knows dots by one of their two names."""
+    return tex2mathml(node.astext().replace(r"\dots", r"\ldots"), as_block=as_block)
+
+
+def write_api_pages(app: Sphinx) -> None:
+    """Writes one page for each folder of the library, with the docstrings of its modules; `front.md` shows the front door."""
+    pages = Path(app.srcdir) / "api"
+    pages.mkdir(exist_ok=True)
+    for page in pages.glob("*.rst"):
+        page.unlink()
+    library = Path(app.srcdir).parent / "seqmatch_lib"
+    for folder in [library, *sorted(init.parent for init in library.glob("*/__init__.py"))]:
+        name = ".".join(folder.relative_to(library.parent).parts)
+        lines = [name, "=" * len(name), "", f".. automodule:: {name}", ""]
+        for module in sorted(folder.glob("[a-z]*.py")):
+            if module.stem != "front":
+                lines += [module.stem, "-" * len(module.stem), "", f".. automodule:: {name}.{module.stem}", "   :members:", ""]
+        (pages / f"{name}.rst").write_text("\n".join(lines))
+
+
+def setup(app: Sphinx) -> None:
+    """Called by Sphinx before anything is read."""
+    app.add_html_math_renderer("mathml", (render_inline, None), (render_block, None))
+    app.connect("builder-inited", write_api_pages)
