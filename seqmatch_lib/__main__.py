@@ -22,7 +22,6 @@ from seqmatch_lib.exchange.formats import FORMATS, export_sequence, import_seque
 from seqmatch_lib.exchange.pixel_layouts import share_outside
 from seqmatch_lib.front import evaluate
 from seqmatch_lib.report.evidence import Evidence, update_page
-from seqmatch_lib.report.notebooks import run_notebook
 from seqmatch_lib.runs.config import SCALES, RunConfig, parse_override, preset_names
 from seqmatch_lib.runs.experiment import record_shared_teachers, run_experiment
 from seqmatch_lib.runs.records import format_records, load_runs
@@ -30,6 +29,7 @@ from seqmatch_lib.runs.reevaluation import save_judgement
 from seqmatch_lib.subsets import SubsetSequence, check_sequence, load_sequence, save_sequence
 
 RESULTS = Path("paper_results")
+EXECUTED = RESULTS / "executed"  # copies of all notebooks with their outputs, to be read where nothing can be run
 EXIT_ERROR = 2
 EXIT_OUT_OF_TIME = 75  # EX_TEMPFAIL: the state is saved, the same command goes on
 
@@ -145,8 +145,10 @@ def _add_results(commands: Any) -> None:
 def _add_pages(commands: Any) -> None:
     """Adds the command that executes a notebook."""
     notebook = commands.add_parser("notebook", help="execute a notebook; a parameter it does not have is an error")
-    notebook.add_argument("path", type=Path, metavar="PATH", help="for example notebooks/20_ablation_k.ipynb")
+    notebook.add_argument("path", type=Path, nargs="?", metavar="PATH", help="for example notebooks/20_ablation_k.ipynb")
+    notebook.add_argument("--all", action="store_true", help=f"all notebooks as they open, into {EXECUTED}")
     notebook.add_argument("--out", type=Path, metavar="PATH", help="the executed copy; default: build/executed/<name>")
+    notebook.add_argument("--html", action="store_true", help="write the copy as a page, too")
     _add_set_argument(notebook, "scale=reduced")
     notebook.set_defaults(command=_notebook)
 
@@ -306,9 +308,22 @@ def _report(options: argparse.Namespace) -> None:
 
 def _notebook(options: argparse.Namespace) -> None:
     require(find_spec("papermill") is not None, "notebooks need their packages: pip install seqmatch-lib[notebooks]")
-    out = options.out or Path("build") / "executed" / options.path.name
-    run_notebook(options.path, out, dict(parse_override(text) for text in options.set))
-    print(f"executed: {out}")
+    from seqmatch_lib.report.notebooks import export_html, list_copies, run_notebook
+
+    require(options.all != (options.path is not None), "give the PATH of one notebook, or --all")
+    if options.all:
+        require(
+            not (options.out or options.set), f"--all executes notebooks as they open, into {EXECUTED}; leave out --out, --set"
+        )
+        wanted = {EXECUTED / f"{name}.ipynb": copy for name, copy in list_copies("notebooks").items()}
+    else:
+        out = options.out or Path("build") / "executed" / options.path.name
+        wanted = {out: (options.path, dict(parse_override(text) for text in options.set))}
+    for out, (path, parameters) in wanted.items():
+        run_notebook(path, out, parameters)
+        print(f"executed: {out}")
+        if options.html:
+            print(f"open {export_html(out)}")
 
 
 def _teachers(options: argparse.Namespace) -> None:

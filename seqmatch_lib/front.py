@@ -300,7 +300,7 @@ def presets(dataset: str | None = None, scale: str = "paper", results_dir: Path 
             one.method,
             one.num_subsets,
             published.get((one.dataset, one.ipc, one.method)),
-            None if benchmark is None else _predict_minutes(one, benchmark),
+            None if benchmark is None else predict_minutes(one, benchmark),
         )
         for one in configs
         if dataset in (None, one.dataset)
@@ -318,8 +318,8 @@ def _load_published(results_dir: Path) -> dict[tuple[str, int, str], float]:
     return dict(zip(zip(table["dataset"], table["ipc"], table["method"], strict=True), table["mean"], strict=True))
 
 
-def _predict_minutes(config: RunConfig, benchmark: Mapping[str, Any]) -> float | None:
-    """Returns None where the benchmark did not measure what the run would use."""
+def predict_minutes(config: RunConfig, benchmark: Mapping[str, Any]) -> float | None:
+    """Returns the minutes that a run will take, or None where the benchmark did not measure what it would use."""
     try:
         works = predict_work(config, Problem.of(config.dataset)).values()
         return round(sum(predict_seconds(work, config.network, benchmark) for work in works) / 60, 1)

@@ -80,9 +80,11 @@ def test_a_mistyped_parameter_is_an_error_before_anything_runs(tmp_path, capsys)
 
 def test_a_failing_cell_is_named_and_its_notebook_stays(tmp_path):
     path = write_notebook(tmp_path / "broken.ipynb", "x = 1", "print('before')", "x / 0")
-    with pytest.raises(NotebookError, match=r"cell \d+ of .*broken.ipynb failed: ZeroDivisionError: division by zero"):
+    with pytest.raises(
+        NotebookError, match=r"cell \d+ of .*broken.ipynb failed: ZeroDivisionError: division by zero; .*failed"
+    ):
         run_notebook(path, tmp_path / "out" / "broken.ipynb", {"x": 2})
-    cells = json.loads((tmp_path / "out" / "broken.ipynb").read_text())["cells"]
+    cells = json.loads((tmp_path / "out" / "failed" / "broken.ipynb").read_text())["cells"]
     assert any("before" in str(cell.get("outputs")) for cell in cells)
     assert any("x = 2" in "".join(cell["source"]) for cell in cells)
 

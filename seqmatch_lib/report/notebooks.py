@@ -1,11 +1,34 @@
-"""Running a notebook as a batch does: parameters are checked, the executed copy stays for reading whatever happens."""
+"""Notebooks: figures with a text for those who do not see them, and execution as a batch does it."""
 
+import warnings
+from base64 import b64encode
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import nbformat
+
 from seqmatch_lib.errors import ConfigError, NotebookError, require
 from seqmatch_lib.runs.config import describe_unknown
+from seqmatch_lib.store.files import write_atomically
+
+
+def show(figure: Any, alt: str) -> None:
+    """Shows a figure below a cell, with its alternative text, and closes it.
+
+    Args:
+        figure: a matplotlib figure, or axes or a seaborn grid that have one.
+        alt: what it shows, in a sentence, for those who do not see it.
+    """
+    import matplotlib.pyplot as plt
+    from IPython.display import display
+
+    figure, buffer = figure.figure, BytesIO()
+    figure.savefig(buffer, format="png", dpi=figure.dpi, bbox_inches="tight")
+    plt.close(figure)
+    bundle = {"image/png": b64encode(buffer.getvalue()).decode(), "text/plain": alt}
+    display(bundle, metadata={"image/png": {"alt": alt}}, raw=True)
 
 
 def read_parameters(path: Path | str) -> dict[str, str]:
@@ -25,27 +48,77 @@ def run_notebook(path: Path | str, out: Path | str, parameters: Mapping[str, Any
 
     Args:
         path: of the notebook.
-        out: where the executed copy goes, with the outputs up to an error if there is one.
+        out: where the executed copy goes: outputs as a reader sees them, without traces of bars, times and paths.
         parameters: names of its cell tagged "parameters" -> values; unlike in papermill, a name it lacks is an error.
 
     Raises:
         ConfigError: an unknown parameter, before anything is executed.
-        NotebookError: a cell failed.
+        NotebookError: a cell failed; the copy with the outputs up to there is in the folder `failed` beside `out`.
     """
     import papermill
 
     known = read_parameters(path)
     for name in parameters:
         require(name in known, describe_unknown(f"parameter of {path}", name, known), ConfigError)
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    out = Path(out)
+    unfinished = out.parent / "failed" / out.name
+    unfinished.parent.mkdir(parents=True, exist_ok=True)
     try:
-        papermill.execute_notebook(
-            _literally(path), _literally(out), dict(parameters), kernel_name="python3", progress_bar=False
-        )
+        with warnings.catch_warnings():  # papermill and its kernel warn about their own internals
+            warnings.simplefilter("ignore")
+            executed = papermill.execute_notebook(
+                _literally(path), _literally(unfinished), dict(parameters), kernel_name="python3", progress_bar=False,
+                coalesce_streams=True, extra_arguments=["--log-level=ERROR"],
+            )  # fmt: skip
     except papermill.PapermillExecutionError as error:
         raise NotebookError(
-            f"cell {error.exec_count} of {path} failed: {error.ename}: {error.evalue}; the executed copy is {out}"
+            f"cell {error.exec_count} of {path} failed: {error.ename}: {error.evalue}; the copy up to there is {unfinished}"
         ) from error
+    _clean(executed)
+    write_atomically(out, lambda temporary: temporary.write_text(f"{nbformat.writes(executed)}\n"))
+    unfinished.unlink()
+    if not any(unfinished.parent.iterdir()):
+        unfinished.parent.rmdir()
+
+
+def _clean(notebook: nbformat.NotebookNode) -> None:
+    """Removes, in place, what an executed notebook tells of its execution: times, paths, and bars that were wiped."""
+    notebook.metadata = {name: notebook.metadata[name] for name in ("kernelspec", "seqmatch") if name in notebook.metadata}
+    for cell in notebook.cells:
+        tags = cell.metadata.get("tags", [])
+        cell.metadata = {"tags": tags} if tags else {}
+        if cell.cell_type == "code":
+            cell.outputs = [one for one in cell.outputs if one.output_type != "stream" or one.text.strip()]
+
+
+def list_copies(folder: Path | str) -> dict[str, tuple[Path, dict[str, Any]]]:
+    """Returns name of an executed copy -> its notebook and parameters, for every notebook of a folder.
+
+    A notebook that is to be executed with several parameters lists them in its metadata, under `seqmatch.copies`; their values
+    end the names of the copies, as in `10_tables_svhn`.
+    """
+    copies = {}
+    for path in sorted(Path(folder).glob("*.ipynb")):
+        for parameters in nbformat.read(path, as_version=4).metadata.get("seqmatch", {}).get("copies", [{}]):
+            copies["_".join([path.stem, *map(str, parameters.values())])] = path, dict(parameters)
+    return copies
+
+
+ALT_TEXT = """{% extends 'lab/index.html.j2' %}
+{% block data_png %}<img alt="{{ output.metadata.get('image/png', {}).get('alt', '') | escape_html }}"
+src="data:image/png;base64,{{ output.data['image/png'] | escape_html }}">{% endblock %}"""
+
+
+def export_html(path: Path | str) -> Path:
+    """Writes an executed notebook as an HTML page beside it, pictures with their alternative texts; returns the page."""
+    from jinja2 import DictLoader
+    from nbconvert import HTMLExporter
+
+    exporter = HTMLExporter(extra_loaders=[DictLoader({"alt.html.j2": ALT_TEXT})], template_file="alt.html.j2")
+    page, _ = exporter.from_notebook_node(nbformat.read(path, as_version=4))
+    out = Path(path).with_suffix(".html")
+    write_atomically(out, lambda temporary: temporary.write_text(page))
+    return out
 
 
 def _literally(path: Path | str) -> str:

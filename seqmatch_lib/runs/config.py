@@ -7,7 +7,7 @@ for the scale `[scale.<scale>.all]`, `[scale.<scale>.<dataset>]`, `[scale.<scale
 
 import sys
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -25,6 +25,12 @@ from seqmatch_lib.store.files import digest_json
 from seqmatch_lib.store.settings import as_settings, is_file_name
 
 SCALES = ("smoke", "reduced", "short", "paper")
+SCALE_NOTES = {
+    "smoke": "scale smoke: these numbers mean nothing",
+    "reduced": "scale reduced: a rehearsal",
+    "short": "scale short: published settings, fewer teachers and iterations",
+    "paper": "scale paper: published settings",
+}  # what figures and findings say of a scale
 SELECTIONS = ("validation", "test", "none")
 SEQUENTIAL_PREFIX = "seqmatch_"
 REFERENCES = ("random", "whole")  # methods that learn no images
@@ -228,6 +234,32 @@ def even_subsets(ipc: int, num_subsets: int) -> list[int]:
     """
     require(1 <= num_subsets <= ipc, f"{num_subsets} subsets do not fit ipc {ipc}; take between 1 and {ipc}")
     return [ipc // num_subsets + (k < ipc % num_subsets) for k in range(num_subsets)]
+
+
+def config_of_subsets(dataset: str, base: str, subset_ipcs: Sequence[int], scale: str, seed: int = 0) -> RunConfig:
+    """Returns the run of a base method on subsets of these sizes, as its records are named.
+
+    One subset is the base method alone. The preset is that of as many images per class where there is one, else that of ten.
+
+    Args:
+        dataset: of the preset.
+        base: base method, such as "mtt".
+        subset_ipcs: images per class of S_1 … S_K.
+        scale: one of `SCALES`.
+        seed: at least 0.
+
+    Raises:
+        ConfigError: as `RunConfig.from_preset`.
+    """
+    method = base if len(subset_ipcs) == 1 else f"{SEQUENTIAL_PREFIX}{base}"
+    own = f"{dataset}-ipc{sum(subset_ipcs)}-{method}"
+    config = RunConfig.from_preset(own if own in preset_names() else f"{dataset}-ipc10-{method}", scale, seed)
+    if config.subset_ipcs == tuple(subset_ipcs):
+        return config
+    changes: dict[str, Any] = {"ipc": sum(subset_ipcs), "subset_ipcs": list(subset_ipcs)}
+    if config.intervals:
+        changes["intervals"] = [list(config.intervals[0])]  # for all subsets
+    return config.changed(changes)
 
 
 def preset_names() -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from seqmatch_lib.engine.training_checkpoint import TrainingCheckpoint
 from seqmatch_lib.errors import ConfigError, StorageError, require
 from seqmatch_lib.methods import Stage, get_method
 from seqmatch_lib.methods.mtt import record_stage_teachers
+from seqmatch_lib.progress import progress_bar
 from seqmatch_lib.runs.config import RunConfig
 from seqmatch_lib.runs.distillation import distill_stages
 from seqmatch_lib.runs.records import SCHEMA, RunRecord, describe_code, describe_environment, load_record
@@ -379,7 +380,7 @@ class _Run:
         evaluation = self.config.evaluation
         distinct = {sequence.sha256(): sequence for sequence in sequences.values() if sequence is not None}
         total = len(distinct) * len(evaluation.networks) * evaluation.num_networks
-        with tqdm(total=total, desc="evaluate", unit="network") as bar:
+        with progress_bar(total, "evaluate", "network") as bar:
             for digest, sequence in distinct.items():
                 for name in evaluation.networks:
                     self._evaluate_missing(data, sequence, digest, name, finished, bar)
