@@ -13,7 +13,7 @@ from pathlib import Path
 
 from seqmatch_lib.bench.report import load_benchmark, newest_benchmark
 from seqmatch_lib.runs.config import RunConfig, preset_names
-from seqmatch_lib.bench.cost import Problem, predict_seconds, predict_work
+from seqmatch_lib.bench.cost import DataSizes, predict_seconds, predict_work
 from seqmatch_lib.methods import get_method
 from seqmatch_lib.report.notebooks import read_parameters
 
@@ -45,7 +45,7 @@ def uses_teachers(one):
 @lru_cache
 def predict(run):
     """Minutes and MiB of a run, predicted from the newest committed benchmark."""
-    work = predict_work(CONFIGS[run], Problem.of(CONFIGS[run].dataset))
+    work = predict_work(CONFIGS[run], DataSizes.of(CONFIGS[run].dataset))
     seconds = sum(predict_seconds(one, CONFIGS[run].network, BENCHMARK) for one in work.values())
     return max(1, round(seconds / 60)), round(1024 + max(one.bytes for one in work.values()) / 2**20)
 

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import torch
 
 from seqmatch_lib.bench.benchmark import run_benchmark
-from seqmatch_lib.bench.cost import Problem, format_cost, format_errors, format_pending
+from seqmatch_lib.bench.cost import DataSizes, format_cost, format_errors, format_pending
 from seqmatch_lib.bench.report import format_benchmark, load_benchmark, newest_benchmark, save_benchmark
 from seqmatch_lib.data.datasets import DatasetSpec, find_dataset, fit_preprocessing, load_dataset, register_dataset
 from seqmatch_lib.data.preprocessing import Preprocessing
@@ -25,7 +25,7 @@ from seqmatch_lib.report.evidence import Evidence, update_page
 from seqmatch_lib.runs.config import SCALES, RunConfig, parse_override, preset_names
 from seqmatch_lib.runs.experiment import record_shared_teachers, run_experiment
 from seqmatch_lib.runs.records import format_records, load_runs
-from seqmatch_lib.runs.reevaluation import save_judgement
+from seqmatch_lib.runs.reevaluation import save_reevaluation
 from seqmatch_lib.subsets import SubsetSequence, check_sequence, load_sequence, save_sequence
 
 RESULTS = Path("paper_results")
@@ -91,7 +91,7 @@ def _add_runs(commands: Any) -> None:
 
 
 def _add_sets(commands: Any) -> None:
-    """Adds the commands for distilled sets: judge them, take them elsewhere, bring them here."""
+    """Adds the commands for distilled sets: evaluate, export, import."""
     evaluate = commands.add_parser("evaluate", help="train fresh networks on a distilled set and test them")
     evaluate.add_argument("path", type=Path, metavar="PATH", help="a .safetensors file below <results>/distilled")
     evaluate.add_argument("--networks", nargs="+", metavar="NAME", help="default: those of the set's own run")
@@ -100,7 +100,7 @@ def _add_sets(commands: Any) -> None:
     evaluate.add_argument("--joint", action="store_true", help="train on all subsets at once instead of stage by stage")
     evaluate.add_argument("--random", action="store_true", help="also train on as many random real images")
     _add_set_argument(evaluate, "training.epochs=600")
-    evaluate.add_argument("--results", type=Path, metavar="DIR", help="keep a record in <DIR>/judgements")
+    evaluate.add_argument("--results", type=Path, metavar="DIR", help="keep a record in <DIR>/reevaluations")
     _add_folder_arguments(evaluate)
     evaluate.set_defaults(command=_evaluate)
 
@@ -224,12 +224,12 @@ def _evaluate(options: argparse.Namespace) -> None:
     changes = dict(parse_override(text) for text in options.set)
     if options.num_networks is not None:
         changes["evaluation.num_networks"] = options.num_networks
-    judgement = evaluate(options.path, options.networks, options.joint, options.random, options.seed, changes)
-    for what, accuracies in (("", judgement.accuracy), ("random real images, ", judgement.random_baseline or {})):
+    reevaluation = evaluate(options.path, options.networks, options.joint, options.random, options.seed, changes)
+    for what, accuracies in (("", reevaluation.accuracy), ("random real images, ", reevaluation.random_baseline or {})):
         for name, accuracy in accuracies.items():
             print(f"{what}{name}: {Accuracy(tuple(accuracy['values']))}")
     if options.results is not None:
-        print(f"record: {save_judgement(judgement, options.results)}")
+        print(f"record: {save_reevaluation(reevaluation, options.results)}")
 
 
 def _open_set(options: argparse.Namespace) -> tuple[SubsetSequence, RunConfig]:
@@ -334,12 +334,12 @@ def _cost(options: argparse.Namespace) -> None:
     config = _read_config(options)
     path = options.benchmark or newest_benchmark(options.results / "benchmarks")
     benchmark = load_benchmark(path)
-    problem = Problem.of(config.dataset)
+    sizes = DataSizes.of(config.dataset)
     changes = {"num_classes": options.num_classes, "train_images": options.train_images}
     if options.image_size is not None:
-        changes["image_shape"] = (problem.image_shape[0], options.image_size, options.image_size)
-    problem = replace(problem, **{name: value for name, value in changes.items() if value is not None})
-    print(format_cost(config, problem, benchmark))
+        changes["image_shape"] = (sizes.image_shape[0], options.image_size, options.image_size)
+    sizes = replace(sizes, **{name: value for name, value in changes.items() if value is not None})
+    print(format_cost(config, sizes, benchmark))
     threads = benchmark["machine"]["threads"]
     print(f"\npredicted over measured seconds of recorded runs, rates from {path} ({threads} threads):")
     print(format_errors(load_runs(options.results), benchmark))

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import Dataset
 
-from seqmatch_lib.bench.cost import Problem, predict_seconds, predict_work
+from seqmatch_lib.bench.cost import DataSizes, predict_seconds, predict_work
 from seqmatch_lib.bench.report import load_benchmark, newest_benchmark
 from seqmatch_lib.data.arrays import Arrays, dataset_from_arrays
 from seqmatch_lib.data.datasets import DATASETS, ImageDataset, find_dataset, fit_preprocessing, load_dataset
@@ -31,7 +31,7 @@ from seqmatch_lib.methods import get_method, method_names
 from seqmatch_lib.runs.config import SEQUENTIAL_PREFIX, RunConfig, preset_names
 from seqmatch_lib.runs.experiment import choose_device, prepare_data, run_experiment
 from seqmatch_lib.runs.records import RunRecord, load_runs, tabulate_accuracies
-from seqmatch_lib.runs.reevaluation import Judgement, judge
+from seqmatch_lib.runs.reevaluation import Reevaluation, reevaluate
 from seqmatch_lib.subsets import SubsetSequence, load_sequence
 
 if TYPE_CHECKING:  # the library runs without the notebook packages
@@ -126,7 +126,7 @@ class Run:
         random: bool = False,
         seed: int = 0,
         set: Mapping[str, Any] | None = None,
-    ) -> Judgement:
+    ) -> Reevaluation:
         """Trains fresh networks on the distilled set and tests them; arguments as in `evaluate`."""
         return evaluate(self.distilled, networks, joint, random, seed, set, self._load())
 
@@ -226,7 +226,7 @@ def evaluate(
     seed: int = 0,
     set: Mapping[str, Any] | None = None,
     dataset: ImageDataset | None = None,
-) -> Judgement:
+) -> Reevaluation:
     """Trains fresh networks on a distilled set and tests them.
 
     Args:
@@ -251,7 +251,7 @@ def evaluate(
     changes = dict(set or {}) | ({"evaluation.networks": list(networks)} if networks else {})
     config = RunConfig.from_dict(sequence.metadata["config"]).changed(changes)
     real = prepare_data(dataset or load_dataset(config.dataset), config.zca, config.select_on, choose_device())
-    return judge(sequence, config, real, joint, seed, random)
+    return reevaluate(sequence, config, real, joint, seed, random)
 
 
 def load(path: Path | str) -> SubsetSequence:
@@ -321,7 +321,7 @@ def _load_published(results_dir: Path) -> dict[tuple[str, int, str], float]:
 def predict_minutes(config: RunConfig, benchmark: Mapping[str, Any]) -> float | None:
     """Returns the minutes that a run will take, or None where the benchmark did not measure what it would use."""
     try:
-        works = predict_work(config, Problem.of(config.dataset)).values()
+        works = predict_work(config, DataSizes.of(config.dataset)).values()
         return round(sum(predict_seconds(work, config.network, benchmark) for work in works) / 60, 1)
     except ConfigError:
         return None

@@ -144,11 +144,11 @@ def try_input(target: Target, folder: Path, drawn: Any) -> tuple[str, str]:
         try:
             with limits():
                 value = target.read(folder, drawn)
-            outcome, detail = _judge_value(target, value)
+            outcome, detail = _check_value(target, value)
         except Overdue:
             outcome, detail = "hang", f"{drawn!r:.300}"
         except SeqMatchError as error:
-            outcome, detail = _judge_error(target, folder, error)
+            outcome, detail = _check_error(target, folder, error)
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
                 raise
@@ -167,7 +167,7 @@ def try_input(target: Target, folder: Path, drawn: Any) -> tuple[str, str]:
     return outcome, detail
 
 
-def _judge_value(target: Target, value: Any) -> tuple[str, str]:
+def _check_value(target: Target, value: Any) -> tuple[str, str]:
     if target.expected is not None and describe(value) != target.expected():
         return "silent", f"{describe(value):.300}"
     if not target.accepts(value):
@@ -175,7 +175,7 @@ def _judge_value(target: Target, value: Any) -> tuple[str, str]:
     return "read", ""
 
 
-def _judge_error(target: Target, folder: Path, error: SeqMatchError) -> tuple[str, str]:
+def _check_error(target: Target, folder: Path, error: SeqMatchError) -> tuple[str, str]:
     chain = list(_chain(error))
     if any(isinstance(one, MemoryError) for one in chain):
         return "memory", _describe(chain[-1])

@@ -10,7 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from seqmatch_lib.bench import benchmark as bench
-from seqmatch_lib.bench.benchmark import Case, Problem, run_benchmark
+from seqmatch_lib.bench.benchmark import Case, InnerLoop, run_benchmark
 from seqmatch_lib.bench.cost import (
     GRADIENT_PASSES,
     count_forward_flops,
@@ -20,7 +20,7 @@ from seqmatch_lib.bench.cost import (
     predict_work,
     trajectory_bytes,
 )
-from seqmatch_lib.bench.cost import Problem as Sizes
+from seqmatch_lib.bench.cost import InnerLoop as Sizes
 from seqmatch_lib.bench.report import format_benchmark, load_benchmark, newest_benchmark, save_benchmark, summarise_ratios
 from seqmatch_lib.engine.networks import NetworkConfig, flatten_parameters, make_network
 from seqmatch_lib.engine.step_functions import StepFunctions, _Compiled
@@ -33,9 +33,9 @@ CIFAR = ((3, 32, 32), 10)
 
 
 def test_the_public_way_has_the_gradient_of_ours(uncompiled):
-    gradients = [Problem(Case(4, 10, 3), torch.device("cpu"), torch.float64).gradient(way) for way in bench.WAYS]
-    for way, gradient in zip(bench.WAYS, gradients, strict=True):
-        if "bfloat16" not in way:
+    gradients = [InnerLoop(Case(4, 10, 3), torch.device("cpu"), torch.float64).gradient(variant) for variant in bench.VARIANTS]
+    for variant, gradient in zip(bench.VARIANTS, gradients, strict=True):
+        if "bfloat16" not in variant:
             torch.testing.assert_close(gradient, gradients[0], rtol=1e-9, atol=1e-12)
 
 
@@ -59,12 +59,12 @@ def result(measured):
 
 def test_a_benchmark_measures_every_way_at_every_size(result, tmp_path):
     rows = result["inner_steps"]
-    assert len(rows) == 3 * (2 + 4)  # the public ways under the default allocator, then all four
+    assert len(rows) == 3 * (2 + 4)  # the public variants under the default allocator, then all four
     for row in rows:
         assert row["seconds"] > 0
-        assert row["error"] < (0.2 if row["way"].endswith("bfloat16") else 1e-4)
-    ways = {(row["way"], row["allocator"]) for row in result["teachers"]}
-    assert ways == {("plain loop", "default"), ("plain loop", "kept"), ("eager float32", "kept"),
+        assert row["error"] < (0.2 if row["variant"].endswith("bfloat16") else 1e-4)
+    variants = {(row["variant"], row["allocator"]) for row in result["teachers"]}
+    assert variants == {("plain loop", "default"), ("plain loop", "kept"), ("eager float32", "kept"),
                     ("compiled float32", "kept"), ("compiled bfloat16", "kept")}  # fmt: skip
     assert {row["networks"] for row in result["evaluation"]} == {5}
     assert result["peak"].keys() == {"float32", "bfloat16"}
@@ -78,9 +78,9 @@ def test_a_benchmark_measures_every_way_at_every_size(result, tmp_path):
 
 def test_ratios_are_of_the_rows_they_name(result):
     for row in result["inner_steps"]:
-        row |= {"width": 128, "batch": 100, "syn_steps": 2, "seconds": {"higher": 6.0, "flat": 8.0}.get(row["way"], 2.0)}
+        row |= {"width": 128, "batch": 100, "syn_steps": 2, "seconds": {"higher": 6.0, "flat": 8.0}.get(row["variant"], 2.0)}
     for row in result["teachers"]:
-        row |= {"width": 128, "flops": 1.0, "seconds": 5.0 if row["way"] == "plain loop" else 2.0}
+        row |= {"width": 128, "flops": 1.0, "seconds": 5.0 if row["variant"] == "plain loop" else 2.0}
     ratios = summarise_ratios(result)
     assert ratios["inner step, compiled float32 over higher (default allocator)"] == 3.0
     assert ratios["inner step, compiled bfloat16 over flat (kept allocator)"] == 4.0
@@ -137,7 +137,7 @@ def test_work_is_counted_stage_by_stage():
 def test_seconds_follow_the_rate_of_the_nearest_width(result):
     config = RunConfig.from_preset("cifar10-ipc10-mtt", "reduced", overrides={"mtt.precision": "bfloat16"})
     work = predict_work(config, Sizes.of("cifar10"))["distillation"]
-    rows = [row for row in result["inner_steps"] if row["way"] == "compiled bfloat16"]
+    rows = [row for row in result["inner_steps"] if row["variant"] == "compiled bfloat16"]
     for row in rows:
         row["seconds"] = row["flops"] / 1e9
     assert predict_seconds(work, config.network, result) == pytest.approx(work.flops / 1e9)

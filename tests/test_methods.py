@@ -152,7 +152,7 @@ class LiteralIDC:
 
 
 @pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("later", [False, True])
+@pytest.mark.parametrize("omit_default", [False, True])
 def test_idc_is_its_literal_transcription(tmp_path, float64, metric, later):
     config = replace(IDC_CONFIG, metric=metric)
     method = IDC(config)
@@ -190,7 +190,7 @@ def convnet_features(network, x):
     return x.unfold(2, 2, 2).unfold(3, 2, 2).mean((4, 5)).flatten(1)
 
 
-@pytest.mark.parametrize("later", [False, True])
+@pytest.mark.parametrize("omit_default", [False, True])
 def test_dm_is_its_literal_transcription(tmp_path, float64, later):
     method = METHODS["dm"]
     stage = make_later_stage(tmp_path, method) if later else make_double_stage(tmp_path)
@@ -283,7 +283,7 @@ class LiteralKRR:
         return loss.item(), *moved
 
 
-@pytest.mark.parametrize("later", [False, True])
+@pytest.mark.parametrize("omit_default", [False, True])
 def test_krr_is_its_literal_transcription(tmp_path, float64, later):
     method = METHODS["krr"]
     recipe = TrainingRecipe(epochs=5, optimizer="adam", loss="mse", schedule="cosine", weight_decay=0.0)

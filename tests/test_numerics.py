@@ -30,7 +30,7 @@ from seqmatch_lib.data.preprocessing import Normalisation, Whitening
 from seqmatch_lib.data.readers import read_header, read_image_files
 from seqmatch_lib.engine.evaluation import evaluate_networks
 from seqmatch_lib.engine.networks import NORMS, NetworkConfig
-from seqmatch_lib.engine.training import ENGINES, TrainingRecipe
+from seqmatch_lib.engine.training import TRAINING_ENGINES, TrainingRecipe
 from seqmatch_lib.errors import ConfigError, DataError, DivergenceError
 from seqmatch_lib.exchange.formats import export_sequence
 from seqmatch_lib.methods.krr import KRRPrepared, regress
@@ -334,7 +334,7 @@ def test_batches_of_one_image(tmp_path, name):
     assert all(progress.last.images.isfinite().all() for progress in stages)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", TRAINING_ENGINES)
 @pytest.mark.parametrize("norm", NORMS)
 def test_networks_train_on_one_image(norm, engine, uncompiled):
     images, labels = make_images(1)

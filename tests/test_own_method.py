@@ -11,7 +11,7 @@ from helpers import CLASSES, NETWORK, RECIPE, checkpoints, make_images, make_sta
 
 from seqmatch_lib.engine.evaluation import evaluate_networks
 from seqmatch_lib.errors import ConfigError
-from seqmatch_lib.methods import BaseConfig, BaseMethod, Prepared, get_method, register_method
+from seqmatch_lib.methods import BaseConfig, BaseMethod, MethodState, get_method, register_method
 from seqmatch_lib.methods import base as registry
 from seqmatch_lib.runs.distillation import distill_stages
 from seqmatch_lib.subsets import SubsetSequence
@@ -27,7 +27,7 @@ class MeansConfig(BaseConfig):
 
 
 @dataclass
-class RealMeans(Prepared):
+class RealMeans(MethodState):
     means: torch.Tensor
 
 
@@ -67,7 +67,7 @@ def test_names_are_registered_once(monkeypatch):
 PACKAGE = """
 from dataclasses import dataclass
 import torch
-from seqmatch_lib.methods import BaseConfig, BaseMethod, Prepared
+from seqmatch_lib.methods import BaseConfig, BaseMethod, MethodState
 
 @dataclass(frozen=True)
 class PullConfig(BaseConfig):
@@ -77,7 +77,7 @@ class PullConfig(BaseConfig):
 class Pull(BaseMethod):
     config_class = PullConfig
     def prepare(self, stage):
-        return Prepared(0.0)
+        return MethodState(0.0)
     def step(self, prepared, trainable, frozen, generator):
         loss = self.config.strength * trainable.images.square().sum()
         loss.backward()

@@ -22,7 +22,7 @@ VALIDATION_SHARE = 0.1
 
 
 @dataclass(frozen=True)
-class Problem:
+class DataSizes:
     """The sizes of a data set, which may be one that nobody has downloaded.
 
     Args:
@@ -37,7 +37,7 @@ class Problem:
     test_images: int
 
     @classmethod
-    def of(cls, dataset: str) -> "Problem":
+    def of(cls, dataset: str) -> "DataSizes":
         """Returns the sizes of the whole data set of that name."""
         require(dataset in DATASETS, f"data set {dataset!r} is unknown; use one of {', '.join(DATASETS)}")
         spec = DATASETS[dataset]
@@ -51,13 +51,13 @@ class Work:
     Args:
         flops: floating-point operations.
         rate: "inner_steps" or "training", the row of the benchmark that its speed is read from.
-        way: engine and precision, as the benchmark names them.
+        variant: engine and precision, as the benchmark names them.
         bytes: data, parameters and activations.
     """
 
     flops: float
     rate: str
-    way: str
+    variant: str
     bytes: float
 
 
@@ -94,14 +94,14 @@ def count_parameters_of(config: NetworkConfig, image_shape: tuple[int, int, int]
     return count_parameters(make_network(config, image_shape, num_classes, torch.Generator()))
 
 
-def predict_work(config: RunConfig, problem: Problem) -> dict[str, Work]:
+def predict_work(config: RunConfig, sizes: DataSizes) -> dict[str, Work]:
     """Returns the work of each phase of a run.
 
     Args:
         config: of the run.
-        problem: sizes of its data set.
+        sizes: sizes of its data set.
     """
-    plan = _Plan(config, problem)
+    plan = _Plan(config, sizes)
     work = {}
     if config.options is not None:
         work = {"teachers": plan.teachers()} if get_method(config.base_method).uses_teachers else {}
@@ -112,34 +112,34 @@ def predict_work(config: RunConfig, problem: Problem) -> dict[str, Work]:
 class _Plan:
     """The phases of one run, counted."""
 
-    def __init__(self, config: RunConfig, problem: Problem) -> None:
+    def __init__(self, config: RunConfig, sizes: DataSizes) -> None:
         self.config = config
-        self.test_images = problem.test_images
-        self.num_classes = problem.num_classes
-        architecture = (config.network, problem.image_shape, problem.num_classes)
+        self.test_images = sizes.test_images
+        self.num_classes = sizes.num_classes
+        architecture = (config.network, sizes.image_shape, sizes.num_classes)
         self.forward = count_forward_flops(*architecture)
         self.activations = count_activations(*architecture)
         self.parameters = count_parameters_of(*architecture)
         held_out = config.select_on == "validation" and config.method != "whole"
-        validation = VALIDATION_SHARE * problem.train_images if held_out else 0.0
-        self.train_images = problem.train_images - validation
-        self.selection_images = problem.test_images if config.select_on == "test" else validation
-        self.sizes = [problem.num_classes * ipc for ipc in config.subset_ipcs] if config.ipc else [self.train_images]
+        validation = VALIDATION_SHARE * sizes.train_images if held_out else 0.0
+        self.train_images = sizes.train_images - validation
+        self.selection_images = sizes.test_images if config.select_on == "test" else validation
+        self.sizes = [sizes.num_classes * ipc for ipc in config.subset_ipcs] if config.ipc else [self.train_images]
         self.unions = [sum(self.sizes[: k + 1]) for k in range(len(self.sizes))]
         # training images in a stored one
         self.tiles = getattr(config.options, "factor", 1) ** 2
-        pixels = problem.image_shape[0] * problem.image_shape[1] * problem.image_shape[2]
-        self.data_bytes = 4 * pixels * (self.train_images + self.selection_images + problem.test_images)
+        pixels = sizes.image_shape[0] * sizes.image_shape[1] * sizes.image_shape[2]
+        self.data_bytes = 4 * pixels * (self.train_images + self.selection_images + sizes.test_images)
         self.training_way = f"{config.training.engine} {config.training.precision}"
 
     def staged(self, stages: int) -> float:
         """Operations of training one network through the first stages."""
         return GRADIENT_PASSES * self.forward * self.config.training.epochs * sum(self.unions[:stages]) * self.tiles
 
-    def work(self, flops: float, rate: str, way: str, vectors: float, images: float) -> Work:
+    def work(self, flops: float, rate: str, variant: str, vectors: float, images: float) -> Work:
         """A phase that holds so many parameter vectors, and the activations of so many images, passes and all."""
         tensors = vectors * self.parameters + images * GRADIENT_PASSES * self.activations
-        return Work(flops, rate, way, self.data_bytes + 4 * tensors)
+        return Work(flops, rate, variant, self.data_bytes + 4 * tensors)
 
     def teachers(self) -> Work:
         """All stages' teachers, those of stage k after training through the stages before it."""
@@ -148,16 +148,16 @@ class _Plan:
         for k in range(1, len(self.sizes) + 1):
             epochs = GRADIENT_PASSES * self.forward * self.train_images * teachers.recorded_epochs(k)
             flops += teachers.num_teachers * (epochs + self.staged(k - 1))
-        way = f"{teachers.engine} {teachers.precision}"
+        variant = f"{teachers.engine} {teachers.precision}"
         vectors = teachers.together * (max(teachers.epochs, teachers.later_epochs) + 3)
-        return self.work(flops, "training", way, vectors, teachers.together * teachers.batch_size)
+        return self.work(flops, "training", variant, vectors, teachers.together * teachers.batch_size)
 
     def distillation(self) -> Work:
         """What the method does in all stages, and the networks that it starts from."""
         effort = get_method(self.config.base_method)(self.config.options).effort(self.sizes, self.num_classes)
         starts = sum(count * self.staged(k) for k, count in enumerate(effort.starts))
         flops = effort.passes * self.forward + starts
-        return self.work(flops, effort.rate, effort.way, effort.vectors, effort.images)
+        return self.work(flops, effort.rate, effort.variant, effort.vectors, effort.images)
 
     def selection(self) -> Work:
         """One network a scored iterate, trained through the stages so far."""
@@ -182,17 +182,17 @@ class _Plan:
 
 
 def predict_seconds(work: Work, network: NetworkConfig, benchmark: Mapping[str, Any]) -> float:
-    """Returns the seconds of a phase at the rate that the benchmark measured for its way, at the nearest width.
+    """Returns the seconds of a phase at the rate that the benchmark measured for its variant, at the nearest width.
 
     Raises:
-        ConfigError: the benchmark did not measure that way.
+        ConfigError: the benchmark did not measure that variant.
     """
     rows = benchmark["inner_steps"] if work.rate == "inner_steps" else [*benchmark["teachers"], *benchmark["evaluation"]]
-    way = work.way.replace("tf32", "float32") if benchmark["machine"]["device"] == "cpu" else work.way
-    rows = [row for row in rows if row["way"] == way and row["allocator"] == "kept"]
+    variant = work.variant.replace("tf32", "float32") if benchmark["machine"]["device"] == "cpu" else work.variant
+    rows = [row for row in rows if row["variant"] == variant and row["allocator"] == "kept"]
     require(
         bool(rows),
-        f"the benchmark has no rate for {way!r}; measure it with `python -m seqmatch_lib bench` on this machine",
+        f"the benchmark has no rate for {variant!r}; measure it with `python -m seqmatch_lib bench` on this machine",
         ConfigError,
     )
     nearest = min(rows, key=lambda row: abs(log(row["width"] / network.width)))["width"]
@@ -200,24 +200,24 @@ def predict_seconds(work: Work, network: NetworkConfig, benchmark: Mapping[str, 
     return work.flops / (sum(rates) / len(rates))
 
 
-def format_cost(config: RunConfig, problem: Problem, benchmark: Mapping[str, Any]) -> str:
+def format_cost(config: RunConfig, sizes: DataSizes, benchmark: Mapping[str, Any]) -> str:
     """Returns a table of what a run will cost on the machine of a benchmark."""
     lines = [f"{config.preset}, scale {config.scale}, on {benchmark['machine']['device_name']}", ""]
-    lines.append(f"{'phase':<14}{'FLOP':>12}{'seconds':>12}{'memory GiB':>12}  way")
+    lines.append(f"{'phase':<14}{'FLOP':>12}{'seconds':>12}{'memory GiB':>12}  variant")
     total = 0.0
-    for phase, work in predict_work(config, problem).items():
+    for phase, work in predict_work(config, sizes).items():
         seconds = predict_seconds(work, config.network, benchmark)
         total += seconds
-        lines.append(f"{phase:<14}{work.flops:>12.2e}{seconds:>12,.0f}{work.bytes / 2**30:>12.1f}  {work.way}")
-    lines.append(f"in all {total / 3600:.2f} hours; trajectories on disk {trajectory_bytes(config, problem) / 2**30:.1f} GiB")
+        lines.append(f"{phase:<14}{work.flops:>12.2e}{seconds:>12,.0f}{work.bytes / 2**30:>12.1f}  {work.variant}")
+    lines.append(f"in all {total / 3600:.2f} hours; trajectories on disk {trajectory_bytes(config, sizes) / 2**30:.1f} GiB")
     return "\n".join(lines)
 
 
-def trajectory_bytes(config: RunConfig, problem: Problem) -> float:
+def trajectory_bytes(config: RunConfig, sizes: DataSizes) -> float:
     """Returns the bytes of all teacher files of a run."""
     if config.options is None or not get_method(config.base_method).uses_teachers:
         return 0.0
-    parameters = count_parameters_of(config.network, problem.image_shape, problem.num_classes)
+    parameters = count_parameters_of(config.network, sizes.image_shape, sizes.num_classes)
     rows = sum(config.teachers.recorded_epochs(k) + 1 for k in range(1, config.num_subsets + 1))
     return 4.0 * parameters * config.teachers.num_teachers * rows
 
@@ -229,10 +229,10 @@ def format_errors(records: Sequence[RunRecord], benchmark: Mapping[str, Any]) ->
         if record.device_name != benchmark["machine"]["device_name"] or record.dataset not in DATASETS:
             continue
         config = RunConfig.from_dict(record.config)
-        sizes = Problem.of(record.dataset)
+        sizes = DataSizes.of(record.dataset)
         held = record.data["train_images"] + record.data["held_out"]
-        problem = Problem(sizes.image_shape, sizes.num_classes, held, record.data["test_images"])
-        for phase, work in predict_work(config, problem).items():
+        sizes = DataSizes(sizes.image_shape, sizes.num_classes, held, record.data["test_images"])
+        for phase, work in predict_work(config, sizes).items():
             measured = record.seconds[phase]
             if measured >= 5:  # shorter phases are start-up
                 predicted = predict_seconds(work, config.network, benchmark)
@@ -264,7 +264,7 @@ def format_pending(scale: str, records: Sequence[RunRecord], benchmark: Mapping[
     lines.append(f"{'preset':<34}{'PFLOP':>10}{machine:>30}{assumed:>34}")
     for preset in pending:
         config = RunConfig.from_preset(preset, scale)
-        work = predict_work(config, Problem.of(config.dataset))
+        work = predict_work(config, DataSizes.of(config.dataset))
         seconds = sum(predict_seconds(one, config.network, benchmark) for one in work.values())
         flops = sum(one.flops for one in work.values())
         lines.append(f"{preset:<34}{flops / 1e15:>10,.1f}{seconds / 3600:>30,.1f}{flops / tflops / 3.6e15:>34,.2f}")

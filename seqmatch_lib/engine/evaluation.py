@@ -13,13 +13,13 @@ from seqmatch_lib.engine.training import TrainingRecipe, measure_accuracy, train
 from seqmatch_lib.engine.training_checkpoint import TrainingCheckpoint
 from seqmatch_lib.errors import require
 from seqmatch_lib.seeds import make_generator
-from seqmatch_lib.store.settings import later
+from seqmatch_lib.store.settings import omit_default
 from seqmatch_lib.subsets import SubsetSequence
 
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """Which networks judge a distilled set.
+    """Which networks a distilled set is evaluated with.
 
     Args:
         num_networks: networks of each architecture, at least 1; the published protocol has 5.
@@ -34,7 +34,7 @@ class EvaluationConfig:
     networks: tuple[str, ...] = ("convnet",)
     real_lr: float = 0.01
     num_selections: int = 10
-    score_test: bool = later(False)
+    score_test: bool = omit_default(False)
 
     def __post_init__(self) -> None:
         require(self.num_networks >= 1, f"evaluation.num_networks {self.num_networks} must be at least 1")

@@ -16,7 +16,7 @@ class Resumable(Protocol):
     """A trainer of networks, as `make_trainer` returns it."""
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Returns parameters and the optimiser's memory."""
+        """Returns parameters and the optimiser's state."""
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
         """Takes over what `state` returned."""

@@ -174,7 +174,7 @@ def saved_like(saved: torch.Tensor, leaf: torch.Tensor) -> torch.Tensor:
 
 
 @dataclass
-class Prepared:
+class MethodState:
     """What `prepare` returns: a method subclasses it with whatever its steps need.
 
     Args:
@@ -216,7 +216,7 @@ class Effort:
         passes: forward passes of one image, over all stages.
         images: whose activations it holds at a time.
         vectors: of parameters that it holds.
-        way: engine and precision, as the benchmark names them.
+        variant: engine and precision, as the benchmark names them.
         rate: what the benchmark measures that is like it: "inner_steps" or "training".
         starts: networks, one number a stage, that are trained through the stages before.
     """
@@ -224,7 +224,7 @@ class Effort:
     passes: float
     images: float
     vectors: float
-    way: str
+    variant: str
     rate: str = "training"
     starts: tuple[float, ...] = ()
 
@@ -264,7 +264,7 @@ class BaseMethod(ABC):
         return torch.optim.SGD([images], lr=self.config.lr_img, momentum=self.config.momentum_img)
 
     @abstractmethod
-    def prepare(self, stage: Stage) -> Prepared:
+    def prepare(self, stage: Stage) -> MethodState:
         """Makes or loads what the steps need from the real data and the frozen subsets; called once a stage."""
 
     @abstractmethod

@@ -11,10 +11,10 @@ from seqmatch_lib.engine.networks import load_parameters
 from seqmatch_lib.engine.step_functions import ADJOINT_PASSES, GRADIENT_PASSES
 from seqmatch_lib.engine.training import TrainingRecipe
 from seqmatch_lib.errors import require
-from seqmatch_lib.methods.base import BaseMethod, Effort, Prepared, Stage, Trainable, register_method
+from seqmatch_lib.methods.base import BaseMethod, Effort, MethodState, Stage, Trainable, register_method
 from seqmatch_lib.methods.teachers import TeacherConfig, TrajectorySet, record_trajectories
 from seqmatch_lib.store.files import digest_json
-from seqmatch_lib.store.settings import as_settings, later
+from seqmatch_lib.store.settings import as_settings, omit_default
 from seqmatch_lib.subsets import SubsetSequence
 
 
@@ -61,10 +61,10 @@ class MTTConfig:
     augment: str = DSA_STRATEGY
     engine: str = "higher"
     precision: str = "float32"
-    lr_label: float = later(0.0)
-    momentum_label: float = later(0.9)
-    label_epoch: int = later(-1)
-    max_grad_norm: float = later(0.0)
+    lr_label: float = omit_default(0.0)
+    momentum_label: float = omit_default(0.9)
+    label_epoch: int = omit_default(-1)
+    max_grad_norm: float = omit_default(0.0)
 
     def __post_init__(self) -> None:
         for name in ("iterations", "syn_steps", "expert_epochs"):
@@ -83,7 +83,7 @@ class MTTConfig:
 
 
 @dataclass
-class MTTPrepared(Prepared):
+class MTTPrepared(MethodState):
     """What MTT needs in a stage: the teachers, their interval, and a network to unroll."""
 
     teachers: TrajectorySet
@@ -156,7 +156,7 @@ class MTT(BaseMethod):
         loss = (reached - target).square().sum() / (start - target).square().sum()
         loss.backward()
         if config.max_grad_norm:
-            limit_gradients(trainable, config.max_grad_norm)
+            clip_gradients(trainable, config.max_grad_norm)
         return loss.detach()
 
     def effort(self, sizes: list[int], num_classes: int) -> Effort:
@@ -167,8 +167,8 @@ class MTT(BaseMethod):
         passes = config.iterations * config.syn_steps * sum(batches) * (GRADIENT_PASSES + ADJOINT_PASSES)
         higher = config.engine == "higher"
         kept = 4 * config.syn_steps if higher else 1
-        way = "higher" if higher else f"compiled {config.precision}"
-        return Effort(passes, kept * max(batches), config.syn_steps + 4, way, "inner_steps")
+        variant = "higher" if higher else f"compiled {config.precision}"
+        return Effort(passes, kept * max(batches), config.syn_steps + 4, variant, "inner_steps")
 
     def _draw_segment(self, prepared: MTTPrepared, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """Draws a teacher, and a start epoch uniformly from [first, end - M)."""
@@ -179,7 +179,7 @@ class MTT(BaseMethod):
         return prepared.teachers.segment(teacher, epoch, epoch + length)
 
 
-def limit_gradients(trainable: Trainable, max_grad_norm: float) -> None:
+def clip_gradients(trainable: Trainable, max_grad_norm: float) -> None:
     """Scales the gradients of an iteration by one factor, in place, so that the images' norm is at most `max_grad_norm`."""
     factor = (max_grad_norm / trainable.images.grad.norm()).clamp(max=1)
     for leaf in (trainable.images, trainable.labels, trainable.lr):

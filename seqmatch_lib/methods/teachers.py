@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from seqmatch_lib.engine.augment import DSA_STRATEGY, check_strategy
 from seqmatch_lib.engine.networks import count_parameters
-from seqmatch_lib.engine.training import Feed, Update, check_trainer, make_trainer
+from seqmatch_lib.engine.training import BatchConfig, OptimizerConfig, check_trainer, make_trainer
 from seqmatch_lib.engine.training_checkpoint import TrainingCheckpoint
 from seqmatch_lib.errors import DivergenceError, StorageError, require
 from seqmatch_lib.progress import progress_bar
@@ -252,9 +252,9 @@ def _train_teachers(
     bar: tqdm,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Trains teachers; returns their (teachers, epochs + 1, P) rows and their (teachers, epochs) mean training losses."""
-    update = Update(config.lr, config.momentum, config.weight_decay)
-    trainer = make_trainer(networks, update, config.engine, config.precision)
-    feed = Feed(config.batch_size, config.augment)
+    optimizer_config = OptimizerConfig(config.lr, config.momentum, config.weight_decay)
+    trainer = make_trainer(networks, optimizer_config, config.engine, config.precision)
+    batch_config = BatchConfig(config.batch_size, config.augment)
     rows = np.empty((len(networks), epochs + 1, count_parameters(networks[0])), dtype=np.float32)
     rows[:, 0] = trainer.parameters().cpu().numpy()  # a copy: a view would follow the live weights
     losses = np.empty((len(networks), epochs))
@@ -264,7 +264,7 @@ def _train_teachers(
         bar.update(done * len(teachers))
     for epoch in range(done, epochs):
         generators = [make_generator(config.seed, "teacher", teacher, "epoch", epoch) for teacher in teachers]
-        losses[:, epoch] = trainer.epoch(images, labels, feed, generators).tolist()
+        losses[:, epoch] = trainer.epoch(images, labels, batch_config, generators).tolist()
         for teacher, loss in zip(teachers, losses[:, epoch], strict=True):
             require(
                 np.isfinite(loss),

@@ -178,7 +178,7 @@ def plot_accuracies(
 
 
 def plot_benchmark(result: Mapping[str, Any]) -> Figure:
-    """Draws time and memory of the inner loop against its steps and against ipc, for every way that was measured.
+    """Draws time and memory of the inner loop against its steps and against ipc, for every variant that was measured.
 
     Args:
         result: of `bench.run_benchmark`; the width with most sizes is drawn.
@@ -195,7 +195,7 @@ def plot_benchmark(result: Mapping[str, Any]) -> Figure:
         for line, (y, unit) in enumerate((("ms", "ms per inner step"), ("memory_mb", "peak memory, MiB"))):
             first = line == column == 0
             axis = axes[line, column]
-            sns.lineplot(chosen, x=x, y=y, hue="way", style="way", markers=True, legend=first, ax=axis)
+            sns.lineplot(chosen, x=x, y=y, hue="variant", style="variant", markers=True, legend=first, ax=axis)
             axis.set(xscale="log", yscale="log", xlabel=label, ylabel=unit)
             sizes = sorted(chosen[x].unique())
             axis.set_xticks(sizes, [str(size) for size in sizes])

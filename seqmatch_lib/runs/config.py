@@ -59,7 +59,7 @@ class RunConfig:
         network: the network that is trained on the subsets.
         teachers: how teachers are trained.
         training: how networks are trained on a distilled set.
-        evaluation: which networks judge the set.
+        evaluation: which networks the set is evaluated with.
         options: the base method's own configuration, in TOML under the method's name; None for references.
     """
 

@@ -1,4 +1,4 @@
-"""A finished set judged once more: by other networks, after other training, jointly, without augmentation; one record each."""
+"""Re-evaluation of a finished set: by other networks, after other training, jointly, without augmentation; one record each."""
 
 import time
 from dataclasses import asdict, dataclass
@@ -17,8 +17,8 @@ SCHEMA = 1
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """The record of one judgement. Accuracies are in per cent: architecture -> `{mean, std, n, values}`.
+class Reevaluation:
+    """The record of one re-evaluation. Accuracies are in per cent: architecture -> `{mean, std, n, values}`.
 
     Args:
         schema: version of this format.
@@ -26,7 +26,7 @@ class Judgement:
         synthetic_sha256: of the set.
         joint: whether networks were trained on all subsets at once instead of stage by stage.
         seed: of the networks and of the random real images.
-        config: of the run, with the changes that this judgement is about.
+        config: of the run, with the settings changed for this re-evaluation.
         accuracy: of networks trained on the set.
         random_baseline: of networks trained alike on as many random real images; None if nobody asked.
         data: fingerprint of the real data.
@@ -53,7 +53,9 @@ class Judgement:
     dirty: bool
 
 
-def judge(sequence: SubsetSequence, config: RunConfig, data: RealData, joint: bool, seed: int, with_random: bool) -> Judgement:
+def reevaluate(
+    sequence: SubsetSequence, config: RunConfig, data: RealData, joint: bool, seed: int, with_random: bool
+) -> Reevaluation:
     """Trains fresh networks on a set and tests them.
 
     Args:
@@ -62,7 +64,7 @@ def judge(sequence: SubsetSequence, config: RunConfig, data: RealData, joint: bo
         data: its real data, on the device that is to be used.
         joint: whether to train on all subsets at once, with the last step size.
         seed: of the networks and of the random real images.
-        with_random: whether as many random real images, divided alike, are judged beside it.
+        with_random: whether as many random real images, divided alike, are evaluated beside it.
 
     Raises:
         DataError: the set does not fit the data.
@@ -82,7 +84,7 @@ def judge(sequence: SubsetSequence, config: RunConfig, data: RealData, joint: bo
         ipcs = [len(subset.images) // data.num_classes for subset in sequence.subsets]
         random = measure(sample_real_sequence(*data.train, data.num_classes, ipcs, config.evaluation.real_lr, seed))
     commit, dirty = describe_code()
-    return Judgement(
+    return Reevaluation(
         schema=SCHEMA,
         run_id=sequence.metadata.get("run_id", "imported"),
         synthetic_sha256=sequence.sha256(),
@@ -113,20 +115,20 @@ def _as_dicts(accuracies: dict[str, Accuracy]) -> dict[str, dict[str, Any]]:
     return {name: accuracy.as_dict() for name, accuracy in accuracies.items()}
 
 
-def save_judgement(judgement: Judgement, results_dir: Path) -> Path:
-    """Writes a judgement to `results_dir/judgements/<dataset>/<run id>-<8 hex of the question>.json`; returns the path."""
-    question = [judgement.synthetic_sha256, judgement.joint, judgement.seed, judgement.config]
-    name = f"{judgement.run_id}-{digest_json(question)[:8]}.json"
-    path = results_dir / "judgements" / judgement.config["dataset"] / name
-    write_json(path, asdict(judgement))
+def save_reevaluation(reevaluation: Reevaluation, results_dir: Path) -> Path:
+    """Writes `results_dir/reevaluations/<dataset>/<run id>-<8 hex of the question>.json`; returns the path."""
+    question = [reevaluation.synthetic_sha256, reevaluation.joint, reevaluation.seed, reevaluation.config]
+    name = f"{reevaluation.run_id}-{digest_json(question)[:8]}.json"
+    path = results_dir / "reevaluations" / reevaluation.config["dataset"] / name
+    write_json(path, asdict(reevaluation))
     return path
 
 
-def load_judgements(results_dir: Path) -> list[Judgement]:
-    """Reads all judgements of a results folder, sorted by file name.
+def load_reevaluations(results_dir: Path) -> list[Reevaluation]:
+    """Reads all re-evaluations of a results folder, sorted by file name.
 
     Raises:
         StorageError: one is damaged, or of another schema version.
     """
-    paths = sorted((results_dir / "judgements").rglob("*.json"))
-    return [Judgement(**load_fields(Judgement, path, SCHEMA, "judge the set again")) for path in paths]
+    paths = sorted((results_dir / "reevaluations").rglob("*.json"))
+    return [Reevaluation(**load_fields(Reevaluation, path, SCHEMA, "evaluate the set again")) for path in paths]
