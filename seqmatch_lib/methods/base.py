@@ -7,7 +7,8 @@ that works alone works under SeqMatch. The guide to a method of your own, with a
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -312,9 +313,15 @@ def register_method(name: str) -> Callable[[type[BaseMethod]], type[BaseMethod]]
     return register
 
 
+@cache
+def _named_elsewhere() -> tuple[EntryPoint, ...]:
+    """Methods of other packages; looking for them takes a tenth of a second, and every configuration asks."""
+    return tuple(entry_points(group=ENTRY_POINTS))
+
+
 def method_names() -> tuple[str, ...]:
     """Returns the names of all base methods: those of this library, and those that other packages name."""
-    return tuple(sorted({*_METHODS, *(entry.name for entry in entry_points(group=ENTRY_POINTS))}))
+    return tuple(sorted({*_METHODS, *(entry.name for entry in _named_elsewhere())}))
 
 
 def get_method(name: str) -> type[BaseMethod]:
@@ -324,7 +331,7 @@ def get_method(name: str) -> type[BaseMethod]:
         ConfigError: no method has that name, or the package that names one does not give a method.
     """
     if name not in _METHODS:
-        for entry in entry_points(group=ENTRY_POINTS, name=name):
+        for entry in (one for one in _named_elsewhere() if one.name == name):
             method = entry.load()
             require(
                 isinstance(method, type) and issubclass(method, BaseMethod),

@@ -1,7 +1,7 @@
 """What the records say, as data frames: a function a question, a number a column; `format_frame` makes texts of them.
 
 Accuracies are of test images, in per cent. Beside a column `x`, `x_std` is its spread: the standard deviation over the means
-of the seeds of distillation where there are several, over networks where there is one seed, and NaN where there is one network.
+of the seeds of distillation where there are several, over networks where there is one seed, NaN where there is one network.
 Beside a difference, `…_low` and `…_high` are its 95 % bootstrap interval, from three seeds on. `seeds` counts distillations,
 `n` networks, `iterations` those of distillation over all subsets, `epochs` those of training over all stages. `records` names
 each record by the last eight characters of its file name.
@@ -25,12 +25,14 @@ import pandas as pd
 
 from seqmatch_lib.errors import StorageError, require
 from seqmatch_lib.methods import method_names
-from seqmatch_lib.runs.config import REFERENCES, SEQUENTIAL_PREFIX, even_subsets
+from seqmatch_lib.runs.config import REFERENCES, SEQUENTIAL_PREFIX, RunConfig, even_subsets, preset_names
 from seqmatch_lib.runs.order import OrderRecord, load_orders
 from seqmatch_lib.runs.records import RunRecord, changes_of, check_same_images, describe_changes, flatten_settings, load_runs
-from seqmatch_lib.runs.reevaluation import Judgement, load_judgements
+from seqmatch_lib.runs.reevaluation import Reevaluation, load_reevaluations
+from seqmatch_lib.runs.stages import read_progress
 from seqmatch_lib.store.files import digest_json, read_json
 
+PUBLISHED_SETTINGS = ("paper", "short")  # scales whose numbers stand beside published ones, the leading one first
 DRAWS = 10_000  # of the bootstrap
 SEEDS_FOR_AN_INTERVAL = 3
 KINDS = {"last": "accuracy_last", "selected": "accuracy_selected", "joint": "accuracy_joint", "random": "random_baseline"}
@@ -53,7 +55,7 @@ class Evidence:
     """
 
     runs: list[RunRecord]
-    reevaluations: list[Judgement] = field(default_factory=list)
+    reevaluations: list[Reevaluation] = field(default_factory=list)
     orders: list[OrderRecord] = field(default_factory=list)
     trust: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -68,7 +70,7 @@ class Evidence:
         runs = load_runs(results_dir)
         check_same_images(runs)
         trust = {path.stem: read_json(path) for path in sorted((results_dir / "trust").glob("*.json"))}
-        return cls(runs, load_judgements(results_dir), load_orders(results_dir), trust)
+        return cls(runs, load_reevaluations(results_dir), load_orders(results_dir), trust)
 
     @cached_property
     def accuracies(self) -> pd.DataFrame:
@@ -78,7 +80,7 @@ class Evidence:
         suffix "again" in a re-evaluation), `trained`, `epochs`, `network`, `is_first` (the run's first architecture),
         `changes` (of the run from its preset) and `asked` (of a re-evaluation from its run): dictionaries; `values`: list.
         """
-        again: dict[str, list[Judgement]] = {}
+        again: dict[str, list[Reevaluation]] = {}
         for one in self.reevaluations:
             again.setdefault(one.run_id, []).append(one)
         rows = [row for run in self.runs for row in _accuracies_of(run, again.get(run.run_id, []))]
@@ -93,7 +95,7 @@ class Evidence:
         return rows[chosen]
 
 
-def _accuracies_of(run: RunRecord, reevaluations: Sequence[Judgement]) -> Iterable[dict[str, Any]]:
+def _accuracies_of(run: RunRecord, reevaluations: Sequence[Reevaluation]) -> Iterable[dict[str, Any]]:
     """Yields the rows of `Evidence.accuracies` that belong to one run."""
     several, first, epochs = run.num_subsets > 1, run.config["evaluation"]["networks"][0], run.config["training"]["epochs"]
     common = {name: getattr(run, name) for name in ("dataset", "ipc", "scale", "method", "num_subsets", "seed")} | {
@@ -446,6 +448,37 @@ def reevaluated(evidence: Evidence, dataset: str) -> pd.DataFrame:
     return pooled.assign(difference=pooled["accuracy"] - pooled["random"]).drop(columns=["seeds", "question"])
 
 
+def curves(evidence: Evidence, results_dir: Path | str, dataset: str, ipc: int, scale: str, base: str = "mtt") -> pd.DataFrame:
+    """Accuracies of scored iterates of a base method and its sequence, one a row, of one network each.
+
+    Of finished runs from their records, of others from their checkpoints in `state/` and `checkpoints/` of the results folder.
+
+    Returns:
+        Columns `method`, `seed`, `stage`, `iteration` (counted through all stages), `images` ("validation" or "test"),
+        `accuracy`, `finished` and `record`.
+    """
+    rows = []
+    for method in (base, SEQUENTIAL_PREFIX + base):
+        name = (dataset, ipc, method, scale)
+        runs = [run for run in evidence.runs if (run.dataset, run.ipc, run.method, run.scale) == name and not changes_of(run)]
+        found = {run.seed: (run.stages, run.run_id, True) for run in runs}
+        preset = f"{dataset}-ipc{ipc}-{method}"
+        unfinished = Path(results_dir).glob(f"[sc]*/{dataset}-{method}-ipc{ipc}-*-seed*-*/")  # in state/ and checkpoints/
+        for path in sorted(unfinished) if preset in preset_names() else ():
+            seed = int(path.name.rpartition("-seed")[2].split("-")[0])
+            if path.name == RunConfig.from_preset(preset, scale, seed).run_id:
+                found.setdefault(seed, (read_progress(path), path.name, False))
+        for seed, (stages, run_id, finished) in found.items():
+            first = 0
+            for k, stage in enumerate(stages, start=1):
+                common = {"method": method, "seed": seed, "stage": k, "finished": finished, "record": run_id[-8:]}
+                for images, key in (("validation", "scores"), ("test", "test_scores")):
+                    points = stage.get(key, [])
+                    rows += [common | {"images": images, "iteration": first + at, "accuracy": score} for at, score in points]
+                first += len(stage["losses"])
+    return pd.DataFrame(rows, columns=["method", "seed", "stage", "iteration", "images", "accuracy", "finished", "record"])
+
+
 def robust(evidence: Evidence, dataset: str, scale: str) -> pd.DataFrame:
     """Label-robust and augmentation-robust scores in the sense of DD-Ranking, with weights of one half.
 
@@ -486,6 +519,11 @@ def trust(evidence: Evidence) -> pd.DataFrame:
 
 
 # --- for showing
+
+
+def label_scale(scale: str) -> str:
+    """Returns the name of a scale with what a reader must know of it."""
+    return {"reduced": "rehearsal (reduced)", "smoke": "smoke: means nothing"}.get(scale, scale)
 
 
 def format_frame(frame: pd.DataFrame) -> pd.DataFrame:

@@ -1,0 +1,274 @@
+"""Figures of what the records say: a function a question, each beside the query of `queries` that has its numbers."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from seqmatch_lib.errors import StorageError, require
+from seqmatch_lib.methods import method_names
+from seqmatch_lib.report import queries
+from seqmatch_lib.report.figures import PALETTE, save_figure, set_style, whole_ticks
+from seqmatch_lib.report.queries import PUBLISHED_SETTINGS, SETS, STAGED, Evidence, label_scale
+from seqmatch_lib.report.tables import DATASETS, UNVERIFIED, build_table, load_published
+from seqmatch_lib.runs.config import SEQUENTIAL_PREFIX
+from seqmatch_lib.runs.records import RunRecord
+
+
+def plot_table(published: pd.DataFrame, records: Sequence[RunRecord], dataset: str) -> Figure:
+    """Draws the published accuracies of a data set as bars with ours at published settings as points; rehearsals stand below.
+
+    Args:
+        published: of `tables.load_published`.
+        records: those of other data sets, of scale "smoke" and with settings changed from their preset are left out.
+        dataset: its name.
+    """
+    known = published[(published["dataset"] == dataset) & published["ipc"].isin([1, 10, 50])]
+    tables = [build_table(dataset, records, published, scales) for scales in (PUBLISHED_SETTINGS, ("reduced",))]
+    ours, rehearsal = (table[table["ipc"].isin([1, 10, 50]) & (table["seeds"] > 0)] for table in tables)
+    ipcs = sorted({*known["ipc"], *ours["ipc"], *rehearsal["ipc"]})
+    rows = [_by_accuracy(known, "mean", ours["method"]), _by_accuracy(rehearsal, "ours")]
+    rows = [methods for methods in rows if methods]
+    size = (3.6 * len(ipcs), sum(0.24 * len(methods) + 0.9 for methods in rows) + 0.8)
+    heights = [len(methods) + 3 for methods in rows]
+    figure, axes = plt.subplots(len(rows), len(ipcs), figsize=size, sharey="row", squeeze=False, height_ratios=heights)
+    color = sns.color_palette(PALETTE)[3]
+    for column, ipc in enumerate(ipcs):
+        title, above = f"{ipc} image{'s' if ipc > 1 else ''} per class", axes[0, column]
+        here = known[known["ipc"] == ipc]
+        for label, check, hatch in (("published", "read in", None), ("published, not checked", UNVERIFIED, "///")):
+            bars = here[here["check"].str.contains(check)].set_index("method")["mean"].reindex(rows[0])
+            above.barh(range(len(rows[0])), bars.fillna(0), color="0.8", edgecolor="white", hatch=hatch, label=label)
+        _draw_means(above, rows[0], ours[ours["ipc"] == ipc], "ours", color, "o", "ours, published settings")
+        above.set(title=title)
+        for below in axes[1:, column]:
+            here = rehearsal[rehearsal["ipc"] == ipc]
+            _draw_means(below, rows[1], here, "random", "0.5", "|", "random real, same training")
+            _draw_means(below, rows[1], here, "ours", color, "D", "ours, rehearsal")
+            below.set(title=f"{label_scale('reduced')}, {title}")
+    for axis, methods in zip(axes[:, 0], rows, strict=True):
+        axis.set(yticks=range(len(methods)), yticklabels=methods, ylim=(-0.6, len(methods) - 0.4))
+    for axis in axes.flat:
+        axis.set(xlim=(0, 100), xlabel="test accuracy, %")
+        axis.title.set_fontsize(10)
+        axis.grid(axis="y", visible=False)
+    _legend_below(figure, axes.flat, dataset)
+    return figure
+
+
+def _by_accuracy(table: pd.DataFrame, column: str, also: Sequence[str] = ()) -> list[str]:
+    """Returns the methods of a table from the least mean accuracy to the best; those without a number come first."""
+    means = table.groupby("method")[column].mean()
+    return sorted({*table["method"], *also}, key=lambda method: (means.get(method, float("-inf")), method))
+
+
+def _draw_means(
+    axis: Axes, methods: Sequence[str], table: pd.DataFrame, column: str, color: Any, marker: str, label: str
+) -> None:
+    if len(table):
+        places, spread = [methods.index(method) for method in table["method"]], table[f"{column}_std"].fillna(0)
+        axis.errorbar(table[column], places, xerr=spread, fmt=marker, color=color, capsize=2, label=label)
+
+
+def _legend_below(figure: Figure, axes: Sequence[Axes], title: str, columns: int = 4) -> None:
+    """Puts one legend for all axes below them and a title above."""
+    found = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    found = {label: found[label] for label in sorted(found, key=lambda label: label == "mean")}
+    inches = 0.3 * (1 + (len(found) - 1) // columns) / figure.get_figheight()
+    figure.legend(found.values(), found.keys(), loc="lower center", ncols=min(columns, len(found)), frameon=False)
+    figure.suptitle(title, fontsize=12)
+    figure.tight_layout(rect=(0, inches, 1, 1))
+
+
+def plot_comparison(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figure:
+    """Draws every base method, its sequence and the controls of `queries.comparison`: a panel a method, a point a seed."""
+    frame = queries.comparison(evidence, dataset, ipc, scale, by_seed=True)
+    names = [name for name in SETS if name in set(frame["set"])]
+    return _plot_seeds(frame, names, f"{dataset}, {ipc} images per class, {label_scale(scale)}", STAGED)
+
+
+def plot_order(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figure:
+    """Draws what sets are worth that are divided or not, in sequence or not: a panel a base method, a point a seed."""
+    frame = queries.order(evidence, dataset, ipc, scale, by_seed=True)
+    frame["set"] = frame["set"].where(frame["set"] != frame["base"].str.upper(), "one set")
+    names = sorted(dict.fromkeys(frame["set"]), key=lambda name: name == "random real")
+    return _plot_seeds(frame, names, f"{dataset}, {ipc} images per class, {label_scale(scale)}", "SeqMatch")
+
+
+def plot_effort(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figure:
+    """Draws accuracies with the iterations and epochs of training behind them, as `queries.efforts` lists them.
+
+    Each base method that was run in sequence has a panel; a point is a seed.
+    """
+    frame = queries.efforts(evidence, dataset, ipc, scale, by_seed=True)
+    frame = frame[frame["base"].isin(frame[frame["num_subsets"] > 1]["base"])]
+    cost = [
+        f"{iterations:,} iterations, {epochs:,} epochs"
+        for iterations, epochs in zip(frame["iterations"], frame["epochs"], strict=True)
+    ]
+    frame = frame.assign(set=frame["images"] + " " + frame["trained"] + ", " + cost)
+    return _plot_seeds(frame, None, f"{dataset}, {ipc} images per class, {label_scale(scale)}")
+
+
+def _plot_seeds(frame: pd.DataFrame, names: Sequence[str] | None, title: str, reference: str | None = None) -> Figure:
+    """Draws a panel for each base method: a row for each set, a point for each seed, a stroke at the mean.
+
+    Args:
+        frame: `base`, `set`, `seed`, `accuracy`.
+        names: rows, the same in all panels, which stand beside each other; None gives each its own, below each other.
+        title: of the figure.
+        reference: the set at whose mean a line is drawn through the panel.
+    """
+    panels = dict(iter(frame.groupby("base", sort=False)))
+    require(bool(panels), f"there are no records to draw of {title}", StorageError)
+    rows = [list(dict.fromkeys(found["set"])) if names is None else list(names) for found in panels.values()]
+    columns = 1 if names is None else len(panels)
+    size = (
+        (9, sum(0.8 + 0.3 * len(one) for one in rows)) if names is None else (3.2 + 2.1 * len(panels), 1.3 + 0.3 * len(names))
+    )
+    figure, axes = plt.subplots(
+        len(panels) // columns, columns, figsize=size, squeeze=False, sharex=names is None, sharey=names is not None,
+        height_ratios=[len(one) + 1.5 for one in rows] if names is None else None,
+    )  # fmt: skip
+    seeds = sorted(set(frame["seed"]))
+    colors = dict(zip(seeds, sns.color_palette(PALETTE, len(seeds)), strict=True))
+    for axis, own, (base, found) in zip(axes.flat, rows, panels.items(), strict=True):
+        means = found.groupby("set")["accuracy"].mean().reindex(own)
+        for seed, part in found.groupby("seed"):
+            axis.plot(
+                part["accuracy"], [own.index(name) for name in part["set"]], "o", color=colors[seed], label=f"seed {seed}"
+            )
+        axis.plot(means, range(len(own)), "|", color="0.3", markersize=14, label="mean")
+        if reference in means:
+            axis.axvline(means[reference], color="0.3", linewidth=0.8, linestyle=":")
+        axis.set(yticks=range(len(own)), yticklabels=own, ylim=(len(own) - 0.5, -0.5), title=base, xlabel="test accuracy, %")
+    _legend_below(figure, axes.flat, title)
+    return figure
+
+
+def plot_subsets(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figure:
+    """Draws accuracy against K, the number of equal subsets, at a fixed number of images: points are seeds, lines means.
+
+    K = 1 is the base method. Beside the sequence stands its control: the one set, trained on for as many epochs. Each base
+    method that was run with two or more K has a panel.
+    """
+    frame = queries.subsets(evidence, dataset, ipc, scale, by_seed=True)
+    frame = frame[frame["even"]]
+    effort = queries.efforts(evidence, dataset, ipc, scale, by_seed=True)
+    panels = {base: rows for base, rows in frame.groupby("base") if rows["num_subsets"].nunique() > 1}
+    require(
+        bool(panels), f"no base method was run with two numbers of subsets on {dataset} at ipc {ipc}, {scale}", StorageError
+    )
+    size = (1 + 2.4 * len(panels), 3.4)
+    figure, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False)
+    for axis, (base, rows) in zip(axes[0], panels.items(), strict=True):
+        one = effort[(effort["base"] == base) & (effort["num_subsets"] == 1)]
+        one = one[one["iterations"] == one["iterations"].min()]
+        longer = one.assign(num_subsets=one["epochs"] / one["epochs"].min())
+        lines = {
+            "random real, in stages": rows.assign(accuracy=rows["random"]),
+            "in stages": rows,
+            "jointly": rows.assign(accuracy=rows["joint"].fillna(rows["accuracy"])),
+            "one set, as many epochs as the stages": longer[longer["num_subsets"].isin(rows["num_subsets"])],
+        }
+        for (kind, points), marker, color in zip(lines.items(), "osD^", sns.color_palette(PALETTE), strict=False):
+            means = points.groupby("num_subsets")["accuracy"].mean()
+            axis.plot(means.index, means, color=color, label=kind)
+            axis.scatter(points["num_subsets"], points["accuracy"], color=[color], marker=marker, s=16)
+        axis.set(title=base, xlabel="K, number of subsets", ylabel="test accuracy, %")
+        axis.label_outer()
+    whole_ticks(axes[0])
+    _legend_below(figure, axes[0], f"{dataset}, {ipc} images per class, {label_scale(scale)}")
+    return figure
+
+
+def plot_gain(evidence: Evidence, dataset: str, scale: str) -> Figure:
+    """Draws what methods gain over as many random real images, by images per class: a point a seed, a line through the means.
+
+    Methods that were run at one size are left out; sequences, dashed and hollow, have the K of their presets.
+    """
+    frame = queries.gain_over_random(evidence, dataset, scale, by_seed=True)
+    frame = frame[(frame["num_subsets"] == 1) | frame["of_preset"]]
+    frame = frame.groupby("method").filter(lambda rows: rows["ipc"].nunique() > 1)
+    require(len(frame) > 0, f"no method was run at two sizes on {dataset} at scale {scale}", StorageError)
+    colors = dict(zip(method_names(), sns.color_palette(PALETTE), strict=False))
+    figure, axis = plt.subplots(figsize=(7, 4.2))
+    for method, rows in frame.groupby("method"):
+        line, face = ("--", "none") if method.startswith(SEQUENTIAL_PREFIX) else ("-", None)
+        color = colors[method.removeprefix(SEQUENTIAL_PREFIX)]
+        means = rows.groupby("ipc")["gain"].mean()
+        axis.plot(means.index, means, line, color=color, label=method)
+        axis.scatter(rows["ipc"], rows["gain"], edgecolors=[color], facecolors=face or [color], s=28, zorder=3)
+    axis.axhline(0, color="black", linewidth=1)
+    axis.set(xscale="log", xlabel="images per class", ylabel="points over random real images")
+    ticks = sorted(set(frame["ipc"]))
+    axis.set_xticks(ticks, [str(tick) for tick in ticks])
+    axis.minorticks_off()
+    _legend_below(figure, [axis], f"{dataset}, {label_scale(scale)}")
+    return figure
+
+
+def plot_curves(
+    evidence: Evidence, published: pd.DataFrame, results_dir: Path | str, dataset: str, ipc: int, scale: str, base: str = "mtt"
+) -> Figure:
+    """Draws accuracy against iterations for a base method and its sequence, finished or not; published values are lines.
+
+    A line joins the scores of one network on validation images, full points are the evaluations after the last iteration, with
+    their spread, hollow ones those of the controls of `queries.comparison`.
+    """
+    frame = queries.curves(evidence, results_dir, dataset, ipc, scale, base)
+    require(len(frame) > 0, f"{base} has no scores on {dataset}, {ipc} images per class, at scale {scale} yet", StorageError)
+    figure, axis = plt.subplots(figsize=(7.5, 4.2))
+    colors = dict(zip((base, SEQUENTIAL_PREFIX + base), sns.color_palette(PALETTE), strict=False))
+    for (method, images, finished), rows in frame.groupby(["method", "images", "finished"]):
+        label = f"{method}, one network, {images} images" + ("" if finished else ", not finished")
+        for _, one in rows.groupby("seed"):
+            style = {"test": "-", "validation": ":"}[images]
+            axis.plot(one["iteration"], one["accuracy"], style, color=colors[method], marker=".", label=label)
+    known = published[(published["dataset"] == dataset) & (published["ipc"] == ipc)].set_index("method")
+    for method in known.index.intersection(list(colors)) if scale in PUBLISHED_SETTINGS else ():
+        mean, std = known.loc[method, ["mean", "std"]]
+        label = f"{method}, published" + " (not checked)" * (known.loc[method, "check"] == UNVERIFIED)
+        axis.axhline(mean, color=colors[method], linewidth=1, linestyle="--", label=label)
+        axis.axhspan(mean - std, mean + std, color=colors[method], alpha=0.1, linewidth=0)
+    final = queries.efforts(evidence, dataset, ipc, scale)
+    final = final[(final["base"] == base) & (final["trained"] != "jointly")] if len(final) else final
+    for row in final.itertuples():
+        color = colors[SEQUENTIAL_PREFIX + base if row.num_subsets > 1 else base]
+        axis.errorbar([row.iterations], [row.accuracy], [row.accuracy_std], fmt="o", color=color, capsize=3, zorder=4)
+    axis.set(xlabel="iteration of distillation, over all subsets", ylabel="accuracy, %")
+    _legend_below(figure, [axis], f"{dataset}, {ipc} image{'s' if ipc > 1 else ''} per class, {label_scale(scale)}", columns=2)
+    return figure
+
+
+def write_figures(results_dir: Path | str = "paper_results", out_dir: Path | str | None = None) -> list[Path]:
+    """Draws the figures of tables and report from all records, as SVG and PNG.
+
+    Args:
+        results_dir: folder of records and published numbers.
+        out_dir: where they go; the same folder by default.
+
+    Returns:
+        The files, below `out_dir/figures`.
+    """
+    set_style()
+    evidence, published = Evidence.load(results_dir), load_published(results_dir)
+    figures = {dataset: plot_table(published, evidence.runs, dataset) for dataset in DATASETS}
+    figures["order"] = plot_order(evidence, "cifar10", 10, "reduced")
+    figures["gain"] = plot_gain(evidence, "cifar10", "reduced")
+    for ipc in (10, 50):
+        for name, plot in (("comparison", plot_comparison), ("effort", plot_effort), ("subsets", plot_subsets)):
+            figures[f"{name}_{ipc}"] = plot(evidence, "cifar10", ipc, "reduced")
+    for ipc in (1, 10):
+        if len(queries.curves(evidence, results_dir, "cifar10", ipc, "short")):
+            figures[f"curves_{ipc}"] = plot_curves(evidence, published, results_dir, "cifar10", ipc, "short")
+    folder, paths = Path(out_dir or results_dir) / "figures", []
+    for name, figure in figures.items():
+        paths += save_figure(figure, folder / name)
+        plt.close(figure)
+    return paths
