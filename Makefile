@@ -68,7 +68,8 @@ site: $(STAMP)
 	@echo "open build/site/index.html"
 
 lab: $(STAMP) lab-copies
-	jupyter lab --ServerApp.root_dir="$(CURDIR)" $(if $(filter 0,$(shell id -u)),--allow-root) build/lab/00_quickstart.ipynb $(ARGS)
+	jupyter lab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/build/lab/00_quickstart.ipynb \
+		$(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS)
 
 # A copy that the user changed is kept; the others follow notebooks/. The folder .originals tells them apart.
 lab-copies:

@@ -67,5 +67,6 @@ def test_the_conda_environment_of_the_project_is_used_and_not_changed(checkout):
     done = make(checkout, "lab", "ARGS=--port 9999", CONDA_DEFAULT_ENV="seqmatch", CONDA_PREFIX=str(conda))
     assert done.returncode == 0, done.stderr
     assert "conda's jupyter lab" in done.stdout
-    assert done.stdout.rstrip().endswith("build/lab/00_quickstart.ipynb --port 9999")
+    assert f"--ServerApp.root_dir={checkout} " in done.stdout
+    assert done.stdout.rstrip().endswith(" --port 9999")
     assert not (checkout / ".venv").exists()
