@@ -3,12 +3,21 @@
 It is built and read without a network: nothing is loaded from other servers, and formulas are MathML, which browsers draw.
 """
 
+from base64 import b64decode
+from hashlib import sha256
 from pathlib import Path
 
+import nbformat
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
 from sphinx.writers.html5 import HTML5Translator
+
+from seqmatch_lib.report.queries import Evidence
+from seqmatch_lib.report.tables import load_published, to_markdown
+from seqmatch_lib.report.verdicts import list_verdicts
+
+RESULTS = Path(__file__).parents[1] / "paper_results"
 
 project = "SeqMatch companion"
 html_title = project
@@ -28,7 +37,8 @@ copybutton_exclude = ".linenos, .gp, .go"
 
 nb_execution_mode = "off"  # `notebooks` holds executed copies, which a test compares with their sources
 nb_ipywidgets_js: dict[str, dict] = {}  # widgets need a kernel; the page shows what the cell drew
-myst_enable_extensions = ["dollarmath"]
+myst_enable_extensions = ["dollarmath", "substitution"]
+myst_substitutions = {"verdicts": to_markdown(list_verdicts(Evidence.load(RESULTS), load_published(RESULTS), RESULTS))}
 myst_heading_anchors = 3
 
 default_role = "code"  # docstrings write `name` for code
@@ -71,7 +81,25 @@ def write_api_pages(app: Sphinx) -> None:
         (pages / f"{name}.rst").write_text("\n".join(lines))
 
 
+def add_alternative_texts(app: Sphinx, page: nodes.document) -> None:
+    """Gives the pictures of a notebook the alternative texts of its outputs; myst-nb names picture files by their sha256."""
+    source = app.env.doc2path(app.env.docname)
+    if not source.endswith(".ipynb"):
+        return
+    outputs = [output for cell in nbformat.read(source, 4).cells for output in cell.get("outputs", [])]
+    pictures = [output for output in outputs if "image/png" in output.get("data", {})]
+    texts = {
+        sha256(b64decode(output.data["image/png"])).hexdigest(): output.metadata.get("image/png", {}).get("alt")
+        for output in pictures
+    }
+    for image in page.findall(nodes.image):
+        text = texts.get(Path(image["uri"]).stem)
+        if text:
+            image["alt"] = text
+
+
 def setup(app: Sphinx) -> None:
     """Called by Sphinx before anything is read."""
     app.add_html_math_renderer("mathml", (render_inline, None), (render_block, None))
     app.connect("builder-inited", write_api_pages)
+    app.connect("doctree-read", add_alternative_texts)
