@@ -38,7 +38,8 @@ copybutton_exclude = ".linenos, .gp, .go"
 nb_execution_mode = "off"  # `notebooks` holds executed copies, which a test compares with their sources
 nb_ipywidgets_js: dict[str, dict] = {}  # widgets need a kernel; the page shows what the cell drew
 myst_enable_extensions = ["dollarmath", "substitution"]
-myst_substitutions = {"verdicts": to_markdown(list_verdicts(Evidence.load(RESULTS), load_published(RESULTS), RESULTS))}
+verdicts = list_verdicts(Evidence.load(RESULTS), load_published(RESULTS), RESULTS)
+myst_substitutions = {"verdicts": to_markdown(verdicts.drop(columns="records"))}
 myst_heading_anchors = 3
 
 default_role = "code"  # docstrings write `name` for code
@@ -81,10 +82,15 @@ def write_api_pages(app: Sphinx) -> None:
         (pages / f"{name}.rst").write_text("\n".join(lines))
 
 
+def tidy_signature(app: Sphinx, what: str, name: str, thing: object, options: object, signature: str | None, returns: str):
+    """Writes the defaults that a dataclass makes anew as `...`, since Sphinx cannot parse `<factory>`."""
+    return signature and signature.replace("<factory>", "..."), returns
+
+
 def add_alternative_texts(app: Sphinx, page: nodes.document) -> None:
     """Gives the pictures of a notebook the alternative texts of its outputs; myst-nb names picture files by their sha256."""
-    source = app.env.doc2path(app.env.docname)
-    if not source.endswith(".ipynb"):
+    source = Path(app.env.doc2path(app.env.docname))
+    if source.suffix != ".ipynb":
         return
     outputs = [output for cell in nbformat.read(source, 4).cells for output in cell.get("outputs", [])]
     pictures = [output for output in outputs if "image/png" in output.get("data", {})]
@@ -102,4 +108,5 @@ def setup(app: Sphinx) -> None:
     """Called by Sphinx before anything is read."""
     app.add_html_math_renderer("mathml", (render_inline, None), (render_block, None))
     app.connect("builder-inited", write_api_pages)
+    app.connect("autodoc-process-signature", tidy_signature)
     app.connect("doctree-read", add_alternative_texts)
