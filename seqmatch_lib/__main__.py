@@ -21,7 +21,6 @@ from seqmatch_lib.errors import OutOfTime, SeqMatchError, require
 from seqmatch_lib.exchange.formats import FORMATS, export_sequence, import_sequence
 from seqmatch_lib.exchange.pixel_layouts import share_outside
 from seqmatch_lib.front import evaluate
-from seqmatch_lib.report.evidence import Evidence, update_page
 from seqmatch_lib.runs.config import SCALES, RunConfig, parse_override, preset_names
 from seqmatch_lib.runs.experiment import record_shared_teachers, run_experiment
 from seqmatch_lib.runs.records import format_records, load_runs
@@ -124,22 +123,18 @@ def _add_sets(commands: Any) -> None:
 
 
 def _add_results(commands: Any) -> None:
-    """Adds the commands that read records: all of them, as tables, as a report."""
+    """Adds the commands that read records: all of them, as tables."""
     show = commands.add_parser("show", help="print the accuracies of all records of a results folder")
     show.add_argument("results", type=Path, nargs="?", default=RESULTS, metavar="DIR")
     show.set_defaults(command=_show)
 
-    tables = commands.add_parser("tables", help="write the paper's tables from the records of a results folder")
+    tables = commands.add_parser("tables", help="write the paper's tables and figures from the records of a results folder")
     _add_results_argument(tables)
+    tables.add_argument("--readme", action="store_true", help="print the README's table of results instead")
     tables.add_argument("--pending", action="store_true", help="list the cells without a record instead")
     tables.add_argument("--scale", default="paper", choices=SCALES, help="of the pending cells; default: paper")
     tables.add_argument("--tflops", type=float, default=20.0, metavar="RATE", help="assumed of a GPU; default: 20, a guess")
     tables.set_defaults(command=_tables)
-
-    report = commands.add_parser("report", help="make the evidence blocks of Markdown pages anew from the records")
-    report.add_argument("pages", type=Path, nargs="*", default=[Path("README.md"), RESULTS / "REPORT.md"], metavar="PAGE")
-    _add_results_argument(report)
-    report.set_defaults(command=_report)
 
 
 def _add_pages(commands: Any) -> None:
@@ -294,16 +289,13 @@ def _tables(options: argparse.Namespace) -> None:
         print(format_pending(options.scale, load_runs(options.results), benchmark, options.tflops))
         return
     require(find_spec("pandas") is not None, "tables need the notebook packages: pip install seqmatch-lib[notebooks]")
-    from seqmatch_lib.report.tables import write_tables
+    from seqmatch_lib.report.charts import write_figures
+    from seqmatch_lib.report.tables import load_published, readme_table, write_tables
 
-    print("\n".join(str(path) for path in write_tables(options.results)))
-
-
-def _report(options: argparse.Namespace) -> None:
-    evidence = Evidence.load(options.results)
-    for page in options.pages:
-        require(page.is_file(), f"{page} does not exist; give Markdown files with <!-- evidence: … --> blocks")
-        print(f"{page}: {'made anew' if update_page(page, evidence) else 'unchanged'}")
+    if options.readme:
+        print(readme_table(load_runs(options.results), load_published(options.results)), end="")
+        return
+    print("\n".join(str(path) for path in [*write_tables(options.results), *write_figures(options.results)]))
 
 
 def _notebook(options: argparse.Namespace) -> None:

@@ -13,7 +13,7 @@ Run(digits-seqmatch_mtt-ipc10-k2-seed0-..., scale smoke: ... ± ... %, n = 2)
 """
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +25,7 @@ from torch.utils.data import Dataset
 from seqmatch_lib.bench.cost import DataSizes, predict_seconds, predict_work
 from seqmatch_lib.bench.report import load_benchmark, newest_benchmark
 from seqmatch_lib.data.arrays import Arrays, dataset_from_arrays
-from seqmatch_lib.data.datasets import DATASETS, ImageDataset, find_dataset, fit_preprocessing, load_dataset
+from seqmatch_lib.data.datasets import DATASETS, DatasetSpec, ImageDataset, find_dataset, fit_preprocessing, load_dataset
 from seqmatch_lib.errors import ConfigError, StorageError, require
 from seqmatch_lib.methods import get_method, method_names
 from seqmatch_lib.runs.config import SEQUENTIAL_PREFIX, RunConfig, preset_names
@@ -58,9 +58,11 @@ class Run:
     dataset: ImageDataset | None = None
 
     def __repr__(self) -> str:
-        found = self.record.accuracy_last
-        accuracy = f"{found['mean']:.1f} ± {found['std']:.1f} %, n = {found['n']}"
-        return f"Run({self.record.run_id}, scale {self.record.scale}: {accuracy})"
+        return repr(self.record).replace("RunRecord", "Run", 1)
+
+    def _repr_html_(self) -> str:
+        """Returns what a notebook shows: the record."""
+        return self.record._repr_html_()
 
     @cached_property
     def distilled(self) -> SubsetSequence:
@@ -106,12 +108,22 @@ class Run:
         """Draws the distilled images, a row for each class and a block of columns for each subset."""
         from seqmatch_lib.report.figures import show_images
 
-        config = self.config
-        spec = find_dataset(config.dataset) if self.dataset is None else self.dataset.spec
-        images = self._load().train.images if config.zca else torch.empty(0)
-        to_pixels = fit_preprocessing(spec, images, config.zca).inverse
-        names = self.distilled.metadata["class_names"]
-        return show_images(self.distilled, to_pixels, names, self.record.run_id, max_per_class, classes)
+        return show_images(self.distilled, self.to_pixels(), self.class_names, self.record.run_id, max_per_class, classes)
+
+    @property
+    def class_names(self) -> list[str]:
+        """One a class; numbers where the set does not know them."""
+        numbers = [str(label) for label in range(self._spec.num_classes)]
+        return self.distilled.metadata.get("class_names") or numbers
+
+    @property
+    def _spec(self) -> DatasetSpec:
+        return find_dataset(self.config.dataset) if self.dataset is None else self.dataset.spec
+
+    def to_pixels(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Returns what makes pixels in [0, 1] of the set's images; only whitened ones need the data set for that."""
+        images = self._load().train.images if self.config.zca else torch.empty(0)
+        return fit_preprocessing(self._spec, images, self.config.zca).inverse
 
     def plot_losses(self, window: int = 20) -> "Figure":
         """Draws the matching loss of every stage, as a running mean over `window` iterations."""

@@ -1,7 +1,8 @@
 """Distilled sets: a sequence of subsets S_1 … S_K, each with images, labels and a learned step size of its own."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from seqmatch_lib.store.files import digest_tensors, load_tensors, save_tensors
 from seqmatch_lib.store.settings import is_file_name
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SyntheticSubset:
     """One subset S_k.
 
@@ -32,6 +33,16 @@ class SyntheticSubset:
     lr: float
     formation: Formation = AS_STORED
 
+    def __repr__(self) -> str:
+        return f"SyntheticSubset({self.describe()})"
+
+    def describe(self) -> str:
+        """Returns number, shape, tiles, labels and step size in words."""
+        tiles = f", {self.formation.factor}² tiles each" if self.formation.factor > 1 else ""
+        soft = ", soft labels" if self.labels.is_floating_point() else ""
+        shape = " × ".join(map(str, self.images.shape[1:]))
+        return f"{len(self.images)} images of {shape}{tiles}{soft}, step size {self.lr:.3g}"
+
     def to(self, device: torch.device | str) -> "SyntheticSubset":
         """Returns the subset on a device."""
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
@@ -43,7 +54,7 @@ class SyntheticSubset:
         return self.images[rows], self.labels[rows]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SubsetSequence:
     """The subsets in the order in which they are distilled and trained on.
 
@@ -57,6 +68,18 @@ class SubsetSequence:
 
     def __len__(self) -> int:
         return len(self.subsets)
+
+    def __repr__(self) -> str:
+        parts = [f"S_{k}: {subset.describe()}" for k, subset in enumerate(self.subsets, start=1)]
+        return f"SubsetSequence({'; '.join([*self._name(), *parts])})"
+
+    def _repr_html_(self) -> str:
+        """Returns what a notebook shows: a row for each subset."""
+        rows = {f"S_{k}": subset.describe() for k, subset in enumerate(self.subsets, start=1)}
+        return format_html(*self._name() or ["distilled set"], rows)
+
+    def _name(self) -> list[str]:
+        return [self.metadata["run_id"]] if "run_id" in self.metadata else []
 
     def then(self, subset: SyntheticSubset) -> "SubsetSequence":
         """Returns the sequence with one more subset at its end."""
@@ -83,6 +106,14 @@ class SubsetSequence:
     def save(self, path: Path | str) -> None:
         """Writes the set as one safetensors file, which `load_sequence` reads."""
         save_sequence(Path(path), self)
+
+
+def format_html(title: str, rows: Mapping[str, str]) -> str:
+    """Returns a small table for notebooks."""
+    lines = [
+        f"<tr><th style='text-align: left'>{escape(name)}</th><td>{escape(text)}</td></tr>" for name, text in rows.items()
+    ]
+    return f"<table><caption>{escape(title)}</caption>{''.join(lines)}</table>"
 
 
 def save_sequence(path: Path, sequence: SubsetSequence) -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from seqmatch_lib.errors import DataError, StorageError
-from seqmatch_lib.results import Results, find_folder
+from seqmatch_lib.errors import ConfigError, DataError, StorageError
+from seqmatch_lib.results import Results, find_folder, list_configs
 from seqmatch_lib.runs.config import RunConfig, config_of_subsets
 from seqmatch_lib.runs.records import load_runs
 
@@ -68,3 +68,18 @@ def test_one_subset_is_the_base_method_and_other_numbers_are_what_records_call_t
     assert {config_of_subsets("cifar10", "mtt", sizes, "reduced").run_id for sizes in divisions} <= known
     assert config_of_subsets("cifar10", "idc", [25, 25], "reduced", 1).run_id in known
     assert config_of_subsets("cifar10", "krr", [4, 3, 3], "reduced").run_id in known
+
+
+def test_seeds_are_one_number_or_several():
+    one = list_configs("digits", ["mtt", "dm"], [[10], [5, 5]], "smoke", 3)
+    assert [(config.base_method, config.num_subsets) for config in one] == [("mtt", 1), ("mtt", 2), ("dm", 1), ("dm", 2)]
+    assert one == list_configs("digits", ["mtt", "dm"], [[10], [5, 5]], "smoke", [3])
+    with pytest.raises(ConfigError, match=r"seeds \['0, 1'\] must be whole numbers, such as \[0, 1, 2\]"):
+        list_configs("digits", ["mtt"], [[10]], "smoke", "0, 1")
+
+
+def test_some_records_are_enough_to_show_and_none_are_an_error():
+    some = list_configs("cifar10", ["mtt"], [[10], [9, 1]], "reduced", 0)
+    assert REDUCED.run_id in {run.run_id for run in Results.open().prepare(some).runs}
+    with pytest.raises(StorageError, match="1 of 1 runs have no record"):
+        Results.open().prepare(some[1:])

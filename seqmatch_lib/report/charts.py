@@ -1,6 +1,8 @@
 """Figures of what the records say: a function a question, each beside the query of `queries` that has its numbers."""
 
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,14 @@ from seqmatch_lib.errors import StorageError, require
 from seqmatch_lib.methods import method_names
 from seqmatch_lib.report import queries
 from seqmatch_lib.report.figures import PALETTE, save_figure, set_style, whole_ticks
-from seqmatch_lib.report.queries import PUBLISHED_SETTINGS, SETS, STAGED, Evidence, label_scale
+from seqmatch_lib.report.queries import HALVES, ONE_SET, PUBLISHED_SETTINGS, SETS, STAGED, Evidence, label_scale
 from seqmatch_lib.report.tables import DATASETS, UNVERIFIED, build_table, load_published
 from seqmatch_lib.runs.config import SEQUENTIAL_PREFIX
 from seqmatch_lib.runs.records import RunRecord
+
+
+class NothingToDraw(StorageError):
+    """No record is there for a figure."""
 
 
 def plot_table(published: pd.DataFrame, records: Sequence[RunRecord], dataset: str) -> Figure:
@@ -25,40 +31,47 @@ def plot_table(published: pd.DataFrame, records: Sequence[RunRecord], dataset: s
 
     Args:
         published: of `tables.load_published`.
-        records: those of other data sets, of scale "smoke" and with settings changed from their preset are left out.
+        records: those of other data sets and with settings changed from their preset are left out, and those of scale "smoke"
+            if there are any of scale "reduced".
         dataset: its name.
+
+    Raises:
+        NothingToDraw: nothing was published or run.
     """
     known = published[(published["dataset"] == dataset) & published["ipc"].isin([1, 10, 50])]
-    tables = [build_table(dataset, records, published, scales) for scales in (PUBLISHED_SETTINGS, ("reduced",))]
-    ours, rehearsal = (table[table["ipc"].isin([1, 10, 50]) & (table["seeds"] > 0)] for table in tables)
+    tables = [build_table(dataset, records, published, scales) for scales in (PUBLISHED_SETTINGS, ("reduced",), ("smoke",))]
+    ours, *rehearsals = (table[table["ipc"].isin([1, 10, 50]) & (table["seeds"] > 0)] for table in tables)
+    rehearsal = next((table for table in rehearsals if len(table)), rehearsals[0])
     ipcs = sorted({*known["ipc"], *ours["ipc"], *rehearsal["ipc"]})
-    rows = [_by_accuracy(known, "mean", ours["method"]), _by_accuracy(rehearsal, "ours")]
-    rows = [methods for methods in rows if methods]
-    size = (3.6 * len(ipcs), sum(0.24 * len(methods) + 0.9 for methods in rows) + 0.8)
-    heights = [len(methods) + 3 for methods in rows]
+    require(bool(ipcs), f"{dataset} has no published accuracies and no records at 1, 10 or 50 images per class", NothingToDraw)
+    rows = [(_by_accuracy(known, "mean", ours["method"]), _draw_published), (_by_accuracy(rehearsal, "ours"), _draw_rehearsal)]
+    rows = [row for row in rows if row[0]]
+    heights = [0.24 * len(methods) + 0.9 for methods, _ in rows]
+    size = (3.6 * len(ipcs), sum(heights) + 0.8)
     figure, axes = plt.subplots(len(rows), len(ipcs), figsize=size, sharey="row", squeeze=False, height_ratios=heights)
-    color = sns.color_palette(PALETTE)[3]
-    for column, ipc in enumerate(ipcs):
-        title, above = f"{ipc} image{'s' if ipc > 1 else ''} per class", axes[0, column]
-        here = known[known["ipc"] == ipc]
-        for label, check, hatch in (("published", "read in", None), ("published, not checked", UNVERIFIED, "///")):
-            bars = here[here["check"].str.contains(check)].set_index("method")["mean"].reindex(rows[0])
-            above.barh(range(len(rows[0])), bars.fillna(0), color="0.8", edgecolor="white", hatch=hatch, label=label)
-        _draw_means(above, rows[0], ours[ours["ipc"] == ipc], "ours", color, "o", "ours, published settings")
-        above.set(title=title)
-        for below in axes[1:, column]:
-            here = rehearsal[rehearsal["ipc"] == ipc]
-            _draw_means(below, rows[1], here, "random", "0.5", "|", "random real, same training")
-            _draw_means(below, rows[1], here, "ours", color, "D", "ours, rehearsal")
-            below.set(title=f"{label_scale('reduced')}, {title}")
-    for axis, methods in zip(axes[:, 0], rows, strict=True):
-        axis.set(yticks=range(len(methods)), yticklabels=methods, ylim=(-0.6, len(methods) - 0.4))
-    for axis in axes.flat:
-        axis.set(xlim=(0, 100), xlabel="test accuracy, %")
-        axis.title.set_fontsize(10)
-        axis.grid(axis="y", visible=False)
+    for line, (methods, draw) in zip(axes, rows, strict=True):
+        for axis, ipc in zip(line, ipcs, strict=True):
+            draw(axis, methods, *(table[table["ipc"] == ipc] for table in (known, ours, rehearsal)))
+            title = f"{axis.get_title()}{ipc} image{'s' if ipc > 1 else ''} per class"
+            axis.set(xlim=(0, 100), xlabel="test accuracy, %", yticks=range(len(methods)), yticklabels=methods)
+            axis.set_title(title, fontsize=10)
+            axis.grid(axis="y", visible=False)
     _legend_below(figure, axes.flat, dataset)
     return figure
+
+
+def _draw_published(axis: Axes, methods: Sequence[str], known: pd.DataFrame, ours: pd.DataFrame, _: pd.DataFrame) -> None:
+    for label, check, hatch in (("published", "read in", None), ("published, not checked", UNVERIFIED, "///")):
+        bars = known[known["check"].str.contains(check)].set_index("method")["mean"].reindex(methods)
+        axis.barh(range(len(methods)), bars.fillna(0), color="0.8", edgecolor="white", hatch=hatch, label=label)
+    _draw_means(axis, methods, ours, "ours", sns.color_palette(PALETTE)[3], "o", "ours, published settings")
+
+
+def _draw_rehearsal(axis: Axes, methods: Sequence[str], _: pd.DataFrame, __: pd.DataFrame, rehearsal: pd.DataFrame) -> None:
+    _draw_means(axis, methods, rehearsal, "random", "0.5", "|", "random real, same training")
+    _draw_means(axis, methods, rehearsal, "ours", sns.color_palette(PALETTE)[3], "D", "ours")
+    scales = ", ".join(map(label_scale, rehearsal["scale"].unique()))
+    axis.set(title=f"{scales}, " if scales else "", ylim=(-0.6, len(methods) - 0.4))
 
 
 def _by_accuracy(table: pd.DataFrame, column: str, also: Sequence[str] = ()) -> list[str]:
@@ -125,7 +138,7 @@ def _plot_seeds(frame: pd.DataFrame, names: Sequence[str] | None, title: str, re
         reference: the set at whose mean a line is drawn through the panel.
     """
     panels = dict(iter(frame.groupby("base", sort=False)))
-    require(bool(panels), f"there are no records to draw of {title}", StorageError)
+    require(bool(panels), f"there are no records to draw of {title}", NothingToDraw)
     rows = [list(dict.fromkeys(found["set"])) if names is None else list(names) for found in panels.values()]
     columns = 1 if names is None else len(panels)
     size = (
@@ -168,7 +181,7 @@ def plot_subsets(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figu
     figure, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False)
     for axis, (base, rows) in zip(axes[0], panels.items(), strict=True):
         one = effort[(effort["base"] == base) & (effort["num_subsets"] == 1)]
-        one = one[one["iterations"] == one["iterations"].min()]
+        one = one[one["iterations"] == one[one["of_preset"]]["iterations"].min()]
         longer = one.assign(num_subsets=one["epochs"] / one["epochs"].min())
         lines = {
             "random real, in stages": rows.assign(accuracy=rows["random"]),
@@ -195,7 +208,7 @@ def plot_gain(evidence: Evidence, dataset: str, scale: str) -> Figure:
     frame = queries.gain_over_random(evidence, dataset, scale, by_seed=True)
     frame = frame[(frame["num_subsets"] == 1) | frame["of_preset"]]
     frame = frame.groupby("method").filter(lambda rows: rows["ipc"].nunique() > 1)
-    require(len(frame) > 0, f"no method was run at two sizes on {dataset} at scale {scale}", StorageError)
+    require(len(frame) > 0, f"no method was run at two sizes on {dataset} at scale {scale}", NothingToDraw)
     colors = dict(zip(method_names(), sns.color_palette(PALETTE), strict=False))
     figure, axis = plt.subplots(figsize=(7, 4.2))
     for method, rows in frame.groupby("method"):
@@ -218,15 +231,15 @@ def plot_curves(
 ) -> Figure:
     """Draws accuracy against iterations for a base method and its sequence, finished or not; published values are lines.
 
-    A line joins the scores of one network on validation images, full points are the evaluations after the last iteration, with
-    their spread, hollow ones those of the controls of `queries.comparison`.
+    A line joins the scores of one network. Full points are the evaluations after the last iteration, with their spread, hollow
+    ones those of the controls of `queries.comparison`.
     """
     frame = queries.curves(evidence, results_dir, dataset, ipc, scale, base)
-    require(len(frame) > 0, f"{base} has no scores on {dataset}, {ipc} images per class, at scale {scale} yet", StorageError)
+    require(len(frame) > 0, f"{base} has no scores on {dataset}, {ipc} images per class, at scale {scale} yet", NothingToDraw)
     figure, axis = plt.subplots(figsize=(7.5, 4.2))
     colors = dict(zip((base, SEQUENTIAL_PREFIX + base), sns.color_palette(PALETTE), strict=False))
     for (method, images, finished), rows in frame.groupby(["method", "images", "finished"]):
-        label = f"{method}, one network, {images} images" + ("" if finished else ", not finished")
+        label = f"{method}, {images} images" + ("" if finished else ", not finished")
         for _, one in rows.groupby("seed"):
             style = {"test": "-", "validation": ":"}[images]
             axis.plot(one["iteration"], one["accuracy"], style, color=colors[method], marker=".", label=label)
@@ -236,13 +249,23 @@ def plot_curves(
         label = f"{method}, published" + " (not checked)" * (known.loc[method, "check"] == UNVERIFIED)
         axis.axhline(mean, color=colors[method], linewidth=1, linestyle="--", label=label)
         axis.axhspan(mean - std, mean + std, color=colors[method], alpha=0.1, linewidth=0)
-    final = queries.efforts(evidence, dataset, ipc, scale)
-    final = final[(final["base"] == base) & (final["trained"] != "jointly")] if len(final) else final
-    for row in final.itertuples():
-        color = colors[SEQUENTIAL_PREFIX + base if row.num_subsets > 1 else base]
-        axis.errorbar([row.iterations], [row.accuracy], [row.accuracy_std], fmt="o", color=color, capsize=3, zorder=4)
+    final = queries.comparison(evidence, dataset, ipc, scale)
+    if base not in set(final["base"]):  # no sequence yet
+        final = queries.efforts(evidence, dataset, ipc, scale).assign(set=ONE_SET)
+    final = final[(final["base"] == base) & (final["seeds"] > 0)]
+    for row in final[~final["set"].str.contains("jointly|random")].itertuples():
+        color = colors[SEQUENTIAL_PREFIX + base if row.set == STAGED else base]
+        face, label = (color, "evaluated") if row.set in (ONE_SET, STAGED) else ("none", "controls")
+        marker = "s" if row.set == HALVES else "o"
+        style = {"fmt": marker, "color": color, "mfc": face, "capsize": 3, "zorder": 4}
+        axis.errorbar(row.iterations, row.accuracy, row.accuracy_std, label=label if marker == "o" else HALVES, **style)
     axis.set(xlabel="iteration of distillation, over all subsets", ylabel="accuracy, %")
-    _legend_below(figure, [axis], f"{dataset}, {ipc} image{'s' if ipc > 1 else ''} per class, {label_scale(scale)}", columns=2)
+    _legend_below(
+        figure,
+        [axis],
+        f"{dataset}, {ipc} image{'s' if ipc > 1 else ''} per class, {label_scale(scale)}; lines: one network",
+        columns=2,
+    )
     return figure
 
 
@@ -254,21 +277,21 @@ def write_figures(results_dir: Path | str = "paper_results", out_dir: Path | str
         out_dir: where they go; the same folder by default.
 
     Returns:
-        The files, below `out_dir/figures`.
+        The files, below `out_dir/figures`; a figure that no record is for is left out.
     """
     set_style()
     evidence, published = Evidence.load(results_dir), load_published(results_dir)
-    figures = {dataset: plot_table(published, evidence.runs, dataset) for dataset in DATASETS}
-    figures["order"] = plot_order(evidence, "cifar10", 10, "reduced")
-    figures["gain"] = plot_gain(evidence, "cifar10", "reduced")
-    for ipc in (10, 50):
-        for name, plot in (("comparison", plot_comparison), ("effort", plot_effort), ("subsets", plot_subsets)):
-            figures[f"{name}_{ipc}"] = plot(evidence, "cifar10", ipc, "reduced")
-    for ipc in (1, 10):
-        if len(queries.curves(evidence, results_dir, "cifar10", ipc, "short")):
-            figures[f"curves_{ipc}"] = plot_curves(evidence, published, results_dir, "cifar10", ipc, "short")
+    plots = {"comparison": plot_comparison, "effort": plot_effort, "subsets": plot_subsets}
+    cells = [(f"{name}_{ipc}", plot, ("cifar10", ipc, "reduced")) for ipc in (10, 50) for name, plot in plots.items()]
+    cells += [("order", plot_order, ("cifar10", 10, "reduced")), ("gain", plot_gain, ("cifar10", "reduced"))]
+    drawn = [(name, partial(plot, evidence, *cell)) for name, plot, cell in cells]
+    drawn += [(dataset, partial(plot_table, published, evidence.runs, dataset)) for dataset in DATASETS]
+    drawn += [
+        (f"curves_{ipc}", partial(plot_curves, evidence, published, results_dir, "cifar10", ipc, "short")) for ipc in (1, 10)
+    ]
     folder, paths = Path(out_dir or results_dir) / "figures", []
-    for name, figure in figures.items():
-        paths += save_figure(figure, folder / name)
-        plt.close(figure)
+    for name, draw in drawn:
+        with suppress(NothingToDraw):
+            paths += save_figure(draw(), folder / name)
+        plt.close("all")
     return paths

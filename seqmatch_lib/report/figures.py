@@ -13,6 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from seqmatch_lib.data.datasets import ImageDataset
+from seqmatch_lib.data.labels import image_classes
 from seqmatch_lib.errors import StorageError, require
 from seqmatch_lib.runs.config import RunConfig
 from seqmatch_lib.runs.records import RunRecord
@@ -51,6 +53,31 @@ def whole_ticks(axes: Iterable[Axes]) -> None:
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
 
 
+def show_examples(dataset: ImageDataset) -> Figure:
+    """Draws the first training image of every class, and its labels below it where every pixel has one."""
+    images, labels = dataset.train.images, dataset.train.labels
+    classes = image_classes(labels)
+    firsts = [int((classes == label).nonzero()[0]) for label in range(len(dataset.class_names))]
+    dense = labels.dim() > 1
+    height, width = images.shape[2:]
+    size = (1.1 * len(firsts), (1 + dense) * (0.3 + 1.1 * height / width))
+    figure, axes = plt.subplots(1 + dense, len(firsts), figsize=size, squeeze=False)
+    for column, (row, name) in enumerate(zip(firsts, dataset.class_names, strict=True)):
+        pixels = images[row].movedim(0, -1).squeeze(-1)
+        axes[0, column].imshow(pixels, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axes[0, column].set_title(name, fontsize=9)
+        if dense:
+            axes[1, column].imshow(labels[row].clamp(-1), cmap="tab20b", vmin=-1, vmax=len(firsts) - 1)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+        axis.grid(False)
+    figure.tight_layout()
+    return figure
+
+
+GAP = 2  # white pixels between images
+
+
 def show_images(
     sequence: SubsetSequence,
     to_pixels: Callable[[torch.Tensor], torch.Tensor],
@@ -69,23 +96,45 @@ def show_images(
         max_per_class: images per class shown of each subset.
         classes: labels to show, in this order; all by default.
     """
+    blocks = {}
+    for k, subset in enumerate(sequence.subsets, start=1):
+        name = f"$S_{k}$, " if len(sequence) > 1 else ""
+        blocks[f"{name}step size {subset.lr:.3g}"] = to_pixels(subset.images)
+    return show_pictures(blocks, class_names, title, max_per_class, classes)
+
+
+def show_pictures(
+    blocks: Mapping[str, torch.Tensor],
+    class_names: Sequence[str],
+    title: str = "",
+    max_per_class: int = 10,
+    classes: Sequence[int] | None = None,
+) -> Figure:
+    """Draws several sets of pictures side by side, a row for each class.
+
+    Args:
+        blocks: name -> (classes * ipc, C, H, W) pixels, sorted by class; they are clipped to [0, 1].
+        class_names: and the rest: as in `show_images`.
+        title: see there.
+        max_per_class: see there.
+        classes: see there.
+    """
     shown = list(range(len(class_names)) if classes is None else classes)
-    columns = [min(max_per_class, len(subset.images) // len(class_names)) for subset in sequence.subsets]
-    size = (0.45 * sum(columns) + 0.3 * len(columns) + 1.2, 0.45 * len(shown) + 0.9)
+    columns = [min(max_per_class, len(pixels) // len(class_names)) for pixels in blocks.values()]
+    size = (max(3.0, 0.45 * sum(columns) + 0.3 * len(columns) + 1.2), 0.45 * len(shown) + 0.9)
     figure, axes = plt.subplots(1, len(columns), figsize=size, squeeze=False, width_ratios=columns)
-    for k, (axis, subset, count) in enumerate(zip(axes[0], sequence.subsets, columns, strict=True), start=1):
-        pixels = to_pixels(subset.images).clamp(0, 1)
-        by_class = pixels.unflatten(0, (len(class_names), -1))
-        rows = [torch.cat(list(by_class[label][:count]), dim=2) for label in shown]
-        grid = torch.cat(rows, dim=1).permute(1, 2, 0).numpy()
+    for number, (axis, (name, pixels), count) in enumerate(zip(axes[0], blocks.items(), columns, strict=True)):
+        by_class = pixels.clamp(0, 1).unflatten(0, (len(class_names), -1))[shown, :count]
+        tiles = torch.nn.functional.pad(by_class, (0, GAP, 0, GAP), value=1.0)  # (rows, columns, C, H, W)
+        grid = tiles.permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2)[:-GAP, :-GAP].numpy()
         axis.imshow(grid.squeeze(-1) if grid.shape[2] == 1 else grid, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        side = pixels.shape[2]
-        axis.set_xticks([])
-        names = [class_names[label] for label in shown] if k == 1 else []
-        axis.set_yticks([side * (row + 0.5) for row in range(len(names))], names)
+        names = [class_names[label] for label in shown] if number == 0 else []
+        height = pixels.shape[2]
+        axis.set(xticks=[], yticks=[(height + GAP) * row + height / 2 for row in range(len(names))], yticklabels=names)
         axis.grid(False)
-        step_size = f"step size {subset.lr:.3g}"
-        axis.set_title(f"$S_{k}$, {step_size}" if len(columns) > 1 else step_size, fontsize=10)
+        axis.tick_params(left=False)
+        sns.despine(ax=axis, left=True, bottom=True)
+        axis.set_title(name, fontsize=10)
     figure.suptitle(title)
     figure.tight_layout()
     return figure
@@ -102,7 +151,7 @@ def plot_losses(records: Mapping[str, RunRecord], window: int = 20, axis: Axes |
     axis = axis or plt.subplots(figsize=(7, 3.5))[1]
     for (label, record), color in zip(records.items(), sns.color_palette(PALETTE), strict=False):
         _draw_losses(axis, [stage["losses"] for stage in record.stages], label, color, window)
-    axis.set(xlabel="iteration", ylabel="matching loss")
+    axis.set(xlabel="iteration", ylabel=f"matching loss, mean over {window} iterations")
     axis.legend(frameon=False)
     return axis
 
@@ -123,7 +172,7 @@ def plot_progress(config: RunConfig, results_dir: Path | str = "paper_results", 
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2))
     color = sns.color_palette(PALETTE)[0]
     _draw_losses(left, [stage["losses"] for stage in stages], "$S_1$" if len(stages) == 1 else "", color, window)
-    left.set(xlabel="iteration", ylabel="matching loss")
+    left.set(xlabel="iteration", ylabel=f"matching loss, mean over {window} iterations")
     left.legend(frameon=False)
     for k, stage in enumerate(stages, start=1):
         if stage["scores"]:
@@ -153,25 +202,51 @@ def plot_accuracies(
 ) -> Axes:
     """Draws accuracies as bars with their standard deviation and n, and a line for a reference.
 
+    Bars begin a little below the lowest of them, where differences can be seen; the axis says so.
+
     Args:
         bars: label -> `{mean, std, n}` in per cent, as records hold them.
         reference: the same for the whole data set.
         axis: to draw into; a new one by default.
     """
     axis = axis or plt.subplots(figsize=(7, 3.5))[1]
-    colors = sns.color_palette(PALETTE, len(bars))
-    means = [bar["mean"] for bar in bars.values()]
-    axis.bar(list(bars), means, yerr=[bar["std"] for bar in bars.values()], color=colors, capsize=4)
+    means, stds = ([bar[name] for bar in bars.values()] for name in ("mean", "std"))
+    top = max([*means, reference["mean"] if reference else 0.0])
+    low = max(0.0, 5 * int((min(means) - 0.5 * (top - min(means)) - max(stds)) // 5))
+    axis.bar(list(bars), means, yerr=stds, color=sns.color_palette(PALETTE, len(bars)), capsize=4)
     for position, bar in enumerate(bars.values()):
         text = f"{bar['mean']:.1f} ± {bar['std']:.1f}\nn = {bar['n']}"
-        axis.annotate(text, (position, 0.5 * bar["mean"]), ha="center", va="center", fontsize=9, color="white")
+        middle = 0.5 * (low + bar["mean"] - bar["std"])
+        axis.annotate(text, (position, middle), ha="center", va="center", fontsize=9, color="white")
     if reference is not None:
         axis.axhline(reference["mean"], color="black", linestyle="--", linewidth=1)
-        axis.annotate(f"whole data set {reference['mean']:.1f} %", (0, reference["mean"]), xytext=(0, 3),
+        axis.annotate(f"whole data set {reference['mean']:.1f} %", (-0.4, reference["mean"]), xytext=(0, 3),
                       textcoords="offset points", fontsize=9)  # fmt: skip
-    axis.set(ylabel="test accuracy, %", ylim=(0, 105))
+    begin = f"; bars begin at {low:.0f}" if low else ""
+    axis.set(ylabel=f"test accuracy, %{begin}", ylim=(low, top + 0.12 * (top - low)))
     axis.grid(axis="x", visible=False)
     return axis
+
+
+def plot_transfer(frame: pd.DataFrame) -> Figure:
+    """Draws what sets are worth for several architectures, beside random real images under the same training.
+
+    Args:
+        frame: of `findings.transfer`.
+    """
+    names, methods = list(dict.fromkeys(frame["network"])), list(dict.fromkeys(frame["method"]))
+    require(bool(methods), "no set was evaluated on two architectures; run the notebook with compute = True", StorageError)
+    figure, axes = plt.subplots(1, len(methods), figsize=(1.6 + 2.8 * len(methods), 3.2), sharey=True, squeeze=False)
+    for axis, method in zip(axes[0], methods, strict=True):
+        rows = frame[frame["method"] == method].set_index("network").reindex(names)
+        for kind, shift, color, label in (("accuracy", -0.08, 0, "distilled"), ("random", 0.08, 7, "random real")):
+            places, spread = [place + shift for place in range(len(names))], rows[f"{kind}_std"].fillna(0)
+            axis.errorbar(places, rows[kind], spread, fmt="o", color=sns.color_palette(PALETTE)[color], capsize=2, label=label)
+        axis.set(title=method, ylabel="test accuracy, %", xticks=range(len(names)), xticklabels=names)
+        axis.label_outer()
+    axes[0, 0].legend(frameon=False)
+    figure.tight_layout()
+    return figure
 
 
 def plot_benchmark(result: Mapping[str, Any]) -> Figure:

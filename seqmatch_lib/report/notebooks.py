@@ -88,7 +88,14 @@ def _clean(notebook: nbformat.NotebookNode) -> None:
         tags = cell.metadata.get("tags", [])
         cell.metadata = {"tags": tags} if tags else {}
         if cell.cell_type == "code":
-            cell.outputs = [one for one in cell.outputs if one.output_type != "stream" or one.text.strip()]
+            cell.outputs = [one for one in cell.outputs if not _is_left_over(one)]
+
+
+def _is_left_over(output: nbformat.NotebookNode) -> bool:
+    """Returns whether an output is a bar that was wiped, or a widget, which shows nothing without its kernel."""
+    if output.output_type == "stream":
+        return not output.text.strip()
+    return "application/vnd.jupyter.widget-view+json" in output.get("data", {})
 
 
 def list_copies(folder: Path | str) -> dict[str, tuple[Path, dict[str, Any]]]:

@@ -284,7 +284,8 @@ def efforts(
     """Accuracies by the effort behind them, of runs that differ in subsets, intervals, iterations and epochs alone.
 
     `less_staged` is the difference from the staged sequence of most seeds, `less_one_set` that of a sequence from the one set
-    that took as many iterations and epochs; both over the seeds that both have.
+    that took as many iterations and epochs; both over the seeds that both have. `of_preset` says whether iterations and epochs
+    are those of the preset.
     """
     groups = _efforts(evidence, dataset, ipc, scale, settings)
     rows = []
@@ -293,8 +294,14 @@ def efforts(
         equal = [one for one in groups if one.num_subsets == 1 and _same_cost(one, effort)] if effort.num_subsets > 1 else []
         references = {"less_staged": None if staged == effort else staged, "less_one_set": equal[0] if equal else None}
         values = {name: _by_seed(groups[one]) if one else {} for name, one in references.items()}
-        rows += [effort._asdict() | row for row in _summaries(group, values, by_seed)]
-    return _frame(rows, Effort._fields)
+        what = effort._asdict() | {"of_preset": _of_preset(effort, group)}
+        rows += [what | row for row in _summaries(group, values, by_seed)]
+    return _frame(rows, (*Effort._fields, "of_preset"))
+
+
+def _of_preset(effort: Effort, group: pd.DataFrame) -> bool:
+    changed = any(f"{effort.base}.iterations" in changes for changes in group["changes"])
+    return not changed and bool(group["kind"].isin(["last", "joint"]).all())
 
 
 def _same_cost(one: Effort, other: Effort) -> bool:
@@ -326,6 +333,7 @@ def comparison(
     scale: str,
     settings: Collection[str] = (),
     images: str | None = None,
+    bases: Collection[str] = (),
     by_seed: bool = False,
 ) -> pd.DataFrame:
     """The sequence beside its base method, always with the controls: for each base method, a row a set and training.
@@ -337,6 +345,7 @@ def comparison(
         scale: of the runs.
         settings: see the head of this file.
         images: sizes of the subsets, for example "4 + 3 + 3"; by default those of most seeds.
+        bases: base methods; all by default.
         by_seed: a row for each seed; what was not run has none then.
 
     Returns:
@@ -345,7 +354,7 @@ def comparison(
     """
     groups = _efforts(evidence, dataset, ipc, scale, settings)
     rows = []
-    for base in method_names():
+    for base in bases or method_names():
         sequence, plain = _most_seeds(groups, base, images), _plain(groups, base)
         if sequence is None or plain is None:
             continue
@@ -365,11 +374,8 @@ def comparison(
 
 def _plain(groups: Mapping[Effort, pd.DataFrame], base: str) -> Effort | None:
     """Returns the one set of a base method with the iterations and epochs of its preset."""
-    for effort, group in groups.items():
-        of_preset = not any(f"{base}.iterations" in changes for changes in group["changes"])
-        if (effort.base, effort.num_subsets) == (base, 1) and group["kind"].eq("last").all() and of_preset:
-            return effort
-    return None
+    one_set = [effort for effort in groups if (effort.base, effort.num_subsets) == (base, 1)]
+    return next((effort for effort in one_set if _of_preset(effort, groups[effort])), None)
 
 
 def _controls(plain: Effort, sequence: Effort) -> dict[str, Effort]:
@@ -543,7 +549,7 @@ def format_frame(frame: pd.DataFrame) -> pd.DataFrame:
         elif pd.api.types.is_float_dtype(column):
             texts = [f"{value:{'+' * (name in SIGNED)}.1f}" for value in column]
         else:
-            texts = [f"{value:,}" if type(value) is int else str(value) for value in column]
+            texts = [f"{value:,}" if isinstance(value, int | np.integer) else str(value) for value in column]
         shown[name.replace("_", " ")] = ["" if pd.isna(value) else text for value, text in zip(column, texts, strict=True)]
     if "seeds" in frame and "accuracy" in frame:
         shown["accuracy"] = [text or "not run" for text in shown["accuracy"]]

@@ -25,12 +25,6 @@ from seqmatch_lib.store.files import digest_json
 from seqmatch_lib.store.settings import as_settings, is_file_name
 
 SCALES = ("smoke", "reduced", "short", "paper")
-SCALE_NOTES = {
-    "smoke": "scale smoke: these numbers mean nothing",
-    "reduced": "scale reduced: a rehearsal",
-    "short": "scale short: published settings, fewer teachers and iterations",
-    "paper": "scale paper: published settings",
-}  # what figures and findings say of a scale
 SELECTIONS = ("validation", "test", "none")
 SEQUENTIAL_PREFIX = "seqmatch_"
 REFERENCES = ("random", "whole")  # methods that learn no images
