@@ -7,11 +7,10 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from seqmatch_lib.errors import StorageError, require
-from seqmatch_lib.report.figures import plot_accuracies, plot_losses, show_images
+from seqmatch_lib.report.figures import plot_accuracies, plot_losses, show_pictures
 from seqmatch_lib.report.notebooks import show
 from seqmatch_lib.results import Results
 from seqmatch_lib.runs.records import RunRecord
-from seqmatch_lib.subsets import SubsetSequence
 
 LEVELS = ("dataset", "scale", "ipc", "method", "run_id")  # of choice, each within the ones before
 ALL = "all"
@@ -40,11 +39,11 @@ def show_run(results: Results, record: RunRecord, subset: int | str = ALL, label
     """
     run = results.open_run(record)
     if results.has_set(record):
-        names = run.class_names
-        sets = run.distilled if subset == ALL else SubsetSequence(run.distilled.subsets[subset - 1 : subset])
-        classes = None if label == ALL else [names.index(label)]
+        blocks = list(run.pictures().items())
+        chosen = dict(blocks if subset == ALL else blocks[subset - 1 : subset])
+        classes = None if label == ALL else [run.class_names.index(label)]
         alt = f"Distilled images of {record.run_id}, subset: {subset}, class: {label}"
-        show(show_images(sets, run.to_pixels(), names, record.run_id, classes=classes), alt)
+        show(show_pictures(chosen, run.class_names, record.run_id, classes=classes), alt)
     else:
         print(f"The images of {record.run_id} were not kept; its record has the losses and accuracies.")
     show(_plot_numbers(record), f"Matching losses and accuracies of {record.run_id}")

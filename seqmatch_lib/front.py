@@ -106,9 +106,20 @@ class Run:
 
     def show(self, max_per_class: int = 10, classes: Sequence[int] | None = None) -> "Figure":
         """Draws the distilled images, a row for each class and a block of columns for each subset."""
-        from seqmatch_lib.report.figures import show_images
+        from seqmatch_lib.report.figures import show_pictures
 
-        return show_images(self.distilled, self.to_pixels(), self.class_names, self.record.run_id, max_per_class, classes)
+        steps = [f", step size {subset.lr:.3g}" for subset in self.distilled.subsets]
+        blocks = {f"{name}{step}": pixels for (name, pixels), step in zip(self.pictures().items(), steps, strict=True)}
+        return show_pictures(blocks, self.class_names, self.record.run_id, max_per_class, classes)
+
+    def pictures(self) -> dict[str, torch.Tensor]:
+        """Returns name of each subset -> its images as (classes * ipc, C, H, W) pixels; those of real ones lie in [0, 1]."""
+        to_pixels = self.to_pixels()
+        several = len(self.distilled) > 1
+        return {
+            f"{self.config.method}{f', $S_{k}$' if several else ''}": to_pixels(subset.images)
+            for k, subset in enumerate(self.distilled.subsets, start=1)
+        }
 
     @property
     def class_names(self) -> list[str]:
