@@ -85,6 +85,12 @@ def write_images(folder: Path) -> None:
             picture.convert("L" if number % 5 == 0 else "RGB").save(folder / "train" / label / f"{number}.png")
 
 
+def test_the_table_of_results_is_what_its_command_prints(capsys):
+    assert main(["tables", "--readme", "--results", str(ROOT / "paper_results")]) == 0
+    (table,) = re.findall(r"^<!-- results -->\n(.*?)<!-- end -->$", README, flags=re.MULTILINE | re.DOTALL)
+    assert table == capsys.readouterr().out
+
+
 def test_ratios_are_those_of_the_newest_full_benchmark():
     (text,) = re.findall(r"^<!-- benchmark: cpu full -->\n```\n(.*?)\n```$", PAGES["speed.md"], flags=re.MULTILINE | re.DOTALL)
     benchmarks = [load_benchmark(path) for path in (ROOT / "paper_results" / "benchmarks").glob("cpu-full-*.json")]
