@@ -9,7 +9,7 @@ from seqmatch_lib.bench.report import load_benchmark, newest_benchmark
 from seqmatch_lib.errors import StorageError, require
 from seqmatch_lib.front import RESULTS, Run, predict_minutes
 from seqmatch_lib.report.queries import Evidence
-from seqmatch_lib.runs.config import RunConfig, config_of_subsets
+from seqmatch_lib.runs.config import RunConfig, config_of_subsets, preset_names
 from seqmatch_lib.runs.coupling_measurements import load_coupling, measure_coupling
 from seqmatch_lib.runs.experiment import run_experiment
 from seqmatch_lib.runs.order import measure_order, runs_of_order
@@ -56,9 +56,26 @@ def list_configs(
     Raises:
         ConfigError: an unknown preset or scale, or seeds that are no whole numbers.
     """
+    seeds = _read_seeds(seeds)
+    return [config_of_subsets(dataset, base, sizes, scale, seed) for base in bases for sizes in divisions for seed in seeds]
+
+
+def list_presets(dataset: str, scale: str, seeds: Sequence[int] | int) -> list[RunConfig]:
+    """Returns the runs of all presets of a data set, for several seeds.
+
+    Raises:
+        ConfigError: the data set has no presets, the scale is unknown, or seeds are no whole numbers.
+    """
+    names = [name for name in preset_names() if name.split("-")[0] == dataset]
+    known = ", ".join(dict.fromkeys(name.split("-")[0] for name in preset_names()))
+    require(bool(names), f"data set {dataset!r:.120} has no presets; use one of {known}")
+    return [RunConfig.from_preset(name, scale, seed) for name in names for seed in _read_seeds(seeds)]
+
+
+def _read_seeds(seeds: Sequence[int] | int) -> list[int]:
     seeds = [seeds] if isinstance(seeds, int) else list(seeds) if isinstance(seeds, list | tuple) else [seeds]
     require(all(type(seed) is int for seed in seeds), f"seeds {seeds} must be whole numbers, such as [0, 1, 2]")
-    return [config_of_subsets(dataset, base, sizes, scale, seed) for base in bases for sizes in divisions for seed in seeds]
+    return seeds
 
 
 @dataclass(frozen=True)

@@ -75,9 +75,6 @@ def show_examples(dataset: ImageDataset) -> Figure:
     return figure
 
 
-GAP = 2  # white pixels between images
-
-
 def show_images(
     sequence: SubsetSequence,
     to_pixels: Callable[[torch.Tensor], torch.Tensor],
@@ -121,20 +118,22 @@ def show_pictures(
     """
     shown = list(range(len(class_names)) if classes is None else classes)
     columns = [min(max_per_class, len(pixels) // len(class_names)) for pixels in blocks.values()]
-    size = (max(3.0, 0.45 * sum(columns) + 0.3 * len(columns) + 1.2), 0.45 * len(shown) + 0.9)
-    figure, axes = plt.subplots(1, len(columns), figsize=size, squeeze=False, width_ratios=columns)
+    widths = [max(count, 3) for count in columns]  # room for the name of a block
+    size = (0.45 * sum(widths) + 0.3 * len(widths) + 1.2, 0.45 * len(shown) + 0.9)
+    figure, axes = plt.subplots(1, len(widths), figsize=size, squeeze=False, width_ratios=widths)
     for number, (axis, (name, pixels), count) in enumerate(zip(axes[0], blocks.items(), columns, strict=True)):
         by_class = pixels.clamp(0, 1).unflatten(0, (len(class_names), -1))[shown, :count]
-        tiles = torch.nn.functional.pad(by_class, (0, GAP, 0, GAP), value=1.0)  # (rows, columns, C, H, W)
-        grid = tiles.permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2)[:-GAP, :-GAP].numpy()
+        height = pixels.shape[2]
+        gap = max(1, height // 16)  # white pixels between images
+        tiles = torch.nn.functional.pad(by_class, (0, gap, 0, gap), value=1.0)  # (rows, columns, C, H, W)
+        grid = tiles.permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2)[:-gap, :-gap].numpy()
         axis.imshow(grid.squeeze(-1) if grid.shape[2] == 1 else grid, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         names = [class_names[label] for label in shown] if number == 0 else []
-        height = pixels.shape[2]
-        axis.set(xticks=[], yticks=[(height + GAP) * row + height / 2 for row in range(len(names))], yticklabels=names)
+        axis.set(xticks=[], yticks=[(height + gap) * row + height / 2 for row in range(len(names))], yticklabels=names)
         axis.grid(False)
         axis.tick_params(left=False)
         sns.despine(ax=axis, left=True, bottom=True)
-        axis.set_title(name, fontsize=10)
+        axis.set_title(name.replace(", ", "\n"), fontsize=10)
     figure.suptitle(title)
     figure.tight_layout()
     return figure

@@ -204,10 +204,10 @@ def find_digits(runs: Mapping[str, RunRecord]) -> str:
         first.ipc,
         first.scale,
         f"Random real images reach {random['mean']:.1f} %; distilled ones are ahead of them by {gains[0]:.1f} (MTT) and "
-        f"{gains[1]:.1f} points (SeqMatch), and the whole data set reaches {whole['mean']:.1f} %. SeqMatch less MTT is {gap:+.1f} "
-        f"points: {apart} than twice the spread over networks, {spread:.1f}.",
-        f"One seed of distillation, {mtt['n']} networks each. That distillation works can be seen here; digits are too easy to "
-        "rank methods by.",
+        f"{gains[1]:.1f} points (SeqMatch), and the whole data set reaches {whole['mean']:.1f} %. SeqMatch less MTT is "
+        f"{gap:+.1f} points: {apart} than twice the spread over networks, {spread:.1f}.",
+        f"One seed of distillation, {mtt['n']} networks each. That distillation works can be seen here; digits are too easy "
+        "to rank methods by.",
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import pandas as pd
 
 from seqmatch_lib.errors import ConfigError, NotebookError, require
 from seqmatch_lib.runs.config import describe_unknown
@@ -29,6 +30,25 @@ def show(figure: Any, alt: str) -> None:
     plt.close(figure)
     bundle = {"image/png": b64encode(buffer.getvalue()).decode(), "text/plain": alt}
     display(bundle, metadata={"image/png": {"alt": alt}}, raw=True)
+
+
+def show_table(frame: pd.DataFrame, caption: str, index: bool = False, precision: int = 1) -> None:
+    """Shows a frame as a table below a cell, the same every time: no address and no random name is in it.
+
+    Args:
+        frame: numbers, or texts of `queries.format_frame`.
+        caption: what they are.
+        index: whether the index says something.
+        precision: digits after the point.
+    """
+    from IPython.display import display
+
+    table = frame.style.format(precision=precision, na_rep="").set_caption(caption).set_uuid("table")
+    bundle = {
+        "text/html": (table if index else table.hide()).to_html(),
+        "text/plain": frame.round(precision).to_string(index=index),
+    }
+    display(bundle, raw=True)
 
 
 def read_parameters(path: Path | str) -> dict[str, str]:

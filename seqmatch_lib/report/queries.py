@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from pandas.io.formats.style import Styler
 
 from seqmatch_lib.errors import StorageError, require
 from seqmatch_lib.methods import method_names
@@ -554,6 +555,14 @@ def format_frame(frame: pd.DataFrame) -> pd.DataFrame:
     if "seeds" in frame and "accuracy" in frame:
         shown["accuracy"] = [text or "not run" for text in shown["accuracy"]]
     return pd.DataFrame(shown)
+
+
+def style_frame(shown: pd.DataFrame, caption: str = "") -> Styler:
+    """Returns a frame of texts as notebooks show it: no index, text to the left, short texts on one line."""
+    kept = shown.map(lambda text: text.replace(" ", "\u00a0") if len(text) < 24 else text)
+    left = {"selector": "td, th", "props": "text-align: left; vertical-align: top"}
+    bold = {"selector": "caption", "props": "text-align: left; font-weight: bold"}
+    return kept.style.hide().set_caption(caption).set_table_styles([left, bold])
 
 
 SIGNED = ("difference", "gain")

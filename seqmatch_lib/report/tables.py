@@ -198,17 +198,16 @@ def describe_table(settings: pd.DataFrame, rehearsal: pd.DataFrame) -> str:
     """
     printed, run = settings[settings["published"].notna()], settings[settings["seeds"] > 0]
     compared = run[run["published"].notna()]
-    gaps = "; ".join(
-        f"{row.method} with {row.ipc or 'all'} images {row.ours:.1f} ({row.difference:+.1f} points from the published number)"
-        for row in compared.itertuples()
+    found = "; ".join(
+        f"{row.method} at ipc {row.ipc or 'all'} {row.ours:.1f} ({row.difference:+.1f})" for row in compared.itertuples()
     )
-    seeds = f"one to {int(run['seeds'].max())} seeds" if len(run) and run["seeds"].max() > 1 else "one seed each"
+    seeds = [sorted({int(rows["seeds"].min()), int(rows["seeds"].max())}) if len(rows) else [0] for rows in (run, rehearsal)]
+    published, rehearsed = (" to ".join(map(str, counts)) for counts in seeds)
     return (
-        f"**What we find.** {printed['preset'].nunique()} cells have a published number. {compared['preset'].nunique()} of them "
-        f"were run at published settings{': ' * bool(gaps)}{gaps}. {rehearsal['preset'].nunique()} cells were rehearsed, with "
-        "smaller networks and fewer steps.\n\n"
-        f"**How sure.** At published settings: {seeds if len(run) else 'nothing was run'}. Rehearsals have "
-        f"{rehearsal['seeds'].min() if len(rehearsal) else 0} to {rehearsal['seeds'].max() if len(rehearsal) else 0} seeds and "
+        f"**What we find.** {printed['preset'].nunique()} cells have a published number. {compared['preset'].nunique()} of "
+        "them were run at published settings" + (f", with their distance from it in points: {found}" if found else "") + ". "
+        f"{rehearsal['preset'].nunique()} cells were rehearsed, with smaller networks and fewer steps.\n\n"
+        f"**How sure.** Seeds of distillation a cell: {published} at published settings, {rehearsed} in rehearsals, which "
         "decide nothing about published numbers. A gain of the sequence counts only beside its controls, which stand below."
     )
 

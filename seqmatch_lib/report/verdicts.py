@@ -109,6 +109,17 @@ def list_verdicts(evidence: Evidence, published: pd.DataFrame, results_dir: Path
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
+def summarise(verdicts: pd.DataFrame) -> str:
+    """Returns how many claims have which verdict, in a sentence, as Markdown."""
+    kinds = verdicts["verdict"].str.extract("^(confirmed|not confirmed|not decided)", expand=False).value_counts()
+    counts = ", ".join(f"{kinds.get(kind, 0)} {kind}" for kind in (CONFIRMED, NOT_CONFIRMED, NOT_DECIDED))
+    rehearsed = verdicts["verdict"].str.contains("rehearsal").sum()
+    return (
+        f"**What we find.** Of {len(verdicts)} claims, {counts}. **How sure.** {rehearsed} of them were only rehearsed: "
+        "smaller networks, fewer teachers and iterations. What a rehearsal shows stands in brackets and decides nothing."
+    )
+
+
 def _accuracies(evidence: Evidence, published: pd.DataFrame) -> list[tuple[str, ...]]:
     """Published accuracies of what was run at published settings."""
     rows = []
