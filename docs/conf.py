@@ -26,7 +26,7 @@ project_copyright = f"2026, {author}"
 language = "en"
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
-exclude_patterns = ["**/.ipynb_checkpoints"]
+exclude_patterns = ["**/.ipynb_checkpoints", "notebooks/failed"]
 
 html_theme = "furo"
 html_static_path = ["static"]
