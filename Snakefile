@@ -15,15 +15,15 @@ from seqmatch_lib.bench.report import load_benchmark, newest_benchmark
 from seqmatch_lib.runs.config import RunConfig, preset_names
 from seqmatch_lib.bench.cost import DataSizes, predict_seconds, predict_work
 from seqmatch_lib.methods import get_method
-from seqmatch_lib.report.notebooks import read_parameters
+from seqmatch_lib.report.notebooks import batch_parameters, list_copies
 
 SCALE = config.get("scale", "smoke")
 RESULTS = config.get("results", f"build/{SCALE}")
 DATASETS = str(config.get("datasets", "digits" if SCALE == "smoke" else "digits svhn cifar10 cifar100 tiny_imagenet")).split()
 SEEDS = [int(seed) for seed in str(config.get("seeds", 0)).split()]
 PRESETS = str(config.get("presets", "")).split() or [name for name in preset_names() if name.split("-")[0] in DATASETS]
-NOTEBOOKS = str(config.get("notebooks", "")).split() or sorted(path.stem for path in Path("notebooks").glob("*.ipynb"))
-SHOWN_DATASET = "digits" if SCALE == "smoke" else "cifar10"  # what notebooks on one data set are executed with
+COPIES = list_copies("notebooks")  # name of an executed copy -> notebook, its parameters
+NOTEBOOKS = str(config.get("notebooks", "")).split() or list(COPIES)
 PYTHON = sys.executable
 THREADS = int(config.get("threads", os.cpu_count()))  # of a job; one job already keeps all cores busy
 BENCHMARK = load_benchmark(newest_benchmark(Path("paper_results") / "benchmarks"))
@@ -57,13 +57,8 @@ def teachers_of(wildcards):
 
 
 def parameters_of(name):
-    """The parameters of a notebook in a batch: this scale and these seeds, and cells that were run above."""
-    known = read_parameters(f"notebooks/{name}.ipynb")
-    wanted = {"scale": SCALE, "seeds": SEEDS, "dataset": SHOWN_DATASET, "results_dir": f"{RESULTS}/notebooks/{name}"}
-    if "cells" in known and SCALE != "smoke":
-        table = name.split("_table_")[1]
-        wanted |= {"cells": [one for one in PRESETS if one.split("-")[0] == table], "results_dir": RESULTS}
-    wanted = {key: value for key, value in wanted.items() if key in known}
+    """The parameters of a notebook in a batch, as the command line takes them; all notebooks share the batch's folder."""
+    wanted = batch_parameters(*COPIES[name], SCALE, DATASETS, SEEDS, RESULTS)
     return " ".join(f"--set '{key}={value}'" for key, value in wanted.items())
 
 
@@ -94,6 +89,7 @@ rule run:
         teachers_of,
     output:
         RESULTS + "/runs/{dataset}/{run}.json",
+    priority: 1  # notebooks read what was run before, and run themselves what was not
     params:
         preset=lambda wildcards: CONFIGS[wildcards.run].preset,
         seed=lambda wildcards: CONFIGS[wildcards.run].seed,
@@ -107,18 +103,15 @@ rule run:
 
 rule notebook:
     input:
-        notebook="notebooks/{name}.ipynb",
-        records=lambda wildcards: list(RECORDS.values()) if "_table_" in wildcards.name and SCALE != "smoke" else [],
+        notebook=lambda wildcards: COPIES[wildcards.name][0],
+        records=lambda wildcards: list(RECORDS.values()) if "_tables_" in wildcards.name and SCALE != "smoke" else [],
     output:
         RESULTS + "/executed/{name}.ipynb",
     params:
         settings=lambda wildcards: parameters_of(wildcards.name),
-        partial=lambda wildcards, output: f"{RESULTS}/failed/{Path(output[0]).name}",
     threads: THREADS
-    # the executed copy counts only if no cell failed; a failed one stays in failed/ for reading
     shell:
-        "{PYTHON} -m seqmatch_lib notebook {input.notebook} --out {params.partial} {params.settings}"
-        " && mv {params.partial} {output}"
+        "{PYTHON} -m seqmatch_lib notebook {input.notebook} --out {output} {params.settings}"
 
 
 rule summary:

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::R
 
 def snakemake(results, *arguments):
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    settings = ["scale=smoke", f"results={results}", "presets=digits-ipc10-random digits-ipc10-dm", "notebooks=90_all_results"]
+    settings = ["scale=smoke", f"results={results}", "presets=digits-ipc10-random digits-ipc10-dm", "notebooks=02_seqmatch_step_by_step"]
     command = ["snakemake", "--cores", "all", "--keep-going", "--rerun-triggers", "mtime", *arguments, "--config", *settings]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     return done.returncode, done.stdout + done.stderr
@@ -37,7 +37,7 @@ def test_a_batch_with_a_broken_cell_finishes_the_rest_and_goes_on_later(tmp_path
     assert code != 0
     assert f"1 of 3 cells and notebooks are missing; the rest is finished:\n  {results}/runs/digits/{dm.run_id}.json" in out
     record = results / "runs" / "digits" / f"{random.run_id}.json"
-    executed = results / "executed" / "90_all_results.ipynb"
+    executed = results / "executed" / "02_seqmatch_step_by_step.ipynb"
     first = record.stat().st_mtime_ns, executed.stat().st_mtime_ns
     broken.rmdir()
     code, out = snakemake(results)

@@ -2,7 +2,7 @@
 
 import warnings
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -129,6 +129,27 @@ def list_copies(folder: Path | str) -> dict[str, tuple[Path, dict[str, Any]]]:
         for parameters in nbformat.read(path, as_version=4).metadata.get("seqmatch", {}).get("copies", [{}]):
             copies["_".join([path.stem, *map(str, parameters.values())])] = path, dict(parameters)
     return copies
+
+
+def batch_parameters(
+    path: Path | str, own: Mapping[str, Any], scale: str, datasets: Sequence[str], seeds: Sequence[int], results_dir: str
+) -> dict[str, Any]:
+    """Returns the parameters that a batch executes a notebook with: it reads that folder, and runs what is missing there.
+
+    Args:
+        path: of the notebook; parameters that it does not have are left out.
+        own: of the copy, see `list_copies`; a copy of a data set that the batch does not run shows the committed records.
+        scale: of the batch; and `datasets`, `seeds`, `results_dir`.
+        datasets: notebooks on one data set take CIFAR-10, or else the first.
+        seeds: of distillation.
+        results_dir: folder of the batch.
+    """
+    if own.get("dataset", datasets[0]) not in datasets:
+        return dict(own)
+    wanted = {"dataset": "cifar10" if "cifar10" in datasets else datasets[0], "scale": scale, "seeds": list(seeds)}
+    wanted |= {"seed": seeds[0], "results_dir": results_dir, "compute": True} | dict(own)
+    known = read_parameters(path)
+    return {name: value for name, value in wanted.items() if name in known}
 
 
 ALT_TEXT = """{% extends 'lab/index.html.j2' %}
