@@ -41,11 +41,8 @@ $(STAMP): requirements.lock pyproject.toml
 endif
 
 quickstart: $(STAMP)
-	@mkdir -p build
-	papermill notebooks/00_quickstart.ipynb build/00_quickstart.ipynb -p scale reduced -p results_dir build/quickstart
-	jupyter nbconvert --log-level WARN --to html build/00_quickstart.ipynb
+	python -m seqmatch_lib notebook notebooks/00_quickstart.ipynb --out build/00_quickstart.ipynb --html
 	@python -m seqmatch_lib show build/quickstart
-	@echo "open build/00_quickstart.html for the images and curves"
 
 # One torch thread in each of two processes is quicker than two threads in one.
 test: $(STAMP)
