@@ -42,6 +42,7 @@ verdicts = list_verdicts(Evidence.load(RESULTS), load_published(RESULTS), RESULT
 myst_substitutions = {"verdicts": to_markdown(verdicts.drop(columns="records"))}
 myst_heading_anchors = 3
 
+highlight_language = "none"  # of blocks that name no language
 default_role = "code"  # docstrings write `name` for code
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
