@@ -1,14 +1,15 @@
 """Notebooks: figures with a text for those who do not see them, and execution as a batch does it."""
 
+import re
 import warnings
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import nbformat
-import pandas as pd
 
 from seqmatch_lib.errors import ConfigError, NotebookError, require
 from seqmatch_lib.runs.config import describe_unknown
@@ -30,25 +31,6 @@ def show(figure: Any, alt: str) -> None:
     plt.close(figure)
     bundle = {"image/png": b64encode(buffer.getvalue()).decode(), "text/plain": alt}
     display(bundle, metadata={"image/png": {"alt": alt}}, raw=True)
-
-
-def show_table(frame: pd.DataFrame, caption: str, index: bool = False, precision: int = 1) -> None:
-    """Shows a frame as a table below a cell, the same every time: no address and no random name is in it.
-
-    Args:
-        frame: numbers, or texts of `queries.format_frame`.
-        caption: what they are.
-        index: whether the index says something.
-        precision: digits after the point.
-    """
-    from IPython.display import display
-
-    table = frame.style.format(precision=precision, na_rep="").set_caption(caption).set_uuid("table")
-    bundle = {
-        "text/html": (table if index else table.hide()).to_html(),
-        "text/plain": frame.round(precision).to_string(index=index),
-    }
-    display(bundle, raw=True)
 
 
 def read_parameters(path: Path | str) -> dict[str, str]:
@@ -108,7 +90,7 @@ def _clean(notebook: nbformat.NotebookNode) -> None:
         tags = cell.metadata.get("tags", [])
         cell.metadata = {"tags": tags} if tags else {}
         if cell.cell_type == "code":
-            cell.outputs = [one for one in cell.outputs if not _is_left_over(one)]
+            cell.outputs = [_without_names(one) for one in cell.outputs if not _is_left_over(one)]
 
 
 def _is_left_over(output: nbformat.NotebookNode) -> bool:
@@ -116,6 +98,20 @@ def _is_left_over(output: nbformat.NotebookNode) -> bool:
     if output.output_type == "stream":
         return not output.text.strip()
     return "application/vnd.jupyter.widget-view+json" in output.get("data", {})
+
+
+TABLE_NAME = re.compile(r"(?<=T_)[0-9a-f]{5}(?=[\W_])")  # pandas draws it for each table
+
+
+def _without_names(output: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Returns an output that is the same every time: no addresses of objects, tables named by their content."""
+    data = output.get("data", {})
+    if "text/plain" in data:
+        data["text/plain"] = re.sub(r" at 0x[0-9a-f]+", "", data["text/plain"])
+    if "text/html" in data:
+        content = TABLE_NAME.sub("", data["text/html"])
+        data["text/html"] = TABLE_NAME.sub(f"{crc32(content.encode()):08x}", data["text/html"])
+    return output
 
 
 def list_copies(folder: Path | str) -> dict[str, tuple[Path, dict[str, Any]]]:

@@ -114,7 +114,9 @@ class _Pair:
         mtt, ipc = self.joint_config.options, self.joint_config.ipc
         epochs = sorted({0, self.last_epoch // 2, self.last_epoch})
         match = (mtt.expert_epochs, mtt.syn_steps, sequence.subsets[0].lr)
-        matches = [coupling.make_match(self.network("coupling"), self.teachers[0], 0, epoch, *match) for epoch in epochs]
+        matches = [
+            coupling.make_matching_loss(self.network("coupling"), self.teachers[0], 0, epoch, *match) for epoch in epochs
+        ]
         sizes = range(2, ipc + 1, 2)
         frame = coupling.coupling_of_subsets(matches, *sequence.union(), stage.num_classes, sizes)
         return frame.assign(**{"start epoch": frame["match"].map(dict(enumerate(epochs)))})
@@ -182,7 +184,7 @@ def _of_last_subset(config: RunConfig, results_dir: Path) -> pd.DataFrame:
     network = stages[0].make_network(config.seed, "coupling")
     rows = []
     for teacher in range(min(FEW_TEACHERS, len(teachers))):
-        match = coupling.make_match(network, teachers, teacher, 0, mtt.expert_epochs, mtt.syn_steps, last.lr)
+        match = coupling.make_matching_loss(network, teachers, teacher, 0, mtt.expert_epochs, mtt.syn_steps, last.lr)
         found = {"coupling_of_earlier": match.coupling(*parts), "repair_by_last": match.repair_share(*parts)}
         rows.append({"K": len(sequence), "teacher": teacher, **found, "accuracy": record.accuracy_last["mean"]})
     return pd.DataFrame(rows)
