@@ -61,6 +61,7 @@ plan: $(STAMP)
 	snakemake --cores all --dry-run --rerun-triggers mtime $(BATCH)
 
 site: $(STAMP)
+	@rm -rf build/site
 	sphinx-build --quiet --fail-on-warning --keep-going --doctree-dir build/doctrees docs build/site
 	@echo "open build/site/index.html"
 

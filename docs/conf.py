@@ -36,6 +36,7 @@ html_math_renderer = "mathml"
 copybutton_exclude = ".linenos, .gp, .go"
 
 nb_execution_mode = "off"  # `notebooks` holds executed copies, which a test compares with their sources
+nb_render_markdown_format = "myst"  # with formulas and tables, as the text cells have them
 nb_ipywidgets_js: dict[str, dict] = {}  # widgets need a kernel; the page shows what the cell drew
 myst_enable_extensions = ["dollarmath", "substitution"]
 verdicts = list_verdicts(Evidence.load(RESULTS), load_published(RESULTS), RESULTS)
