@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from seqmatch_lib.errors import StorageError, require
 from seqmatch_lib.report.figures import plot_accuracies, plot_losses, show_pictures
 from seqmatch_lib.report.notebooks import show
+from seqmatch_lib.report.queries import label_scale
 from seqmatch_lib.results import Results
 from seqmatch_lib.runs.records import RunRecord
 
@@ -51,7 +52,7 @@ def show_run(results: Results, record: RunRecord, subset: int | str = ALL, label
 
 def _plot_numbers(record: RunRecord) -> Figure:
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.2))
-    plot_losses({record.method: record}, axis=left)
+    plot_losses({record.method: record}, axis=left, title=label_scale(record.scale))
     kinds = {"random real": record.random_baseline, "last": record.accuracy_last, "joint": record.accuracy_joint}
     plot_accuracies({name: found for name, found in kinds.items() if found is not None}, axis=right)
     figure.tight_layout()

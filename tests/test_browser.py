@@ -100,13 +100,13 @@ def test_it_runs_in_jupyterlab_without_any_data(lab, chromium, name):
     wait_for(lambda: chromium.execute_script(READY) == "idle", 240, "kernel")
     chromium.execute_script("window.jupyterapp.commands.execute('notebook:run-all-cells')")
     wait_for(lambda: chromium.execute_script(FINISHED), 900, "last cell")
-    (kernel,) = [child for child in process.children() if "ipykernel" in " ".join(child.cmdline())]
-    used = kernel.cpu_times()
+    kernels = [child.cpu_times() for child in process.children() if "ipykernel" in " ".join(child.cmdline())]
+    used = max(one.user + one.system for one in kernels)
     outputs = chromium.execute_script(OUTPUTS)
     assert '"output_type":"error"' not in outputs, outputs
     assert '"image/png"' in outputs
     if name != "00_quickstart":
-        assert used.user + used.system < PROCESSOR_SECONDS
+        assert used < PROCESSOR_SECONDS
     assert wait_for(lambda: chromium.execute_script(SHOW_LAST), 60, "picture on the page") > 200
     time.sleep(1)  # let it be drawn where it was scrolled to
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)

@@ -180,7 +180,7 @@ def plot_subsets(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figu
     require(
         bool(panels), f"no base method was run with two numbers of subsets on {dataset} at ipc {ipc}, {scale}", StorageError
     )
-    size = (1 + 2.4 * len(panels), 3.4)
+    size = (max(6.0, 1 + 2.4 * len(panels)), 3.4)  # room for the title above one panel
     figure, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False)
     for axis, (base, rows) in zip(axes[0], panels.items(), strict=True):
         one = effort[(effort["base"] == base) & (effort["num_subsets"] == 1)]

@@ -139,18 +139,19 @@ def show_pictures(
     return figure
 
 
-def plot_losses(records: Mapping[str, RunRecord], window: int = 20, axis: Axes | None = None) -> Axes:
+def plot_losses(records: Mapping[str, RunRecord], window: int = 20, axis: Axes | None = None, title: str = "") -> Axes:
     """Draws the matching loss of every stage against the iterations of the run, smoothed.
 
     Args:
         records: label -> record of a distilled set.
         window: iterations over which the running mean is taken.
         axis: to draw into; a new one by default.
+        title: of the axes.
     """
     axis = axis or plt.subplots(figsize=(7, 3.5))[1]
     for (label, record), color in zip(records.items(), sns.color_palette(PALETTE), strict=False):
         _draw_losses(axis, [stage["losses"] for stage in record.stages], label, color, window)
-    axis.set(xlabel="iteration", ylabel=f"matching loss, mean over {window} iterations")
+    axis.set(xlabel="iteration", ylabel=f"matching loss, mean over {window} iterations", title=title)
     axis.legend(frameon=False)
     return axis
 
@@ -197,7 +198,10 @@ def _draw_losses(axis: Axes, stages: Sequence[Sequence[float]], label: str, colo
 
 
 def plot_accuracies(
-    bars: Mapping[str, Mapping[str, float]], reference: Mapping[str, float] | None = None, axis: Axes | None = None
+    bars: Mapping[str, Mapping[str, float]],
+    reference: Mapping[str, float] | None = None,
+    axis: Axes | None = None,
+    title: str = "",
 ) -> Axes:
     """Draws accuracies as bars with their standard deviation and n, and a line for a reference.
 
@@ -207,6 +211,7 @@ def plot_accuracies(
         bars: label -> `{mean, std, n}` in per cent, as records hold them.
         reference: the same for the whole data set.
         axis: to draw into; a new one by default.
+        title: of the axes.
     """
     axis = axis or plt.subplots(figsize=(7, 3.5))[1]
     means, stds = ([bar[name] for bar in bars.values()] for name in ("mean", "std"))
@@ -222,16 +227,17 @@ def plot_accuracies(
         axis.annotate(f"whole data set {reference['mean']:.1f} %", (-0.4, reference["mean"]), xytext=(0, 3),
                       textcoords="offset points", fontsize=9)  # fmt: skip
     begin = f"; bars begin at {low:.0f}" if low else ""
-    axis.set(ylabel=f"test accuracy, %{begin}", ylim=(low, top + 0.12 * (top - low)))
+    axis.set(ylabel=f"test accuracy, %{begin}", ylim=(low, top + 0.12 * (top - low)), title=title)
     axis.grid(axis="x", visible=False)
     return axis
 
 
-def plot_transfer(frame: pd.DataFrame) -> Figure:
+def plot_transfer(frame: pd.DataFrame, title: str) -> Figure:
     """Draws what sets are worth for several architectures, beside random real images under the same training.
 
     Args:
         frame: of `findings.transfer`.
+        title: of the figure.
     """
     names, methods = list(dict.fromkeys(frame["network"])), list(dict.fromkeys(frame["method"]))
     require(bool(methods), "no set was evaluated on two architectures; run the notebook with compute = True", StorageError)
@@ -244,6 +250,7 @@ def plot_transfer(frame: pd.DataFrame) -> Figure:
         axis.set(title=method, ylabel="test accuracy, %", xticks=range(len(names)), xticklabels=names)
         axis.label_outer()
     axes[0, 0].legend(frameon=False)
+    figure.suptitle(title)
     figure.tight_layout()
     return figure
 

@@ -14,6 +14,13 @@ from seqmatch_lib.report.queries import Evidence, label_scale
 from seqmatch_lib.runs.config import SCALES
 from seqmatch_lib.runs.records import RunRecord, load_runs
 
+OF_SCALES = {
+    "smoke": "Scale smoke: these numbers mean nothing.",
+    "reduced": "A rehearsal has smaller networks, fewer teachers and fewer iterations than published, and decides nothing "
+    "about the paper's own settings.",
+    "short": "These are published settings with fewer teachers and iterations.",
+}
+
 
 def shown_scales(query: Callable[..., pd.DataFrame], *arguments: Any) -> list[str]:
     """Returns the scales at which a query finds something, the one nearest to the published settings first.
@@ -61,7 +68,7 @@ def find_subsets(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str:
         ipc,
         scale,
         f"Accuracy in stages, in per cent: {_join(courses)}. {controls}",
-        f"{_seeds(frame)} at the largest K and up to {frame['seeds'].max() if len(frame) else 0} at K = 1 and 2.",
+        f"Seeds of distillation: {_seeds_by(frame, 'num_subsets', 'K = {}')}.",
     )
 
 
@@ -105,7 +112,8 @@ def find_gains(evidence: Evidence, dataset: str, scale: str, base: str = "mtt") 
         scale,
         f"The lead of {base.upper()} over as many random real images, in points by images per class: {course(alone)}. "
         f"That of its sequence: {course(sequence) or 'not run'}; larger sequences were not run.",
-        f"{_seeds(alone)}. Iterations are the same at every size, so that larger sets are further from finished.",
+        f"Seeds of distillation: {_seeds_by(alone, 'ipc', '{} images')}. Iterations are the same at every size, so that "
+        "larger sets are further from finished.",
     )
 
 
@@ -283,8 +291,17 @@ def _seeds(frame: pd.DataFrame) -> str:
     return f"{low} seed{'s' * (low != 1)} of distillation" if low == high else f"{low} to {high} seeds of distillation"
 
 
+def _seeds_by(frame: pd.DataFrame, column: str, name: str) -> str:
+    """Returns the numbers of seeds at each value of a column."""
+    groups = frame.groupby(column)["seeds"].agg(["min", "max"])
+    counts = [str(low) if low == high else f"{low} to {high}" for low, high in zip(groups["min"], groups["max"], strict=True)]
+    return _join([f"{count} at {name.format(value)}" for value, count in zip(groups.index, counts, strict=True)])
+
+
 def _finding(dataset: str, ipc: int | None, scale: str, found: str, sure: str) -> str:
-    return f"**What we find** ({name_setting(dataset, ipc, scale)}). {found}\n\n**How sure.** {sure}"
+    return (
+        f"**What we find** ({name_setting(dataset, ipc, scale)}). {found}\n\n**How sure.** {sure} {OF_SCALES.get(scale, '')}"
+    )
 
 
 def _by_seed(rows: pd.DataFrame) -> dict[int, list[float]]:

@@ -149,8 +149,9 @@ def batch_parameters(
 
 
 ALT_TEXT = """{% extends 'lab/index.html.j2' %}
-{% block data_png %}<img alt="{{ output.metadata.get('image/png', {}).get('alt', '') | escape_html }}"
-src="data:image/png;base64,{{ output.data['image/png'] | escape_html }}">{% endblock %}"""
+{% block data_png %}<div class="jp-RenderedImage jp-OutputArea-output" style="max-width: 100%">
+<img alt="{{ output.metadata.get('image/png', {}).get('alt', '') | escape_html }}" style="max-width: 100%; height: auto"
+src="data:image/png;base64,{{ output.data['image/png'] | escape_html }}"></div>{% endblock %}"""
 
 
 def export_html(path: Path | str) -> Path:
