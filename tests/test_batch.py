@@ -23,12 +23,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::R
 
 def snakemake(results, *arguments):
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    settings = [
-        "scale=smoke",
-        f"results={results}",
-        "presets=digits-ipc10-random digits-ipc10-dm",
-        "notebooks=02_seqmatch_step_by_step",
-    ]
+    cells = ["presets=digits-ipc10-random digits-ipc10-dm", "notebooks=02_seqmatch_step_by_step"]
+    settings = ["scale=smoke", f"results={results}", *cells]
     command = ["snakemake", "--cores", "all", "--keep-going", "--rerun-triggers", "mtime", *arguments, "--config", *settings]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     return done.returncode, done.stdout + done.stderr

@@ -44,15 +44,19 @@ def plot_table(published: pd.DataFrame, records: Sequence[RunRecord], dataset: s
     rehearsal = next((table for table in rehearsals if len(table)), rehearsals[0])
     ipcs = sorted({*known["ipc"], *ours["ipc"], *rehearsal["ipc"]})
     require(bool(ipcs), f"{dataset} has no published accuracies and no records at 1, 10 or 50 images per class", NothingToDraw)
-    rows = [(_by_accuracy(known, "mean", ours["method"]), _draw_published), (_by_accuracy(rehearsal, "ours"), _draw_rehearsal)]
+    scales = "".join(f"{label_scale(scale)}, " for scale in rehearsal["scale"].unique())
+    rows = [
+        (_by_accuracy(known, "mean", ours["method"]), _draw_published, ""),
+        (_by_accuracy(rehearsal, "ours"), _draw_rehearsal, scales),
+    ]
     rows = [row for row in rows if row[0]]
-    heights = [0.24 * len(methods) + 0.9 for methods, _ in rows]
+    heights = [0.24 * len(methods) + 0.9 for methods, *_ in rows]
     size = (3.6 * len(ipcs), sum(heights) + 0.8)
     figure, axes = plt.subplots(len(rows), len(ipcs), figsize=size, sharey="row", squeeze=False, height_ratios=heights)
-    for line, (methods, draw) in zip(axes, rows, strict=True):
+    for line, (methods, draw, prefix) in zip(axes, rows, strict=True):
         for axis, ipc in zip(line, ipcs, strict=True):
             draw(axis, methods, *(table[table["ipc"] == ipc] for table in (known, ours, rehearsal)))
-            title = f"{axis.get_title()}{ipc} image{'s' if ipc > 1 else ''} per class"
+            title = f"{prefix}{ipc} image{'s' if ipc > 1 else ''} per class"
             axis.set(xlim=(0, 100), xlabel="test accuracy, %", yticks=range(len(methods)), yticklabels=methods)
             axis.set_title(title, fontsize=10)
             axis.grid(axis="y", visible=False)
@@ -70,8 +74,7 @@ def _draw_published(axis: Axes, methods: Sequence[str], known: pd.DataFrame, our
 def _draw_rehearsal(axis: Axes, methods: Sequence[str], _: pd.DataFrame, __: pd.DataFrame, rehearsal: pd.DataFrame) -> None:
     _draw_means(axis, methods, rehearsal, "random", "0.5", "|", "random real, same training")
     _draw_means(axis, methods, rehearsal, "ours", sns.color_palette(PALETTE)[3], "D", "ours")
-    scales = ", ".join(map(label_scale, rehearsal["scale"].unique()))
-    axis.set(title=f"{scales}, " if scales else "", ylim=(-0.6, len(methods) - 0.4))
+    axis.set(ylim=(-0.6, len(methods) - 0.4))
 
 
 def _by_accuracy(table: pd.DataFrame, column: str, also: Sequence[str] = ()) -> list[str]:
@@ -88,14 +91,15 @@ def _draw_means(
         axis.errorbar(table[column], places, xerr=spread, fmt=marker, color=color, capsize=2, label=label)
 
 
-def _legend_below(figure: Figure, axes: Sequence[Axes], title: str, columns: int = 4) -> None:
+def _legend_below(figure: Figure, axes: Sequence[Axes], title: str) -> None:
     """Puts one legend for all axes below them and a title above."""
     found = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     found = {label: found[label] for label in sorted(found, key=lambda label: label == "mean")}
-    inches = 0.3 * (1 + (len(found) - 1) // columns) / figure.get_figheight()
-    figure.legend(found.values(), found.keys(), loc="lower center", ncols=min(columns, len(found)), frameon=False)
+    longest = max(len(label) for label in found)
+    columns = max(1, min(len(found), int(figure.get_figwidth() / (0.7 + 0.085 * longest))))
+    figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.06)
+    figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=columns, frameon=False)
     figure.suptitle(title, fontsize=12)
-    figure.tight_layout(rect=(0, inches, 1, 1))
 
 
 def plot_comparison(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figure:
@@ -175,9 +179,9 @@ def plot_subsets(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figu
     effort = queries.efforts(evidence, dataset, ipc, scale, by_seed=True)
     panels = {base: rows for base, rows in frame.groupby("base") if rows["num_subsets"].nunique() > 1}
     require(
-        bool(panels), f"no base method was run with two numbers of subsets on {dataset} at ipc {ipc}, {scale}", StorageError
+        bool(panels), f"no base method was run with two numbers of subsets on {dataset} at ipc {ipc}, {scale}", NothingToDraw
     )
-    size = (max(6.0, 1 + 2.4 * len(panels)), 3.4)  # room for the title above one panel
+    size = (max(6.0, 1.5 + 2.4 * len(panels)), 3.8)  # room for the title above one panel
     figure, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False)
     for axis, (base, rows) in zip(axes[0], panels.items(), strict=True):
         one = effort[(effort["base"] == base) & (effort["num_subsets"] == 1)]
@@ -187,7 +191,7 @@ def plot_subsets(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figu
             "random real, in stages": rows.assign(accuracy=rows["random"]),
             "in stages": rows,
             "jointly": rows.assign(accuracy=rows["joint"].fillna(rows["accuracy"])),
-            "one set, as many epochs as the stages": longer[longer["num_subsets"].isin(rows["num_subsets"])],
+            "one set, as many epochs": longer[longer["num_subsets"].isin(rows["num_subsets"])],
         }
         for (kind, points), marker, color in zip(lines.items(), "osD^", sns.color_palette(PALETTE), strict=False):
             means = points.groupby("num_subsets")["accuracy"].mean()
@@ -261,20 +265,20 @@ def plot_curves(
         axis.errorbar(row.iterations, row.accuracy, row.accuracy_std, label=label if marker == "o" else HALVES, **style)
     axis.set(xlabel="iteration of distillation, over all subsets", ylabel="accuracy, %")
     _legend_below(
-        figure,
-        [axis],
-        f"{dataset}, {ipc} image{'s' if ipc > 1 else ''} per class, {label_scale(scale)}; lines: one network",
-        columns=2,
+        figure, [axis], f"{dataset}, {ipc} image{'s' if ipc > 1 else ''} per class, {label_scale(scale)}; lines: one network"
     )
     return figure
 
 
-def write_figures(results_dir: Path | str = "paper_results", out_dir: Path | str | None = None) -> list[Path]:
-    """Draws the figures of tables and report from all records, as SVG and PNG.
+def write_figures(
+    results_dir: Path | str = "paper_results", out_dir: Path | str | None = None, kinds: Sequence[str] = ("svg", "png")
+) -> list[Path]:
+    """Draws the figures of tables and report from all records.
 
     Args:
         results_dir: folder of records and published numbers.
         out_dir: where they go; the same folder by default.
+        kinds: formats.
 
     Returns:
         The files, below `out_dir/figures`; a figure that no record is for is left out.
@@ -292,6 +296,6 @@ def write_figures(results_dir: Path | str = "paper_results", out_dir: Path | str
     folder, paths = Path(out_dir or results_dir) / "figures", []
     for name, draw in drawn:
         with suppress(NothingToDraw):
-            paths += save_figure(draw(), folder / name)
+            paths += save_figure(draw(), folder / name, kinds)
         plt.close("all")
     return paths

@@ -30,18 +30,19 @@ def set_style() -> None:
     sns.set_theme(style="whitegrid", context="notebook", palette=PALETTE, rc=options)
 
 
-def save_figure(figure: Figure, stem: Path) -> list[Path]:
-    """Writes a figure as SVG and PNG; equal figures become equal files.
+def save_figure(figure: Figure, stem: Path, kinds: Sequence[str] = ("svg", "png")) -> list[Path]:
+    """Writes a figure in several formats; equal figures become equal files.
 
     Args:
         figure: any.
         stem: path without its ending; its folder is made.
+        kinds: formats.
 
     Returns:
-        The two files.
+        The files.
     """
     stem.parent.mkdir(parents=True, exist_ok=True)
-    paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("svg", "png")]
+    paths = [stem.with_name(f"{stem.name}.{kind}") for kind in kinds]
     for path in paths:
         figure.savefig(path, metadata={"Date": None})  # the time of writing is no part of the figure
     return paths

@@ -205,7 +205,7 @@ def _pool(rows: pd.DataFrame, by: Sequence[str], kinds: Mapping[str, str], by_se
             row |= mean_and_std(found, name)
         pooled.append(row | _counts(group[group["kind"] == next(iter(kinds.values()))]))
     columns = [*by, *(f"{name}{end}" for name in kinds for end in ("", "_std")), "seeds", "n", "records"]
-    return pd.DataFrame(pooled, columns=columns)
+    return pd.DataFrame(pooled, columns=columns).astype(rows[by].dtypes)  # without rows, too
 
 
 def _with_settings(rows: pd.DataFrame, settings: Collection[str], compared: Sequence[str] = ()) -> pd.DataFrame:
@@ -547,6 +547,8 @@ def format_frame(frame: pd.DataFrame) -> pd.DataFrame:
         elif f"{name}_low" in frame:
             bounds = zip(column, frame[f"{name}_low"], frame[f"{name}_high"], strict=True)
             texts = [f"{mean:+.1f}" + ("" if pd.isna(low) else f" [{low:+.1f}, {high:+.1f}]") for mean, low, high in bounds]
+        elif pd.api.types.is_bool_dtype(column):
+            texts = ["yes" if value else "no" for value in column]
         elif pd.api.types.is_float_dtype(column):
             texts = [f"{value:{'+' * (name in SIGNED)}.1f}" for value in column]
         else:
@@ -570,9 +572,10 @@ SIGNED = ("difference", "gain")
 
 def _frame(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> pd.DataFrame:
     """Returns rows as a frame; without rows, one with the columns that any would have."""
-    return (
-        pd.DataFrame(rows) if rows else pd.DataFrame(columns=[*columns, "accuracy", "accuracy_std", "seeds", "n", "records"])
-    )
+    if rows:
+        return pd.DataFrame(rows)
+    empty = pd.DataFrame(columns=[*columns, "accuracy", "accuracy_std", "seeds", "n", "records"])
+    return empty.astype({name: bool for name in columns if name == "of_preset"})
 
 
 def _summaries(

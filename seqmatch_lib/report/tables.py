@@ -1,6 +1,7 @@
 """The tables of the paper, every cell with the published number and ours, and the README's one table; all from records."""
 
 from collections.abc import Sequence
+from functools import cache
 from math import nan
 from pathlib import Path
 from typing import Any
@@ -95,8 +96,8 @@ def build_table(
     known = published[published["dataset"] == dataset].set_index(["ipc", "method"])
     printed = bool({*PUBLISHED_SETTINGS} & {*scales})
     rows = []
-    for preset in _presets_of(dataset):
-        config = RunConfig.from_preset(preset)
+    for config in _cells_of(dataset):
+        preset = config.preset
         cell = {"preset": preset, "ipc": config.ipc, "method": config.method} | _published(known, config.ipc, config.method)
         runs = {scale: _runs_of(preset, scale, records) for scale in scales}
         done = [cell | _summarise(found, scale) for scale, found in runs.items() if found]
@@ -109,14 +110,13 @@ def build_table(
     return table
 
 
-def _presets_of(dataset: str) -> list[str]:
+@cache
+def _cells_of(dataset: str) -> list[RunConfig]:
     """Returns the presets of a data set: by ipc, references first, a base method beside its sequential form."""
-
-    def place(preset: str) -> tuple[Any, ...]:
-        config = RunConfig.from_preset(preset)
-        return config.ipc or 10**9, config.method not in REFERENCES, config.base_method, config.is_sequential
-
-    return sorted((preset for preset in preset_names() if preset.split("-")[0] == dataset), key=place)
+    configs = [RunConfig.from_preset(preset) for preset in preset_names() if preset.split("-")[0] == dataset]
+    return sorted(
+        configs, key=lambda one: (one.ipc or 10**9, one.method not in REFERENCES, one.base_method, one.is_sequential)
+    )
 
 
 def _runs_of(preset: str, scale: str, records: Sequence[RunRecord]) -> list[RunRecord]:

@@ -49,9 +49,9 @@ class Gap(NamedTuple):
 
     @property
     def direction(self) -> str:
-        """What the interval says of the first side: "ahead", "behind", "level", or that there are too few seeds."""
+        """What the interval says of the first side: "ahead", "behind", "level", or how few seeds there are."""
         if self.seeds < SEEDS_FOR_AN_INTERVAL:
-            return _seeds(self.seeds)
+            return _seeds(self.seeds) if self.seeds else "not run"
         return "ahead" if self.low > 0 else "behind" if self.high < 0 else "level"
 
 
@@ -72,12 +72,11 @@ def judge_difference(gap: Gap, scale: str, controls: Mapping[str, Gap] | None = 
     if scale not in PUBLISHED_SETTINGS:
         found = [f"{name}: {one.direction}" for name, one in (controls or {}).items() if one.direction in ("behind", "level")]
         return f"{NOT_DECIDED} (rehearsal: {'; '.join([gap.direction, *found])})"
-    for name, one in {"": gap, **(controls or {})}.items():
-        where = f"{name}: " if name else ""
-        if one.seeds < SEEDS_FOR_AN_INTERVAL:
-            return f"{NOT_DECIDED} ({where}{one.direction})"
-        if one.direction != "ahead":
-            return f"{NOT_CONFIRMED} ({where}{one.direction})"
+    gaps = {"": gap, **(controls or {})}
+    for verdict, words in ((NOT_CONFIRMED, ("level", "behind")), (NOT_DECIDED, ("not run", "1 seed", "2 seeds"))):
+        for name, one in gaps.items():
+            if one.direction in words:
+                return f"{verdict} ({f'{name}: ' if name else ''}{one.direction})"
     return CONFIRMED
 
 
