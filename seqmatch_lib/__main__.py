@@ -150,7 +150,7 @@ def _add_results(commands: Any) -> None:
 
 
 def _add_pages(commands: Any) -> None:
-    """Adds the commands for notebooks: execute one, show them all."""
+    """Adds the command that executes a notebook."""
     notebook = commands.add_parser("notebook", help="execute a notebook; a parameter it does not have is an error")
     notebook.add_argument("path", type=Path, nargs="?", metavar="PATH", help="for example notebooks/20_ablation_k.ipynb")
     notebook.add_argument("--all", action="store_true", help=f"all notebooks as they open, into {EXECUTED}")
@@ -158,12 +158,6 @@ def _add_pages(commands: Any) -> None:
     notebook.add_argument("--html", action="store_true", help="write the copy as a page, too")
     _add_set_argument(notebook, "scale=reduced")
     notebook.set_defaults(command=_notebook)
-
-    site = commands.add_parser("site", help="render executed notebooks and tables as a static site")
-    site.add_argument("--executed", type=Path, default=Path("build/executed"), metavar="DIR", help="default: build/executed")
-    site.add_argument("--tables", type=Path, default=RESULTS / "tables", metavar="DIR")
-    site.add_argument("--out", type=Path, default=Path("build/site"), metavar="DIR", help="default: build/site")
-    site.set_defaults(command=_site)
 
 
 def _add_predictions(commands: Any) -> None:
@@ -356,13 +350,6 @@ def _notebook(options: argparse.Namespace) -> None:
         print(f"executed: {out}")
         if options.html:
             print(f"open {export_html(out)}")
-
-
-def _site(options: argparse.Namespace) -> None:
-    require(find_spec("nbconvert") is not None, "the site needs the notebook packages: pip install seqmatch-lib[notebooks]")
-    from seqmatch_lib.report.site import build_site
-
-    print(f"open {build_site(options.executed, options.tables, options.out)}")
 
 
 def _teachers(options: argparse.Namespace) -> None:

@@ -26,7 +26,7 @@ from seqmatch_lib.bench.cost import CostModel
 from seqmatch_lib.data.arrays import Arrays, dataset_from_arrays
 from seqmatch_lib.data.datasets import DATASETS, DatasetSpec, ImageDataset, find_dataset, fit_preprocessing, load_dataset
 from seqmatch_lib.errors import ConfigError, StorageError, require
-from seqmatch_lib.methods import method_names
+from seqmatch_lib.methods import get_method, method_names
 from seqmatch_lib.runs.config import SEQUENTIAL_PREFIX, RunConfig, preset_names
 from seqmatch_lib.runs.experiment import choose_device, run_experiment
 from seqmatch_lib.runs.real_data import prepare_data
@@ -82,7 +82,7 @@ class Run:
 
     @property
     def losses(self) -> "DataFrame":
-        """The loss of every iteration: columns `stage`, `iteration` (both counted from 1) and `loss`."""
+        """The loss of every iteration, in columns `stage`, `iteration` (both counted from 1) and `loss`."""
         from pandas import DataFrame
 
         rows = [
@@ -94,7 +94,7 @@ class Run:
 
     @property
     def scores(self) -> "DataFrame":
-        """Accuracies of scored iterates in per cent: `stage`, `iteration`, `images` ("validation" or "test"), `accuracy`."""
+        """Accuracies (%) of scored iterates, in columns `stage`, `iteration`, `images` ("validation", "test"), `accuracy`."""
         from pandas import DataFrame
 
         rows = [
@@ -208,11 +208,12 @@ def distill(
         train: (images, labels): tensors or numpy arrays, (N, C, H, W) uint8, or floats in [0, 1], and (N,) whole numbers
             0 … classes - 1; or a `torch.utils.data.Dataset` of such pairs.
         test: the same for the test images.
-        method: base method: "mtt", "idc", "dm", "krr", or one of your own.
+        method: base method: "mtt", "idc", "dm", "krr", or a registered one of your own.
         subset_ipcs: images per class of S_1 … S_K; more than one makes it SeqMatch.
         iterations: for each subset; by default those of the preset that lends its settings.
-        scale: all other settings are those of the preset `cifar10-ipc10-<method>` at this scale, for example a ConvNet of
-            depth 3, which needs images of 8 pixels and more.
+        scale: all other settings are those of the preset `cifar10-ipc10-<method>` at this scale, for a method of your own
+            those of `cifar10-ipc10-random` and its own defaults; for example a ConvNet of depth 3, which needs images of 8
+            pixels and more.
         seed: of initial images, batches and evaluation networks.
         set: settings that differ from that preset, by dotted keys.
         results_dir: folder to keep everything in, from which the same call goes on; a temporary one by default.
@@ -224,18 +225,18 @@ def distill(
     dataset = dataset_from_arrays(train, test)
     base = method.removeprefix(SEQUENTIAL_PREFIX)
     require(base in method_names(), f"method {method!r:.120} is unknown; use one of {', '.join(method_names())}")
-    config = RunConfig.from_preset(f"cifar10-ipc10-{base}", scale, seed)
+    preset = f"cifar10-ipc10-{base}"
+    config = RunConfig.from_preset(preset if preset in preset_names() else "cifar10-ipc10-random", scale, seed)
     changes: dict[str, Any] = {
         "dataset": dataset.spec.name,
         "zca": False,
         "method": SEQUENTIAL_PREFIX * (len(subset_ipcs) > 1) + base,
         "ipc": sum(subset_ipcs),
         "subset_ipcs": list(subset_ipcs),
+        "intervals": [list(one) for one in config.intervals[:1]] if get_method(base).uses_teachers else [],
     }
-    if config.intervals:
-        changes["intervals"] = [list(config.intervals[0])]
     if iterations is not None:
-        one_for_all = not isinstance(config.options.iterations, int)
+        one_for_all = config.options is not None and not isinstance(config.options.iterations, int)
         changes[f"{base}.iterations"] = [iterations] if one_for_all else iterations
     config = config.changed(changes | dict(set or {}))
     folder = Path(results_dir or tempfile.mkdtemp(prefix="seqmatch-"))

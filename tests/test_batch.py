@@ -1,4 +1,4 @@
-"""The batch: a plan, a failing cell that stops nothing else, what is missing alone on the next call, notebooks, the site."""
+"""The batch: a plan, a failing cell that stops nothing else, what is missing alone on the next call, notebooks."""
 
 import json
 import os
@@ -10,9 +10,8 @@ import nbformat
 import pytest
 
 from seqmatch_lib.__main__ import main
-from seqmatch_lib.errors import ConfigError, NotebookError, StorageError
+from seqmatch_lib.errors import ConfigError, NotebookError
 from seqmatch_lib.report.notebooks import read_parameters, run_notebook
-from seqmatch_lib.report.site import build_site
 from seqmatch_lib.runs.config import RunConfig
 
 ROOT = Path(__file__).parents[1]
@@ -89,27 +88,6 @@ def test_a_failing_cell_is_named_and_its_notebook_stays(tmp_path):
     cells = json.loads((tmp_path / "out" / "failed" / "broken.ipynb").read_text())["cells"]
     assert any("before" in str(cell.get("outputs")) for cell in cells)
     assert any("x = 2" in "".join(cell["source"]) for cell in cells)
-
-
-DRAW = "import matplotlib.pyplot as plt\nplt.plot([0, x])\nplt.show()"
-
-
-def test_the_site_shows_the_main_figure_first_and_links_every_notebook(tmp_path):
-    for stem in ("00_first", "10_tables_cifar10"):
-        run_notebook(
-            write_notebook(tmp_path / f"{stem}.ipynb", "x = 1", DRAW), tmp_path / "executed" / f"{stem}.ipynb", {"x": 3}
-        )
-    (tmp_path / "tables").mkdir()
-    (tmp_path / "tables" / "svhn.html").write_text("<table><tr><td>cell</td></tr></table>")
-    index = build_site(tmp_path / "executed", tmp_path / "tables", tmp_path / "site")
-    page = index.read_text()
-    assert page.index('src="main.png"') < page.index('href="00_first.html"') < page.index('href="10_tables_cifar10.html"')
-    assert page.index("</ul>") < page.index("<td>cell</td>")
-    assert "A title &amp; more" in page
-    assert (tmp_path / "site" / "main.png").read_bytes().startswith(b"\x89PNG")
-    assert "data:image/png" in (tmp_path / "site" / "00_first.html").read_text()
-    with pytest.raises(StorageError, match="holds no executed notebooks; run `make tables"):
-        build_site(tmp_path / "nothing", tmp_path / "tables", tmp_path / "site")
 
 
 def test_shared_teachers_are_those_that_runs_find(tmp_path, capsys):

@@ -572,7 +572,8 @@ def style_frame(shown: pd.DataFrame, caption: str = "") -> Styler:
     kept = shown.map(lambda text: text.replace(" ", "\u00a0") if len(text) < 24 else text)
     left = {"selector": "td, th", "props": "text-align: left; vertical-align: top"}
     bold = {"selector": "caption", "props": "text-align: left; font-weight: bold"}
-    return kept.style.hide().set_caption(caption).set_table_styles([left, bold])
+    name = digest_json([caption, shown.to_numpy().tolist()])[:8]  # by default a random one, so that equal pages would differ
+    return kept.style.hide().set_caption(caption).set_table_styles([left, bold]).set_uuid(name)
 
 
 SIGNED = ("difference", "gain")
