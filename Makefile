@@ -15,7 +15,7 @@ help:
 	@echo "make quickstart  distil the built-in digits and show the result (2 minutes on 2 cores)"
 	@echo "make test        check style, imports and all tests (8 to 17 minutes on 2 cores)"
 	@echo "make tables      all runs, notebooks and tables; SCALE=smoke|reduced|paper, DATASETS=\"cifar10 svhn\""
-	@echo "make plan        what that would do, with predicted minutes and memory"
+	@echo "make plan        the runs that are missing, with minutes and memory, and totals"
 	@echo "make site        executed notebooks and tables as static HTML"
 	@echo "make lab         open the notebooks in JupyterLab"
 	@echo "make clean       remove build output (the environment stays in $(VENV))"
@@ -43,14 +43,13 @@ test: $(STAMP)
 	lint-imports
 	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile
 
-# A dictionary of settings for the Snakefile: those that were given.
-BATCH = --config scale=$(SCALE) $(if $(DATASETS),datasets="$(DATASETS)") $(if $(SEEDS),seeds="$(SEEDS)")
-
 tables: $(STAMP)
-	snakemake --cores all --keep-going --rerun-triggers mtime --rerun-incomplete --quiet rules $(BATCH)
+	snakemake --cores all --quiet rules \
+		--config scale="$(SCALE)" $(if $(DATASETS),datasets="$(DATASETS)") $(if $(SEEDS),seeds="$(SEEDS)")
 
 plan: $(STAMP)
-	snakemake --cores all --dry-run --rerun-triggers mtime $(BATCH)
+	@python -m seqmatch_lib plan \
+		--scale "$(SCALE)" $(if $(DATASETS),--datasets "$(DATASETS)") $(if $(SEEDS),--seeds "$(SEEDS)")
 
 site: $(STAMP)
 	python -m seqmatch_lib site --executed build/$(SCALE)/executed
