@@ -9,13 +9,14 @@ STAMP := $(VENV)/.installed
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export JUPYTER_PREFER_ENV_PATH := 1
 
-.PHONY: help install quickstart test lab tables plan site clean
+.PHONY: help install quickstart test lab tables plan gpu site clean
 
 help:
 	@echo "make quickstart  distil the built-in digits and show the result (2 minutes on 2 cores)"
 	@echo "make test        check style, imports and all tests (8 to 17 minutes on 2 cores)"
 	@echo "make tables      all runs, notebooks and tables; SCALE=smoke|reduced|paper, DATASETS=\"cifar10 svhn\""
 	@echo "make plan        the runs that are missing, with minutes and memory, and totals"
+	@echo "make gpu SCALE=paper MINUTES=5    checks and runs for a GPU at hand for some minutes"
 	@echo "make site        executed notebooks and tables as static HTML"
 	@echo "make lab         open the notebooks in JupyterLab"
 	@echo "make clean       remove build output (the environment stays in $(VENV))"
@@ -50,6 +51,18 @@ tables: $(STAMP)
 plan: $(STAMP)
 	@python -m seqmatch_lib plan \
 		--scale "$(SCALE)" $(if $(DATASETS),--datasets "$(DATASETS)") $(if $(SEEDS),--seeds "$(SEEDS)")
+
+# With a GPU for some minutes: the checks, the benchmark, then the two runs that the paper compares, each as far as it gets.
+# The same command goes on from there. A rehearsal without one: make gpu SCALE=smoke DATASET=digits MINUTES=1 BENCH=--quick
+DATASET ?= cifar10
+MINUTES ?= 3
+OUT ?= build/gpu
+gpu: $(STAMP)
+	python -m pytest -m gpu
+	python -m seqmatch_lib bench $(BENCH) --results $(OUT)
+	for method in mtt seqmatch_mtt; do \
+	  python -m seqmatch_lib run $(DATASET)-ipc10-$$method --scale $(SCALE) --results $(OUT) --max-minutes $(MINUTES) || test $$? = 75 || exit 1; \
+	done
 
 site: $(STAMP)
 	python -m seqmatch_lib site --executed build/$(SCALE)/executed

@@ -13,8 +13,8 @@ import torch
 
 from seqmatch_lib.bench.batch import Batch
 from seqmatch_lib.bench.benchmark import run_benchmark
-from seqmatch_lib.bench.cost import Problem, format_cost, format_errors, format_pending
-from seqmatch_lib.bench.report import format_benchmark, load_benchmark, newest_benchmark, save_benchmark
+from seqmatch_lib.bench.cost import CostModel, DataSizes, format_cost, format_pending
+from seqmatch_lib.bench.report import format_benchmark, save_benchmark
 from seqmatch_lib.data.datasets import DatasetSpec, find_dataset, fit_preprocessing, load_dataset, register_dataset
 from seqmatch_lib.data.preprocessing import Preprocessing
 from seqmatch_lib.engine.evaluation import Accuracy
@@ -27,7 +27,6 @@ from seqmatch_lib.report.notebooks import run_notebook
 from seqmatch_lib.runs.config import SCALES, RunConfig, parse_override, preset_names
 from seqmatch_lib.runs.experiment import record_shared_teachers, run_experiment
 from seqmatch_lib.runs.records import format_records, load_runs
-from seqmatch_lib.runs.reevaluation import save_judgement
 from seqmatch_lib.subsets import SubsetSequence, check_sequence, load_sequence, save_sequence
 
 RESULTS = Path("paper_results")
@@ -93,7 +92,7 @@ def _add_runs(commands: Any) -> None:
 
 
 def _add_sets(commands: Any) -> None:
-    """Adds the commands for distilled sets: judge them, take them elsewhere, bring them here."""
+    """Adds the commands for distilled sets: evaluate, export, import."""
     evaluate = commands.add_parser("evaluate", help="train fresh networks on a distilled set and test them")
     evaluate.add_argument("path", type=Path, metavar="PATH", help="a .safetensors file below <results>/distilled")
     evaluate.add_argument("--networks", nargs="+", metavar="NAME", help="default: those of the set's own run")
@@ -102,7 +101,8 @@ def _add_sets(commands: Any) -> None:
     evaluate.add_argument("--joint", action="store_true", help="train on all subsets at once instead of stage by stage")
     evaluate.add_argument("--random", action="store_true", help="also train on as many random real images")
     _add_set_argument(evaluate, "training.epochs=600")
-    evaluate.add_argument("--results", type=Path, metavar="DIR", help="keep a record in <DIR>/judgements")
+    evaluate.add_argument("--results", type=Path, metavar="DIR", help="keep a record in <DIR>/reevaluations")
+    evaluate.add_argument("--max-minutes", type=float, metavar="M", help="stop at the first checkpoint after M minutes")
     _add_folder_arguments(evaluate)
     evaluate.set_defaults(command=_evaluate)
 
@@ -135,7 +135,6 @@ def _add_results(commands: Any) -> None:
     _add_results_argument(tables)
     tables.add_argument("--pending", action="store_true", help="list the cells without a record instead")
     tables.add_argument("--scale", default="paper", choices=SCALES, help="of the pending cells; default: paper")
-    tables.add_argument("--tflops", type=float, default=20.0, metavar="RATE", help="assumed of a GPU; default: 20, a guess")
     tables.set_defaults(command=_tables)
 
     report = commands.add_parser("report", help="make the evidence blocks of Markdown pages anew from the records")
@@ -179,6 +178,7 @@ def _add_predictions(commands: Any) -> None:
 
     cost = commands.add_parser("cost", help="predict operations, seconds and memory of a preset from a benchmark")
     _add_preset_arguments(cost)
+    cost.add_argument("--threads", type=int, metavar="N", help="of the run; default: those of torch")
     cost.add_argument("--benchmark", type=Path, metavar="FILE", help="default: the newest below <results>/benchmarks")
     _add_results_argument(cost)
     cost.add_argument("--image-size", type=int, metavar="PIXELS", help="of another data set; default: the preset's")
@@ -233,7 +233,7 @@ def _run(options: argparse.Namespace) -> None:
         config, options.results, max_minutes=options.max_minutes, force=options.force, download=options.download
     )
     print(format_records([record]))
-    print(f"record: {options.results / 'runs' / record.table / record.run_id}.json")
+    print(f"record: {options.results / 'runs' / record.dataset / record.run_id}.json")
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -242,12 +242,15 @@ def _evaluate(options: argparse.Namespace) -> None:
     changes = dict(parse_override(text) for text in options.set)
     if options.num_networks is not None:
         changes["evaluation.num_networks"] = options.num_networks
-    judgement = evaluate(options.path, options.networks, options.joint, options.random, options.seed, changes)
-    for what, accuracies in (("", judgement.accuracy), ("random real images, ", judgement.random_baseline or {})):
+    reevaluation = evaluate(
+        options.path, options.networks, options.joint, options.random, options.seed, changes, None, options.results,
+        options.max_minutes,
+    )  # fmt: skip
+    for what, accuracies in (("", reevaluation.accuracy), ("random real images, ", reevaluation.random_baseline or {})):
         for name, accuracy in accuracies.items():
             print(f"{what}{name}: {Accuracy(tuple(accuracy['values']))}")
     if options.results is not None:
-        print(f"record: {save_judgement(judgement, options.results)}")
+        print(f"record: {options.results / 'reevaluations' / reevaluation.config['dataset'] / reevaluation.name}.json")
 
 
 def _open_set(options: argparse.Namespace) -> tuple[SubsetSequence, RunConfig]:
@@ -308,8 +311,7 @@ def _bench(options: argparse.Namespace) -> None:
 
 def _tables(options: argparse.Namespace) -> None:
     if options.pending:
-        benchmark = load_benchmark(newest_benchmark(options.results / "benchmarks"))
-        print(format_pending(options.scale, load_runs(options.results), benchmark, options.tflops))
+        print(format_pending(options.scale, CostModel.load(options.results)))
         return
     require(find_spec("pandas") is not None, "tables need the notebook packages: pip install seqmatch-lib[notebooks]")
     from seqmatch_lib.report.tables import write_tables
@@ -350,17 +352,13 @@ def _plan(options: argparse.Namespace) -> None:
 
 def _cost(options: argparse.Namespace) -> None:
     config = _read_config(options)
-    path = options.benchmark or newest_benchmark(options.results / "benchmarks")
-    benchmark = load_benchmark(path)
-    problem = Problem.of(config.dataset)
+    model = CostModel.load(options.results, options.benchmark)
+    sizes = DataSizes.of(config.dataset)
     changes = {"num_classes": options.num_classes, "train_images": options.train_images}
     if options.image_size is not None:
-        changes["image_shape"] = (problem.image_shape[0], options.image_size, options.image_size)
-    problem = replace(problem, **{name: value for name, value in changes.items() if value is not None})
-    print(format_cost(config, problem, benchmark))
-    threads = benchmark["machine"]["threads"]
-    print(f"\npredicted over measured seconds of recorded runs, rates from {path} ({threads} threads):")
-    print(format_errors(load_runs(options.results), benchmark))
+        changes["image_shape"] = (sizes.image_shape[0], options.image_size, options.image_size)
+    sizes = replace(sizes, **{name: value for name, value in changes.items() if value is not None})
+    print(format_cost(config, sizes, model, options.threads))
 
 
 if __name__ == "__main__":

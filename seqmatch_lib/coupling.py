@@ -14,7 +14,7 @@ from torch import nn
 
 from seqmatch_lib.engine.evaluation import train_staged
 from seqmatch_lib.engine.inner_loop import InnerBatch, unroll
-from seqmatch_lib.engine.training import Feed, TrainingRecipe, Update, make_trainer
+from seqmatch_lib.engine.training import BatchConfig, OptimizerConfig, TrainingRecipe, make_trainer
 from seqmatch_lib.errors import require
 from seqmatch_lib.methods.teachers import TeacherConfig, TrajectorySet
 from seqmatch_lib.subsets import SubsetSequence
@@ -53,9 +53,9 @@ def follow_real_training(
     """
     watched = watched or (images, labels)
     losses = [image_losses(network, *watched)]
-    trainer = make_trainer([network], Update(config.lr, config.momentum, config.weight_decay), "eager", "float32")
+    trainer = make_trainer([network], OptimizerConfig(config.lr, config.momentum, config.weight_decay), "eager", "float32")
     for _ in range(epochs):
-        trainer.epoch(images, labels, Feed(config.batch_size, config.augment), [generator])
+        trainer.epoch(images, labels, BatchConfig(config.batch_size, config.augment), [generator])
         losses.append(image_losses(network, *watched))
     return torch.stack(losses)
 
@@ -135,7 +135,7 @@ def group_accuracies(network: nn.Module, images: torch.Tensor, labels: torch.Ten
     return {group: 100 * right[groups == group].double().mean().item() for group in groups.unique().tolist()}
 
 
-class Match:
+class MatchingLoss:
     """The matching loss of MTT at one teacher segment, with whole sets as batches and no augmentation.
 
     L(S) = ‖θ̂(S) − θ*‖² / ‖θ_e − θ*‖², where θ̂(S) is reached from θ_e by `steps` steps on all of S.
@@ -195,13 +195,13 @@ class Match:
         return ((whole * repair).sum() / (whole.norm() * repair.norm())).item()
 
 
-def make_match(
+def make_matching_loss(
     network: nn.Module, teachers: TrajectorySet, teacher: int, epoch: int, expert_epochs: int, steps: int, lr: float
-) -> Match:
+) -> MatchingLoss:
     """Returns the match of a teacher's epochs [epoch, epoch + expert_epochs] on the device of the network."""
     device = next(network.parameters()).device
     start, target = teachers.segment(teacher, epoch, epoch + expert_epochs)
-    return Match(network, start.to(device), target.to(device), steps, lr)
+    return MatchingLoss(network, start.to(device), target.to(device), steps, lr)
 
 
 def errors_along_trajectory(
@@ -229,13 +229,13 @@ def errors_along_trajectory(
     rows = []
     for epoch in epochs:
         for teacher in range(len(teachers)):
-            match = make_match(network, teachers, teacher, epoch, expert_epochs, steps, lr)
+            match = make_matching_loss(network, teachers, teacher, epoch, expert_epochs, steps, lr)
             rows.append({"epoch": epoch, "teacher": teacher, "error": match.error(images, labels)})
     return pd.DataFrame(rows)
 
 
 def coupling_of_subsets(
-    matches: Sequence[Match], images: torch.Tensor, labels: torch.Tensor, num_classes: int, sizes: Sequence[int]
+    matches: Sequence[MatchingLoss], images: torch.Tensor, labels: torch.Tensor, num_classes: int, sizes: Sequence[int]
 ) -> pd.DataFrame:
     """Returns how strongly the first half of each class is coupled with the second, as the set grows.
 

@@ -22,16 +22,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import Dataset
 
-from seqmatch_lib.bench.cost import Problem, predict_seconds, predict_work
-from seqmatch_lib.bench.report import load_benchmark, newest_benchmark
+from seqmatch_lib.bench.cost import CostModel
 from seqmatch_lib.data.arrays import Arrays, dataset_from_arrays
 from seqmatch_lib.data.datasets import DATASETS, ImageDataset, find_dataset, fit_preprocessing, load_dataset
 from seqmatch_lib.errors import ConfigError, StorageError, require
 from seqmatch_lib.methods import method_names
 from seqmatch_lib.runs.config import SEQUENTIAL_PREFIX, RunConfig, preset_names
-from seqmatch_lib.runs.experiment import choose_device, prepare_data, run_experiment
-from seqmatch_lib.runs.records import RunRecord, load_runs, tabulate_accuracies
-from seqmatch_lib.runs.reevaluation import Judgement, judge
+from seqmatch_lib.runs.experiment import choose_device, run_experiment
+from seqmatch_lib.runs.real_data import prepare_data
+from seqmatch_lib.runs.records import Reevaluation, RunRecord, load_runs, tabulate_accuracies
+from seqmatch_lib.runs.reevaluation import reevaluate
+from seqmatch_lib.store.budget import Budget
 from seqmatch_lib.subsets import SubsetSequence, load_sequence
 
 if TYPE_CHECKING:  # the library runs without the notebook packages
@@ -126,7 +127,7 @@ class Run:
         random: bool = False,
         seed: int = 0,
         set: Mapping[str, Any] | None = None,
-    ) -> Judgement:
+    ) -> Reevaluation:
         """Trains fresh networks on the distilled set and tests them; arguments as in `evaluate`."""
         return evaluate(self.distilled, networks, joint, random, seed, set, self._load())
 
@@ -225,7 +226,9 @@ def evaluate(
     seed: int = 0,
     set: Mapping[str, Any] | None = None,
     dataset: ImageDataset | None = None,
-) -> Judgement:
+    results_dir: Path | str | None = None,
+    max_minutes: float | None = None,
+) -> Reevaluation:
     """Trains fresh networks on a distilled set and tests them.
 
     Args:
@@ -236,6 +239,8 @@ def evaluate(
         seed: of the networks and of those random images.
         set: settings that differ from those of the set's own run, by dotted keys: `{"training.epochs": 600}`.
         dataset: the real images; by default those of the name that the set remembers.
+        results_dir: folder that keeps the record, and the state from which the same call goes on after a kill.
+        max_minutes: stop at the first checkpoint after this time, with `OutOfTime`.
 
     Returns:
         `accuracy` and `random_baseline` in per cent, by architecture.
@@ -250,7 +255,8 @@ def evaluate(
     changes = dict(set or {}) | ({"evaluation.networks": list(networks)} if networks else {})
     config = RunConfig.from_dict(sequence.metadata["config"]).changed(changes)
     real = prepare_data(dataset or load_dataset(config.dataset), config.zca, config.select_on, choose_device())
-    return judge(sequence, config, real, joint, seed, random)
+    folder = None if results_dir is None else Path(results_dir)
+    return reevaluate(sequence, config, real, joint, seed, random, folder, Budget(max_minutes))
 
 
 def load(path: Path | str) -> SubsetSequence:
@@ -290,8 +296,8 @@ def presets(dataset: str | None = None, scale: str = "paper", results_dir: Path 
     require(dataset is None or dataset in DATASETS, f"data set {dataset!r} is unknown; use one of {', '.join(DATASETS)}")
     configs = [RunConfig.from_preset(name, scale) for name in preset_names()]
     published = _load_published(Path(results_dir))
-    benchmarks = Path(results_dir) / "benchmarks"
-    benchmark = load_benchmark(newest_benchmark(benchmarks)) if any(benchmarks.glob("*.json")) else None
+    has_benchmark = any((Path(results_dir) / "benchmarks").glob("*.json"))
+    model = CostModel.load(Path(results_dir)) if has_benchmark else None
     rows = [
         (
             one.preset,
@@ -299,7 +305,7 @@ def presets(dataset: str | None = None, scale: str = "paper", results_dir: Path 
             one.method,
             one.num_subsets,
             published.get((one.dataset, one.ipc, one.method)),
-            None if benchmark is None else _predict_minutes(one, benchmark),
+            None if model is None else _predict_minutes(one, model),
         )
         for one in configs
         if dataset in (None, one.dataset)
@@ -317,10 +323,9 @@ def _load_published(results_dir: Path) -> dict[tuple[str, int, str], float]:
     return dict(zip(zip(table["dataset"], table["ipc"], table["method"], strict=True), table["mean"], strict=True))
 
 
-def _predict_minutes(config: RunConfig, benchmark: Mapping[str, Any]) -> float | None:
+def _predict_minutes(config: RunConfig, model: CostModel) -> float | None:
     """Returns None where the benchmark did not measure what the run would use."""
     try:
-        works = predict_work(config, Problem.of(config.dataset)).values()
-        return round(sum(predict_seconds(work, config.network, benchmark) for work in works) / 60, 1)
+        return round(sum(model.predict(config).values()) / 60, 1)
     except ConfigError:
         return None

@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 
 from seqmatch_lib.errors import DivergenceError, require
-from seqmatch_lib.methods.base import BaseMethod, Prepared, Stage, Trainable
+from seqmatch_lib.methods.base import BaseMethod, MethodState, Stage, Trainable
 from seqmatch_lib.seeds import make_generator
 from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset
 
@@ -49,7 +49,7 @@ def distill_sequence(
     return frozen
 
 
-def iterate(method: BaseMethod, stage: Stage, prepared: Prepared, trainable: Trainable) -> Iterator[Trainable]:
+def iterate(method: BaseMethod, stage: Stage, prepared: MethodState, trainable: Trainable) -> Iterator[Trainable]:
     """Optimises S_k in place, and yields it after each iteration that it still lacks.
 
     Raises:
@@ -60,7 +60,7 @@ def iterate(method: BaseMethod, stage: Stage, prepared: Prepared, trainable: Tra
         yield trainable
 
 
-def advance(method: BaseMethod, prepared: Prepared, trainable: Trainable, stage: Stage) -> None:
+def advance(method: BaseMethod, prepared: MethodState, trainable: Trainable, stage: Stage) -> None:
     """Makes one iteration: loss and gradients by the base method, then one step of every optimiser.
 
     Images, labels and step size are left as they were unless loss, gradients and the new values are in range.

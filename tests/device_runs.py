@@ -11,15 +11,16 @@ from typing import Any
 import torch
 from pretended_gpu import pretended_gpu
 
-from seqmatch_lib.coupling import coupling_of_subsets, make_match
+from seqmatch_lib.coupling import coupling_of_subsets, make_matching_loss
 from seqmatch_lib.data.datasets import load_dataset
 from seqmatch_lib.engine.networks import make_network
 from seqmatch_lib.engine.step_functions import _Compiled
 from seqmatch_lib.errors import OutOfTime
 from seqmatch_lib.methods.teachers import TrajectorySet
 from seqmatch_lib.runs.config import RunConfig
-from seqmatch_lib.runs.experiment import prepare_data, run_experiment
-from seqmatch_lib.runs.reevaluation import judge
+from seqmatch_lib.runs.experiment import run_experiment
+from seqmatch_lib.runs.real_data import prepare_data
+from seqmatch_lib.runs.reevaluation import reevaluate
 from seqmatch_lib.seeds import make_generator
 from seqmatch_lib.subsets import load_sequence
 
@@ -71,13 +72,13 @@ def look_at(config: RunConfig, folder: Path, device: torch.device) -> dict[str, 
     """Judges a set jointly, and measures the coupling of its images."""
     data = prepare_data(load_dataset("digits"), config.zca, config.select_on, device)
     sequence = load_sequence(distilled(config, folder))
-    judgement = judge(sequence, config, data, joint=True, seed=0, with_random=False)
+    reevaluation = reevaluate(sequence, config, data, joint=True)
     first = sequence.subsets[0].to(device)
     network = make_network(config.network, (1, 8, 8), data.num_classes, make_generator(0)).to(device)
     (teachers,) = (folder / "teachers" / "digits").glob("*stage1*")
-    match = make_match(network, TrajectorySet(teachers, config.teachers.num_teachers), 0, 0, 1, steps=2, lr=0.01)
+    match = make_matching_loss(network, TrajectorySet(teachers, config.teachers.num_teachers), 0, 0, 1, steps=2, lr=0.01)
     coupling = coupling_of_subsets([match], first.images, first.labels, data.num_classes, [2])
-    return {"judged": judgement.accuracy["convnet"]["values"], "coupling": coupling.to_dict("list")}
+    return {"reevaluated": reevaluation.accuracy["convnet"]["values"], "coupling": coupling.to_dict("list")}
 
 
 def refusals() -> dict[str, str]:

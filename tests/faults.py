@@ -190,9 +190,9 @@ class Harness:
 
     def _finish(self, case: Case, results: Path, watch: Watch | None = None, hook: Hook | None = None) -> list[Problem]:
         """Gives the command again and returns what is wrong with its end."""
-        return self._judge(case, results, self._start(case, results, hook).wait(), watch)
+        return self._assess(case, results, self._start(case, results, hook).wait(), watch)
 
-    def _judge(self, case: Case, results: Path, ended: Ended, watch: Watch | None = None) -> list[Problem]:
+    def _assess(self, case: Case, results: Path, ended: Ended, watch: Watch | None = None) -> list[Problem]:
         """Returns what is wrong with a process that had to finish its run."""
         problems = _lost(watch)
         if ended.traceback:
@@ -305,7 +305,7 @@ class Harness:
             with _read_only(folder):
                 ended = self._start(case, results).wait()
             if ended.code == 0:  # what it had to do, it had to do elsewhere
-                problems = self._judge(case, results, ended, watch)
+                problems = self._assess(case, results, ended, watch)
             else:
                 problems = _refused(ended, folder, "make the folder writable") + _lost(watch)
             self.table.add(f"read-only: {part or 'results'}", problems + self._finish(case, results, watch))
@@ -428,7 +428,7 @@ class Harness:
                 break
         ended = self._start(MTT, results).wait()
         if ended.code == 0 and _kind(path) != "distilled set":
-            return self._judge(MTT, results, ended)  # the file was not needed any more
+            return self._assess(MTT, results, ended)  # the file was not needed any more
         if ended.code != 0:
             problems = _refused(ended, path, "delete it")
             told = " ".join(ended.errors)
@@ -451,7 +451,7 @@ class Harness:
                 time.sleep(0.003)
             second = self._start(MTT, results, Hook(journal=journal))
             worked, refused = sorted((second.wait(), first.wait()), key=lambda ended: ended.code)
-            problems = self._judge(MTT, results, worked) + _refused(
+            problems = self._assess(MTT, results, worked) + _refused(
                 refused, results / "state", "another process is at this run"
             )
             self.table.add("two processes on one run", problems + _written_by_two(journal))
@@ -466,7 +466,7 @@ class Harness:
             journal.unlink(missing_ok=True)
             processes = [self._start(case, results, Hook(journal=journal)) for case in cases]
             ends = [process.wait() for process in processes]  # of both, before anything is taken for left over
-            problems = [one for case, ended in zip(cases, ends, strict=True) for one in self._judge(case, results, ended)]
+            problems = [one for case, ended in zip(cases, ends, strict=True) for one in self._assess(case, results, ended)]
             written = [line.split(" ", 1)[1] for line in journal.read_text().splitlines() if "/teachers/" in line]
             written = [path for path in written if not path.endswith(".safetensors")]  # a checkpoint is written at each epoch
             problems += [(OTHER, f"{path} was written twice") for path in set(written) if written.count(path) > 1]

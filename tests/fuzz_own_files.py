@@ -23,8 +23,7 @@ from seqmatch_lib.errors import SeqMatchError
 from seqmatch_lib.exchange.formats import FORMATS
 from seqmatch_lib.methods.base import Trainable
 from seqmatch_lib.methods.teachers import TrajectorySet
-from seqmatch_lib.runs.records import RunRecord, format_records, load_record
-from seqmatch_lib.runs.reevaluation import Judgement, load_judgements
+from seqmatch_lib.runs.records import Reevaluation, RunRecord, format_records, load_record, load_reevaluations
 from seqmatch_lib.runs.stages import StageCheckpoint, StageProgress, read_progress
 from seqmatch_lib.store.files import load_tensors, read_json, save_tensors, write_json
 from seqmatch_lib.subsets import load_sequence, save_sequence
@@ -45,14 +44,16 @@ def sample_record() -> dict[str, Any]:
 
 
 @cache
-def sample_judgement() -> dict[str, Any]:
-    """Returns a judgement of the record's set."""
+def sample_reevaluation() -> dict[str, Any]:
+    """Returns a reevaluation of the record's set."""
     record = sample_record()
     common = {name: record[name] for name in ("run_id", "synthetic_sha256", "seed", "config", "device", "device_name")}
-    common |= {name: record[name] for name in ("threads", "torch", "python", "git_commit", "dirty")}
+    common |= {name: record[name] for name in ("threads", "torch", "python", "git_commit", "dirty", "uncompiled")}
     accuracy = {"convnet": {"mean": 50.0, "std": 1.0, "n": 2, "values": [49.0, 51.0]}}
     return asdict(
-        Judgement(schema=1, joint=False, accuracy=accuracy, random_baseline=None, data="fingerprint", seconds=1.5, **common)
+        Reevaluation(
+            schema=SCHEMA, joint=False, accuracy=accuracy, random_baseline=None, data="fingerprint", seconds=1.5, **common
+        )
     )
 
 
@@ -91,11 +92,11 @@ def read_checkpoint(folder: Path) -> Any:
     return trainable.images, trainable.labels, trainable.lr, memory, numbers, progress.best, state
 
 
-def read_judged(folder: Path) -> list[Judgement]:
-    """Reads all judgements, if there are any."""
-    found = load_judgements(folder)
+def read_reevaluations(folder: Path) -> list[Reevaluation]:
+    """Reads all reevaluations, if there are any."""
+    found = load_reevaluations(folder)
     if not found:
-        raise SeqMatchError(f"{folder}: nothing has been judged")
+        raise SeqMatchError(f"{folder}: nothing has been evaluated")
     return found
 
 
@@ -144,9 +145,9 @@ OUR_FILES = [
         share=2,
     ),
     file_target(
-        "judgement",
-        lambda folder: write_json(folder / "judgements" / "digits" / "one.json", sample_judgement()),
-        read_judged,
+        "reevaluation",
+        lambda folder: write_json(folder / "reevaluations" / "digits" / "one.json", sample_reevaluation()),
+        read_reevaluations,
         checksummed=True,
     ),
     file_target(
@@ -188,7 +189,7 @@ def read_odd_record(folder: Path, drawn: Any) -> RunRecord:
 
 def fits_record(record: RunRecord) -> bool:
     """Whether its values have the types that tables, figures and sorting expect."""
-    words = (record.run_id, record.table, record.preset, record.scale, record.dataset, record.method, record.device_name)
+    words = (record.run_id, record.preset, record.scale, record.dataset, record.method, record.device_name)
     whole = (record.ipc, record.num_subsets, record.seed, record.threads)
     tables = (record.config, record.data, record.seconds, record.peak_memory_mb, record.accuracy_last, *record.stages)
     return (
@@ -199,21 +200,21 @@ def fits_record(record: RunRecord) -> bool:
     )
 
 
-def fits_judgements(judgements: list[Judgement]) -> bool:
-    """The same of judgements."""
+def fits_reevaluations(reevaluations: list[Reevaluation]) -> bool:
+    """The same of reevaluations."""
     return all(
         isinstance(one.run_id, str)
         and isinstance(one.config, dict)
         and all(isinstance(found, dict) for found in (one.accuracy, *one.accuracy.values(), one.random_baseline or {}))
         and math.isfinite(one.seconds)
-        for one in judgements
+        for one in reevaluations
     )
 
 
-def read_odd_judgement(folder: Path, drawn: Any) -> list[Judgement]:
-    """Reads a judgement with other values."""
-    write_json(folder / "judgements" / "digits" / "one.json", drawn)
-    return load_judgements(folder)
+def read_odd_reevaluation(folder: Path, drawn: Any) -> list[Reevaluation]:
+    """Reads a reevaluation with other values."""
+    write_json(folder / "reevaluations" / "digits" / "one.json", drawn)
+    return load_reevaluations(folder)
 
 
 def read_odd_benchmark(folder: Path, drawn: Any) -> Any:
@@ -283,10 +284,10 @@ CHECKED_VALUES = [
         share=2,
     ),
     Target(
-        "judgement, other values",
-        st.deferred(lambda: changed(sample_judgement())),
-        read_odd_judgement,
-        accepts=fits_judgements,
+        "reevaluation, other values",
+        st.deferred(lambda: changed(sample_reevaluation())),
+        read_odd_reevaluation,
+        accepts=fits_reevaluations,
     ),
     Target(
         "benchmark, other values",

@@ -70,7 +70,7 @@ def start_cluster(folder: Path) -> Iterator[None]:
             if "munged" in command[0]:
                 wait_until((folder / "munge.socket").exists, seconds=60)
         wait_until(lambda: ask("sinfo", "--noheader", "--format=%t") == "idle", seconds=60)
-        ending.callback(_end_jobs)
+        ending.callback(end_jobs)
         yield
 
 
@@ -86,6 +86,13 @@ def wait_until(condition: Callable[[], bool], seconds: float) -> None:
 def ask(*command: str) -> str:
     """Returns what a command of Slurm prints, without the newline at its end."""
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def end_jobs() -> None:
+    """Ends whatever is queued or runs."""
+    subprocess.run(["scancel", "--full", "--signal=KILL", "--state=RUNNING"], check=False)
+    subprocess.run(["scancel", "--state=PENDING"], check=False)
+    wait_until(lambda: ask("squeue", "--noheader") == "", seconds=60)
 
 
 def _configure(folder: Path) -> Path:
@@ -107,12 +114,6 @@ def _free_ports(count: int) -> list[int]:
         for one in sockets:
             one.bind(("127.0.0.1", 0))
         return [one.getsockname()[1] for one in sockets]
-
-
-def _end_jobs() -> None:
-    subprocess.run(["scancel", "--full", "--signal=KILL", "--state=RUNNING"], check=False)
-    subprocess.run(["scancel", "--state=PENDING"], check=False)
-    wait_until(lambda: ask("squeue", "--noheader") == "", seconds=60)
 
 
 def _end(process: subprocess.Popen) -> None:

@@ -5,11 +5,11 @@ import torch
 from helpers import CLASSES, NETWORK, RECIPE, SHAPE, TEACHERS, make_images, make_stage
 
 from seqmatch_lib import coupling
-from seqmatch_lib.coupling import Match
+from seqmatch_lib.coupling import MatchingLoss
 from seqmatch_lib.engine.evaluation import train_staged
 from seqmatch_lib.engine.networks import flatten_parameters, make_network
 from seqmatch_lib.errors import ConfigError
-from seqmatch_lib.methods.mtt import record_stage_teachers
+from seqmatch_lib.methods.teachers import record_stage_teachers
 from seqmatch_lib.seeds import make_generator
 from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset, sample_real_subset
 
@@ -22,16 +22,22 @@ def problem(float64, generator):
     target = start + 0.1 * torch.randn(start.shape, generator=generator)
     images = torch.randn(6, *SHAPE, generator=generator)
     labels = torch.tensor([0, 1, 2, 0, 1, 2])
-    return Match(network, start, target, steps=3, lr=0.3), start, target, (images[:3], labels[:3]), (images[3:], labels[3:])
+    return (
+        MatchingLoss(network, start, target, steps=3, lr=0.3),
+        start,
+        target,
+        (images[:3], labels[:3]),
+        (images[3:], labels[3:]),
+    )
 
 
 def test_errors_are_zero_at_the_target_and_one_for_no_steps(problem):
     match, start, _, a, _ = problem
     reached = match.reach(*a).detach()
-    assert Match(match._network, start, reached, 3, 0.3).error(*a) == pytest.approx(0, abs=1e-20)
-    assert Match(match._network, start, reached, 3, 1e-30).error(*a) == pytest.approx(1)
+    assert MatchingLoss(match._network, start, reached, 3, 0.3).error(*a) == pytest.approx(0, abs=1e-20)
+    assert MatchingLoss(match._network, start, reached, 3, 1e-30).error(*a) == pytest.approx(1)
     with pytest.raises(ConfigError, match="steps 0 must be at least 1"):
-        Match(match._network, start, reached, 0, 0.3)
+        MatchingLoss(match._network, start, reached, 0, 0.3)
 
 
 def test_gradients_equal_finite_differences(problem):
@@ -66,7 +72,7 @@ def test_repair_is_all_that_a_powerless_second_half_can_do(problem):
     share = match.repair_share(a, b)
     assert -1 <= share <= 1
     # where both halves stay at the start, the residual is A's alone
-    still = Match(match._network, start, target, 3, 1e-9)
+    still = MatchingLoss(match._network, start, target, 3, 1e-9)
     assert still.repair_share(a, b) == pytest.approx(1, abs=1e-5)
 
 
@@ -140,5 +146,5 @@ def test_errors_along_a_trajectory_have_a_row_for_each_epoch_and_teacher(tmp_pat
     subset = SyntheticSubset(*make_images(6), lr=0.05)
     frame = coupling.errors_along_trajectory(network, teachers, subset.images, subset.labels, 0.05, 4, 2, (0, 2))
     assert frame["epoch"].tolist() == [0, 0, 2, 2]
-    match = coupling.make_match(network, teachers, 1, 2, 2, 4, 0.05)
+    match = coupling.make_matching_loss(network, teachers, 1, 2, 2, 4, 0.05)
     assert frame["error"][3] == pytest.approx(match.error(subset.images, subset.labels))

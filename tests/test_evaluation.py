@@ -7,14 +7,14 @@ import torch
 import torch.nn.functional as F
 from helpers import CLASSES, NETWORK, RECIPE, SHAPE, make_images
 
-from seqmatch_lib.data.datasets import load_dataset
+from seqmatch_lib.data.datasets import Split, load_dataset
 from seqmatch_lib.engine import training
-from seqmatch_lib.engine.evaluation import Accuracy, EvaluationConfig, evaluate_networks, evaluate_sequence, train_staged
+from seqmatch_lib.engine.evaluation import Accuracy, EvaluationConfig, EvaluationProtocol, train_staged
 from seqmatch_lib.engine.networks import NetworkConfig, flatten_parameters, make_network
 from seqmatch_lib.engine.step_functions import batch_loss, centred_one_hot
 from seqmatch_lib.engine.training import TrainingRecipe, measure_accuracy, train_stage
 from seqmatch_lib.errors import ConfigError, DataError, DivergenceError, StorageError
-from seqmatch_lib.runs.experiment import prepare_data
+from seqmatch_lib.runs.real_data import prepare_data
 from seqmatch_lib.seeds import derive_seed, make_generator
 from seqmatch_lib.store.files import save_tensors
 from seqmatch_lib.subsets import (
@@ -55,7 +55,7 @@ def test_joint_is_one_stage_on_everything_with_the_last_step_size():
     assert joint.subsets[0].lr == 0.03
 
 
-@pytest.mark.parametrize("engine", training.ENGINES)
+@pytest.mark.parametrize("engine", training.TRAINING_ENGINES)
 def test_a_stage_is_sgd_with_a_step_down_and_fresh_momentum(engine, uncompiled):
     """Against the public protocol written out: full batch, no augmentation."""
     images, labels = make_images(12)
@@ -79,14 +79,14 @@ def test_a_stage_is_sgd_with_a_step_down_and_fresh_momentum(engine, uncompiled):
     torch.testing.assert_close(flatten_parameters(network), expected, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("engine", training.ENGINES)
+@pytest.mark.parametrize("engine", training.TRAINING_ENGINES)
 def test_an_epoch_visits_every_image_once(monkeypatch, engine, uncompiled):
     seen = []
     monkeypatch.setattr(training, "apply_augmentation", lambda images, drawn: seen.append(images) or images)
     images, labels = make_images(10)
     network = make_network(NETWORK, SHAPE, CLASSES, make_generator(0))
-    trainer = training.make_trainer([network], training.Update(0.1), engine, "float32")
-    trainer.epoch(images, labels, training.Feed(4), [make_generator(0)])
+    trainer = training.make_trainer([network], training.OptimizerConfig(0.1), engine, "float32")
+    trainer.epoch(images, labels, training.BatchConfig(4), [make_generator(0)])
     assert [len(batch) for batch in seen] == [4, 4, 2]
     assert sorted(torch.cat(seen).flatten(1).sum(1).tolist()) == sorted(images.flatten(1).sum(1).tolist())
     assert not torch.equal(torch.cat(seen), images)
@@ -97,7 +97,7 @@ def test_together_is_one_by_one_up_to_rounding(uncompiled):
     sequence = make_sequence()
     subsets = [replace(subset, images=subset.images.double()) for subset in sequence.subsets]
     trained = {}
-    for engine in training.ENGINES:
+    for engine in training.TRAINING_ENGINES:
         networks = [make_network(NETWORK, SHAPE, CLASSES, make_generator(index)).double() for index in range(3)]
         before = torch.stack([flatten_parameters(network) for network in networks])
         recipe = replace(RECIPE, batch_size=4, engine=engine)
@@ -106,11 +106,11 @@ def test_together_is_one_by_one_up_to_rounding(uncompiled):
         assert (trained[engine] - before).abs().max() > 0.01
     torch.testing.assert_close(trained["compiled"], trained["eager"], rtol=1e-8, atol=1e-9)
     losses = []
-    for engine in training.ENGINES:
+    for engine in training.TRAINING_ENGINES:
         networks = [make_network(NETWORK, SHAPE, CLASSES, make_generator(index)) for index in range(2)]
-        trainer = training.make_trainer(networks, training.Update(0.05, 0.9), engine, "float32")
+        trainer = training.make_trainer(networks, training.OptimizerConfig(0.05, 0.9), engine, "float32")
         generators = [make_generator(index) for index in range(2)]
-        losses.append(trainer.epoch(*make_images(10), training.Feed(4, "color"), generators))
+        losses.append(trainer.epoch(*make_images(10), training.BatchConfig(4, "color"), generators))
     torch.testing.assert_close(*losses)
 
 
@@ -120,7 +120,7 @@ def test_together_is_one_by_one_with_every_optimizer_loss_and_cutmix(optimizer, 
     images, labels = make_images(10)
     recipe = TrainingRecipe(epochs=9, batch_size=4, optimizer=optimizer, loss=loss, schedule="steps", cutmix=0.5)
     trained = []
-    for engine in training.ENGINES:
+    for engine in training.TRAINING_ENGINES:
         networks = [make_network(NETWORK, SHAPE, CLASSES, make_generator(index)).double() for index in range(2)]
         generators = [make_generator(index) for index in range(2)]
         train_stage(networks, images.double(), labels, 0.02, replace(recipe, engine=engine), generators)
@@ -150,12 +150,12 @@ def test_schedules_are_those_of_the_public_codes():
 
 def test_momentum_survives_the_steps_of_idc_and_not_those_of_mtt(uncompiled):
     images, labels = make_images(6)
-    for engine in training.ENGINES:
+    for engine in training.TRAINING_ENGINES:
         for schedule, same in (("steps", True), ("half", False)):
             network = make_network(NETWORK, SHAPE, CLASSES, make_generator(0))
             seen = []
-            change = training.OneByOne.change_lr if engine == "eager" else training.Together.change_lr
-            holder = training.OneByOne if engine == "eager" else training.Together
+            change = training.LoopTrainer.change_lr if engine == "eager" else training.StackedTrainer.change_lr
+            holder = training.LoopTrainer if engine == "eager" else training.StackedTrainer
 
             def watched(self, lr, forget, change=change, seen=seen):
                 seen.append(forget)
@@ -210,12 +210,12 @@ def test_compiled_and_plain_evaluation_have_one_distribution():
     """On digits, 20 networks each way, with compiled code: means and spreads agree within their own errors."""
     dataset = load_dataset("digits")
     data = prepare_data(dataset, zca=False, select_on="none", device=torch.device("cpu"))
-    sequence = sample_real_sequence(*data.train, 10, (5, 5), 0.02, seed=0)
+    sequence = sample_real_sequence(data.train.images, data.train.labels, 10, (5, 5), 0.02, seed=0)
     network = NetworkConfig(width=8, depth=2)
     values = {}
-    for engine in training.ENGINES:
+    for engine in training.TRAINING_ENGINES:
         recipe = TrainingRecipe(epochs=30, augment="color_crop_cutout_scale_rotate", engine=engine)
-        values[engine] = evaluate_sequence(sequence, *data.test, 10, [network], recipe, 0, 20)["convnet"]
+        values[engine] = Accuracy(tuple(EvaluationProtocol(10, recipe, 0).accuracies(sequence, data.test, network, range(20))))
     one, other = values["eager"], values["compiled"]
     assert one.std > 0
     assert abs(one.mean - other.mean) < 3 * one.std * (2 / 20) ** 0.5
@@ -233,20 +233,20 @@ def test_soft_labels_train_as_hard_ones_do():
 
 
 def test_real_images_teach_and_noise_does_not():
-    test = make_images(300, seed=7)
-    recipe = replace(RECIPE, epochs=60, augment="none")
-    good = evaluate_networks(make_sequence(), *test, CLASSES, NETWORK, recipe, seed=0, indices=[0])[0]
+    test = Split(*make_images(300, seed=7))
+    protocol = EvaluationProtocol(CLASSES, replace(RECIPE, epochs=60, augment="none"), seed=0)
+    (good,) = protocol.accuracies(make_sequence(), test, NETWORK, [0])
     noise = SubsetSequence((SyntheticSubset(torch.randn(18, *SHAPE), torch.arange(18) % CLASSES, 0.01),))
-    bad = evaluate_networks(noise, *test, CLASSES, NETWORK, recipe, seed=0, indices=[0])[0]
+    (bad,) = protocol.accuracies(noise, test, NETWORK, [0])
     assert good > 80
     assert bad < 65
 
 
 def test_networks_differ_by_index_and_repeat_by_seed():
-    test = make_images(300, seed=7)
+    test = Split(*make_images(300, seed=7))
 
     def values(seed):
-        return evaluate_sequence(make_sequence(), *test, CLASSES, [NETWORK], RECIPE, seed, 4)["convnet"].values
+        return EvaluationProtocol(CLASSES, RECIPE, seed).accuracies(make_sequence(), test, NETWORK, range(4))
 
     assert values(0) == values(0)
     assert values(0) != values(1)

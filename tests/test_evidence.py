@@ -13,10 +13,10 @@ from conftest import SEED
 from seqmatch_lib.__main__ import main
 from seqmatch_lib.errors import StorageError
 from seqmatch_lib.report import figures
-from seqmatch_lib.report.evidence import BLOCK, Evidence, bootstrap_difference, changes_of, render, robust_score
+from seqmatch_lib.report.evidence import BLOCK, Evidence, bootstrap_difference, render, robust_score
 from seqmatch_lib.runs.config import RunConfig
-from seqmatch_lib.runs.order import load_orders, save_order
-from seqmatch_lib.runs.reevaluation import Judgement, load_judgements, save_judgement
+from seqmatch_lib.runs.provenance import describe_provenance
+from seqmatch_lib.runs.records import SCHEMA, OrderRecord, Reevaluation, load_orders, load_reevaluations, overrides_of
 from seqmatch_lib.store.files import read_json, write_json
 
 ROOT = Path(__file__).parents[1]
@@ -34,19 +34,20 @@ def make_run(preset, seed=0, last=(40.0, 42.0), joint=None, overrides=None, iter
     return replace(
         TEMPLATE, run_id=config.run_id, dataset=config.dataset, method=config.method, ipc=config.ipc, preset=preset,
         scale="reduced", num_subsets=config.num_subsets, seed=seed, config=config.as_dict(), config_hash=config.hash,
+        overrides=overrides_of(config),
         accuracy_last=accuracy(*last), accuracy_selected=accuracy(*last), random_baseline=accuracy(20.0, 22.0),
         accuracy_joint=None if joint is None else accuracy(*joint), stages=[{"iterations": count} for count in iterations],
     )  # fmt: skip
 
 
-def make_judgement(run, **changes):
+def make_reevaluation(run, **changes):
     values = {
-        "schema": 1, "run_id": run.run_id, "synthetic_sha256": "0", "joint": False, "seed": 0, "config": run.config,
+        "schema": SCHEMA, "run_id": run.run_id, "synthetic_sha256": "0", "joint": False, "seed": 0, "config": run.config,
         "accuracy": {"convnet": accuracy(30.0, 32.0)}, "random_baseline": {"convnet": accuracy(15.0, 17.0)}, "data": "",
         "seconds": 1.0, "device": "cpu", "device_name": "", "threads": 1, "torch": "", "python": "", "git_commit": "",
-        "dirty": False,
+        "dirty": False, "uncompiled": [],
     }  # fmt: skip
-    return Judgement(**values | changes)
+    return Reevaluation(**values | changes)
 
 
 def block(name, evidence):
@@ -105,9 +106,9 @@ def test_an_interval_needs_three_seeds():
 
 
 def test_settings_that_differ_from_the_preset_are_found():
-    assert changes_of(make_run("cifar10-ipc10-mtt")) == {}
+    assert make_run("cifar10-ipc10-mtt").overrides == {}
     changed = make_run("cifar10-ipc10-mtt", overrides={"mtt.syn_steps": 7, "select_on": "test"})
-    assert changes_of(changed) == {"mtt.syn_steps": 7, "select_on": "test"}
+    assert changed.overrides == {"mtt.syn_steps": 7, "select_on": "test"}
 
 
 def test_the_bootstrap_covers_the_true_difference():
@@ -130,8 +131,8 @@ def test_robust_scores_follow_their_definition():
     assert robust_score(0) == pytest.approx(100 * (1 - 1 / e) / (e - 1 / e))
     run = make_run("cifar10-ipc10-mtt", last=(40.0, 42.0))
     whole = make_run("cifar10-whole", last=(70.0, 72.0))
-    bare = make_judgement(run, config={**run.config, "training": {**run.config["training"], "augment": "none"}})
-    text = block("robust cifar10 reduced", Evidence([run, whole], [make_judgement(run), bare]))
+    bare = make_reevaluation(run, config={**run.config, "training": {**run.config["training"], "augment": "none"}})
+    text = block("robust cifar10 reduced", Evidence([run, whole], [make_reevaluation(run), bare]))
     label = robust_score(0.5 * (0.41 - 0.21) - 0.5 * (0.71 - 0.41))
     augment = robust_score(0.5 * (0.41 - 0.21) + 0.5 * (0.31 - 0.16))
     assert f"| {label:.1f} | {augment:.1f} |" in text
@@ -172,14 +173,14 @@ def test_compute_sets_accuracies_beside_the_effort_behind_them():
     runs += [make_run(plain, seed, (43.0 + seed, 45.0 + seed), None, longer, (600,)) for seed in range(3)]
     runs.append(make_run(sequence, 0, (60.0, 62.0), (44.0, 46.0), thirds, (300, 300, 300)))
     runs += [make_run(sequence, seed, (50.0, 52.0), (44.0, 46.0), None, (300, 300)) for seed in range(3)]
-    judgements = [
-        make_judgement(one, joint=joint, config={**one.config, "training": {**one.config["training"], **changes}})
+    reevaluations = [
+        make_reevaluation(one, joint=joint, config={**one.config, "training": {**one.config["training"], **changes}})
         for one, joint, changes in [
             (runs[0], False, {"epochs": 600}), (runs[-1], True, {"epochs": 600}), (runs[-1], False, {"epochs": 500}),
             (runs[0], False, {"epochs": 600, "augment": "none"}),
         ]
     ]  # fmt: skip
-    rows = block("compute cifar10 10 reduced", Evidence(runs, judgements)).splitlines()[3:-1]
+    rows = block("compute cifar10 10 reduced", Evidence(runs, reevaluations)).splitlines()[3:-1]
     cells = [[cell.strip() for cell in row.strip("|").split("|")][1:11] for row in rows]
     assert cells[0] == ["10", "0 to 14", "300", "in one stage", "300", "1", "2", "41.0 ± 1.4", "-10.0", ""]
     assert cells[1] == ["10", "0 to 14", "300", "in one stage", "600", "1", "2", "31.0 ± 1.4", "-20.0", ""]
@@ -218,7 +219,11 @@ def test_the_lead_over_random_images_by_their_number():
 
 def make_order(folder, seed, accuracy, method="mtt", changes=None):
     config = RunConfig.from_preset(f"cifar10-ipc10-seqmatch_{method}", "reduced", seed, changes)
-    return save_order(config, accuracy, torch.device("cpu"), folder)
+    record = OrderRecord(
+        schema=SCHEMA, dataset=config.dataset, ipc=config.ipc, scale=config.scale, seed=seed, config=config.as_dict(),
+        overrides=overrides_of(config), accuracy=accuracy, **describe_provenance(torch.device("cpu")),
+    )  # fmt: skip
+    return record.save(folder)
 
 
 def test_orders_are_kept_a_seed_and_pooled(tmp_path):
@@ -252,10 +257,10 @@ def test_orders_of_another_form_are_refused(tmp_path):
         load_orders(tmp_path)
 
 
-def test_judgements_show_what_was_changed():
+def test_reevaluations_show_what_was_changed():
     run = make_run("cifar10-ipc10-seqmatch_mtt", 0, joint=(1.0, 2.0))
     longer = {**run.config, "training": {**run.config["training"], "epochs": 600}}
-    text = block("judged cifar10", Evidence([run], [make_judgement(run, joint=True, config=longer)]))
+    text = block("judged cifar10", Evidence([run], [make_reevaluation(run, joint=True, config=longer)]))
     start, end = "| seqmatch_mtt | 5 + 5 | 0 | jointly | training.epochs = 600 |", f"| 2 | `{run.config_hash[:8]}` |"
     assert f"{start} convnet | 31.0 ± 1.4 | 16.0 ± 1.4 | +15.0 {end}" in text
 
@@ -274,15 +279,15 @@ def test_unknown_blocks_and_pages_are_named(tmp_path, capsys):
     assert "| cifar10 | 10 |" in page.read_text()
 
 
-def test_judgements_are_kept_once_a_question(tmp_path):
+def test_reevaluations_are_kept_once_a_question(tmp_path):
     run = make_run("cifar10-ipc10-mtt")
-    paths = {save_judgement(make_judgement(run, joint=joint), tmp_path) for joint in (False, True, False)}
+    paths = {make_reevaluation(run, joint=joint).save(tmp_path) for joint in (False, True, False)}
     assert len(paths) == 2
-    assert {one.joint for one in load_judgements(tmp_path)} == {False, True}
+    assert {one.joint for one in load_reevaluations(tmp_path)} == {False, True}
     path = min(paths)
     path.write_text(path.read_text().replace('"joint"', '"Joint"'))
     with pytest.raises(StorageError, match=path.name):
-        load_judgements(tmp_path)
+        load_reevaluations(tmp_path)
 
 
 def test_the_figure_has_a_point_a_seed():

@@ -14,7 +14,7 @@ from torch.func import functional_call, grad
 
 from seqmatch_lib.engine import inner_loop
 from seqmatch_lib.engine.augment import DSA_STRATEGY, apply_augmentation, draw_augmentation
-from seqmatch_lib.engine.inner_loop import ENGINES, InnerBatch, unroll
+from seqmatch_lib.engine.inner_loop import UNROLL_ENGINES, InnerBatch, unroll
 from seqmatch_lib.engine.networks import NetworkConfig, flatten_parameters, make_network
 from seqmatch_lib.engine.step_functions import PRECISIONS, StepFunctions, _Compiled
 from seqmatch_lib.errors import ConfigError
@@ -58,7 +58,7 @@ def assert_equal_gradients(ours, theirs, rtol=1e-9):
         assert (mine - other).abs().max() <= rtol * other.abs().max()
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", UNROLL_ENGINES)
 def test_final_parameters_equal_plain_sgd(generator, engine, uncompiled):
     problem = Problem(generator)
     reached = unroll(
@@ -75,7 +75,7 @@ def test_final_parameters_equal_plain_sgd(generator, engine, uncompiled):
     assert not torch.equal(reached, problem.start)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", UNROLL_ENGINES)
 def test_gradients_equal_finite_differences(generator, engine, uncompiled):
     """Every entry of images, probabilities and step size, moved by 1e-5 to either side."""
     problem = Problem(generator, sizes=(3, 2, 3), count=4, shape=(2, 4, 4))
@@ -93,7 +93,7 @@ def test_gradients_equal_finite_differences(generator, engine, uncompiled):
         assert_equal_gradients([gradient], [numerical], rtol=1e-5)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", UNROLL_ENGINES)
 @pytest.mark.parametrize("kind", ["hard", "soft"])
 def test_gradients_equal_an_independent_unroll(generator, kind, engine, uncompiled):
     problem = Problem(generator, augment="color_scale", sizes=(3, 4, 2, 4))
@@ -247,7 +247,7 @@ def test_a_batch_that_repeats_an_image_counts_it_twice(generator, uncompiled):
     problem = Problem(generator, sizes=())
     rows = torch.tensor([0, 0, 1])
     problem.batches = [InnerBatch(rows, draw_augmentation("none", 3, SHAPE[1:], generator))]
-    gradients = {engine: problem.gradients("hard", engine)[0] for engine in ENGINES}
+    gradients = {engine: problem.gradients("hard", engine)[0] for engine in UNROLL_ENGINES}
     assert_equal_gradients([gradients["compiled"]], [gradients["higher"]])
     assert gradients["higher"][:2].abs().sum() > 0
     assert gradients["higher"][2:].abs().sum() == 0

@@ -18,7 +18,8 @@ from seqmatch_lib.methods.dm import DM, DMConfig
 from seqmatch_lib.methods.idc import IDC, METRICS, IDCConfig
 from seqmatch_lib.methods.krr import KRR, KRRConfig, margin_loss, regress
 from seqmatch_lib.methods.lamb import Lamb
-from seqmatch_lib.methods.mtt import MTT, MTTConfig, record_stage_teachers
+from seqmatch_lib.methods.mtt import MTT, MTTConfig
+from seqmatch_lib.methods.teachers import TeacherConfig, record_stage_teachers
 from seqmatch_lib.runs.distillation import distill_stages
 from seqmatch_lib.seeds import make_generator
 from seqmatch_lib.seqmatch import advance
@@ -518,7 +519,7 @@ def test_what_does_not_go_together_is_named(tmp_path):
     with pytest.raises(ConfigError, match="idc keeps pixels within .* ZCA .* set zca=false"):
         METHODS["idc"].prepare(whitened)
     with pytest.raises(ConfigError, match="training.loss 'cross_entropy' does not fit the labels of krr"):
-        METHODS["krr"].training_recipe(TrainingRecipe())
+        METHODS["krr"].check((), TeacherConfig(), TrainingRecipe())
     with pytest.raises(ConfigError, match=r"idc.iterations \[5, 6\] has no entry for stage 3"):
         IDC(replace(IDC_CONFIG, iterations=(5, 6))).num_iterations(3)
     assert get_method("idc") is IDC

@@ -7,7 +7,7 @@ import nbformat
 import papermill
 import pytest
 
-from seqmatch_lib.runs.order import load_orders
+from seqmatch_lib.runs.records import load_orders
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 # papermill and its kernel warn about their own internals

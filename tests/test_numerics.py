@@ -28,9 +28,9 @@ from seqmatch_lib.__main__ import main
 from seqmatch_lib.data.datasets import DATASETS, DatasetSpec, Split, load_dataset, split_validation
 from seqmatch_lib.data.preprocessing import Normalisation, Whitening
 from seqmatch_lib.data.readers import read_header, read_image_files
-from seqmatch_lib.engine.evaluation import evaluate_networks
+from seqmatch_lib.engine.evaluation import EvaluationProtocol
 from seqmatch_lib.engine.networks import NORMS, NetworkConfig
-from seqmatch_lib.engine.training import ENGINES, TrainingRecipe
+from seqmatch_lib.engine.training import TRAINING_ENGINES, TrainingRecipe
 from seqmatch_lib.errors import ConfigError, DataError, DivergenceError
 from seqmatch_lib.exchange.formats import export_sequence
 from seqmatch_lib.methods.krr import KRRPrepared, regress
@@ -290,9 +290,9 @@ def test_constant_images_distil_to_finite_ones_that_evaluate(tmp_path, name, val
     sequence = SubsetSequence(tuple(progress.last for progress in stages))
     assert all(subset.images.isfinite().all() and 0 < subset.lr < math.inf for subset in sequence.subsets)
     assert all(math.isfinite(loss) for progress in stages for loss in progress.trainable.losses)
-    recipe = METHODS[name].training_recipe(replace(QUICK, loss="mse" if name == "krr" else "cross_entropy"))
-    test = (stage.images[:9], stage.labels[:9])
-    (accuracy,) = evaluate_networks(sequence, *test, CLASSES, stage.network, recipe, 0, [0])
+    recipe = replace(QUICK, loss="mse" if name == "krr" else "cross_entropy")
+    test = Split(stage.images[:9], stage.labels[:9])
+    (accuracy,) = EvaluationProtocol(CLASSES, recipe, 0).accuracies(sequence, test, stage.network, [0])
     assert 0 <= accuracy <= 100
 
 
@@ -334,18 +334,18 @@ def test_batches_of_one_image(tmp_path, name):
     assert all(progress.last.images.isfinite().all() for progress in stages)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", TRAINING_ENGINES)
 @pytest.mark.parametrize("norm", NORMS)
 def test_networks_train_on_one_image(norm, engine, uncompiled):
     images, labels = make_images(1)
     sequence = SubsetSequence((SyntheticSubset(images, labels, 0.01),))
-    recipe = replace(QUICK, batch_size=1, engine=engine)
+    protocol, test = EvaluationProtocol(CLASSES, replace(QUICK, batch_size=1, engine=engine), 0), Split(images, labels)
     network = NetworkConfig(width=4, depth=2, norm=norm)
     if (norm, engine) == ("batch", "compiled"):
         with pytest.raises(ConfigError, match="running statistics cannot be trained by engine 'compiled'; use engine 'eager'"):
-            evaluate_networks(sequence, images, labels, CLASSES, network, recipe, 0, [0])
+            protocol.accuracies(sequence, test, network, [0])
         return
-    (accuracy,) = evaluate_networks(sequence, images, labels, CLASSES, network, recipe, 0, [0])
+    (accuracy,) = protocol.accuracies(sequence, test, network, [0])
     assert accuracy in (0.0, 100.0)
 
 
@@ -355,10 +355,11 @@ def test_one_image_of_which_one_pixel_is_left(name):
     images, labels = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(3)
     sequence = SubsetSequence((SyntheticSubset(images, labels, 0.01),))
     recipe = TrainingRecipe(epochs=1, batch_size=2, augment="none")  # two images, then the one that is left over
-    (accuracy,) = evaluate_networks(sequence, images[:1], labels[:1], 3, NetworkConfig(name), recipe, 0, [0])
+    protocol, test = EvaluationProtocol(3, recipe, 0), Split(images[:1], labels[:1])
+    (accuracy,) = protocol.accuracies(sequence, test, NetworkConfig(name), [0])
     assert accuracy in (0.0, 100.0)
     with pytest.raises(ConfigError, match="norm 'batch' cannot normalise a batch of one image.*use norm 'instance'"):
-        evaluate_networks(sequence, images[:1], labels[:1], 3, NetworkConfig(name, norm="batch"), recipe, 0, [0])
+        protocol.accuracies(sequence, test, NetworkConfig(name, norm="batch"), [0])
 
 
 def test_a_run_at_one_image_a_class_with_batches_of_one(tmp_path, capsys):

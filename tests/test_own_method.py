@@ -10,9 +10,10 @@ import pytest
 import torch
 from helpers import CLASSES, NETWORK, RECIPE, checkpoints, make_images, make_stage
 
-from seqmatch_lib.engine.evaluation import evaluate_networks
+from seqmatch_lib.data.datasets import Split
+from seqmatch_lib.engine.evaluation import EvaluationProtocol
 from seqmatch_lib.errors import ConfigError
-from seqmatch_lib.methods import BaseConfig, BaseMethod, Prepared, get_method, register_method
+from seqmatch_lib.methods import BaseConfig, BaseMethod, MethodState, get_method, register_method
 from seqmatch_lib.methods import base as registry
 from seqmatch_lib.runs.distillation import distill_stages
 from seqmatch_lib.subsets import SubsetSequence
@@ -28,7 +29,7 @@ class MeansConfig(BaseConfig):
 
 
 @dataclass
-class RealMeans(Prepared):
+class RealMeans(MethodState):
     means: torch.Tensor
 
 
@@ -51,7 +52,8 @@ def test_ten_lines_are_a_method_that_runs_under_seqmatch(tmp_path):
         assert distilled.trainable.losses[-1] < 1e-5
     sequence = SubsetSequence(tuple(distilled.last for distilled in stages))
     torch.testing.assert_close(class_means(*sequence.union()), class_means(*make_images(60)), atol=0.01, rtol=0)
-    accuracy = evaluate_networks(sequence, *make_images(300, seed=5), CLASSES, NETWORK, RECIPE, seed=0, indices=[0])[0]
+    test = Split(*make_images(300, seed=5))
+    (accuracy,) = EvaluationProtocol(CLASSES, RECIPE, seed=0).accuracies(sequence, test, NETWORK, [0])
     assert accuracy > 60  # chance is 33
 
 
@@ -73,7 +75,7 @@ def test_names_are_registered_once(monkeypatch):
 PACKAGE = """
 from dataclasses import dataclass
 import torch
-from seqmatch_lib.methods import BaseConfig, BaseMethod, Prepared
+from seqmatch_lib.methods import BaseConfig, BaseMethod, MethodState
 
 @dataclass(frozen=True)
 class PullConfig(BaseConfig):
@@ -83,7 +85,7 @@ class PullConfig(BaseConfig):
 class Pull(BaseMethod):
     config_class = PullConfig
     def prepare(self, stage):
-        return Prepared(0.0)
+        return MethodState(0.0)
     def step(self, prepared, trainable, frozen, generator):
         loss = self.config.strength * trainable.images.square().sum()
         loss.backward()

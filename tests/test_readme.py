@@ -13,7 +13,7 @@ from seqmatch_lib.__main__ import main
 from seqmatch_lib.bench.report import format_benchmark, load_benchmark
 from seqmatch_lib.data import datasets as data
 from seqmatch_lib.runs.config import SCALES
-from seqmatch_lib.runs.records import changes_of, format_records, load_runs
+from seqmatch_lib.runs.records import format_records, load_runs
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -59,7 +59,7 @@ def write_images(folder: Path) -> None:
 def test_a_table_of_results_is_what_its_records_say(dataset, scale, text):
     assert scale in SCALES
     records = [one for one in load_runs(ROOT / "paper_results") if (one.dataset, one.scale) == (dataset, scale)]
-    records = [one for one in records if not changes_of(one)]  # presets as they stand
+    records = [one for one in records if not one.overrides]  # presets as they stand
     assert records
     assert text == format_records(records)
 

@@ -13,8 +13,8 @@ from seqmatch_lib.engine.evaluation import train_staged
 from seqmatch_lib.engine.networks import flatten_parameters, make_network
 from seqmatch_lib.errors import ConfigError, DivergenceError, OutOfTime, StorageError
 from seqmatch_lib.methods import get_method
-from seqmatch_lib.methods.mtt import MTT, MTTConfig, record_stage_teachers
-from seqmatch_lib.methods.teachers import TrajectorySet
+from seqmatch_lib.methods.mtt import MTT, MTTConfig
+from seqmatch_lib.methods.teachers import TrajectorySet, record_stage_teachers
 from seqmatch_lib.runs.distillation import distill_stages
 from seqmatch_lib.seeds import make_generator
 from seqmatch_lib.seqmatch import distill_sequence

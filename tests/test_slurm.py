@@ -1,14 +1,13 @@
 """Batches on a real Slurm of one node, with both profiles: `pytest -m slurm`, minutes a test; skipped where there is none."""
 
 import os
-import signal
 import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from slurm_cluster import ask, start_cluster, wait_until, why_not
+from slurm_cluster import ask, end_jobs, start_cluster, wait_until, why_not
 
 from seqmatch_lib.runs.config import RunConfig
 from seqmatch_lib.runs.records import load_record
@@ -53,9 +52,9 @@ class Batch:
         return self
 
     def __exit__(self, *_):
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGINT)  # Snakemake cancels its jobs
-            self.process.wait(timeout=120)
+        self.process.kill()
+        self.process.wait()
+        end_jobs()
 
     def finish(self):
         """Waits for the end and returns the text of all jobs."""

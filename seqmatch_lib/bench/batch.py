@@ -15,17 +15,14 @@ from typing import Any
 
 from filelock import AcquireReturnProxy, Timeout
 
-from seqmatch_lib.bench.cost import Problem, Work, predict_seconds, predict_work
-from seqmatch_lib.bench.report import load_benchmark, newest_benchmark
+from seqmatch_lib.bench.cost import CostModel, DataSizes, Work, predict_work
 from seqmatch_lib.errors import ConfigError, StorageError, require
-from seqmatch_lib.methods import get_method
 from seqmatch_lib.runs.config import RunConfig, describe_unknown, preset_names
-from seqmatch_lib.runs.records import RunRecord, load_record
 from seqmatch_lib.store.files import acquire_lock, digest_json
 
 SETTINGS = ("scale", "datasets", "presets", "seeds", "results", "notebooks", "threads", "device", "slot", "memory")
 DATASETS = ("digits", "svhn", "cifar10", "cifar100", "tiny_imagenet")  # of the paper, and the built-in one
-MARGIN = 3.0  # of 100 committed records of five minutes and more, 74 took less than three times their prediction
+MARGIN = 2.0  # of 100 recorded runs of five minutes and more, 98 took less than twice what the others predict
 START_MINUTES = 10.0  # on top: imports, data, compilation
 DAY = 1440.0  # asked for where nothing is predicted and there is no slot
 PROCESS_MEBIBYTES = 512  # Python and torch, beside what a phase holds
@@ -127,7 +124,7 @@ class Batch:
         Teachers of stage 1 depend on the images, the network and how teachers are trained, on nothing else.
         """
         config = self.configs[run]
-        if config.options is None or not get_method(config.base_method).uses_teachers:
+        if not config.uses_teachers:
             return None
         settings = config.as_dict()
         shared = {name: settings[name] for name in ("dataset", "zca", "select_on", "network", "teachers")}
@@ -166,39 +163,41 @@ class Batch:
 
     def need(self, job: str) -> Need:
         """Returns what a job takes; that of a run is without the teachers it begins with, which are a job of their own."""
-        run = self.teachers.get(job, job)
-        config = self.configs[run]
-        work = predict_work(config, Problem.of(config.dataset))
-        record = self._measured(run)
+        if job not in self._needs:
+            self._needs[job] = self._find_need(job)
+        return self._needs[job]
+
+    @cached_property
+    def _needs(self) -> dict[str, Need]:
+        return {}
+
+    def _find_need(self, job: str) -> Need:
+        config = self.configs[self.teachers.get(job, job)]
+        work = predict_work(config, DataSizes.of(config.dataset))
+        record = None if self.model is None else self.model.find_record(config)
         if record is None:
             source, mebibytes = "predicted", {phase: PROCESS_MEBIBYTES + one.bytes / 2**20 for phase, one in work.items()}
-            seconds = {phase: self._predict(one, config) for phase, one in work.items()}
+            seconds = self._predict(config)
         else:
             source, mebibytes, seconds = "measured", record.peak_memory_mb, record.seconds
         mine = mebibytes["teachers"] if job in self.teachers else max(mebibytes.values())
-        if None in seconds.values():
+        if seconds is None:
             return Need(None, mine, source)
-        shared = seconds["teachers"] * _first_stage_share(config, work) if self.teachers_of(run) else 0.0
+        shared = seconds["teachers"] * _first_stage_share(config, work) if config.uses_teachers else 0.0
         return Need((shared if job in self.teachers else sum(seconds.values()) - shared) / 60, mine, source)
 
-    def _measured(self, run: str) -> RunRecord | None:
-        """Returns the known record of a run on this kind of device; None if there is none."""
-        path = self.known / "runs" / self.configs[run].dataset / f"{run}.json"
-        record = load_record(path) if path.is_file() else None
-        return record if record is not None and record.device == self.device else None
-
-    def _predict(self, work: Work, config: RunConfig) -> float | None:
-        """Returns the seconds of a phase; None where no benchmark measured what it would use."""
+    def _predict(self, config: RunConfig) -> dict[str, float] | None:
+        """Returns the seconds of each phase; None where no benchmark measured what the run would use."""
         try:
-            return None if self.benchmark is None else predict_seconds(work, config.network, self.benchmark)
+            return None if self.model is None else self.model.predict(config, self.threads)
         except ConfigError:
             return None
 
     @cached_property
-    def benchmark(self) -> dict[str, Any] | None:
-        """The newest known benchmark of this kind of device."""
+    def model(self) -> CostModel | None:
+        """What the known records and the newest known benchmark of this kind of device say; None without a benchmark."""
         try:
-            return load_benchmark(newest_benchmark(self.known / "benchmarks", self.device))
+            return CostModel.load(self.known, device=self.device)
         except ConfigError:
             return None
 
@@ -258,9 +257,8 @@ class Batch:
             return [count]
         hours = sum(need.minutes or 0.0 for need in needs) / 60
         lines = [f"{count}: {hours:,.1f} hours one after another, at most {max(need.mebibytes for need in needs):,.0f} MiB"]
-        if self.benchmark is not None:
-            machine = self.benchmark["machine"]
-            lines.append(f"predicted for {machine['device_name']}, {machine['threads']} threads")
+        if self.model is not None:
+            lines.append(f"predicted for {self.threads} threads of {self.model.machine}")
         if any(need.minutes is None for need in needs):
             lines.append(f"-: no benchmark of a {self.device} device says; run `python -m seqmatch_lib bench` on one")
         return lines
@@ -288,7 +286,7 @@ def check_names(what: str, names: tuple[str, ...], known: Iterable[str]) -> tupl
 def _first_stage_share(config: RunConfig, work: Mapping[str, Work]) -> float:
     """Returns how much of the work for a run's teachers is for those of its first stage."""
     plain = {"method": config.base_method, "subset_ipcs": [config.ipc], "intervals": [list(config.intervals[0])]}
-    first = predict_work(config.changed(plain), Problem.of(config.dataset))
+    first = predict_work(config.changed(plain), DataSizes.of(config.dataset))
     return first["teachers"].flops / work["teachers"].flops
 
 

@@ -1,6 +1,6 @@
-"""Speed, memory and exactness of the engines, side by side in one process, against the ways of the public codes.
+"""Speed, memory and exactness of the engines, side by side in one process, against the inner loops of the public codes.
 
-Pixels are random numbers: no time depends on them. On a CPU the ways of the public codes are timed twice: with the C
+Pixels are random numbers: no time depends on them. On a CPU those of the public codes are timed twice: with the C
 library's default allocator, as their users run them, and with `keep_freed_memory`, which every run of ours sets.
 """
 
@@ -17,14 +17,14 @@ from torch import nn
 from torch.func import functional_call
 from torch.utils.data import DataLoader, TensorDataset
 
-from seqmatch_lib.bench.cost import count_forward_flops
+from seqmatch_lib.bench.flops import count_forward_flops
 from seqmatch_lib.engine.augment import DSA_STRATEGY, apply_augmentation, draw_augmentation
 from seqmatch_lib.engine.inner_loop import InnerBatch, unroll
 from seqmatch_lib.engine.memory import keep_freed_memory, peak_memory_mb, release_freed_memory, reset_peak_memory
 from seqmatch_lib.engine.networks import NetworkConfig, flatten_parameters, make_network
 from seqmatch_lib.engine.step_functions import ADJOINT_PASSES, GRADIENT_PASSES
-from seqmatch_lib.engine.training import Feed, Update, make_trainer
-from seqmatch_lib.runs.records import describe_code, describe_environment
+from seqmatch_lib.engine.training import BatchConfig, OptimizerConfig, make_trainer
+from seqmatch_lib.runs.provenance import describe_code, describe_environment
 from seqmatch_lib.seeds import make_generator
 
 SCHEMA = 1
@@ -43,13 +43,13 @@ class Case:
         width: of a ConvNet of depth 3 on 32x32 images.
         batch: images an inner step; ipc is a tenth of it.
         syn_steps: steps unrolled.
-        ways: of `WAYS` that fit into memory at this size; None for all.
+        variants: of `VARIANTS` that fit into memory at this size; None for all.
     """
 
     width: int
     batch: int
     syn_steps: int
-    ways: tuple[str, ...] | None = None
+    variants: tuple[str, ...] | None = None
 
 
 KEEPS_NO_GRAPH = ("compiled float32", "compiled tf32", "compiled bfloat16")
@@ -65,7 +65,7 @@ FULL = (
 )
 
 
-class Problem:
+class InnerLoop:
     """A network, a start, a batch of images, and the batches of an inner loop."""
 
     def __init__(self, case: Case, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
@@ -87,9 +87,9 @@ class Problem:
         """Returns what `unroll` takes."""
         return self.network, self.start, self.images, self.targets, self.batches, self.lr
 
-    def gradient(self, way: str) -> torch.Tensor:
+    def gradient(self, variant: str) -> torch.Tensor:
         """Unrolls, goes back, and returns the gradient of the images."""
-        reached = WAYS[way](*self.arguments())
+        reached = VARIANTS[variant](*self.arguments())
         return torch.autograd.grad(reached.square().sum(), [self.images, self.lr])[0]
 
 
@@ -118,14 +118,14 @@ def unroll_flat(
     return trail[-1]
 
 
-WAYS: dict[str, Callable[..., torch.Tensor]] = {
+VARIANTS: dict[str, Callable[..., torch.Tensor]] = {
     "higher": unroll,
     "flat": unroll_flat,
     "compiled float32": lambda *arguments: unroll(*arguments, engine="compiled"),
     "compiled tf32": lambda *arguments: unroll(*arguments, engine="compiled", precision="tf32"),
     "compiled bfloat16": lambda *arguments: unroll(*arguments, engine="compiled", precision="bfloat16"),
 }
-PUBLIC_WAYS = ("higher", "flat")
+PUBLIC_VARIANTS = ("higher", "flat")
 
 
 def run_benchmark(quick: bool = False, device: torch.device | str | None = None) -> dict[str, Any]:
@@ -142,14 +142,14 @@ def run_benchmark(quick: bool = False, device: torch.device | str | None = None)
     cases, widths = (QUICK, QUICK_WIDTHS) if quick else (FULL, WIDTHS)
     rows = []
     if device.type == "cpu":  # before the allocator is changed, which cannot be undone
-        rows += list(_time_inner_steps(cases, PUBLIC_WAYS, device, "default"))
+        rows += list(_time_inner_steps(cases, PUBLIC_VARIANTS, device, "default"))
         teachers = [_time_plain_loop(width, device, "default") for width in widths]
         evaluation = [_time_evaluation(width, "eager", "float32", device, "default") for width in widths]
         keep_freed_memory()
     else:
         teachers, evaluation = [], []
-    ways = [way for way in WAYS if way != "compiled tf32" or device.type == "cuda"]
-    rows += list(_time_inner_steps(cases, ways, device, "kept"))
+    variants = [variant for variant in VARIANTS if variant != "compiled tf32" or device.type == "cuda"]
+    rows += list(_time_inner_steps(cases, variants, device, "kept"))
     for width in widths:
         teachers.append(_time_plain_loop(width, device, "kept"))
         for engine, precision in (("eager", "float32"), ("compiled", "float32"), ("compiled", "bfloat16")):
@@ -171,26 +171,26 @@ def run_benchmark(quick: bool = False, device: torch.device | str | None = None)
     }
 
 
-def _time_inner_steps(cases: Sequence[Case], ways: Sequence[str], device: torch.device, allocator: str) -> Iterator[Row]:
-    """Yields a row for each case and way: seconds an inner step, forward and backward, memory, error, compile time."""
+def _time_inner_steps(cases: Sequence[Case], variants: Sequence[str], device: torch.device, allocator: str) -> Iterator[Row]:
+    """Yields a row for each case and variant: seconds an inner step, forward and backward, memory, error, compile time."""
     exact: dict[tuple[int, int], torch.Tensor] = {}
     for case in cases:
-        chosen = [way for way in ways if case.ways is None or way in case.ways]
+        chosen = [variant for variant in variants if case.variants is None or variant in case.variants]
         error_case = Case(case.width, case.batch, 2)
         key = (case.width, case.batch)
         if chosen and key not in exact:
-            exact[key] = Problem(error_case, device, torch.float64).gradient("flat").float()
-        for way in chosen:
-            problem = Problem(case, device)
+            exact[key] = InnerLoop(error_case, device, torch.float64).gradient("flat").float()
+        for variant in chosen:
+            inner_loop = InnerLoop(case, device)
             began = time.perf_counter()
-            error = _relative_error(Problem(error_case, device).gradient(way), exact[key])
+            error = _relative_error(InnerLoop(error_case, device).gradient(variant), exact[key])
             first = time.perf_counter() - began
-            seconds, memory = _measure(lambda problem=problem, way=way: problem.gradient(way), device)
+            seconds, memory = _measure(lambda inner_loop=inner_loop, variant=variant: inner_loop.gradient(variant), device)
             yield {
                 "width": case.width,
                 "batch": case.batch,
                 "syn_steps": case.syn_steps,
-                "way": way,
+                "variant": variant,
                 "allocator": allocator,
                 "seconds": seconds / case.syn_steps,
                 "first_call": first,
@@ -240,10 +240,10 @@ def _real_images(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     return images.to(device), torch.randint(NUM_CLASSES, (count,), generator=generator).to(device)
 
 
-def _teacher_row(way: str, width: int, together: int, allocator: str, seconds: float) -> Row:
+def _teacher_row(variant: str, width: int, together: int, allocator: str, seconds: float) -> Row:
     images = BATCHES * TEACHER_BATCH * together
     flops = GRADIENT_PASSES * images * _forward_flops(width)
-    return {"way": way, "width": width, "together": together, "allocator": allocator,
+    return {"variant": variant, "width": width, "together": together, "allocator": allocator,
             "images_per_second": images / seconds, "seconds": seconds, "flops": flops}  # fmt: skip
 
 
@@ -253,11 +253,11 @@ def _time_teachers(width: int, engine: str, precision: str, together: int, devic
         make_network(NetworkConfig(width=width), IMAGE_SHAPE, NUM_CLASSES, make_generator(0, index)).to(device)
         for index in range(together)
     ]
-    trainer = make_trainer(networks, Update(0.01), engine, precision)
-    feed = Feed(TEACHER_BATCH, DSA_STRATEGY)
+    trainer = make_trainer(networks, OptimizerConfig(0.01), engine, precision)
+    batch_config = BatchConfig(TEACHER_BATCH, DSA_STRATEGY)
     generators = [make_generator(1, index) for index in range(together)]
     images, labels = _real_images(device)
-    seconds, _ = _measure(lambda: trainer.epoch(images, labels, feed, generators).tolist(), device)
+    seconds, _ = _measure(lambda: trainer.epoch(images, labels, batch_config, generators).tolist(), device)
     return _teacher_row(f"{engine} {precision}", width, together, "kept", seconds)
 
 
@@ -294,20 +294,20 @@ def _time_evaluation(width: int, engine: str, precision: str, device: torch.devi
         make_network(config, IMAGE_SHAPE, NUM_CLASSES, make_generator(0, index)).to(device)
         for index in range(EVALUATION_NETWORKS)
     ]
-    trainer = make_trainer(networks, Update(0.01, 0.9, 5e-4), engine, precision)
-    feed = Feed(TEACHER_BATCH, DSA_STRATEGY)
+    trainer = make_trainer(networks, OptimizerConfig(0.01, 0.9, 5e-4), engine, precision)
+    batch_config = BatchConfig(TEACHER_BATCH, DSA_STRATEGY)
     generators = [make_generator(1, index) for index in range(EVALUATION_NETWORKS)]
     count = EVALUATION_IPC * NUM_CLASSES
     images, labels = (tensor[:count] for tensor in _real_images(device))
 
     def epochs() -> None:
         for _ in range(EVALUATION_EPOCHS):
-            losses = trainer.epoch(images, labels, feed, generators)
+            losses = trainer.epoch(images, labels, batch_config, generators)
         losses.tolist()
 
     seconds, _ = _measure(epochs, device)
     flops = GRADIENT_PASSES * EVALUATION_NETWORKS * EVALUATION_EPOCHS * count * _forward_flops(width)
-    return {"way": f"{engine} {precision}", "width": width, "networks": EVALUATION_NETWORKS, "ipc": EVALUATION_IPC,
+    return {"variant": f"{engine} {precision}", "width": width, "networks": EVALUATION_NETWORKS, "ipc": EVALUATION_IPC,
             "allocator": allocator, "seconds_per_epoch": seconds / EVALUATION_EPOCHS, "seconds": seconds,
             "flops": flops}  # fmt: skip
 

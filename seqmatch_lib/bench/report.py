@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from seqmatch_lib.bench.benchmark import KEEPS_NO_GRAPH, PUBLIC_WAYS, SCHEMA, Row
+from seqmatch_lib.bench.benchmark import KEEPS_NO_GRAPH, PUBLIC_VARIANTS, SCHEMA, Row
 from seqmatch_lib.errors import require
 from seqmatch_lib.store.files import read_json, write_json
 
@@ -56,11 +56,12 @@ def format_benchmark(result: Benchmark) -> str:
     roofs = ", ".join(f"{name} convolution {value / 1e9:,.0f} GFLOP/s" for name, value in result["peak"].items())
     inner = [_inner_step_cells(row, result["peak"]) for row in result["inner_steps"]]
     teachers = [
-        (row["way"], row["width"], row["together"], row["allocator"], f"{row['images_per_second']:,.0f}")
+        (row["variant"], row["width"], row["together"], row["allocator"], f"{row['images_per_second']:,.0f}")
         for row in result["teachers"]
     ]
     evaluation = [
-        (row["way"], row["width"], row["allocator"], f"{1000 * row['seconds_per_epoch']:.0f}") for row in result["evaluation"]
+        (row["variant"], row["width"], row["allocator"], f"{1000 * row['seconds_per_epoch']:.0f}")
+        for row in result["evaluation"]
     ]
     parts = [
         f"{machine['device_name']}, {machine['threads']} threads, torch {machine['torch']}; {roofs}",
@@ -81,31 +82,31 @@ def summarise_ratios(result: Benchmark) -> dict[str, float]:
 def _inner_step_ratios(result: Benchmark, width: int) -> Iterator[tuple[str, float]]:
     size = {"width": width, "batch": 100, "syn_steps": 2}
     for ours in _find(result, "inner_steps", allocator="kept", **size):
-        if not ours["way"].startswith("compiled"):
+        if not ours["variant"].startswith("compiled"):
             continue
-        for public in PUBLIC_WAYS:
-            for theirs in _find(result, "inner_steps", way=public, **size):
-                name = f"inner step, {ours['way']} over {public} ({theirs['allocator']} allocator)"
+        for public in PUBLIC_VARIANTS:
+            for theirs in _find(result, "inner_steps", variant=public, **size):
+                name = f"inner step, {ours['variant']} over {public} ({theirs['allocator']} allocator)"
                 yield name, theirs["seconds"] / ours["seconds"]
 
 
 def _memory_ratios(result: Benchmark) -> Iterator[tuple[str, float]]:
     for width in (128, 32):
-        for way in (*PUBLIC_WAYS, *KEEPS_NO_GRAPH):
-            size = {"way": way, "width": width, "batch": 100, "allocator": "kept"}
+        for variant in (*PUBLIC_VARIANTS, *KEEPS_NO_GRAPH):
+            size = {"variant": variant, "width": width, "batch": 100, "allocator": "kept"}
             short, long = (_find(result, "inner_steps", syn_steps=steps, **size) for steps in (10, 80))
             if short and long:
-                yield f"memory of 80 over 10 steps, width {width}, {way}", long[0]["memory_mb"] / short[0]["memory_mb"]
+                yield f"memory of 80 over 10 steps, width {width}, {variant}", long[0]["memory_mb"] / short[0]["memory_mb"]
 
 
 def _training_ratios(result: Benchmark, width: int) -> Iterator[tuple[str, float]]:
     for table, public in (("teachers", "plain loop"), ("evaluation", "eager float32")):
-        for theirs in _find(result, table, way=public, width=width):
+        for theirs in _find(result, table, variant=public, width=width):
             for ours in _find(result, table, width=width, allocator="kept"):
-                if ours["way"].startswith("compiled"):
+                if ours["variant"].startswith("compiled"):
                     more = f", {ours['together']} together" if ours.get("together", 1) > 1 else ""
                     ratio = (ours["flops"] / ours["seconds"]) / (theirs["flops"] / theirs["seconds"])
-                    yield f"{table}, {ours['way']}{more} over {public} ({theirs['allocator']} allocator)", ratio
+                    yield f"{table}, {ours['variant']}{more} over {public} ({theirs['allocator']} allocator)", ratio
 
 
 def _find(result: Benchmark, table: str, **wanted: Any) -> list[Row]:
@@ -114,10 +115,18 @@ def _find(result: Benchmark, table: str, **wanted: Any) -> list[Row]:
 
 def _inner_step_cells(row: Row, peak: Mapping[str, float]) -> tuple[Any, ...]:
     roof = ""
-    if row["way"].startswith("compiled"):
+    if row["variant"].startswith("compiled"):
         rate = row["flops"] / row["seconds"]
-        roof = f"{rate / peak['bfloat16' if row['way'].endswith('bfloat16') else 'float32']:.0%}"
-    size = (row["way"], row["width"], row["batch"], row["syn_steps"], row["allocator"], f"{1000 * row['seconds']:.1f}", roof)
+        roof = f"{rate / peak['bfloat16' if row['variant'].endswith('bfloat16') else 'float32']:.0%}"
+    size = (
+        row["variant"],
+        row["width"],
+        row["batch"],
+        row["syn_steps"],
+        row["allocator"],
+        f"{1000 * row['seconds']:.1f}",
+        roof,
+    )
     return (*size, f"{row['memory_mb']:,.0f}", f"{row['error']:.0e}", f"{row['first_call']:.1f}")
 
 

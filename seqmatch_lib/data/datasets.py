@@ -33,7 +33,12 @@ from seqmatch_lib.store.settings import is_file_name
 
 @dataclass(frozen=True)
 class Split:
-    """Images (N, C, H, W) uint8 and labels of one split: (N,) int64, or (N, H, W) of pixels as in `labels`."""
+    """Images and labels of one split.
+
+    Args:
+        images: (N, C, H, W), uint8 as read, or float32 after preprocessing.
+        labels: (N,) int64, or (N, H, W) of pixels as in `labels`.
+    """
 
     images: torch.Tensor
     labels: torch.Tensor

@@ -8,18 +8,19 @@ from typing import Any
 import torch
 from torch import nn
 
+from seqmatch_lib.data.datasets import Split
 from seqmatch_lib.engine.networks import NETWORKS, NetworkConfig, make_network
 from seqmatch_lib.engine.training import TrainingRecipe, measure_accuracy, train_stage
 from seqmatch_lib.engine.training_checkpoint import TrainingCheckpoint
 from seqmatch_lib.errors import require
 from seqmatch_lib.seeds import make_generator
-from seqmatch_lib.store.settings import later
+from seqmatch_lib.store.settings import omit_default
 from seqmatch_lib.subsets import SubsetSequence
 
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """Which networks judge a distilled set.
+    """Which networks a distilled set is evaluated with.
 
     Args:
         num_networks: networks of each architecture, at least 1; the published protocol has 5.
@@ -34,7 +35,7 @@ class EvaluationConfig:
     networks: tuple[str, ...] = ("convnet",)
     real_lr: float = 0.01
     num_selections: int = 10
-    score_test: bool = later(False)
+    score_test: bool = omit_default(False)
 
     def __post_init__(self) -> None:
         require(self.num_networks >= 1, f"evaluation.num_networks {self.num_networks} must be at least 1")
@@ -101,95 +102,58 @@ def train_staged(
         after_stage()
 
 
-def evaluate_networks(
-    sequence: SubsetSequence,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    num_classes: int,
-    network_config: NetworkConfig,
-    recipe: TrainingRecipe,
-    seed: int,
-    indices: Sequence[int],
-    checkpoint: TrainingCheckpoint | None = None,
-) -> list[float]:
-    """Returns the accuracies in per cent of fresh networks trained stage by stage on the sequence.
+@dataclass(frozen=True)
+class EvaluationProtocol:
+    """How fresh networks are trained on a set, stage by stage, and tested.
 
     Args:
-        sequence: on the device of the images.
-        images: (N, C, H, W) normalised held-out images.
-        labels: (N,) int64.
         num_classes: logits of the networks.
-        network_config: their architecture.
         recipe: how they are trained; its engine says whether one by one or together.
         seed: of the evaluation.
-        indices: of the networks within the evaluation; they decide each network's start and batches.
-        checkpoint: as in `train_stage`.
     """
-    networks = _train_fresh(sequence, tuple(images.shape[1:]), num_classes, network_config, recipe, seed, indices, checkpoint)
-    return [measure_accuracy(network, images, labels) for network in networks]
 
+    num_classes: int
+    recipe: TrainingRecipe
+    seed: int
 
-def score_sequence(
-    sequence: SubsetSequence,
-    splits: Sequence[tuple[torch.Tensor, torch.Tensor]],
-    num_classes: int,
-    network_config: NetworkConfig,
-    recipe: TrainingRecipe,
-    seed: int,
-) -> list[float]:
-    """Returns the accuracies in per cent of one fresh network, the first of an evaluation, on several splits.
+    def train(
+        self,
+        sequence: SubsetSequence,
+        network: NetworkConfig,
+        indices: Sequence[int],
+        checkpoint: TrainingCheckpoint | None = None,
+    ) -> list[nn.Module]:
+        """Returns networks trained on a set.
 
-    Args:
-        sequence: on the device of the images.
-        splits: (images, labels) each, as in `evaluate_networks`.
-        num_classes: and all else: as in `evaluate_networks`.
-        network_config: see there.
-        recipe: see there.
-        seed: see there.
-    """
-    shape = tuple(splits[0][0].shape[1:])
-    (network,) = _train_fresh(sequence, shape, num_classes, network_config, recipe, seed, [0])
-    return [measure_accuracy(network, images, labels) for images, labels in splits]
+        Args:
+            sequence: the set; the networks are made on its device.
+            network: their architecture.
+            indices: of the networks within the evaluation; they decide each network's start and batches.
+            checkpoint: as in `train_stage`.
+        """
+        images = sequence.subsets[0].images
 
+        def generators(purpose: str) -> list[torch.Generator]:
+            return [make_generator(self.seed, "evaluation", network.name, index, purpose) for index in indices]
 
-def _train_fresh(
-    sequence: SubsetSequence,
-    image_shape: tuple[int, int, int],
-    num_classes: int,
-    network_config: NetworkConfig,
-    recipe: TrainingRecipe,
-    seed: int,
-    indices: Sequence[int],
-    checkpoint: TrainingCheckpoint | None = None,
-) -> list[nn.Module]:
-    """Returns networks trained on the sequence; arguments as in `evaluate_networks`."""
-    device = sequence.subsets[0].images.device
+        shape = tuple(images.shape[1:])
+        networks = [make_network(network, shape, self.num_classes, start).to(images.device) for start in generators("start")]
+        train_staged(networks, sequence, self.recipe, generators("batches"), checkpoint=checkpoint)
+        return networks
 
-    def generators(purpose: str) -> list[torch.Generator]:
-        return [make_generator(seed, "evaluation", network_config.name, index, purpose) for index in indices]
+    def accuracies(
+        self,
+        sequence: SubsetSequence,
+        test: Split,
+        network: NetworkConfig,
+        indices: Sequence[int],
+        checkpoint: TrainingCheckpoint | None = None,
+    ) -> list[float]:
+        """Returns the accuracies in per cent of such networks on held-out images; arguments as in `train`."""
+        networks = self.train(sequence, network, indices, checkpoint)
+        return [measure_accuracy(trained, test.images, test.labels) for trained in networks]
 
-    networks = [make_network(network_config, image_shape, num_classes, start).to(device) for start in generators("start")]
-    train_staged(networks, sequence, recipe, generators("batches"), checkpoint=checkpoint)
-    return networks
-
-
-def evaluate_sequence(
-    sequence: SubsetSequence,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    num_classes: int,
-    network_configs: Sequence[NetworkConfig],
-    recipe: TrainingRecipe,
-    seed: int,
-    num_networks: int,
-) -> dict[str, Accuracy]:
-    """Evaluates a sequence on several networks of each architecture; arguments as in `evaluate_networks`.
-
-    Returns:
-        Architecture name -> accuracies, in the order given.
-    """
-    indices = range(num_networks)
-    return {
-        config.name: Accuracy(tuple(evaluate_networks(sequence, images, labels, num_classes, config, recipe, seed, indices)))
-        for config in network_configs
-    }
+    def score(self, sequence: SubsetSequence, splits: Sequence[Split], network: NetworkConfig) -> list[float]:
+        """Returns the accuracies in per cent of one network, the first of an evaluation, on each of several splits."""
+        (trained,) = self.train(sequence, network, [0])
+        return [measure_accuracy(trained, split.images, split.labels) for split in splits]

@@ -16,7 +16,7 @@ from seqmatch_lib.engine.networks import count_parameters, load_parameters
 from seqmatch_lib.engine.step_functions import StepFunctions, check_precision, step_functions
 from seqmatch_lib.errors import require
 
-ENGINES = ("higher", "compiled")
+UNROLL_ENGINES = ("higher", "compiled")
 TRAIL_BYTES = 2**30  # parameter vectors the compiled engine keeps of one unroll before it keeps fewer and repeats steps
 
 
@@ -85,7 +85,7 @@ def unroll(
 
 def check_engine(engine: str, precision: str) -> None:
     """Raises ConfigError unless the engine exists and can work in that precision."""
-    require(engine in ENGINES, f"engine {engine!r} is unknown; use one of {', '.join(ENGINES)}")
+    require(engine in UNROLL_ENGINES, f"engine {engine!r} is unknown; use one of {', '.join(UNROLL_ENGINES)}")
     check_precision(precision)
     require(engine == "compiled" or precision == "float32", f"engine {engine!r} has no precision {precision!r}; use 'float32'")
 

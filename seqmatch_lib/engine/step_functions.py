@@ -5,7 +5,7 @@ compiled code is replayed as a CUDA graph.
 """
 
 import warnings
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import ClassVar
@@ -204,36 +204,49 @@ class _Compiled:
     """
 
     enabled = True
-    reasons: ClassVar[set[str]] = set()  # why something could not be compiled, each told once
+    reasons: ClassVar[set[str]] = set()  # why something was left uncompiled since the last `forget_uncompiled`
 
     def __init__(self, function: Callable, precision: str = "float32") -> None:
         mode = "reduce-overhead" if torch.cuda.is_available() else "default"  # the former replays CUDA graphs
         self._function = function
         self._precision = precision
         self._compiled = torch.compile(function, fullgraph=True, dynamic=False, mode=mode)
+        self._failure = ""
 
     def __call__(self, *arguments: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        if not self.enabled or self._compiled is None:
+        if not self.enabled:
             return self._function(*arguments)
-        try:
-            with torch._dynamo.config.patch(recompile_limit=MAX_SHAPES):
-                if arguments[0].is_cuda:
-                    torch.compiler.cudagraph_mark_step_begin()
-                return self._compiled(*arguments)
-        except BackendCompilerFailed as error:
-            reason = f"{type(error.inner_exception).__name__}: {str(error.inner_exception).strip().splitlines()[0]}"
-            require(
-                self._precision != "bfloat16",
-                f"precision 'bfloat16' needs compiled code, and compiling failed ({reason}); install g++, or set float32 in "
-                "every section that has bfloat16: --set teachers.precision=float32 --set training.precision=float32",
-            )
-            self._compiled = None
-            self._tell(reason)
-            return self._function(*arguments)
+        if not self._failure:
+            try:
+                with torch._dynamo.config.patch(recompile_limit=MAX_SHAPES):
+                    if arguments[0].is_cuda:
+                        torch.compiler.cudagraph_mark_step_begin()
+                    return self._compiled(*arguments)
+            except BackendCompilerFailed as error:
+                reason = str(error.inner_exception).strip().splitlines()[0]
+                self._failure = f"{type(error.inner_exception).__name__}: {reason}"
+        require(
+            self._precision != "bfloat16",
+            f"precision 'bfloat16' needs compiled code, and compiling failed ({self._failure}); install g++, or set float32 "
+            "in every section that has bfloat16: --set teachers.precision=float32 --set training.precision=float32",
+        )
+        if self._failure not in self.reasons:
+            self.reasons.add(self._failure)
+            warnings.warn(f"running uncompiled, which is slower, because compiling failed ({self._failure}); "
+                          "a missing compiler is the usual cause: install g++", stacklevel=3)  # fmt: skip
+        return self._function(*arguments)
 
-    @classmethod
-    def _tell(cls, reason: str) -> None:
-        if reason not in cls.reasons:
-            cls.reasons.add(reason)
-            warnings.warn(f"running uncompiled, which is slower, because compiling failed ({reason}); "
-                          "a missing compiler is the usual cause: install g++", stacklevel=4)  # fmt: skip
+
+def uncompiled_reasons() -> list[str]:
+    """Returns why code that was to be compiled ran uncompiled, since the last `forget_uncompiled`; empty if none did."""
+    return sorted(_Compiled.reasons)
+
+
+def note_uncompiled(reasons: Iterable[str]) -> None:
+    """Takes over the reasons of an earlier process, whose work this one goes on with."""
+    _Compiled.reasons.update(reasons)
+
+
+def forget_uncompiled() -> None:
+    """Begins the list of `uncompiled_reasons` anew, for a new run in the same process."""
+    _Compiled.reasons.clear()

@@ -15,9 +15,9 @@ from seqmatch_lib.engine.step_functions import batch_loss, check_loss, check_pre
 from seqmatch_lib.engine.training_checkpoint import TrainingCheckpoint
 from seqmatch_lib.errors import DivergenceError, require
 from seqmatch_lib.store.files import tensors_under
-from seqmatch_lib.store.settings import later
+from seqmatch_lib.store.settings import omit_default
 
-ENGINES = ("eager", "compiled")
+TRAINING_ENGINES = ("eager", "compiled")
 OPTIMIZERS = ("sgd", "adam")
 CHECK_EPOCHS = 25  # epochs between two looks at the losses: each look waits for the device
 WARMUP_EPOCHS = 500  # of schedule "cosine", but no more than a quarter of all
@@ -73,10 +73,10 @@ class TrainingRecipe:
     augment: str = DSA_STRATEGY
     engine: str = "eager"
     precision: str = "float32"
-    optimizer: str = later("sgd")
-    loss: str = later("cross_entropy")
-    schedule: str = later("half")
-    cutmix: float = later(0.0)
+    optimizer: str = omit_default("sgd")
+    loss: str = omit_default("cross_entropy")
+    schedule: str = omit_default("half")
+    cutmix: float = omit_default(0.0)
 
     def __post_init__(self) -> None:
         require(self.epochs >= 1, f"training.epochs {self.epochs} must be at least 1")
@@ -93,7 +93,7 @@ class TrainingRecipe:
 
 
 @dataclass(frozen=True)
-class Update:
+class OptimizerConfig:
     """How a trainer changes parameters.
 
     Args:
@@ -114,7 +114,7 @@ class Update:
 
 
 @dataclass(frozen=True)
-class Feed:
+class BatchConfig:
     """What a trainer is fed with.
 
     Args:
@@ -165,28 +165,28 @@ def mix_patches(
     return mixed, kept * targets + (1 - kept) * targets[order]
 
 
-class OneByOne:
-    """Trains networks one after the other, as they are: the plain way, and the reference for `Together`.
+class LoopTrainer:
+    """Trains networks one after the other, as they are: the plain way, and the reference for `StackedTrainer`.
 
     Args:
         networks: changed in place.
-        update: how.
+        config: how.
     """
 
-    def __init__(self, networks: Sequence[nn.Module], update: Update) -> None:
+    def __init__(self, networks: Sequence[nn.Module], config: OptimizerConfig) -> None:
         self._networks = networks
-        self._update = update
-        self._optimizers = [update.make_optimizer(network.parameters()) for network in networks]
+        self._config = config
+        self._optimizers = [config.make_optimizer(network.parameters()) for network in networks]
 
     def epoch(
-        self, images: torch.Tensor, targets: torch.Tensor, feed: Feed, generators: Sequence[torch.Generator]
+        self, images: torch.Tensor, targets: torch.Tensor, batch_config: BatchConfig, generators: Sequence[torch.Generator]
     ) -> torch.Tensor:
         """Trains each network for one pass over the images, in a random order of its own.
 
         Args:
             images: (N, C, H, W), normalised, on the device of the networks.
             targets: (N,) int64 classes, or (N, classes); see `batch_loss`.
-            feed: batches and their augmentation; the last step takes what is left.
+            batch_config: batches and their augmentation; the last step takes what is left.
             generators: CPU generators for order and augmentation, one a network.
 
         Returns:
@@ -197,9 +197,9 @@ class OneByOne:
             zip(self._networks, self._optimizers, generators, strict=True)
         ):
             network.train()
-            for rows in torch.randperm(len(images), generator=generator).to(images.device).split(feed.batch_size):
-                batch, wanted = feed.draw(images, targets, rows, generator)
-                loss = batch_loss(self._update.loss, network(batch), wanted)
+            for rows in torch.randperm(len(images), generator=generator).to(images.device).split(batch_config.batch_size):
+                batch, wanted = batch_config.draw(images, targets, rows, generator)
+                loss = batch_loss(self._config.loss, network(batch), wanted)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -209,7 +209,7 @@ class OneByOne:
     def change_lr(self, lr: float, forget: bool) -> None:
         """Sets the step size; `forget` makes the optimisers anew, so that momentum starts from zero."""
         if forget:
-            self._optimizers = [self._update.make_optimizer(network.parameters()) for network in self._networks]
+            self._optimizers = [self._config.make_optimizer(network.parameters()) for network in self._networks]
         for optimizer in self._optimizers:
             optimizer.param_groups[0]["lr"] = lr
 
@@ -218,13 +218,13 @@ class OneByOne:
         return torch.stack([flatten_parameters(network) for network in self._networks])
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Returns parameters, running statistics and the optimisers' memory, from which `load_state` goes on bit for bit."""
+        """Returns parameters, running statistics and optimiser states, from which `load_state` goes on bit for bit."""
         tensors = {}
         for index, (network, optimizer) in enumerate(zip(self._networks, self._optimizers, strict=True)):
             tensors |= {f"{index}.network.{name}": value for name, value in network.state_dict().items()}
             for name, parameter in network.named_parameters():
-                memory = optimizer.state[parameter].items()
-                tensors |= {f"{index}.optimizer.{name}.{key}": value for key, value in memory}
+                saved = optimizer.state[parameter].items()
+                tensors |= {f"{index}.optimizer.{name}.{key}": value for key, value in saved}
         return tensors
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
@@ -232,45 +232,51 @@ class OneByOne:
         for index, (network, optimizer) in enumerate(zip(self._networks, self._optimizers, strict=True)):
             network.load_state_dict(tensors_under(state, f"{index}.network."))
             for name, parameter in network.named_parameters():
-                optimizer.state[parameter] = _memory(tensors_under(state, f"{index}.optimizer.{name}."))
+                optimizer.state[parameter] = _restore_optimizer_state(tensors_under(state, f"{index}.optimizer.{name}."))
 
     def finish(self) -> None:
         """Does nothing: the networks are trained in place."""
 
 
-class Together:
+class StackedTrainer:
     """Trains networks of one architecture side by side on stacked parameters.
 
-    Each network sees the batches and augmentations that `OneByOne` would show it, so the results are the same up to
+    Each network sees the batches and augmentations that `LoopTrainer` would show it, so the results are the same up to
     rounding. The networks change at `finish`.
 
     Args:
-        networks: and `update`: as in `OneByOne`.
+        networks: and `config`: as in `LoopTrainer`.
         precision: as in `StepFunctions`.
         compiled: whether steps are compiled.
     """
 
     def __init__(
-        self, networks: Sequence[nn.Module], update: Update, precision: str = "float32", compiled: bool = True
+        self,
+        networks: Sequence[nn.Module],
+        config: OptimizerConfig,
+        precision: str = "float32",
+        compiled: bool = True,
     ) -> None:
         require(
             next(networks[0].buffers(), None) is None,
             "networks with running statistics cannot be trained by engine 'compiled'; use engine 'eager'",
         )
         self._networks = networks
-        self._update = update
-        self._gradient = step_functions(networks[0], precision, update.loss, compiled).gradient
+        self._config = config
+        self._gradient = step_functions(networks[0], precision, config.loss, compiled).gradient
         self._parameters = torch.stack([flatten_parameters(network) for network in networks])
-        self._optimizer = update.make_optimizer([self._parameters])
+        self._optimizer = config.make_optimizer([self._parameters])
 
     def epoch(
-        self, images: torch.Tensor, targets: torch.Tensor, feed: Feed, generators: Sequence[torch.Generator]
+        self, images: torch.Tensor, targets: torch.Tensor, batch_config: BatchConfig, generators: Sequence[torch.Generator]
     ) -> torch.Tensor:
-        """Trains all networks for one pass over the images; arguments and result as in `OneByOne.epoch`."""
+        """Trains all networks for one pass over the images; arguments and result as in `LoopTrainer.epoch`."""
         orders = [torch.randperm(len(images), generator=generator).to(images.device) for generator in generators]
         losses = torch.zeros(len(orders), device=images.device)
-        for rows in zip(*(order.split(feed.batch_size) for order in orders), strict=True):
-            drawn = [feed.draw(images, targets, mine, generator) for mine, generator in zip(rows, generators, strict=True)]
+        for rows in zip(*(order.split(batch_config.batch_size) for order in orders), strict=True):
+            drawn = [
+                batch_config.draw(images, targets, mine, generator) for mine, generator in zip(rows, generators, strict=True)
+            ]
             batches, wanted = zip(*drawn, strict=True)
             self._parameters.grad, batch_losses = self._gradients(batches, wanted)
             self._optimizer.step()
@@ -291,9 +297,9 @@ class Together:
         return torch.stack(gradients), torch.stack(losses)
 
     def change_lr(self, lr: float, forget: bool) -> None:
-        """Sets the step size; as in `OneByOne.change_lr`."""
+        """Sets the step size; as in `LoopTrainer.change_lr`."""
         if forget:
-            self._optimizer = self._update.make_optimizer([self._parameters])
+            self._optimizer = self._config.make_optimizer([self._parameters])
         self._optimizer.param_groups[0]["lr"] = lr
 
     def parameters(self) -> torch.Tensor:
@@ -301,13 +307,15 @@ class Together:
         return self._parameters.clone()
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Returns parameters and the optimiser's memory, from which `load_state` goes on bit for bit."""
+        """Returns parameters and the optimiser's state, from which `load_state` goes on bit for bit."""
         return {"parameters": self._parameters, **self._optimizer.state[self._parameters]}
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
         """Takes over what `state` returned."""
         self._parameters.copy_(state["parameters"])
-        self._optimizer.state[self._parameters] = _memory({k: v for k, v in state.items() if k != "parameters"})
+        self._optimizer.state[self._parameters] = _restore_optimizer_state(
+            {k: v for k, v in state.items() if k != "parameters"}
+        )
 
     def finish(self) -> None:
         """Writes the parameters into the networks."""
@@ -315,8 +323,8 @@ class Together:
             load_parameters(network, parameters)
 
 
-def _memory(saved: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Returns an optimiser's memory of one parameter: copies; counters of steps stay on the CPU, as in torch's optimisers."""
+def _restore_optimizer_state(saved: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Returns an optimiser's state of one parameter: copies; counters of steps stay on the CPU, as in torch's optimisers."""
     return {name: value.clone() if value.dim() else value.cpu() for name, value in saved.items()}
 
 
@@ -327,14 +335,16 @@ def one_hot(labels: torch.Tensor, num_classes: int) -> torch.Tensor:
 
 def check_trainer(engine: str, precision: str) -> None:
     """Raises ConfigError unless `make_trainer` knows the engine and it can work in that precision."""
-    require(engine in ENGINES, f"engine {engine!r} is unknown; use one of {', '.join(ENGINES)}")
+    require(engine in TRAINING_ENGINES, f"engine {engine!r} is unknown; use one of {', '.join(TRAINING_ENGINES)}")
     check_precision(precision)
     require(engine == "compiled" or precision == "float32", f"engine {engine!r} has no precision {precision!r}; use 'float32'")
 
 
-def make_trainer(networks: Sequence[nn.Module], update: Update, engine: str, precision: str) -> OneByOne | Together:
+def make_trainer(
+    networks: Sequence[nn.Module], config: OptimizerConfig, engine: str, precision: str
+) -> LoopTrainer | StackedTrainer:
     """Returns what trains these networks: "eager" one by one, or "compiled" together."""
-    return OneByOne(networks, update) if engine == "eager" else Together(networks, update, precision)
+    return LoopTrainer(networks, config) if engine == "eager" else StackedTrainer(networks, config, precision)
 
 
 def train_stage(
@@ -367,9 +377,9 @@ def train_stage(
     """
     if recipe.cutmix and not targets.is_floating_point():
         targets = one_hot(targets, networks[0][-1].out_features).to(images.dtype)
-    update = Update(lr, recipe.momentum, recipe.weight_decay, recipe.optimizer, recipe.loss)
-    trainer = make_trainer(networks, update, recipe.engine, recipe.precision)
-    feed = Feed(recipe.batch_size, recipe.augment, recipe.cutmix)
+    optimizer_config = OptimizerConfig(lr, recipe.momentum, recipe.weight_decay, recipe.optimizer, recipe.loss)
+    trainer = make_trainer(networks, optimizer_config, recipe.engine, recipe.precision)
+    batch_config = BatchConfig(recipe.batch_size, recipe.augment, recipe.cutmix)
     factors = SCHEDULES[recipe.schedule](recipe.epochs)
     done = 0 if checkpoint is None else checkpoint.resume(stage, recipe.epochs, trainer, generators, images.device)[0]
     before = 1.0
@@ -380,7 +390,7 @@ def train_stage(
         if factor != before:
             trainer.change_lr(factor * lr, forget=recipe.schedule == "half")
             before = factor
-        losses = trainer.epoch(images, targets, feed, generators)
+        losses = trainer.epoch(images, targets, batch_config, generators)
         if epoch % CHECK_EPOCHS == 0 or epoch == recipe.epochs - 1:
             _check_losses(losses, f"{len(images)} images", epoch, lr)
         if checkpoint is not None:

@@ -7,23 +7,23 @@ from typing import Any, Protocol
 
 import torch
 
-from seqmatch_lib.errors import StorageError
 from seqmatch_lib.store.budget import Budget
-from seqmatch_lib.store.files import load_tensors, save_tensors, tensors_under
+from seqmatch_lib.store.checkpoint import Checkpoint
+from seqmatch_lib.store.files import tensors_under
 
 
 class Resumable(Protocol):
     """A trainer of networks, as `make_trainer` returns it."""
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Returns parameters and the optimiser's memory."""
+        """Returns parameters and the optimiser's state."""
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
         """Takes over what `state` returned."""
 
 
-class TrainingCheckpoint:
-    """The file of networks that are trained side by side, for as long as they are.
+class TrainingCheckpoint(Checkpoint):
+    """The checkpoint of networks that are trained side by side, for as long as they are.
 
     Args:
         path: of the safetensors file; whoever gives it holds a lock under which no other process writes it.
@@ -36,18 +36,16 @@ class TrainingCheckpoint:
     """
 
     def __init__(self, path: Path, owner: dict[str, Any], budget: Budget) -> None:
-        self._path = path
-        self._owner = owner
+        super().__init__(path, owner)
         self._budget = budget
         self._tensors: dict[str, torch.Tensor] = {}
         self._stage = self._epoch = 0
         self._began = time.perf_counter()
-        if path.is_file():
-            tensors, notes = load_tensors(path)
-            if isinstance(notes, dict) and notes.get("owner") == owner:
-                self._tensors = tensors
-                self._stage, self._epoch = notes["stage"], notes["epoch"]
-                self._began -= notes["seconds"]
+        tensors, notes, is_own = self.read() or ({}, {}, False)
+        if is_own:
+            self._tensors = tensors
+            self._stage, self._epoch = notes["stage"], notes["epoch"]
+            self._began -= notes["seconds"]
 
     @property
     def seconds(self) -> float:
@@ -76,15 +74,11 @@ class TrainingCheckpoint:
             return epochs, {}
         if stage > self._stage:
             return 0, {}
-        try:
+        with self.restoring("these networks"):
             state = tensors_under(self._tensors, "trainer.")
             trainer.load_state({name: value.to(device) for name, value in state.items()})
             for index, generator in enumerate(generators):
                 generator.set_state(self._tensors[f"generator.{index}"])
-        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:  # of another version
-            raise StorageError(
-                f"{self._path} is no state of these networks ({error!r}); delete it to train them again"
-            ) from error
         more, self._tensors = tensors_under(self._tensors, "more."), {}
         return self._epoch, more
 
@@ -113,6 +107,5 @@ class TrainingCheckpoint:
         tensors = {f"trainer.{name}": value for name, value in trainer.state().items()}
         tensors |= {f"generator.{index}": generator.get_state() for index, generator in enumerate(generators)}
         tensors |= {f"more.{name}": value for name, value in (more or {}).items()}
-        notes = {"owner": self._owner, "stage": stage, "epoch": epoch, "seconds": round(self.seconds, 3)}
-        save_tensors(self._path, tensors, notes)
+        self.write(tensors, {"stage": stage, "epoch": epoch, "seconds": round(self.seconds, 3)})
         self._budget.saved()

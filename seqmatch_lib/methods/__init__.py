@@ -8,7 +8,7 @@ from seqmatch_lib.methods import mtt as mtt
 from seqmatch_lib.methods.base import (
     BaseConfig,
     BaseMethod,
-    Prepared,
+    MethodState,
     Stage,
     Trainable,
     get_method,
@@ -19,7 +19,7 @@ from seqmatch_lib.methods.base import (
 __all__ = [
     "BaseConfig",
     "BaseMethod",
-    "Prepared",
+    "MethodState",
     "Stage",
     "Trainable",
     "get_method",

@@ -33,14 +33,15 @@ A package of your own makes it known by an entry point, and `seqmatch_means` com
 
 `RunConfig.from_dict` then builds runs of it from a dictionary; presets are for published settings. Rules: all randomness
 comes from `generator` or from seeds of `stage`; nothing of `frozen` is changed; what must survive a restart beside the
-images stands in `Prepared.state`. Override `initialise` for another start or other optimisers, `training_recipe` if
-networks must be trained on the result in one way only, `num_iterations` and `initial_lr` if they depend on the stage.
+images stands in `MethodState.state`. Override `initialise` for another start or other optimisers, `check` if
+only some settings of training or teachers fit, `num_iterations` and `initial_lr` if they depend on the stage.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -207,7 +208,7 @@ def saved_like(saved: torch.Tensor, leaf: torch.Tensor) -> torch.Tensor:
 
 
 @dataclass
-class Prepared:
+class MethodState:
     """What `prepare` returns: a method subclasses it with whatever its steps need.
 
     Args:
@@ -249,7 +250,7 @@ class Effort:
         passes: forward passes of one image, over all stages.
         images: whose activations it holds at a time.
         vectors: of parameters that it holds.
-        way: engine and precision, as the benchmark names them.
+        variant: engine and precision, as the benchmark names them.
         rate: what the benchmark measures that is like it: "inner_steps" or "training".
         starts: networks, one number a stage, that are trained through the stages before.
     """
@@ -257,7 +258,7 @@ class Effort:
     passes: float
     images: float
     vectors: float
-    way: str
+    variant: str
     rate: str = "training"
     starts: tuple[float, ...] = ()
 
@@ -274,6 +275,15 @@ class BaseMethod(ABC):
 
     def __init__(self, config: Any) -> None:
         self.config = config
+
+    def check(self, intervals: Sequence[tuple[int, int]], teachers: TeacherConfig, training: TrainingRecipe) -> None:
+        """Raises ConfigError unless the method's settings fit those of its run; by default any do.
+
+        Args:
+            intervals: teacher epochs of each subset; none for methods without teachers.
+            teachers: how teachers are trained.
+            training: how networks are trained on the result.
+        """
 
     def num_iterations(self, index: int) -> int:
         """Returns the iterations of stage k = `index`."""
@@ -297,7 +307,7 @@ class BaseMethod(ABC):
         return torch.optim.SGD([images], lr=self.config.lr_img, momentum=self.config.momentum_img)
 
     @abstractmethod
-    def prepare(self, stage: Stage) -> Prepared:
+    def prepare(self, stage: Stage) -> MethodState:
         """Makes or loads what the steps need from the real data and the frozen subsets; called once a stage."""
 
     @abstractmethod
@@ -313,10 +323,6 @@ class BaseMethod(ABC):
         Returns:
             The detached scalar loss.
         """
-
-    def training_recipe(self, recipe: TrainingRecipe) -> TrainingRecipe:
-        """Returns how networks are trained on the result; a method that needs a loss of its own changes the recipe."""
-        return recipe
 
     def effort(self, sizes: list[int], num_classes: int) -> Effort:
         """Returns what distilling all stages costs, for `python -m seqmatch_lib cost`.
@@ -345,9 +351,15 @@ def register_method(name: str) -> Callable[[type[BaseMethod]], type[BaseMethod]]
     return register
 
 
+@cache
+def _entry_points() -> dict[str, EntryPoint]:
+    """The methods that installed packages name; looked up once, as that reads the metadata of every package."""
+    return {entry.name: entry for entry in entry_points(group=ENTRY_POINTS)}
+
+
 def method_names() -> tuple[str, ...]:
     """Returns the names of all base methods: those of this library, and those that other packages name."""
-    return tuple(sorted({*_METHODS, *(entry.name for entry in entry_points(group=ENTRY_POINTS))}))
+    return tuple(sorted({*_METHODS, *_entry_points()}))
 
 
 def get_method(name: str) -> type[BaseMethod]:
@@ -356,13 +368,13 @@ def get_method(name: str) -> type[BaseMethod]:
     Raises:
         ConfigError: no method has that name, or the package that names one does not give a method.
     """
-    if name not in _METHODS:
-        for entry in entry_points(group=ENTRY_POINTS, name=name):
-            method = entry.load()
-            require(
-                isinstance(method, type) and issubclass(method, BaseMethod),
-                f"entry point {name!r} ({entry.value}) is no BaseMethod; name a subclass of seqmatch_lib.methods.BaseMethod",
-            )
-            _METHODS.setdefault(name, method)
+    if name not in _METHODS and name in _entry_points():
+        entry = _entry_points()[name]
+        method = entry.load()
+        require(
+            isinstance(method, type) and issubclass(method, BaseMethod),
+            f"entry point {name!r} ({entry.value}) is no BaseMethod; name a subclass of seqmatch_lib.methods.BaseMethod",
+        )
+        _METHODS.setdefault(name, method)
     require(name in _METHODS, f"method {name!r} is unknown; use one of {', '.join(method_names())}")
     return _METHODS[name]

@@ -7,7 +7,7 @@ from torch import nn
 
 from seqmatch_lib.engine.augment import DSA_STRATEGY, augment_alike, check_strategy
 from seqmatch_lib.errors import require
-from seqmatch_lib.methods.base import BaseMethod, Effort, Prepared, Stage, Trainable, register_method
+from seqmatch_lib.methods.base import BaseMethod, Effort, MethodState, Stage, Trainable, register_method
 from seqmatch_lib.subsets import SubsetSequence
 
 FEATURE_PASSES = 3  # of a synthetic image: its features, and their derivative in the image
@@ -49,7 +49,7 @@ class DMConfig:
 
 
 @dataclass
-class DMPrepared(Prepared):
+class DMPrepared(MethodState):
     """The real images by class, and the network of the present block of steps."""
 
     stage: Stage

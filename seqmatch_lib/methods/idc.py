@@ -16,9 +16,9 @@ from seqmatch_lib.data.preprocessing import Normalisation
 from seqmatch_lib.engine.augment import augment_alike, check_strategy
 from seqmatch_lib.engine.networks import flatten_parameters, load_parameters
 from seqmatch_lib.engine.step_functions import GRADIENT_PASSES, IMAGE_ADJOINT_PASSES, step_functions
-from seqmatch_lib.engine.training import Feed, Together, Update, check_trainer, one_hot
+from seqmatch_lib.engine.training import BatchConfig, OptimizerConfig, StackedTrainer, check_trainer, one_hot
 from seqmatch_lib.errors import require
-from seqmatch_lib.methods.base import BaseMethod, Effort, Prepared, Stage, Trainable, register_method
+from seqmatch_lib.methods.base import BaseMethod, Effort, MethodState, Stage, Trainable, register_method
 from seqmatch_lib.seeds import make_generator
 from seqmatch_lib.store.files import tensors_under
 from seqmatch_lib.subsets import SubsetSequence
@@ -122,7 +122,7 @@ class IDCConfig:
         check_trainer(self.engine, self.precision)
 
 
-class IDCPrepared(Prepared):
+class IDCPrepared(MethodState):
     """The real images by class, and the network that the gradients are those of, at its place in training.
 
     Args:
@@ -146,10 +146,10 @@ class IDCPrepared(Prepared):
         self._network = stage.make_network(stage.seed, "matching network")
         self.shapes = [parameter.shape for parameter in self._network.parameters()]
         self.functions = step_functions(self._network, config.precision, compiled=config.engine == "compiled")
-        self._update = Update(config.net_lr, config.net_momentum, config.net_weight_decay)
+        self._optimizer_config = OptimizerConfig(config.net_lr, config.net_momentum, config.net_weight_decay)
         self._engine = {"precision": config.precision, "compiled": config.engine == "compiled"}
         self._start = torch.empty(0)
-        self.trainer: Together | None = None
+        self.trainer: StackedTrainer | None = None
 
     def begin_again(self, block: int, renew: bool) -> None:
         """Sets the network back to its start; `renew` draws the start of that block of rounds first."""
@@ -160,7 +160,7 @@ class IDCPrepared(Prepared):
 
     def _make_trainer(self) -> None:
         load_parameters(self._network, self._start)
-        self.trainer = Together([self._network], self._update, **self._engine)
+        self.trainer = StackedTrainer([self._network], self._optimizer_config, **self._engine)
 
     def state(self) -> dict[str, torch.Tensor]:
         """Returns the network's start, and its present place in training."""
@@ -293,10 +293,10 @@ class IDC(BaseMethod):
     def _train(self, prepared: IDCPrepared, generator: torch.Generator) -> None:
         """Trains the network on `n_data` real images."""
         config, stage = self.config, prepared.stage
-        feed = Feed(config.net_batch_size, config.net_augment, config.cutmix)
+        batch_config = BatchConfig(config.net_batch_size, config.net_augment, config.cutmix)
         for _ in range(config.net_epoch if config.n_data else 0):
             rows = torch.randperm(len(stage.images), generator=generator)[: config.n_data].to(stage.images.device)
-            prepared.trainer.epoch(stage.images[rows], prepared.targets[rows], feed, [generator])
+            prepared.trainer.epoch(stage.images[rows], prepared.targets[rows], batch_config, [generator])
 
     def effort(self, sizes: list[int], num_classes: int) -> Effort:
         """Returns what matches, and training on real images, cost."""
@@ -310,8 +310,8 @@ class IDC(BaseMethod):
             rounds = self.num_iterations(index)
             passes += rounds * (num_classes * match + training)
             starts.append(rounds / _entry(config.inner_loop, index, "idc.inner_loop") / config.fix_iter)
-        way = f"{config.engine} {config.precision}"
-        return Effort(passes, config.batch_real + config.batch_syn_max, 8, way, starts=tuple(starts))
+        variant = f"{config.engine} {config.precision}"
+        return Effort(passes, config.batch_real + config.batch_syn_max, 8, variant, starts=tuple(starts))
 
 
 def _entry(values: tuple[int, ...], index: int, name: str) -> int:

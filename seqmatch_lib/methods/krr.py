@@ -4,7 +4,7 @@ In the manner of FRePo (Zhou, Nezhadarya and Ba, "Dataset Distillation using Neu
 differs in the networks, which are those of this project instead of FRePo's wider ones with batch norm.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import cos, pi, sqrt
 
@@ -13,10 +13,11 @@ from torch import nn
 
 from seqmatch_lib.engine.networks import load_parameters
 from seqmatch_lib.engine.step_functions import GRADIENT_PASSES, centred_one_hot
-from seqmatch_lib.engine.training import Feed, Together, TrainingRecipe, Update, check_trainer
+from seqmatch_lib.engine.training import BatchConfig, OptimizerConfig, StackedTrainer, TrainingRecipe, check_trainer
 from seqmatch_lib.errors import require
-from seqmatch_lib.methods.base import BaseMethod, Effort, Prepared, Stage, Trainable, register_method
+from seqmatch_lib.methods.base import BaseMethod, Effort, MethodState, Stage, Trainable, register_method
 from seqmatch_lib.methods.lamb import Lamb
+from seqmatch_lib.methods.teachers import TeacherConfig
 from seqmatch_lib.store.files import tensors_under
 from seqmatch_lib.subsets import SubsetSequence
 
@@ -66,7 +67,7 @@ class KRRConfig:
         check_trainer(self.engine, self.precision)
 
 
-class KRRPrepared(Prepared):
+class KRRPrepared(MethodState):
     """The pool of networks.
 
     Args:
@@ -79,7 +80,7 @@ class KRRPrepared(Prepared):
         self.stage = stage
         self.targets = centred_one_hot(stage.labels, stage.num_classes, stage.images.dtype)
         self.network = stage.make_network(stage.seed, "pool network")  # shows the features of whichever is chosen
-        self._update = Update(config.net_lr, optimizer="adam", loss="mse")
+        self._optimizer_config = OptimizerConfig(config.net_lr, optimizer="adam", loss="mse")
         self._engine = {"precision": config.precision, "compiled": config.engine == "compiled"}
         count, most = config.num_networks, config.max_online_updates
         # staggered, as in the public code, so that they do not all begin again at once
@@ -87,11 +88,11 @@ class KRRPrepared(Prepared):
         self.starts = torch.zeros(count, dtype=torch.long)
         self.trainers = self._make_trainers(range(count))
 
-    def _make_trainers(self, places: Iterable[int]) -> list[Together]:
+    def _make_trainers(self, places: Iterable[int]) -> list[StackedTrainer]:
         """Returns trainers of new networks for these places of the pool."""
         purposes = [("stage", self.stage.index, "pool", index, int(self.starts[index])) for index in places]
         networks = self.stage.start_networks(self.stage.seed, *purposes)
-        return [Together([network], self._update, **self._engine) for network in networks]
+        return [StackedTrainer([network], self._optimizer_config, **self._engine) for network in networks]
 
     def replace(self, index: int) -> None:
         """Puts a new network into a place of the pool."""
@@ -138,10 +139,11 @@ class KRR(BaseMethod):
         """Returns LAMB, for images as for labels."""
         return Lamb([images], self.config.lr_img)
 
-    def training_recipe(self, recipe: TrainingRecipe) -> TrainingRecipe:
-        """Returns the recipe, after making sure that its loss knows what these labels mean."""
-        require(recipe.loss == "mse", f"training.loss {recipe.loss!r} does not fit the labels of krr; set training.loss=mse")
-        return recipe
+    def check(self, intervals: Sequence[tuple[int, int]], teachers: TeacherConfig, training: TrainingRecipe) -> None:
+        """Raises ConfigError unless the loss of training knows what the learned labels mean."""
+        require(
+            training.loss == "mse", f"training.loss {training.loss!r} does not fit the labels of krr; set training.loss=mse"
+        )
 
     def prepare(self, stage: Stage) -> KRRPrepared:
         """Makes the pool of networks, each trained on S_1 … S_{k-1} first."""
@@ -190,7 +192,7 @@ class KRR(BaseMethod):
             prepared.replace(index)
             return
         rows = torch.randperm(len(images), generator=generator)[: self.config.batch_syn].to(images.device)
-        prepared.trainers[index].epoch(images[rows], labels[rows], Feed(len(rows)), [generator])
+        prepared.trainers[index].epoch(images[rows], labels[rows], BatchConfig(len(rows)), [generator])
         prepared.updates[index] += 1
 
     def effort(self, sizes: list[int], num_classes: int) -> Effort:
@@ -201,8 +203,8 @@ class KRR(BaseMethod):
             regression = config.batch_real + GRADIENT_PASSES * count * (1 + config.flip)
             passes += config.iterations * (regression + GRADIENT_PASSES * min(count, config.batch_syn))
         starts = (config.num_networks + config.iterations / config.max_online_updates,) * len(sizes)
-        way = f"{config.engine} {config.precision}"
-        return Effort(passes, config.batch_real + 2 * sum(sizes), 4 * config.num_networks, way, starts=starts)
+        variant = f"{config.engine} {config.precision}"
+        return Effort(passes, config.batch_real + 2 * sum(sizes), 4 * config.num_networks, variant, starts=starts)
 
 
 def regress(queries: torch.Tensor, support: torch.Tensor, targets: torch.Tensor, ridge: float) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """MTT: match the parameters that real training reaches (Cazenavette et al., CVPR 2022, Algorithm 1)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,10 +12,9 @@ from seqmatch_lib.engine.networks import load_parameters
 from seqmatch_lib.engine.step_functions import ADJOINT_PASSES, GRADIENT_PASSES
 from seqmatch_lib.engine.training import TrainingRecipe
 from seqmatch_lib.errors import require
-from seqmatch_lib.methods.base import BaseMethod, Effort, Prepared, Stage, Trainable, register_method
-from seqmatch_lib.methods.teachers import TeacherConfig, TrajectorySet, record_trajectories
-from seqmatch_lib.store.files import digest_json
-from seqmatch_lib.store.settings import as_settings, later
+from seqmatch_lib.methods.base import BaseMethod, Effort, MethodState, Stage, Trainable, register_method
+from seqmatch_lib.methods.teachers import TeacherConfig, TrajectorySet, record_stage_teachers
+from seqmatch_lib.store.settings import omit_default
 from seqmatch_lib.subsets import SubsetSequence
 
 
@@ -61,10 +61,10 @@ class MTTConfig:
     augment: str = DSA_STRATEGY
     engine: str = "higher"
     precision: str = "float32"
-    lr_label: float = later(0.0)
-    momentum_label: float = later(0.9)
-    label_epoch: int = later(-1)
-    max_grad_norm: float = later(0.0)
+    lr_label: float = omit_default(0.0)
+    momentum_label: float = omit_default(0.9)
+    label_epoch: int = omit_default(-1)
+    max_grad_norm: float = omit_default(0.0)
 
     def __post_init__(self) -> None:
         for name in ("iterations", "syn_steps", "expert_epochs"):
@@ -83,7 +83,7 @@ class MTTConfig:
 
 
 @dataclass
-class MTTPrepared(Prepared):
+class MTTPrepared(MethodState):
     """What MTT needs in a stage: the teachers, their interval, and a network to unroll."""
 
     teachers: TrajectorySet
@@ -97,6 +97,11 @@ class MTT(BaseMethod):
 
     config_class = MTTConfig
     uses_teachers = True
+
+    def check(self, intervals: Sequence[tuple[int, int]], teachers: TeacherConfig, training: TrainingRecipe) -> None:
+        """Raises ConfigError unless a segment fits each interval, and each interval the recorded epochs of its stage."""
+        for index, interval in enumerate(intervals, start=1):
+            check_interval(interval, index, self.config.expert_epochs, teachers)
 
     def initial_lr(self, index: int) -> float:
         """Returns the step size that stage k = `index` begins with."""
@@ -156,7 +161,7 @@ class MTT(BaseMethod):
         loss = (reached - target).square().sum() / (start - target).square().sum()
         loss.backward()
         if config.max_grad_norm:
-            limit_gradients(trainable, config.max_grad_norm)
+            clip_gradients(trainable, config.max_grad_norm)
         return loss.detach()
 
     def effort(self, sizes: list[int], num_classes: int) -> Effort:
@@ -167,8 +172,8 @@ class MTT(BaseMethod):
         passes = config.iterations * config.syn_steps * sum(batches) * (GRADIENT_PASSES + ADJOINT_PASSES)
         higher = config.engine == "higher"
         kept = 4 * config.syn_steps if higher else 1
-        way = "higher" if higher else f"compiled {config.precision}"
-        return Effort(passes, kept * max(batches), config.syn_steps + 4, way, "inner_steps")
+        variant = "higher" if higher else f"compiled {config.precision}"
+        return Effort(passes, kept * max(batches), config.syn_steps + 4, variant, "inner_steps")
 
     def _draw_segment(self, prepared: MTTPrepared, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """Draws a teacher, and a start epoch uniformly from [first, end - M)."""
@@ -179,7 +184,7 @@ class MTT(BaseMethod):
         return prepared.teachers.segment(teacher, epoch, epoch + length)
 
 
-def limit_gradients(trainable: Trainable, max_grad_norm: float) -> None:
+def clip_gradients(trainable: Trainable, max_grad_norm: float) -> None:
     """Scales the gradients of an iteration by one factor, in place, so that the images' norm is at most `max_grad_norm`."""
     factor = (max_grad_norm / trainable.images.grad.norm()).clamp(max=1)
     for leaf in (trainable.images, trainable.labels, trainable.lr):
@@ -225,37 +230,3 @@ def draw_batches(
         drawn = draw_augmentation(augment, len(rows), images.shape[2:], generator, device=images.device)
         batches.append(InnerBatch(rows, drawn))
     return batches
-
-
-def record_stage_teachers(stage: Stage) -> TrajectorySet:
-    """Records the teachers of a stage: real training from a random start, or from a network trained on S_1 … S_{k-1}.
-
-    Source: Algorithm 1 of SeqMatch, the line that carries the network from subset to subset; `buffer.py` of its
-    public code, with the augmentation of the earlier subsets that is lost there.
-    """
-    epochs = stage.teachers.recorded_epochs(stage.index)
-    identity: dict[str, object] = {
-        "data": stage.data_identity,
-        "network": as_settings(stage.network),
-        "stage": stage.index,
-        "epochs": epochs,
-        "teachers": _without_engine(stage.teachers),
-    }
-    if stage.index > 1:
-        identity |= {"frozen": stage.frozen.sha256(), "recipe": _without_engine(stage.recipe)}
-    name = f"{stage.network.name}-stage{stage.index}-{digest_json(identity)[:8]}"
-
-    def make_starts(teachers: list[int]) -> list[nn.Module]:
-        return list(stage.start_networks(stage.teachers.seed, *(("teacher", teacher) for teacher in teachers)))
-
-    return record_trajectories(
-        stage.folder / name, identity, stage.teachers, epochs, make_starts, stage.images, stage.labels, stage.budget
-    )
-
-
-def _without_engine(config: TeacherConfig | TrainingRecipe) -> dict[str, object]:
-    """Returns the settings that decide a result: engines differ in speed and rounding alone, precisions in more.
-
-    The number of teachers is left out: each is trained by itself, so a run that needs more of them adds to a set.
-    """
-    return {key: value for key, value in as_settings(config).items() if key not in ("engine", "together", "num_teachers")}

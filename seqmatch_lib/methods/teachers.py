@@ -12,7 +12,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from seqmatch_lib.engine.augment import DSA_STRATEGY, check_strategy
 from seqmatch_lib.engine.networks import count_parameters
-from seqmatch_lib.engine.training import Feed, Update, check_trainer, make_trainer
+from seqmatch_lib.engine.training import BatchConfig, OptimizerConfig, TrainingRecipe, check_trainer, make_trainer
 from seqmatch_lib.engine.training_checkpoint import TrainingCheckpoint
 from seqmatch_lib.errors import DivergenceError, StorageError, require
 from seqmatch_lib.seeds import make_generator
@@ -36,6 +36,10 @@ from seqmatch_lib.store.files import (
     write_json,
     write_parts,
 )
+from seqmatch_lib.store.settings import as_settings
+
+if TYPE_CHECKING:  # stages hold the configuration of teachers
+    from seqmatch_lib.methods.base import Stage
 
 
 @dataclass(frozen=True)
@@ -135,6 +139,40 @@ class TrajectorySet:
         if hashlib.sha256(row).hexdigest() != checksums[epoch]:
             raise StorageError(f"epoch {epoch} of {path} does not match its checksum; {remedy}")
         return torch.from_numpy(row)
+
+
+def record_stage_teachers(stage: "Stage") -> TrajectorySet:
+    """Records the teachers of a stage: real training from a random start, or from a network trained on S_1 … S_{k-1}.
+
+    Source: Algorithm 1 of SeqMatch, the line that carries the network from subset to subset; `buffer.py` of its
+    public code, with the augmentation of the earlier subsets that is lost there.
+    """
+    epochs = stage.teachers.recorded_epochs(stage.index)
+    identity: dict[str, object] = {
+        "data": stage.data_identity,
+        "network": as_settings(stage.network),
+        "stage": stage.index,
+        "epochs": epochs,
+        "teachers": _without_engine(stage.teachers),
+    }
+    if stage.index > 1:
+        identity |= {"frozen": stage.frozen.sha256(), "recipe": _without_engine(stage.recipe)}
+    name = f"{stage.network.name}-stage{stage.index}-{digest_json(identity)[:8]}"
+
+    def make_starts(teachers: list[int]) -> list[nn.Module]:
+        return list(stage.start_networks(stage.teachers.seed, *(("teacher", teacher) for teacher in teachers)))
+
+    return record_trajectories(
+        stage.folder / name, identity, stage.teachers, epochs, make_starts, stage.images, stage.labels, stage.budget
+    )
+
+
+def _without_engine(config: TeacherConfig | TrainingRecipe) -> dict[str, object]:
+    """Returns the settings that decide a result: engines differ in speed and rounding alone, precisions in more.
+
+    The number of teachers is left out: each is trained by itself, so a run that needs more of them adds to a set.
+    """
+    return {key: value for key, value in as_settings(config).items() if key not in ("engine", "together", "num_teachers")}
 
 
 def record_trajectories(
@@ -251,9 +289,9 @@ def _train_teachers(
     bar: tqdm,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Trains teachers; returns their (teachers, epochs + 1, P) rows and their (teachers, epochs) mean training losses."""
-    update = Update(config.lr, config.momentum, config.weight_decay)
-    trainer = make_trainer(networks, update, config.engine, config.precision)
-    feed = Feed(config.batch_size, config.augment)
+    optimizer_config = OptimizerConfig(config.lr, config.momentum, config.weight_decay)
+    trainer = make_trainer(networks, optimizer_config, config.engine, config.precision)
+    batch_config = BatchConfig(config.batch_size, config.augment)
     rows = np.empty((len(networks), epochs + 1, count_parameters(networks[0])), dtype=np.float32)
     rows[:, 0] = trainer.parameters().cpu().numpy()  # a copy: a view would follow the live weights
     losses = np.empty((len(networks), epochs))
@@ -263,7 +301,7 @@ def _train_teachers(
         bar.update(done * len(teachers))
     for epoch in range(done, epochs):
         generators = [make_generator(config.seed, "teacher", teacher, "epoch", epoch) for teacher in teachers]
-        losses[:, epoch] = trainer.epoch(images, labels, feed, generators).tolist()
+        losses[:, epoch] = trainer.epoch(images, labels, batch_config, generators).tolist()
         for teacher, loss in zip(teachers, losses[:, epoch], strict=True):
             require(
                 np.isfinite(loss),

@@ -19,9 +19,17 @@ import numpy as np
 from seqmatch_lib.errors import StorageError, require
 from seqmatch_lib.methods import method_names
 from seqmatch_lib.runs.config import REFERENCES, SEQUENTIAL_PREFIX, even_subsets
-from seqmatch_lib.runs.order import OrderRecord, load_orders
-from seqmatch_lib.runs.records import RunRecord, changes_of, check_same_images, describe_changes, flatten_settings, load_runs
-from seqmatch_lib.runs.reevaluation import Judgement, load_judgements
+from seqmatch_lib.runs.records import (
+    OrderRecord,
+    Reevaluation,
+    RunRecord,
+    check_same_images,
+    describe_changes,
+    flatten_settings,
+    load_orders,
+    load_reevaluations,
+    load_runs,
+)
 from seqmatch_lib.store.files import read_json, write_atomically
 
 BLOCK = re.compile(r"(<!-- evidence: ([\w .=-]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -36,13 +44,13 @@ class Evidence:
 
     Args:
         runs: of `run`.
-        judgements: of `evaluate --results`.
+        reevaluations: of `evaluate --results`.
         orders: of `21_ablation_order`.
         trust: "faults" and "fuzzing" -> what `tests/faults.py` and `tests/fuzzing.py` counted in their long forms.
     """
 
     runs: list[RunRecord]
-    judgements: list[Judgement]
+    reevaluations: list[Reevaluation]
     orders: list[OrderRecord] = field(default_factory=list)
     trust: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -57,7 +65,7 @@ class Evidence:
         runs = load_runs(results_dir)
         check_same_images(runs)
         trust = {path.stem: read_json(path) for path in sorted((results_dir / "trust").glob("*.json"))}
-        return cls(runs, load_judgements(results_dir), load_orders(results_dir), trust)
+        return cls(runs, load_reevaluations(results_dir), load_orders(results_dir), trust)
 
     def of_preset(self, dataset: str, ipc: int, method: str, scale: str, settings: Sequence[str] = ()) -> list[RunRecord]:
         """Returns the runs of a preset as it stands, or with these settings (KEY=VALUE), in the order of their seeds."""
@@ -105,7 +113,7 @@ def robust_score(weighted: float) -> float:
 def baselines(evidence: Evidence, scale: str) -> str:
     """Random real images and whole data sets."""
     rows = [("data set", "images a class", "train images", "accuracy", "seeds", "n", "records")]
-    kept = [run for run in evidence.runs if run.method in REFERENCES and run.scale == scale and not changes_of(run)]
+    kept = [run for run in evidence.runs if run.method in REFERENCES and run.scale == scale and not run.overrides]
     groups: dict[tuple[str, int], list[RunRecord]] = {}
     for run in kept:
         groups.setdefault((run.dataset, run.ipc), []).append(run)
@@ -140,7 +148,7 @@ def changed(evidence: Evidence, dataset: str, scale: str) -> str:
     """Runs with changed settings: ablations, equal compute, other protocols."""
     rows = [("method", "ipc", "K", "seed", "changed", "last", "selected", "joint", "random", "record")]
     for run in evidence.runs:
-        changes = changes_of(run)
+        changes = run.overrides
         if (run.dataset, run.scale) != (dataset, scale) or not changes:
             continue
         shown = ", ".join(f"{key} = {value}" for key, value in changes.items() if key != "ipc")
@@ -185,7 +193,7 @@ def efforts(
     """Returns effort -> seed of distillation -> (run, accuracies in per cent).
 
     Of runs that differ from their preset in subsets, their intervals, iterations and `settings` (KEY=VALUE) alone; networks
-    trained as the run did, jointly, and as judgements did that changed nothing but the epochs of training.
+    trained as the run did, jointly, and as reevaluations did that changed nothing but the epochs of training.
     """
     found: dict[Effort, dict[int, tuple[RunRecord, list[float]]]] = {}
     for run in evidence.runs:
@@ -197,7 +205,7 @@ def efforts(
         trainings = [(False, epochs, run.accuracy_last)]
         if run.accuracy_joint is not None:
             trainings.append((True, epochs, run.accuracy_joint))
-        for one in evidence.judgements:
+        for one in evidence.reevaluations:
             if one.run_id == run.run_id and network in one.accuracy and _changes(run, one).keys() == {"training.epochs"}:
                 trainings.append((one.joint, one.config["training"]["epochs"], one.accuracy[network]))
         sizes, iterations = tuple(run.config["subset_ipcs"]), tuple(stage["iterations"] for stage in run.stages)
@@ -250,12 +258,12 @@ def runs_by_size(evidence: Evidence, dataset: str, scale: str) -> dict[tuple[str
     groups: dict[tuple[str, int], dict[int, list[RunRecord]]] = {}
     for run in evidence.runs:
         same = (run.dataset, run.scale) == (dataset, scale) and run.method not in REFERENCES
-        if not (same and changes_of(run).keys() <= {"ipc", "subset_ipcs"}):
+        if not (same and run.overrides.keys() <= {"ipc", "subset_ipcs"}):
             continue
         if list(run.config["subset_ipcs"]) == even_subsets(run.ipc, run.num_subsets):
             groups.setdefault((run.method, run.num_subsets), {}).setdefault(run.ipc, []).append(run)
     return {
-        key: {ipc: [run for run in runs if not changes_of(run)] or runs for ipc, runs in sorted(sizes.items())}
+        key: {ipc: [run for run in runs if not run.overrides] or runs for ipc, runs in sorted(sizes.items())}
         for key, sizes in sorted(groups.items())
     }
 
@@ -287,7 +295,7 @@ def judged(evidence: Evidence, dataset: str) -> str:
     """Finished sets under other questions: other networks, other training, jointly."""
     rows = [(*SET, "trained", "changed", "network", "accuracy", "random real", "difference", "n", "record")]
     runs = {run.run_id: run for run in evidence.runs}
-    for one in evidence.judgements:
+    for one in evidence.reevaluations:
         if one.config["dataset"] != dataset or one.run_id not in runs:
             continue
         run = runs[one.run_id]
@@ -309,7 +317,7 @@ def robust(evidence: Evidence, dataset: str, scale: str) -> str:
     rows = [(*SET, "set", "random", "set, plain", "random, plain", "label-robust", "augmentation-robust", "record")]
     plain = {
         one.run_id: one
-        for one in evidence.judgements
+        for one in evidence.reevaluations
         if one.config["training"]["augment"] == "none" and one.random_baseline is not None and not one.joint
     }
     for run in evidence.runs:
@@ -352,7 +360,7 @@ BLOCKS: dict[str, Callable[..., str]] = {
 
 def _differs(record: RunRecord | OrderRecord, settings: Sequence[str], compared: Sequence[str] = ()) -> bool:
     """Returns whether a run differs from its preset in exactly these settings (KEY=VALUE), whatever those compared are."""
-    changes = {f"{key}={value}" for key, value in changes_of(record).items() if key not in compared}
+    changes = {f"{key}={value}" for key, value in record.overrides.items() if key not in compared}
     return changes == set(settings)
 
 
@@ -375,8 +383,8 @@ def _intervals(run: RunRecord) -> str:
     return "; ".join(names if len(set(names)) > 1 else names[:1]) or "-"
 
 
-def _changes(run: RunRecord, one: Judgement) -> dict[str, Any]:
-    """Returns the settings in which a judgement differs from the run of its set."""
+def _changes(run: RunRecord, one: Reevaluation) -> dict[str, Any]:
+    """Returns the settings in which a reevaluation differs from the run of its set."""
     return describe_changes(flatten_settings(run.config), flatten_settings(one.config))
 
 

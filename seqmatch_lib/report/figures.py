@@ -18,7 +18,7 @@ from seqmatch_lib.methods import method_names
 from seqmatch_lib.report.evidence import Evidence, efforts, runs_by_size
 from seqmatch_lib.report.tables import UNVERIFIED
 from seqmatch_lib.runs.config import SEQUENTIAL_PREFIX, RunConfig
-from seqmatch_lib.runs.records import RunRecord, changes_of
+from seqmatch_lib.runs.records import RunRecord
 from seqmatch_lib.runs.stages import read_progress
 from seqmatch_lib.subsets import SubsetSequence
 
@@ -178,7 +178,7 @@ def plot_accuracies(
 
 
 def plot_benchmark(result: Mapping[str, Any]) -> Figure:
-    """Draws time and memory of the inner loop against its steps and against ipc, for every way that was measured.
+    """Draws time and memory of the inner loop against its steps and against ipc, for every variant that was measured.
 
     Args:
         result: of `bench.run_benchmark`; the width with most sizes is drawn.
@@ -195,7 +195,7 @@ def plot_benchmark(result: Mapping[str, Any]) -> Figure:
         for line, (y, unit) in enumerate((("ms", "ms per inner step"), ("memory_mb", "peak memory, MiB"))):
             first = line == column == 0
             axis = axes[line, column]
-            sns.lineplot(chosen, x=x, y=y, hue="way", style="way", markers=True, legend=first, ax=axis)
+            sns.lineplot(chosen, x=x, y=y, hue="variant", style="variant", markers=True, legend=first, ax=axis)
             axis.set(xscale="log", yscale="log", xlabel=label, ylabel=unit)
             sizes = sorted(chosen[x].unique())
             axis.set_xticks(sizes, [str(size) for size in sizes])
@@ -219,7 +219,7 @@ def plot_table(published: pd.DataFrame, records: Sequence[RunRecord], dataset: s
         dataset: its name.
     """
     known = published[(published["dataset"] == dataset) & published["ipc"].isin([1, 10, 50])]
-    own = [one for one in records if one.dataset == dataset and one.scale != "smoke" and not changes_of(one)]
+    own = [one for one in records if one.dataset == dataset and one.scale != "smoke" and not one.overrides]
     own = [one for one in own if one.ipc in (1, 10, 50)]
     methods = {*known["method"], *(record.method for record in own)}
     methods = sorted(methods, key=lambda name: (_mean_of(known, name), name))  # those without a number have a fixed order too
@@ -385,7 +385,7 @@ def plot_lead(evidence: Evidence, dataset: str, scale: str) -> Figure:
     leads: dict[str, dict[int, list[float]]] = {}
     for (method, count), sizes in runs_by_size(evidence, dataset, scale).items():
         for ipc, runs in sizes.items():
-            kept = [run for run in runs if count == 1 or not changes_of(run)]
+            kept = [run for run in runs if count == 1 or not run.overrides]
             gains = [run.accuracy_last["mean"] - run.random_baseline["mean"] for run in kept]
             if gains:
                 leads.setdefault(method, {})[ipc] = gains

@@ -8,9 +8,8 @@ from typing import Any
 import pandas as pd
 
 from seqmatch_lib.errors import StorageError, require
-from seqmatch_lib.methods import get_method
 from seqmatch_lib.runs.config import REFERENCES, RunConfig, preset_names
-from seqmatch_lib.runs.records import RunRecord, changes_of, check_same_images, load_runs
+from seqmatch_lib.runs.records import RunRecord, check_same_images, load_runs
 from seqmatch_lib.store.files import write_atomically
 
 DATASETS = ("svhn", "cifar10", "cifar100", "tiny_imagenet")  # with published numbers, in the order of the paper
@@ -109,7 +108,7 @@ def _presets_of(dataset: str) -> list[str]:
 
 def _runs_of(preset: str, scale: str, records: Sequence[RunRecord]) -> list[RunRecord]:
     """Returns the runs of a preset as it stands, one a seed; a run with overrides is another experiment."""
-    return [record for record in records if (record.preset, record.scale) == (preset, scale) and not changes_of(record)]
+    return [record for record in records if (record.preset, record.scale) == (preset, scale) and not record.overrides]
 
 
 def _summarise(runs: Sequence[RunRecord], scale: str, printed: pd.DataFrame) -> dict[str, Any]:
@@ -134,8 +133,7 @@ def _summarise(runs: Sequence[RunRecord], scale: str, printed: pd.DataFrame) -> 
 
 def _count_teachers(run: RunRecord) -> int | str:
     config = RunConfig.from_dict(run.config)
-    uses_teachers = config.options is not None and get_method(config.base_method).uses_teachers
-    return config.teachers.num_teachers if uses_teachers else ""
+    return config.teachers.num_teachers if config.uses_teachers else ""
 
 
 def _mean_and_std(values: Sequence[float]) -> str:

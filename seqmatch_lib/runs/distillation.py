@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 from seqmatch_lib.engine.memory import reset_peak_memory
 from seqmatch_lib.errors import DivergenceError
-from seqmatch_lib.methods.base import BaseMethod, Prepared, Stage
+from seqmatch_lib.methods.base import BaseMethod, MethodState, Stage
 from seqmatch_lib.runs.stages import StageCheckpoint, StageProgress
 from seqmatch_lib.seqmatch import distill_sequence, iterate
 from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset
@@ -69,7 +69,7 @@ def _distill_stage(
     return progress
 
 
-def _prepare(method: BaseMethod, stage: Stage, progress: StageProgress) -> Prepared:
+def _prepare(method: BaseMethod, stage: Stage, progress: StageProgress) -> MethodState:
     """Makes what the steps need, and notes what that took."""
     reset_peak_memory(stage.images.device)
     prepared = method.prepare(stage)
@@ -82,7 +82,7 @@ def _prepare(method: BaseMethod, stage: Stage, progress: StageProgress) -> Prepa
 def _iterate_and_keep(
     method: BaseMethod,
     stage: Stage,
-    prepared: Prepared,
+    prepared: MethodState,
     progress: StageProgress,
     checkpoint: StageCheckpoint,
     score: Scorer | None,

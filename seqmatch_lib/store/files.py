@@ -105,6 +105,21 @@ def acquire_lock(path: Path, timeout: float = -1) -> AcquireReturnProxy:
         return FileLock(path).acquire(timeout=timeout)
 
 
+@contextmanager
+def only_process(path: Path) -> Iterator[None]:
+    """Holds the lock of a long computation, such as a run.
+
+    Raises:
+        StorageError: another process holds it.
+    """
+    try:
+        lock = acquire_lock(path, timeout=0)
+    except Timeout as error:
+        raise StorageError(f"another process is at this run ({path} is locked); wait, or use another --results") from error
+    with lock:
+        yield
+
+
 def digest_json(value: Any) -> str:
     """Returns the sha256 of a JSON value in canonical form (sorted keys, no spaces)."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
