@@ -52,14 +52,13 @@ test: $(STAMP)
 	lint-imports
 	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile
 
-# A dictionary of settings for the Snakefile: those that were given.
-BATCH = --config scale=$(SCALE) $(if $(DATASETS),datasets="$(DATASETS)") $(if $(SEEDS),seeds="$(SEEDS)")
-
 tables: $(STAMP)
-	snakemake --cores all --keep-going --rerun-triggers mtime --rerun-incomplete --quiet rules $(BATCH)
+	snakemake --cores all --quiet rules \
+		--config scale="$(SCALE)" $(if $(DATASETS),datasets="$(DATASETS)") $(if $(SEEDS),seeds="$(SEEDS)")
 
 plan: $(STAMP)
-	snakemake --cores all --dry-run --rerun-triggers mtime $(BATCH)
+	@python -m seqmatch_lib plan \
+		--scale "$(SCALE)" $(if $(DATASETS),--datasets "$(DATASETS)") $(if $(SEEDS),--seeds "$(SEEDS)")
 
 # With a GPU for some minutes: the checks, the benchmark, then the two runs that the paper compares, each as far as it gets.
 # The same command goes on from there. A rehearsal without one: make gpu SCALE=smoke DATASET=digits MINUTES=1 BENCH=--quick

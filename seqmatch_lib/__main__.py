@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import torch
 
+from seqmatch_lib.bench.batch import Batch
 from seqmatch_lib.bench.benchmark import run_benchmark
 from seqmatch_lib.bench.cost import CostModel, DataSizes, format_cost, format_pending
 from seqmatch_lib.bench.report import format_benchmark, save_benchmark
@@ -88,7 +89,7 @@ def _add_runs(commands: Any) -> None:
     run = commands.add_parser("run", help="distil, evaluate and record one preset, or go on with it")
     _add_preset_arguments(run)
     _add_results_argument(run)
-    run.add_argument("--max-minutes", type=float, metavar="M", help="stop at the first checkpoint after M minutes")
+    _add_minutes_argument(run)
     run.add_argument("--download", action="store_true", help="download the data set if it is missing")
     run.add_argument("--force", action="store_true", help="run again although there is a record")
     _add_folder_arguments(run, of_set=False)
@@ -98,6 +99,7 @@ def _add_runs(commands: Any) -> None:
     _add_preset_arguments(teachers)
     _add_results_argument(teachers)
     _add_folder_arguments(teachers, of_set=False)
+    _add_minutes_argument(teachers)
     teachers.set_defaults(command=_teachers)
 
 
@@ -112,7 +114,7 @@ def _add_sets(commands: Any) -> None:
     evaluate.add_argument("--random", action="store_true", help="also train on as many random real images")
     _add_set_argument(evaluate, "training.epochs=600")
     evaluate.add_argument("--results", type=Path, metavar="DIR", help="keep a record in <DIR>/reevaluations")
-    evaluate.add_argument("--max-minutes", type=float, metavar="M", help="stop at the first checkpoint after M minutes")
+    _add_minutes_argument(evaluate)
     _add_folder_arguments(evaluate, of_set=True)
     evaluate.set_defaults(command=_evaluate)
 
@@ -161,9 +163,17 @@ def _add_pages(commands: Any) -> None:
 
 
 def _add_predictions(commands: Any) -> None:
-    """Adds the commands for what comes before a run: the presets, the speed of the machine, the cost."""
+    """Adds the commands for what comes before a run: the presets, a batch of them, the speed of the machine, the cost."""
     presets = commands.add_parser("presets", help="list the presets")
     presets.set_defaults(command=lambda options: print("\n".join(preset_names())))
+
+    plan = commands.add_parser("plan", help="list the runs that a batch (`make tables`) has yet to make, and what they take")
+    plan.add_argument("--scale", default="smoke", help=f"{', '.join(SCALES)}; default: smoke")
+    for name, others in (("datasets", "presets"), ("presets", "datasets")):
+        plan.add_argument(f"--{name}", nargs="+", metavar="NAME", help=f"of the batch, instead of {others}")
+    plan.add_argument("--seeds", nargs="+", default=[0], metavar="N", help="default: 0")
+    plan.add_argument("--results", metavar="DIR", help="default: build/<scale>")
+    plan.set_defaults(command=_plan)
 
     bench = commands.add_parser("bench", help="measure speed, memory and exactness of the engines on this machine")
     bench.add_argument("--quick", action="store_true", help="small networks alone, under three minutes on two CPU cores")
@@ -194,6 +204,10 @@ def _add_set_argument(command: argparse.ArgumentParser, example: str) -> None:
 
 def _add_results_argument(command: argparse.ArgumentParser) -> None:
     command.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help=f"default: {RESULTS}")
+
+
+def _add_minutes_argument(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--max-minutes", type=float, metavar="M", help="stop at the first checkpoint after M minutes")
 
 
 def _add_folder_arguments(command: argparse.ArgumentParser, of_set: bool) -> None:
@@ -353,7 +367,13 @@ def _notebook(options: argparse.Namespace) -> None:
 
 
 def _teachers(options: argparse.Namespace) -> None:
-    print(f"teachers: {record_shared_teachers(_read_config(options), options.results)}")
+    folder = record_shared_teachers(_read_config(options), options.results, max_minutes=options.max_minutes)
+    print(f"teachers: {folder}")
+
+
+def _plan(options: argparse.Namespace) -> None:
+    names = ("scale", "datasets", "presets", "seeds", "results")
+    print(Batch.read({name: getattr(options, name) for name in names}).plan())
 
 
 def _cost(options: argparse.Namespace) -> None:

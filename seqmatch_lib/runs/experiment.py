@@ -125,20 +125,25 @@ def make_first_stage(config: RunConfig, data: RealData, results_dir: Path, budge
 
 
 def record_shared_teachers(
-    config: RunConfig, results_dir: Path | str = "paper_results", data_root: Path | str | None = None
+    config: RunConfig,
+    results_dir: Path | str = "paper_results",
+    data_root: Path | str | None = None,
+    max_minutes: float | None = None,
 ) -> Path:
-    """Records the teachers of a run's first stage, which depend neither on its method nor on its seed.
+    """Records the teachers of a run's first stage, or goes on with them; they depend neither on its method nor on its seed.
 
     Returns:
         Their folder; runs that need the same ones find them there.
 
     Raises:
         ConfigError: the method uses no teachers.
+        OutOfTime: `max_minutes` have passed and the state is saved.
     """
+    budget = Budget(max_minutes)
     require(config.uses_teachers, f"method {config.method!r} uses no teachers; give a preset of one that does, such as mtt")
     keep_freed_memory()
     data = prepare_data(load_dataset(config.dataset, data_root), config.zca, config.select_on, choose_device())
-    return record_stage_teachers(make_first_stage(config, data, Path(results_dir), Budget())).folder
+    return record_stage_teachers(make_first_stage(config, data, Path(results_dir), budget)).folder
 
 
 def open_run(
