@@ -111,10 +111,9 @@ def test_a_batch_runs_in_folders_with_spaces(tmp_path):
 
 
 def test_a_mistyped_name_stops_a_batch_before_anything_starts(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "snakemake", "--cores", "1", "--config", "notebooks=02_seqmatch", f"results={tmp_path / 'results'}"],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    settings = ["notebooks=02_seqmatch", f"results={tmp_path / 'results'}"]
+    command = [sys.executable, "-m", "snakemake", "--cores", "1", "--config", *settings]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert done.stderr.splitlines()[-1].startswith("error: unknown notebook '02_seqmatch'; known are 00_quickstart")
     assert not (tmp_path / "results").exists()
