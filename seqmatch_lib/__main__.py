@@ -239,11 +239,28 @@ def _read_config(options: argparse.Namespace) -> RunConfig:
 
 def _run(options: argparse.Namespace) -> None:
     config = _read_config(options)
+    if options.force or not (options.results / "runs" / config.dataset / f"{config.run_id}.json").is_file():
+        _announce_hours(config)
     record = run_experiment(
         config, options.results, max_minutes=options.max_minutes, force=options.force, download=options.download
     )
     print(format_records([record]))
     print(f"record: {options.results / 'runs' / record.dataset / record.run_id}.json")
+
+
+def _announce_hours(config: RunConfig) -> None:
+    """Says on stderr how long a run will take, if that is an hour or more and a committed benchmark can tell."""
+    try:
+        model = CostModel.load(RESULTS, device="cuda" if torch.cuda.is_available() else "cpu")
+        hours = sum(model.predict(config).values()) / 3600
+    except SeqMatchError:  # no benchmark of such a device, or one that does not cover the run
+        return
+    if hours >= 1:
+        print(
+            f"{config.preset} at scale {config.scale} takes about {hours:,.0f} hours, predicted for {model.machine}; "
+            "Ctrl-C stops it, and the same command goes on from there. --max-minutes sets a limit.",
+            file=sys.stderr,
+        )
 
 
 def _evaluate(options: argparse.Namespace) -> None:
