@@ -13,7 +13,7 @@ from pathlib import Path
 
 from seqmatch_lib.bench.batch import Batch, check_names, split_names
 from seqmatch_lib.errors import SeqMatchError
-from seqmatch_lib.report.notebooks import read_parameters
+from seqmatch_lib.report.notebooks import batch_parameters, list_copies
 
 
 @contextmanager
@@ -24,12 +24,11 @@ def errors_in_one_line():
         sys.exit(f"error: {error}")
 
 
+COPIES = list_copies("notebooks")  # name of an executed copy -> notebook, its parameters
 with errors_in_one_line():
     BATCH = Batch.read(config)
-    FOUND = sorted(path.stem for path in Path("notebooks").glob("*.ipynb"))
-    NOTEBOOKS = check_names("notebook", split_names(config.get("notebooks")), FOUND) or FOUND
-SCALE, SEEDS, PRESETS, RESULTS = BATCH.scale, list(BATCH.seeds), BATCH.presets, str(BATCH.results)
-SHOWN_DATASET = "digits" if SCALE == "smoke" else "cifar10"  # what notebooks on one data set are executed with
+    NOTEBOOKS = check_names("notebook", split_names(config.get("notebooks")), COPIES) or list(COPIES)
+SCALE, RESULTS = BATCH.scale, str(BATCH.results)
 PYTHON = sys.executable
 THREADS = BATCH.threads  # one job already keeps all cores busy
 RECORDS = {run: BATCH.record(run) for run in BATCH.configs}
@@ -43,13 +42,8 @@ localrules:
 
 
 def parameters_of(name):
-    """The parameters of a notebook in a batch: this scale and these seeds, and cells that were run above."""
-    known = read_parameters(f"notebooks/{name}.ipynb")
-    wanted = {"scale": SCALE, "seeds": SEEDS, "dataset": SHOWN_DATASET, "results_dir": f"{RESULTS}/notebooks/{name}"}
-    if "cells" in known and SCALE != "smoke":
-        table = name.split("_table_")[1]
-        wanted |= {"cells": [one for one in PRESETS if one.split("-")[0] == table], "results_dir": RESULTS}
-    wanted = {key: value for key, value in wanted.items() if key in known}
+    """The parameters of a notebook in a batch, as the command line takes them; all notebooks share the batch's folder."""
+    wanted = batch_parameters(*COPIES[name], SCALE, BATCH.datasets, BATCH.seeds, RESULTS)
     return " ".join(f"--set {shlex.quote(f'{key}={value}')}" for key, value in wanted.items())
 
 
@@ -79,6 +73,7 @@ rule run:
         lambda wildcards: BATCH.inputs(wildcards.run),
     output:
         RESULTS + "/runs/{dataset}/{run}.json",
+    priority: 1  # notebooks read what was run before, and run themselves what was not
     params:
         arguments=lambda wildcards: BATCH.arguments(wildcards.run),
     resources:
@@ -91,20 +86,18 @@ rule run:
 
 rule notebook:
     input:
-        notebook="notebooks/{name}.ipynb",
-        records=lambda wildcards: list(RECORDS.values()) if "_table_" in wildcards.name and SCALE != "smoke" else [],
+        notebook=lambda wildcards: COPIES[wildcards.name][0],
+        # on a cluster all wait for the runs: what they miss they would run themselves, beside the jobs that are at it
+        records=lambda wildcards: list(RECORDS.values()) if BATCH.slot or ("_tables_" in wildcards.name and SCALE != "smoke") else [],
     output:
         RESULTS + "/executed/{name}.ipynb",
     params:
         settings=lambda wildcards: parameters_of(wildcards.name),
-        partial=lambda wildcards, output: f"{RESULTS}/failed/{Path(output[0]).name}",
     resources:
         **BATCH.largest,
     threads: THREADS
-    # the executed copy counts only if no cell failed; a failed one stays in failed/ for reading
     shell:
-        "{PYTHON:q} -m seqmatch_lib notebook {input.notebook:q} --out {params.partial:q} {params.settings}"
-        " && mv {params.partial:q} {output:q}"
+        "{PYTHON:q} -m seqmatch_lib notebook {input.notebook:q} --out {output:q} {params.settings}"
 
 
 rule summary:

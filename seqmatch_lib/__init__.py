@@ -12,6 +12,7 @@ if TYPE_CHECKING:  # so that editors know them
     from seqmatch_lib.errors import OutOfTime, SeqMatchError
     from seqmatch_lib.front import Run, distill, evaluate, load, presets, records, run
     from seqmatch_lib.methods import BaseMethod, method_names, register_method
+    from seqmatch_lib.results import Results
     from seqmatch_lib.runs.config import RunConfig
     from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset
 
@@ -23,6 +24,7 @@ _HOMES = {
     "presets": "front",
     "records": "front",
     "run": "front",
+    "Results": "results",
     "BaseMethod": "methods",
     "method_names": "methods",
     "register_method": "methods",
@@ -35,8 +37,8 @@ _HOMES = {
     "SeqMatchError": "errors",
 }
 __all__ = [
-    "BaseMethod", "ImageDataset", "OutOfTime", "Run", "RunConfig", "SeqMatchError", "SubsetSequence", "SyntheticSubset",
-    "distill", "evaluate", "load", "method_names", "presets", "records", "register_method", "run", "unroll",
+    "BaseMethod", "ImageDataset", "OutOfTime", "Results", "Run", "RunConfig", "SeqMatchError", "SubsetSequence",
+    "SyntheticSubset", "distill", "evaluate", "load", "method_names", "presets", "records", "register_method", "run", "unroll",
 ]  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """The command line: `python -m seqmatch_lib run | evaluate | export | import | show | presets | tables | notebook | …`."""
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -15,21 +16,27 @@ from seqmatch_lib.bench.batch import Batch
 from seqmatch_lib.bench.benchmark import run_benchmark
 from seqmatch_lib.bench.cost import CostModel, DataSizes, format_cost, format_pending
 from seqmatch_lib.bench.report import format_benchmark, save_benchmark
-from seqmatch_lib.data.datasets import DatasetSpec, find_dataset, fit_preprocessing, load_dataset, register_dataset
+from seqmatch_lib.data.datasets import (
+    DATASETS,
+    DatasetSpec,
+    find_dataset,
+    fit_preprocessing,
+    load_dataset,
+    register_dataset,
+)
 from seqmatch_lib.data.preprocessing import Preprocessing
 from seqmatch_lib.engine.evaluation import Accuracy
 from seqmatch_lib.errors import OutOfTime, SeqMatchError, require
 from seqmatch_lib.exchange.formats import FORMATS, export_sequence, import_sequence
 from seqmatch_lib.exchange.pixel_layouts import share_outside
 from seqmatch_lib.front import evaluate
-from seqmatch_lib.report.evidence import Evidence, update_page
-from seqmatch_lib.report.notebooks import run_notebook
 from seqmatch_lib.runs.config import SCALES, RunConfig, parse_override, preset_names
 from seqmatch_lib.runs.experiment import record_shared_teachers, run_experiment
 from seqmatch_lib.runs.records import format_records, load_runs
 from seqmatch_lib.subsets import SubsetSequence, check_sequence, load_sequence, save_sequence
 
 RESULTS = Path("paper_results")
+EXECUTED = RESULTS / "executed"  # copies of all notebooks with their outputs, to be read where nothing can be run
 EXIT_ERROR = 2
 EXIT_OUT_OF_TIME = 75  # EX_TEMPFAIL: the state is saved, the same command goes on
 
@@ -47,8 +54,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     0: done; 2: an error the user can act on, told in one line; 75: out of time, the state is saved.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a ± that the locale has no sign for ends no run
     options = _make_parser().parse_args(arguments)
     try:
+        _check_folder_options(options)
         options.command(options)
         sys.stdout.flush()
     except SeqMatchError as error:
@@ -81,13 +92,14 @@ def _add_runs(commands: Any) -> None:
     _add_minutes_argument(run)
     run.add_argument("--download", action="store_true", help="download the data set if it is missing")
     run.add_argument("--force", action="store_true", help="run again although there is a record")
-    _add_folder_arguments(run)
+    _add_folder_arguments(run, of_set=False)
     run.set_defaults(command=_run)
 
     teachers = commands.add_parser("teachers", help="record the teachers of a preset's first stage, which runs share")
     _add_preset_arguments(teachers)
     _add_results_argument(teachers)
     _add_minutes_argument(teachers)
+    _add_folder_arguments(teachers, of_set=False)
     teachers.set_defaults(command=_teachers)
 
 
@@ -103,14 +115,14 @@ def _add_sets(commands: Any) -> None:
     _add_set_argument(evaluate, "training.epochs=600")
     evaluate.add_argument("--results", type=Path, metavar="DIR", help="keep a record in <DIR>/reevaluations")
     evaluate.add_argument("--max-minutes", type=float, metavar="M", help="stop at the first checkpoint after M minutes")
-    _add_folder_arguments(evaluate)
+    _add_folder_arguments(evaluate, of_set=True)
     evaluate.set_defaults(command=_evaluate)
 
     export = commands.add_parser("export", help="write a distilled set in the layout of another code, or as pictures")
     export.add_argument("path", type=Path, metavar="PATH", help="a .safetensors file below <results>/distilled")
     export.add_argument("--to", required=True, choices=FORMATS, metavar="FORMAT", help=", ".join(FORMATS))
     export.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the files")
-    _add_folder_arguments(export)
+    _add_folder_arguments(export, of_set=True)
     export.set_defaults(command=_export)
 
     import_ = commands.add_parser("import", help="read a distilled set in the layout of another code, for `evaluate`")
@@ -121,41 +133,33 @@ def _add_sets(commands: Any) -> None:
     _add_set_argument(import_, "zca=false")
     import_.add_argument("--lr", type=float, nargs="+", default=[], metavar="LR", help="one step size, or one a subset")
     import_.add_argument("--out", type=Path, required=True, metavar="FILE", help="the .safetensors file to write")
-    _add_folder_arguments(import_)
+    _add_folder_arguments(import_, of_set=False)
     import_.set_defaults(command=_import)
 
 
 def _add_results(commands: Any) -> None:
-    """Adds the commands that read records: all of them, as tables, as a report."""
+    """Adds the commands that read records: all of them, as tables."""
     show = commands.add_parser("show", help="print the accuracies of all records of a results folder")
     show.add_argument("results", type=Path, nargs="?", default=RESULTS, metavar="DIR")
     show.set_defaults(command=_show)
 
-    tables = commands.add_parser("tables", help="write the paper's tables from the records of a results folder")
+    tables = commands.add_parser("tables", help="write the paper's tables and figures from the records of a results folder")
     _add_results_argument(tables)
+    tables.add_argument("--readme", action="store_true", help="print the README's table of results instead")
     tables.add_argument("--pending", action="store_true", help="list the cells without a record instead")
     tables.add_argument("--scale", default="paper", choices=SCALES, help="of the pending cells; default: paper")
     tables.set_defaults(command=_tables)
 
-    report = commands.add_parser("report", help="make the evidence blocks of Markdown pages anew from the records")
-    report.add_argument("pages", type=Path, nargs="*", default=[Path("README.md"), RESULTS / "REPORT.md"], metavar="PAGE")
-    _add_results_argument(report)
-    report.set_defaults(command=_report)
-
 
 def _add_pages(commands: Any) -> None:
-    """Adds the commands for notebooks: execute one, show them all."""
+    """Adds the command that executes a notebook."""
     notebook = commands.add_parser("notebook", help="execute a notebook; a parameter it does not have is an error")
-    notebook.add_argument("path", type=Path, metavar="PATH", help="for example notebooks/20_ablation_k.ipynb")
+    notebook.add_argument("path", type=Path, nargs="?", metavar="PATH", help="for example notebooks/20_ablation_k.ipynb")
+    notebook.add_argument("--all", action="store_true", help=f"all notebooks as they open, into {EXECUTED}")
     notebook.add_argument("--out", type=Path, metavar="PATH", help="the executed copy; default: build/executed/<name>")
+    notebook.add_argument("--html", action="store_true", help="write the copy as a page, too")
     _add_set_argument(notebook, "scale=reduced")
     notebook.set_defaults(command=_notebook)
-
-    site = commands.add_parser("site", help="render executed notebooks and tables as a static site")
-    site.add_argument("--executed", type=Path, default=Path("build/executed"), metavar="DIR", help="default: build/executed")
-    site.add_argument("--tables", type=Path, default=RESULTS / "tables", metavar="DIR")
-    site.add_argument("--out", type=Path, default=Path("build/site"), metavar="DIR", help="default: build/site")
-    site.set_defaults(command=_site)
 
 
 def _add_predictions(commands: Any) -> None:
@@ -206,25 +210,31 @@ def _add_minutes_argument(command: argparse.ArgumentParser) -> None:
     command.add_argument("--max-minutes", type=float, metavar="M", help="stop at the first checkpoint after M minutes")
 
 
-def _add_folder_arguments(command: argparse.ArgumentParser) -> None:
+def _add_folder_arguments(command: argparse.ArgumentParser, of_set: bool) -> None:
+    """Adds the options for a folder of one's own: as a new data set, or as the one that a distilled set was made of."""
     command.add_argument(
         "--images", type=Path, metavar="FOLDER", help="your own images, FOLDER/train/<class>/, as the data set"
     )
-    command.add_argument("--image-size", type=int, metavar="PIXELS", help="side that they are brought to; default: theirs")
+    default = "that of the distilled set" if of_set else "theirs"
+    command.add_argument("--image-size", type=int, metavar="PIXELS", help=f"side that they are brought to; default: {default}")
+    if not of_set:
+        command.add_argument("--name", help="what they are called in records; default: as their folder")
+
+
+def _check_folder_options(options: argparse.Namespace) -> None:
+    """Raises ConfigError if a folder that was not given is described."""
+    described = "images" in options and (options.image_size or getattr(options, "name", None)) is not None
+    require(not described or options.images is not None, "--image-size and --name are of your own images; give --images too")
 
 
 def _read_config(options: argparse.Namespace) -> RunConfig:
     overrides = dict(parse_override(text) for text in options.set)
     if getattr(options, "images", None) is not None:
-        overrides |= {"dataset": _register_images(options), "zca": False}
+        require("dataset" not in overrides, "--images gives the data set, and --name its name; leave out --set dataset=…")
+        spec = DatasetSpec.from_folder(options.images.resolve(), options.image_size, options.name)
+        register_dataset(spec)
+        overrides = {"dataset": spec.name, "zca": False} | overrides
     return RunConfig.from_preset(options.preset, options.scale, getattr(options, "seed", 0), overrides)
-
-
-def _register_images(options: argparse.Namespace) -> str:
-    """Makes the user's own image folder a data set, and returns its name."""
-    spec = DatasetSpec.from_folder(options.images.resolve(), options.image_size)
-    register_dataset(spec)
-    return spec.name
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -237,34 +247,47 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    if options.images is not None:
-        _register_images(options)
+    sequence, config = _open_set(options.path)
+    dataset = None if options.images is None else load_dataset(_find_images(options, sequence, config))
     changes = dict(parse_override(text) for text in options.set)
     if options.num_networks is not None:
         changes["evaluation.num_networks"] = options.num_networks
     reevaluation = evaluate(
-        options.path, options.networks, options.joint, options.random, options.seed, changes, None, options.results,
+        sequence, options.networks, options.joint, options.random, options.seed, changes, dataset, options.results,
         options.max_minutes,
     )  # fmt: skip
     for what, accuracies in (("", reevaluation.accuracy), ("random real images, ", reevaluation.random_baseline or {})):
         for name, accuracy in accuracies.items():
-            print(f"{what}{name}: {Accuracy(tuple(accuracy['values']))}")
+            print(f"{what}{name}: {Accuracy(tuple(accuracy['values']), accuracy.get('not_learned', 0))}")
     if options.results is not None:
         print(f"record: {options.results / 'reevaluations' / reevaluation.config['dataset'] / reevaluation.name}.json")
 
 
-def _open_set(options: argparse.Namespace) -> tuple[SubsetSequence, RunConfig]:
+def _open_set(path: Path) -> tuple[SubsetSequence, RunConfig]:
     """Returns the set in a file, and the configuration it was made with."""
-    if options.images is not None:
-        _register_images(options)
-    sequence = load_sequence(options.path)
-    require("config" in sequence.metadata, f"{options.path} does not say how it was made; give a file written by `run`")
+    sequence = load_sequence(path)
+    require("config" in sequence.metadata, f"{path} does not say how it was made; give a file written by `run`")
     return sequence, RunConfig.from_dict(sequence.metadata["config"])
 
 
+def _find_images(options: argparse.Namespace, sequence: SubsetSequence, config: RunConfig) -> DatasetSpec:
+    """Returns the data set that a distilled set was made of: by its name, or in a folder of whatever name."""
+    if options.images is None:
+        return find_dataset(config.dataset)
+    known = DATASETS.get(config.dataset)
+    require(
+        known is None or known.folder is not None,
+        f"{options.path} is a set of {config.dataset}, not of images of your own; leave out --images, or import it with them",
+    )
+    sides = set(sequence.subsets[0].images.shape[2:])
+    size = options.image_size or (sides.pop() if len(sides) == 1 else None)
+    return DatasetSpec.from_folder(options.images.resolve(), size, config.dataset)
+
+
 def _export(options: argparse.Namespace) -> None:
-    sequence, config = _open_set(options)
-    preprocessing, spec = _preprocessing_of(config)
+    sequence, config = _open_set(options.path)
+    spec = _find_images(options, sequence, config)
+    preprocessing = _fit_preprocessing(spec, config)
     check_sequence(sequence, str(options.path), spec.shape, spec.num_classes)
     names = sequence.metadata.get("class_names") or [str(label) for label in range(spec.num_classes)]
     written = export_sequence(sequence, options.to, options.out, preprocessing, names)
@@ -276,17 +299,17 @@ def _export(options: argparse.Namespace) -> None:
 
 def _import(options: argparse.Namespace) -> None:
     config = _read_config(options)
-    preprocessing, spec = _preprocessing_of(config)
+    spec = find_dataset(config.dataset)
+    preprocessing = _fit_preprocessing(spec, config)
     sequence = import_sequence(options.paths, options.kind, config, preprocessing, spec.shape, spec.num_classes, options.lr)
     save_sequence(options.out, sequence)
     print(f"imported: {options.out}")
 
 
-def _preprocessing_of(config: RunConfig) -> tuple[Preprocessing, DatasetSpec]:
-    """Returns what is done to the pixels of a data set, and its description; only whitening needs its images."""
-    spec = find_dataset(config.dataset)
+def _fit_preprocessing(spec: DatasetSpec, config: RunConfig) -> Preprocessing:
+    """Returns what is done to the pixels of a data set; only whitening needs its images."""
     images = load_dataset(spec).train.images if config.zca else torch.empty(0)
-    return fit_preprocessing(spec, images, config.zca), spec
+    return fit_preprocessing(spec, images, config.zca)
 
 
 def _show(options: argparse.Namespace) -> None:
@@ -314,30 +337,33 @@ def _tables(options: argparse.Namespace) -> None:
         print(format_pending(options.scale, CostModel.load(options.results)))
         return
     require(find_spec("pandas") is not None, "tables need the notebook packages: pip install seqmatch-lib[notebooks]")
-    from seqmatch_lib.report.tables import write_tables
+    from seqmatch_lib.report.charts import write_figures
+    from seqmatch_lib.report.tables import load_published, readme_table, write_tables
 
-    print("\n".join(str(path) for path in write_tables(options.results)))
-
-
-def _report(options: argparse.Namespace) -> None:
-    evidence = Evidence.load(options.results)
-    for page in options.pages:
-        require(page.is_file(), f"{page} does not exist; give Markdown files with <!-- evidence: … --> blocks")
-        print(f"{page}: {'made anew' if update_page(page, evidence) else 'unchanged'}")
+    if options.readme:
+        print(readme_table(load_runs(options.results), load_published(options.results)), end="")
+        return
+    print("\n".join(str(path) for path in [*write_tables(options.results), *write_figures(options.results)]))
 
 
 def _notebook(options: argparse.Namespace) -> None:
     require(find_spec("papermill") is not None, "notebooks need their packages: pip install seqmatch-lib[notebooks]")
-    out = options.out or Path("build") / "executed" / options.path.name
-    run_notebook(options.path, out, dict(parse_override(text) for text in options.set))
-    print(f"executed: {out}")
+    from seqmatch_lib.report.notebooks import export_html, list_copies, run_notebook
 
-
-def _site(options: argparse.Namespace) -> None:
-    require(find_spec("nbconvert") is not None, "the site needs the notebook packages: pip install seqmatch-lib[notebooks]")
-    from seqmatch_lib.report.site import build_site
-
-    print(f"open {build_site(options.executed, options.tables, options.out)}")
+    require(options.all != (options.path is not None), "give the PATH of one notebook, or --all")
+    if options.all:
+        require(
+            not (options.out or options.set), f"--all executes notebooks as they open, into {EXECUTED}; leave out --out, --set"
+        )
+        wanted = {EXECUTED / f"{name}.ipynb": copy for name, copy in list_copies("notebooks").items()}
+    else:
+        out = options.out or Path("build") / "executed" / options.path.name
+        wanted = {out: (options.path, dict(parse_override(text) for text in options.set))}
+    for out, (path, parameters) in wanted.items():
+        run_notebook(path, out, parameters)
+        print(f"executed: {out}")
+        if options.html:
+            print(f"open {export_html(out)}")
 
 
 def _teachers(options: argparse.Namespace) -> None:

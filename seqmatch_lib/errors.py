@@ -4,6 +4,10 @@
 class SeqMatchError(ValueError):
     """Base of every error raised on purpose; the command line prints it in one line and exits with code 2."""
 
+    def _render_traceback_(self) -> list[str]:
+        """Returns what IPython prints below a failed cell: the message says all, so no traceback."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 class ConfigError(SeqMatchError):
     """A preset, key or value that the configuration does not accept."""

@@ -13,7 +13,7 @@ Run(digits-seqmatch_mtt-ipc10-k2-seed0-..., scale smoke: ... ± ... %, n = 2)
 """
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,9 +24,9 @@ from torch.utils.data import Dataset
 
 from seqmatch_lib.bench.cost import CostModel
 from seqmatch_lib.data.arrays import Arrays, dataset_from_arrays
-from seqmatch_lib.data.datasets import DATASETS, ImageDataset, find_dataset, fit_preprocessing, load_dataset
+from seqmatch_lib.data.datasets import DATASETS, DatasetSpec, ImageDataset, find_dataset, fit_preprocessing, load_dataset
 from seqmatch_lib.errors import ConfigError, StorageError, require
-from seqmatch_lib.methods import method_names
+from seqmatch_lib.methods import get_method, method_names
 from seqmatch_lib.runs.config import SEQUENTIAL_PREFIX, RunConfig, preset_names
 from seqmatch_lib.runs.experiment import choose_device, run_experiment
 from seqmatch_lib.runs.real_data import prepare_data
@@ -59,9 +59,11 @@ class Run:
     dataset: ImageDataset | None = None
 
     def __repr__(self) -> str:
-        found = self.record.accuracy_last
-        accuracy = f"{found['mean']:.1f} ± {found['std']:.1f} %, n = {found['n']}"
-        return f"Run({self.record.run_id}, scale {self.record.scale}: {accuracy})"
+        return repr(self.record).replace("RunRecord", "Run", 1)
+
+    def _repr_html_(self) -> str:
+        """Returns what a notebook shows: the record."""
+        return self.record._repr_html_()
 
     @cached_property
     def distilled(self) -> SubsetSequence:
@@ -80,7 +82,7 @@ class Run:
 
     @property
     def losses(self) -> "DataFrame":
-        """The loss of every iteration: columns `stage`, `iteration` (both counted from 1) and `loss`."""
+        """The loss of every iteration, in columns `stage`, `iteration` (both counted from 1) and `loss`."""
         from pandas import DataFrame
 
         rows = [
@@ -92,7 +94,7 @@ class Run:
 
     @property
     def scores(self) -> "DataFrame":
-        """Accuracies of scored iterates in per cent: `stage`, `iteration`, `images` ("validation" or "test"), `accuracy`."""
+        """Accuracies (%) of scored iterates, in columns `stage`, `iteration`, `images` ("validation", "test"), `accuracy`."""
         from pandas import DataFrame
 
         rows = [
@@ -105,14 +107,35 @@ class Run:
 
     def show(self, max_per_class: int = 10, classes: Sequence[int] | None = None) -> "Figure":
         """Draws the distilled images, a row for each class and a block of columns for each subset."""
-        from seqmatch_lib.report.figures import show_images
+        from seqmatch_lib.report.figures import show_pictures
 
-        config = self.config
-        spec = find_dataset(config.dataset) if self.dataset is None else self.dataset.spec
-        images = self._load().train.images if config.zca else torch.empty(0)
-        to_pixels = fit_preprocessing(spec, images, config.zca).inverse
-        names = self.distilled.metadata["class_names"]
-        return show_images(self.distilled, to_pixels, names, self.record.run_id, max_per_class, classes)
+        steps = [f", step size {subset.lr:.3g}" for subset in self.distilled.subsets]
+        blocks = {f"{name}{step}": pixels for (name, pixels), step in zip(self.pictures().items(), steps, strict=True)}
+        return show_pictures(blocks, self.class_names, self.record.run_id, max_per_class, classes)
+
+    def pictures(self) -> dict[str, torch.Tensor]:
+        """Returns name of each subset -> its images as (classes * ipc, C, H, W) pixels; those of real ones lie in [0, 1]."""
+        to_pixels = self.to_pixels()
+        several = len(self.distilled) > 1
+        return {
+            f"{self.config.method}{f', $S_{k}$' if several else ''}": to_pixels(subset.images)
+            for k, subset in enumerate(self.distilled.subsets, start=1)
+        }
+
+    @property
+    def class_names(self) -> list[str]:
+        """One a class; numbers where the set does not know them."""
+        numbers = [str(label) for label in range(self._spec.num_classes)]
+        return self.distilled.metadata.get("class_names") or numbers
+
+    @property
+    def _spec(self) -> DatasetSpec:
+        return find_dataset(self.config.dataset) if self.dataset is None else self.dataset.spec
+
+    def to_pixels(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Returns what makes pixels in [0, 1] of the set's images; only whitened ones need the data set for that."""
+        images = self._load().train.images if self.config.zca else torch.empty(0)
+        return fit_preprocessing(self._spec, images, self.config.zca).inverse
 
     def plot_losses(self, window: int = 20) -> "Figure":
         """Draws the matching loss of every stage, as a running mean over `window` iterations."""
@@ -127,9 +150,10 @@ class Run:
         random: bool = False,
         seed: int = 0,
         set: Mapping[str, Any] | None = None,
+        results_dir: Path | str | None = None,
     ) -> Reevaluation:
         """Trains fresh networks on the distilled set and tests them; arguments as in `evaluate`."""
-        return evaluate(self.distilled, networks, joint, random, seed, set, self._load())
+        return evaluate(self.distilled, networks, joint, random, seed, set, self._load(), results_dir)
 
     def _load(self) -> ImageDataset:
         return load_dataset(self.config.dataset) if self.dataset is None else self.dataset
@@ -184,11 +208,12 @@ def distill(
         train: (images, labels): tensors or numpy arrays, (N, C, H, W) uint8, or floats in [0, 1], and (N,) whole numbers
             0 … classes - 1; or a `torch.utils.data.Dataset` of such pairs.
         test: the same for the test images.
-        method: base method: "mtt", "idc", "dm", "krr", or one of your own.
+        method: base method: "mtt", "idc", "dm", "krr", or a registered one of your own.
         subset_ipcs: images per class of S_1 … S_K; more than one makes it SeqMatch.
         iterations: for each subset; by default those of the preset that lends its settings.
-        scale: all other settings are those of the preset `cifar10-ipc10-<method>` at this scale, for example a ConvNet of
-            depth 3, which needs images of 8 pixels and more.
+        scale: all other settings are those of the preset `cifar10-ipc10-<method>` at this scale, for a method of your own
+            those of `cifar10-ipc10-random` and its own defaults; for example a ConvNet of depth 3, which needs images of 8
+            pixels and more.
         seed: of initial images, batches and evaluation networks.
         set: settings that differ from that preset, by dotted keys.
         results_dir: folder to keep everything in, from which the same call goes on; a temporary one by default.
@@ -200,18 +225,18 @@ def distill(
     dataset = dataset_from_arrays(train, test)
     base = method.removeprefix(SEQUENTIAL_PREFIX)
     require(base in method_names(), f"method {method!r:.120} is unknown; use one of {', '.join(method_names())}")
-    config = RunConfig.from_preset(f"cifar10-ipc10-{base}", scale, seed)
+    preset = f"cifar10-ipc10-{base}"
+    config = RunConfig.from_preset(preset if preset in preset_names() else "cifar10-ipc10-random", scale, seed)
     changes: dict[str, Any] = {
         "dataset": dataset.spec.name,
         "zca": False,
         "method": SEQUENTIAL_PREFIX * (len(subset_ipcs) > 1) + base,
         "ipc": sum(subset_ipcs),
         "subset_ipcs": list(subset_ipcs),
+        "intervals": [list(one) for one in config.intervals[:1]] if get_method(base).uses_teachers else [],
     }
-    if config.intervals:
-        changes["intervals"] = [list(config.intervals[0])]
     if iterations is not None:
-        one_for_all = not isinstance(config.options.iterations, int)
+        one_for_all = config.options is not None and not isinstance(config.options.iterations, int)
         changes[f"{base}.iterations"] = [iterations] if one_for_all else iterations
     config = config.changed(changes | dict(set or {}))
     folder = Path(results_dir or tempfile.mkdtemp(prefix="seqmatch-"))
@@ -305,7 +330,7 @@ def presets(dataset: str | None = None, scale: str = "paper", results_dir: Path 
             one.method,
             one.num_subsets,
             published.get((one.dataset, one.ipc, one.method)),
-            None if model is None else _predict_minutes(one, model),
+            None if model is None else predict_minutes(one, model),
         )
         for one in configs
         if dataset in (None, one.dataset)
@@ -323,8 +348,8 @@ def _load_published(results_dir: Path) -> dict[tuple[str, int, str], float]:
     return dict(zip(zip(table["dataset"], table["ipc"], table["method"], strict=True), table["mean"], strict=True))
 
 
-def _predict_minutes(config: RunConfig, model: CostModel) -> float | None:
-    """Returns None where the benchmark did not measure what the run would use."""
+def predict_minutes(config: RunConfig, model: CostModel) -> float | None:
+    """Returns the minutes that a run will take, or None where the benchmark did not measure what it would use."""
     try:
         return round(sum(model.predict(config).values()) / 60, 1)
     except ConfigError:

@@ -1,12 +1,14 @@
 """Distilled sets: a sequence of subsets S_1 … S_K, each with images, labels and a learned step size of its own."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from html import escape
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from seqmatch_lib.data.datasets import ImageDataset, Split
 from seqmatch_lib.data.labels import image_classes
 from seqmatch_lib.data.multi_formation import AS_STORED, Formation
 from seqmatch_lib.errors import DataError, StorageError, require
@@ -15,7 +17,7 @@ from seqmatch_lib.store.files import digest_tensors, load_tensors, save_tensors
 from seqmatch_lib.store.settings import is_file_name
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SyntheticSubset:
     """One subset S_k.
 
@@ -32,6 +34,16 @@ class SyntheticSubset:
     lr: float
     formation: Formation = AS_STORED
 
+    def __repr__(self) -> str:
+        return f"SyntheticSubset({self.describe()})"
+
+    def describe(self) -> str:
+        """Returns number, shape, tiles, labels and step size in words."""
+        tiles = f", {self.formation.factor}² tiles each" if self.formation.factor > 1 else ""
+        soft = ", soft labels" if self.labels.is_floating_point() else ""
+        shape = " × ".join(map(str, self.images.shape[1:]))
+        return f"{len(self.images)} images of {shape}{tiles}{soft}, step size {self.lr:.3g}"
+
     def to(self, device: torch.device | str) -> "SyntheticSubset":
         """Returns the subset on a device."""
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
@@ -43,7 +55,7 @@ class SyntheticSubset:
         return self.images[rows], self.labels[rows]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SubsetSequence:
     """The subsets in the order in which they are distilled and trained on.
 
@@ -57,6 +69,18 @@ class SubsetSequence:
 
     def __len__(self) -> int:
         return len(self.subsets)
+
+    def __repr__(self) -> str:
+        parts = [f"S_{k}: {subset.describe()}" for k, subset in enumerate(self.subsets, start=1)]
+        return f"SubsetSequence({'; '.join([*self._name(), *parts])})"
+
+    def _repr_html_(self) -> str:
+        """Returns what a notebook shows: a row for each subset."""
+        rows = {f"S_{k}": subset.describe() for k, subset in enumerate(self.subsets, start=1)}
+        return format_html(*self._name() or ["distilled set"], rows)
+
+    def _name(self) -> list[str]:
+        return [self.metadata["run_id"]] if "run_id" in self.metadata else []
 
     def then(self, subset: SyntheticSubset) -> "SubsetSequence":
         """Returns the sequence with one more subset at its end."""
@@ -83,6 +107,14 @@ class SubsetSequence:
     def save(self, path: Path | str) -> None:
         """Writes the set as one safetensors file, which `load_sequence` reads."""
         save_sequence(Path(path), self)
+
+
+def format_html(title: str, rows: Mapping[str, str]) -> str:
+    """Returns a small table for notebooks."""
+    lines = [
+        f"<tr><th style='text-align: left'>{escape(name)}</th><td>{escape(text)}</td></tr>" for name, text in rows.items()
+    ]
+    return f"<table><caption>{escape(title)}</caption>{''.join(lines)}</table>"
 
 
 def save_sequence(path: Path, sequence: SubsetSequence) -> None:
@@ -164,7 +196,11 @@ def check_sequence(sequence: SubsetSequence, origin: str, shape: tuple[int, int,
 
 def _check_images(images: torch.Tensor, where: str, shape: tuple[int, int, int]) -> None:
     found = tuple(images.shape[1:])
-    require(found == shape, f"{where} has images of shape {found}, but the data set {shape}; give its preset", DataError)
+    require(
+        found == shape,
+        f"{where} has images of shape {found}, but the data set {shape}; give its own preset, --images or --image-size",
+        DataError,
+    )
     require(len(images) > 0, f"{where} has no images; get the set again", DataError)
     require(images.dtype is torch.float32, f"{where} has images of {images.dtype} instead of float32", DataError)
     require(bool(images.isfinite().all()), f"{where} has pixels that are not finite; get the set again", DataError)
@@ -195,14 +231,16 @@ def _check_labels(labels: torch.Tensor, count: int, where: str, shape: tuple[int
     )
 
 
-def check_class_sizes(labels: torch.Tensor, num_classes: int, ipc: int) -> None:
-    """Raises DataError unless every class has at least `ipc` real images."""
+def check_class_sizes(labels: torch.Tensor, num_classes: int, ipc: int, dataset: ImageDataset | None = None) -> None:
+    """Raises DataError unless every class has at least `ipc` real images; a data set tells where its others are."""
     for label, count in enumerate(torch.bincount(image_classes(labels), minlength=num_classes).tolist()):
-        require(
-            count >= ipc,
-            f"class {label} has {count} real images, fewer than ipc {ipc}; lower ipc or get more of the data set",
-            DataError,
-        )
+        if count < ipc:
+            name, elsewhere = label, ""
+            if dataset is not None:
+                name, elsewhere = repr(dataset.class_names[label]), dataset.describe_held_out(label, count)
+            raise DataError(
+                f"class {name} has {count} real images, fewer than ipc {ipc}; {elsewhere}lower ipc or get more of the data set"
+            )
 
 
 def sample_real_subset(
@@ -233,11 +271,9 @@ def sample_real_subset(
     return SyntheticSubset(images[rows].clone(), labels[rows].clone(), lr)
 
 
-def sample_real_sequence(
-    images: torch.Tensor, labels: torch.Tensor, num_classes: int, ipcs: Sequence[int], lr: float, seed: int
-) -> SubsetSequence:
+def sample_real_sequence(real: Split, num_classes: int, ipcs: Sequence[int], lr: float, seed: int) -> SubsetSequence:
     """Draws disjoint random real subsets of the given sizes: the baseline of a sequence with the same stages."""
-    whole = sample_real_subset(images, labels, num_classes, sum(ipcs), lr, seed, "random real images")
+    whole = sample_real_subset(real.images, real.labels, num_classes, sum(ipcs), lr, seed, "random real images")
     by_class = whole.images.unflatten(0, (num_classes, sum(ipcs)))
     labels_by_class = whole.labels.unflatten(0, (num_classes, sum(ipcs)))
     subsets, first = [], 0

@@ -1,4 +1,4 @@
-"""The batch: a plan, a failing cell that stops nothing else, what is missing alone on the next call, notebooks, the site."""
+"""The batch: a plan, a failing cell that stops nothing else, what is missing alone on the next call, notebooks."""
 
 import json
 import os
@@ -14,9 +14,8 @@ import pytest
 
 from seqmatch_lib.__main__ import main
 from seqmatch_lib.bench.batch import Batch
-from seqmatch_lib.errors import ConfigError, NotebookError, StorageError
+from seqmatch_lib.errors import ConfigError, NotebookError
 from seqmatch_lib.report.notebooks import read_parameters, run_notebook
-from seqmatch_lib.report.site import build_site
 from seqmatch_lib.runs.config import RunConfig
 
 ROOT = Path(__file__).parents[1]
@@ -27,7 +26,12 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::R
 
 def run_snakemake(results, *arguments, folder=ROOT, python=sys.executable):
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    settings = ["scale=smoke", f"results={results}", "presets=digits-ipc10-random,digits-ipc10-dm", "notebooks=90_all_results"]
+    settings = [
+        "scale=smoke",
+        f"results={results}",
+        "presets=digits-ipc10-random,digits-ipc10-dm",
+        "notebooks=02_seqmatch_step_by_step",
+    ]
     command = [python, "-m", "snakemake", "--cores", "all", *arguments, "--config", *settings]
     return subprocess.Popen(
         command,
@@ -55,7 +59,7 @@ def test_a_batch_with_a_broken_cell_finishes_the_rest_and_goes_on_later(tmp_path
     assert code != 0
     assert f"1 of 3 cells and notebooks are missing; the rest is finished:\n  {results}/runs/digits/{dm.run_id}.json" in out
     record = results / "runs" / "digits" / f"{random.run_id}.json"
-    executed = results / "executed" / "90_all_results.ipynb"
+    executed = results / "executed" / "02_seqmatch_step_by_step.ipynb"
     first = record.stat().st_mtime_ns, executed.stat().st_mtime_ns
     broken.rmdir()
     code, out = snakemake(results)
@@ -138,32 +142,13 @@ def test_a_mistyped_parameter_is_an_error_before_anything_runs(tmp_path, capsys)
 
 def test_a_failing_cell_is_named_and_its_notebook_stays(tmp_path):
     path = write_notebook(tmp_path / "broken.ipynb", "x = 1", "print('before')", "x / 0")
-    with pytest.raises(NotebookError, match=r"cell \d+ of .*broken.ipynb failed: ZeroDivisionError: division by zero"):
+    with pytest.raises(
+        NotebookError, match=r"cell \d+ of .*broken.ipynb failed: ZeroDivisionError: division by zero; .*failed"
+    ):
         run_notebook(path, tmp_path / "out" / "broken.ipynb", {"x": 2})
-    cells = json.loads((tmp_path / "out" / "broken.ipynb").read_text())["cells"]
+    cells = json.loads((tmp_path / "out" / "failed" / "broken.ipynb").read_text())["cells"]
     assert any("before" in str(cell.get("outputs")) for cell in cells)
     assert any("x = 2" in "".join(cell["source"]) for cell in cells)
-
-
-DRAW = "import matplotlib.pyplot as plt\nplt.plot([0, x])\nplt.show()"
-
-
-def test_the_site_shows_the_main_figure_first_and_links_every_notebook(tmp_path):
-    for stem in ("00_first", "11_table_cifar10"):
-        run_notebook(
-            write_notebook(tmp_path / f"{stem}.ipynb", "x = 1", DRAW), tmp_path / "executed" / f"{stem}.ipynb", {"x": 3}
-        )
-    (tmp_path / "tables").mkdir()
-    (tmp_path / "tables" / "svhn.html").write_text("<table><tr><td>cell</td></tr></table>")
-    index = build_site(tmp_path / "executed", tmp_path / "tables", tmp_path / "site")
-    page = index.read_text()
-    assert page.index('src="main.png"') < page.index('href="00_first.html"') < page.index('href="11_table_cifar10.html"')
-    assert page.index("</ul>") < page.index("<td>cell</td>")
-    assert "A title &amp; more" in page
-    assert (tmp_path / "site" / "main.png").read_bytes().startswith(b"\x89PNG")
-    assert "data:image/png" in (tmp_path / "site" / "00_first.html").read_text()
-    with pytest.raises(StorageError, match="holds no executed notebooks; run `make tables"):
-        build_site(tmp_path / "nothing", tmp_path / "tables", tmp_path / "site")
 
 
 def test_shared_teachers_are_those_that_runs_find(tmp_path, capsys):

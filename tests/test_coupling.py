@@ -1,5 +1,7 @@
 """The coupling measurements: cases with known answers, finite differences, and the definitions written out."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from helpers import CLASSES, NETWORK, RECIPE, SHAPE, TEACHERS, make_images, make_stage
@@ -8,8 +10,11 @@ from seqmatch_lib import coupling
 from seqmatch_lib.coupling import MatchingLoss
 from seqmatch_lib.engine.evaluation import train_staged
 from seqmatch_lib.engine.networks import flatten_parameters, make_network
-from seqmatch_lib.errors import ConfigError
+from seqmatch_lib.errors import ConfigError, StorageError
 from seqmatch_lib.methods.teachers import record_stage_teachers
+from seqmatch_lib.runs.config import config_of_subsets
+from seqmatch_lib.runs.coupling_measurements import load_coupling, measure_coupling
+from seqmatch_lib.runs.experiment import run_experiment
 from seqmatch_lib.seeds import make_generator
 from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset, sample_real_subset
 
@@ -148,3 +153,26 @@ def test_errors_along_a_trajectory_have_a_row_for_each_epoch_and_teacher(tmp_pat
     assert frame["epoch"].tolist() == [0, 0, 2, 2]
     match = coupling.make_matching_loss(network, teachers, 1, 2, 2, 4, 0.05)
     assert frame["error"][3] == pytest.approx(match.error(subset.images, subset.labels))
+
+
+def test_committed_measurements_are_read_and_missing_ones_named(tmp_path):
+    run_id = "cifar10-seqmatch_mtt-ipc10-k2-seed0-0818608f"
+    measured = load_coupling(run_id, Path(__file__).parents[1] / "paper_results")
+    assert set(measured["losses"]["training"]) == {"real data", "MTT", "SeqMatch"}
+    assert set(measured["deciles"]["after"]) == {"stage 1", "stage 2"}
+    with pytest.raises(StorageError, match="lacks the measurements gradients, errors, losses, deciles, subsets; run 01_coup"):
+        load_coupling(run_id, tmp_path)
+
+
+def test_a_pair_of_runs_is_measured_and_the_tables_are_kept(tmp_path):
+    configs = [config_of_subsets("digits", "mtt", sizes, "smoke") for sizes in ([10], [5, 5])]
+    for config in configs:
+        run_experiment(config, tmp_path)
+    measured = measure_coupling(*configs, [], tmp_path)
+    assert measured["gradients"]["ipc"].max() == 10
+    assert measured["gradients"]["coupling"].gt(0).all()
+    assert set(measured["errors"]["set"]) == {"MTT, 10 images", "$S_1$", "$S_1 \\cup S_2$, after $S_1$"}
+    assert measured["losses"].groupby("training")["step"].max().to_dict() == {"MTT": 1, "SeqMatch": 2, "real data": 4}
+    assert sorted(set(measured["deciles"]["decile"])) == list(range(10))
+    assert measured["subsets"]["K"].eq(2).all()
+    assert load_coupling(configs[1].run_id, tmp_path).keys() == measured.keys()

@@ -29,7 +29,7 @@ from seqmatch_lib.subsets import (
 
 def make_sequence(sizes=(2, 1, 3), lrs=(0.01, 0.02, 0.03)):
     images, labels = make_images(120)
-    sequence = sample_real_sequence(images, labels, CLASSES, sizes, 0.01, seed=0)
+    sequence = sample_real_sequence(Split(images, labels), CLASSES, sizes, 0.01, seed=0)
     return SubsetSequence(tuple(replace(subset, lr=lr) for subset, lr in zip(sequence.subsets, lrs, strict=True)))
 
 
@@ -210,7 +210,7 @@ def test_compiled_and_plain_evaluation_have_one_distribution():
     """On digits, 20 networks each way, with compiled code: means and spreads agree within their own errors."""
     dataset = load_dataset("digits")
     data = prepare_data(dataset, zca=False, select_on="none", device=torch.device("cpu"))
-    sequence = sample_real_sequence(data.train.images, data.train.labels, 10, (5, 5), 0.02, seed=0)
+    sequence = sample_real_sequence(data.train, 10, (5, 5), 0.02, seed=0)
     network = NetworkConfig(width=8, depth=2)
     values = {}
     for engine in training.TRAINING_ENGINES:
@@ -259,7 +259,7 @@ def test_accuracy_counts_right_answers():
             return F.one_hot(torch.ones(len(x), dtype=torch.long), 3).float()
 
     labels = torch.tensor([1] * 5 + [0] * 15)
-    assert measure_accuracy(Constant(), torch.zeros(20, 1, 2, 2), labels, batch_size=7) == 25.0
+    assert measure_accuracy(Constant(), Split(torch.zeros(20, 1, 2, 2), labels), batch_size=7) == 25.0
 
 
 def test_accuracy_statistics():

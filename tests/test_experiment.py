@@ -173,7 +173,7 @@ def test_random_is_the_baseline_of_the_others(tmp_path):
 
 def test_random_real_images_are_disjoint_over_stages():
     data = prepare_data(load_dataset("digits"), zca=False, select_on="none", device=torch.device("cpu"))
-    sequence = sample_real_sequence(data.train.images, data.train.labels, data.num_classes, (3, 2), 0.01, seed=0)
+    sequence = sample_real_sequence(data.train, data.num_classes, (3, 2), 0.01, seed=0)
     images, labels = sequence.union()
     assert torch.bincount(labels).tolist() == [5] * 10
     assert len({image.numpy().tobytes() for image in images}) == 50
@@ -233,7 +233,10 @@ def test_a_budget_too_short_for_anything_still_brings_a_run_to_its_end(tmp_path)
 
 def test_too_few_real_images_are_told_before_anything_is_computed(tmp_path):
     config = configure(ipc=200, subset_ipcs=[100, 100])
-    with pytest.raises(DataError, match=r"class \d has \d+ real images, fewer than ipc 200; lower ipc"):
+    with pytest.raises(
+        DataError,
+        match=r"class '\d' has \d+ real images, fewer than ipc 200; of \d+, held out are \d+ for validation.*; lower ipc",
+    ):
         run_experiment(config, tmp_path)
     assert not (tmp_path / "teachers").exists()
 

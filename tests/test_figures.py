@@ -1,16 +1,21 @@
 """Figures: what is drawn, not how it looks."""
 
+from pathlib import Path
+
 import matplotlib.pyplot as plt
+import pandas as pd
 import pytest
 import torch
 
 from seqmatch_lib.errors import OutOfTime, StorageError
-from seqmatch_lib.report import figures
+from seqmatch_lib.report import charts, figures
 from seqmatch_lib.runs.config import RunConfig
 from seqmatch_lib.runs.experiment import run_experiment
-from seqmatch_lib.runs.records import compare_runs
+from seqmatch_lib.runs.records import compare_runs, load_runs
 from seqmatch_lib.runs.stages import StageCheckpoint
 from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset
+
+ROOT = Path(__file__).parents[1]
 
 QUICK = {"mtt.iterations": 6, "training.epochs": 2, "evaluation.num_networks": 1, "evaluation.num_selections": 3}
 
@@ -36,12 +41,16 @@ def test_images_stand_by_class_and_subset():
     sequence = SubsetSequence((subset, subset))
     figure = figures.show_images(sequence, lambda x: x, ["a", "b", "c"], "title")
     left, right = figure.axes
-    assert left.images[0].get_array()[::2, ::2].tolist() == pytest.approx(torch.tensor([[0, 0.1], [0.2, 0.3], [0.4, 0.5]]))
+    shown = left.images[0].get_array()
+    assert shown.shape == (8, 5)  # images of 2 pixels, with a white one between them
+    assert shown[::3, ::3].tolist() == pytest.approx(torch.tensor([[0, 0.1], [0.2, 0.3], [0.4, 0.5]]))
+    assert (shown[2::3] == 1).all()
+    assert (shown[:, 2::3] == 1).all()
     assert [label.get_text() for label in left.get_yticklabels()] == ["a", "b", "c"]
     assert [label.get_text() for label in right.get_yticklabels()] == []
-    assert left.get_title() == "$S_1$, step size 0.5"
+    assert left.get_title() == "$S_1$\nstep size 0.5"
     one = figures.show_images(sequence, lambda x: x, ["a", "b", "c"], max_per_class=1, classes=[2, 0]).axes[0]
-    assert one.images[0].get_array()[::2, ::2].tolist() == pytest.approx(torch.tensor([[0.4], [0.0]]))
+    assert one.images[0].get_array()[::3, ::3].tolist() == pytest.approx(torch.tensor([[0.4], [0.0]]))
     assert [label.get_text() for label in one.get_yticklabels()] == ["c", "a"]
 
 
@@ -105,3 +114,37 @@ def test_equal_figures_become_equal_files(tmp_path, monkeypatch):
     for kind in ("svg", "png"):
         first, second = ((tmp_path / "made" / f"{name}.{kind}").read_bytes() for name in ("first", "second"))
         assert first == second
+
+
+def test_bars_begin_where_differences_can_be_seen():
+    bars = {name: {"mean": mean, "std": 1.0, "n": 5} for name, mean in (("a", 84.0), ("b", 94.0))}
+    axis = figures.plot_accuracies(bars, {"mean": 98.8, "std": 0.1, "n": 5})
+    low, high = axis.get_ylim()
+    assert 70 <= low < 84 < 98.8 < high
+    assert axis.get_ylabel() == f"test accuracy, %; bars begin at {low:.0f}"
+    assert figures.plot_accuracies({"a": {"mean": 10.0, "std": 3.0, "n": 2}}).get_ylim()[0] <= 5
+
+
+def test_architectures_stand_beside_random_real_images():
+    columns = ["method", "network", "accuracy", "accuracy_std", "random", "random_std"]
+    frame = pd.DataFrame(
+        [("mtt", "convnet", 47.0, 1.0, 28.0, 1.0), ("mtt", "vit", 26.0, float("nan"), 24.0, 1.0)], columns=columns
+    )
+    (axis,) = figures.plot_transfer(frame, "smoke: means nothing").axes
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["convnet", "vit"]
+    assert axis.containers[0].lines[0].get_ydata().tolist() == [47.0, 26.0]
+    assert axis.containers[1].lines[0].get_ydata().tolist() == [28.0, 24.0]
+    with pytest.raises(StorageError, match="no set was evaluated on two architectures"):
+        figures.plot_transfer(frame.iloc[:0], "")
+
+
+def test_the_committed_sets_are_drawn_with_the_accuracies_of_their_records(tmp_path):
+    figure = charts.plot_distilled(ROOT / "paper_results")
+    titles = [axis.get_title() for axis in figure.axes]
+    runs = {run.run_id: run for run in load_runs(ROOT / "paper_results")}
+    (mtt,) = [runs[path.stem] for path in (ROOT / "paper_results" / "distilled").glob("cifar10-mtt-ipc10-*")]
+    assert f"MTT\n{mtt.accuracy_last['mean']:.1f} %" in titles
+    assert "SeqMatch-MTT\n$S_1$" in titles
+    plt.close(figure)
+    with pytest.raises(charts.NothingToDraw, match="has no set of cifar10"):
+        charts.plot_distilled(tmp_path)

@@ -1,24 +1,56 @@
-"""Every notebook: stripped, parameterised, without definitions, and executed at smoke scale."""
+"""Every notebook: stripped and parameterised; executed as it opens and computing; and the committed executed copies."""
 
 import json
+import re
 from pathlib import Path
 
 import nbformat
-import papermill
 import pytest
 
-from seqmatch_lib.runs.records import load_orders
+from seqmatch_lib.__main__ import EXECUTED, main
+from seqmatch_lib.errors import NotebookError
+from seqmatch_lib.report.notebooks import export_html, list_copies, read_parameters, run_notebook
+from seqmatch_lib.runs.records import load_orders, load_runs
 
-NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
-# papermill and its kernel warn about their own internals
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::UserWarning")
+ROOT = Path(__file__).parents[1]
+COPIES = list_copies(ROOT / "notebooks")
+LIVE = ("00_quickstart", "02_seqmatch_step_by_step")  # they distil digits, which other processors round differently
+SMOKE = {"compute": True, "dataset": "digits", "scale": "smoke", "networks": ["vit"], "num_networks": 1}
+each_notebook = pytest.mark.parametrize("path", sorted({path for path, _ in COPIES.values()}), ids=lambda path: path.stem)
+each_copy = pytest.mark.parametrize("name", COPIES)
 
 
 def code_cells(path: Path) -> list[dict]:
     return [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def sources(path: Path) -> list[str]:
+    """All cells but those with the parameters that papermill injects."""
+    cells = nbformat.read(path, as_version=4).cells
+    return [cell.source for cell in cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+
+
+def texts(path: Path) -> list[str]:
+    """What an executed notebook says."""
+    said = []
+    for cell in code_cells(path):
+        for output in cell["outputs"]:
+            data = output.get("data", {"text/plain": output.get("text", "")})
+            said += ["".join(text) for kind, text in data.items() if kind.startswith("text/")]
+    return said
+
+
+def check_outputs(path: Path) -> None:
+    """No bar, no warning, an alternative text for each picture, no path of this machine."""
+    outputs = [output for cell in code_cells(path) for output in cell["outputs"]]
+    pictures = [output for output in outputs if "image/png" in output.get("data", {})]
+    assert pictures
+    assert all(output["metadata"]["image/png"]["alt"] for output in pictures)
+    assert [output for output in outputs if output.get("name") == "stderr"] == []
+    assert str(ROOT) not in "".join(texts(path))
+
+
+@each_notebook
 def test_sources_are_clean(path):
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
@@ -31,36 +63,113 @@ def test_sources_are_clean(path):
         assert len(lines) <= 14, lines
         assert not any(line.startswith(("def ", "class ", "import sys")) for line in lines)
     assert notebook.cells[0].source.startswith("# ")
+    assert "**What the paper says" in notebook.cells[0].source
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebooks_run_at_smoke_scale(path, tmp_path):
-    parameters = {"results_dir": str(tmp_path / "results")}
-    executed = papermill.execute_notebook(path, tmp_path / path.name, parameters, kernel_name="python3", progress_bar=False)
-    outputs = [output for cell in executed.cells if cell.cell_type == "code" for output in cell.outputs]
-    assert any("image/png" in output.get("data", {}) for output in outputs)
+@each_notebook
+def test_records_come_first(path):
+    if path.stem not in LIVE:
+        parameters = read_parameters(path)
+        assert (parameters["results_dir"], parameters["compute"]) == ('"paper_results"', "False")
 
 
-def test_order_and_division_can_be_asked_of_another_base_method(tmp_path):
-    path = next(path for path in NOTEBOOKS if path.stem == "21_ablation_order")
-    parameters = {"results_dir": str(tmp_path), "base_method": "krr", "num_networks": 1}
-    papermill.execute_notebook(path, tmp_path / path.name, parameters, kernel_name="python3", progress_bar=False)
-    (record,) = load_orders(tmp_path)
-    assert (record.method, len(record.accuracy)) == ("seqmatch_krr", 11)
+@each_copy
+def test_executed_copies_are_of_these_sources(name):
+    assert sources(ROOT / EXECUTED / f"{name}.ipynb") == sources(COPIES[name][0])
+    check_outputs(ROOT / EXECUTED / f"{name}.ipynb")
 
 
-def test_quickstart_shows_its_numbers_and_pictures(tmp_path):
-    path = next(path for path in NOTEBOOKS if path.stem == "00_quickstart")
-    parameters = {"results_dir": str(tmp_path / "results")}
-    executed = papermill.execute_notebook(path, tmp_path / path.name, parameters, kernel_name="python3", progress_bar=False)
-    outputs = [output for cell in executed.cells if cell.cell_type == "code" for output in cell.outputs]
-    text = "".join(output.get("text", "") for output in outputs if output.output_type == "stream" and output.name == "stdout")
-    for words in (
-        "whole data set, 1347 images: ",
-        "random real: ",
-        "MTT: ",
-        "SeqMatch (5 + 5): ",
-    ):
-        assert words in text
-    assert sum("image/png" in output.get("data", {}) for output in outputs) == 6  # idea, three sets, losses, accuracies
-    assert len(list((tmp_path / "results" / "runs" / "digits").glob("*.json"))) == 4
+def test_executed_copies_are_all_and_small():
+    kept = sorted((ROOT / EXECUTED).glob("*.ipynb"))
+    assert {path.stem for path in kept} == set(COPIES)
+    assert sum(path.stat().st_size for path in kept) < 8 * 2**20
+
+
+@pytest.mark.notebooks
+@each_copy
+def test_as_it_opens_it_needs_no_data_and_says_what_the_executed_copy_says(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("SEQMATCH_DATA", str(tmp_path / "nothing"))
+    path, parameters = COPIES[name]
+    if path.stem == "00_quickstart":
+        parameters = parameters | {"scale": "smoke", "results_dir": str(tmp_path)}
+    run_notebook(path, tmp_path / "executed.ipynb", parameters)
+    check_outputs(tmp_path / "executed.ipynb")
+    if path.stem not in LIVE:
+        assert texts(tmp_path / "executed.ipynb") == texts(ROOT / EXECUTED / f"{name}.ipynb")
+
+
+@pytest.fixture(scope="session")
+def shared_results(tmp_path_factory):
+    """One results folder for all notebooks: nothing is distilled twice."""
+    return tmp_path_factory.mktemp("results")
+
+
+@pytest.mark.notebooks
+@each_notebook
+def test_it_computes_what_is_missing(path, tmp_path, shared_results):
+    known = read_parameters(path)
+    wanted = {name: value for name, value in SMOKE.items() if name in known} | {"results_dir": str(shared_results)}
+    run_notebook(path, tmp_path / "executed.ipynb", wanted)
+    check_outputs(tmp_path / "executed.ipynb")
+
+
+@pytest.mark.notebooks
+def test_order_and_division_can_be_asked_of_another_base_method(tmp_path, shared_results):
+    path = ROOT / "notebooks" / "21_ablation_order.ipynb"
+    wanted = {name: value for name, value in SMOKE.items() if name in read_parameters(path)}
+    wanted |= {"results_dir": str(shared_results), "base_method": "krr", "seeds": 0}
+    run_notebook(path, tmp_path / "executed.ipynb", wanted)
+    methods = [record.method for record in load_orders(shared_results)]
+    assert "seqmatch_krr" in methods
+
+
+@pytest.mark.notebooks
+def test_the_quickstart_becomes_a_page_with_pictures_and_without_bars(tmp_path):
+    wanted = {"scale": "smoke", "results_dir": str(tmp_path / "results")}
+    run_notebook(ROOT / "notebooks" / "00_quickstart.ipynb", tmp_path / "executed.ipynb", wanted)
+    page = export_html(tmp_path / "executed.ipynb").read_text()
+    assert page.count("<img alt=") == 5  # idea, accuracies, digits, losses, CIFAR-10
+    assert 'alt=""' not in page
+    assert "it/s" not in page
+    assert "smoke: means nothing" in page
+    assert len(load_runs(tmp_path / "results")) == 4
+
+
+@pytest.mark.notebooks
+@pytest.mark.parametrize(
+    ("wanted", "said"),
+    [
+        ({"datset": "digits"}, "unknown parameter of .*'datset'; did you mean dataset"),
+        ({"dataset": "svhn2"}, "unknown preset 'svhn2-ipc10-mtt'; did you mean svhn-ipc10-mtt"),
+        (
+            {"dataset": "svhn", "seeds": "[3]"},
+            "3 of 3 runs have no record in .*set compute = True to run what is missing, about",
+        ),
+        ({"compute": "true", "seeds": "[9]"}, "cifar10 .*SEQMATCH_DATA"),
+    ],
+)
+def test_what_goes_wrong_is_said_in_one_sentence(wanted, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SEQMATCH_DATA", str(tmp_path / "nothing"))
+    settings = [f"{name}={value}" for name, value in wanted.items()]
+    flags = [part for setting in settings for part in ("--set", setting)]
+    out = tmp_path / "executed.ipynb"
+    path = ROOT / "notebooks" / "20_ablation_k.ipynb"
+    assert main(["notebook", str(path), "--out", str(out), *flags]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(said, line), line
+    failed = tmp_path / "failed" / "executed.ipynb"
+    if failed.is_file():
+        (error,) = [one for cell in code_cells(failed) for one in cell["outputs"] if one["output_type"] == "error"]
+        assert len(error["traceback"]) == 1
+    assert not out.exists()
+
+
+def test_another_error_keeps_its_traceback(tmp_path):
+    cell = nbformat.v4.new_code_cell("x = 1", metadata={"tags": ["parameters"]})
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    cells = [cell, nbformat.v4.new_code_cell("1 / 0")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), tmp_path / "one.ipynb")
+    with pytest.raises(NotebookError, match="ZeroDivisionError"):
+        run_notebook(tmp_path / "one.ipynb", tmp_path / "out.ipynb", {})
+    (error,) = [one for cell in code_cells(tmp_path / "failed" / "out.ipynb") for one in cell["outputs"] if "ename" in one]
+    assert len(error["traceback"]) > 1

@@ -11,8 +11,19 @@ from seqmatch_lib.__main__ import main
 from seqmatch_lib.bench.cost import CostModel, format_pending
 from seqmatch_lib.bench.report import load_benchmark, newest_benchmark
 from seqmatch_lib.errors import StorageError
-from seqmatch_lib.report import figures
-from seqmatch_lib.report.tables import COLUMNS, DATASETS, build_table, format_markdown, load_published, note_of, write_tables
+from seqmatch_lib.report import charts
+from seqmatch_lib.report.tables import (
+    DATASETS,
+    README_CELLS,
+    build_table,
+    describe_table,
+    format_table,
+    list_missing,
+    load_published,
+    readme_table,
+    to_markdown,
+    write_tables,
+)
 from seqmatch_lib.runs.config import RunConfig, preset_names
 from seqmatch_lib.runs.records import load_runs, overrides_of, tabulate_accuracies
 
@@ -30,7 +41,7 @@ def as_run_of(preset, scale="paper", seed=0, mean=60.0):
         RECORDS[0], run_id=config.run_id, dataset=config.dataset, preset=preset, scale=scale, seed=seed,
         method=config.method, ipc=config.ipc, config=config.as_dict(), config_hash=config.hash, overrides={},
         seconds={"evaluation": 120.0},
-        **dict.fromkeys(("accuracy_last", "accuracy_selected", "random_baseline"), accuracy),
+        **dict.fromkeys(("accuracy_last", "accuracy_selected", "random_baseline"), accuracy), stages=[{"iterations": 1500}],
     )  # fmt: skip
 
 
@@ -39,46 +50,56 @@ def row_of(table, preset, scale):
     return row
 
 
+def shown(dataset, preset):
+    table = build_table(dataset, [], PUBLISHED)
+    (row,) = format_table(table)[(table["preset"] == preset).to_numpy()].to_dict("records")
+    return row
+
+
 @pytest.mark.parametrize("dataset", DATASETS)
 def test_every_cell_has_a_row_and_missing_ones_give_the_command(dataset):
     table = build_table(dataset, [], PUBLISHED)
     assert sorted(table["preset"]) == sorted(name for name in preset_names() if name.startswith(f"{dataset}-"))
-    assert (table["last"] == "not run").all()
-    assert (table["command"] == "python -m seqmatch_lib run " + table["preset"]).all()
-    assert f"`python -m seqmatch_lib run {table['preset'][0]}`" in note_of(table)
+    assert (table["seeds"] == 0).all()
+    assert (format_table(table)["ours"] == "not run").all()
+    commands = list_missing(table, "short")["command"]
+    assert (commands == "python -m seqmatch_lib run " + table["preset"] + " --scale short").all()
 
 
 def test_published_numbers_stand_as_printed_with_a_dagger_if_unchecked():
-    table = build_table("cifar10", [], PUBLISHED)
-    assert row_of(table, "cifar10-ipc10-mtt", "paper")["published"] == "65.3 ± 0.7"
-    assert row_of(table, "cifar10-ipc50-seqmatch_mtt", "paper")["published"] == "74.4 ± 0.5†"
-    assert row_of(table, "cifar10-whole", "paper")["published"] == "84.8 ± 0.1"
-    assert row_of(table, "cifar10-ipc10-seqmatch_dm", "paper")["published"] == ""
-    assert row_of(build_table("svhn", [], PUBLISHED), "svhn-ipc1-idc", "paper")["published"] == "68.5"
+    assert shown("cifar10", "cifar10-ipc10-mtt")["published"] == "65.3 ± 0.7"
+    assert shown("cifar10", "cifar10-ipc50-seqmatch_mtt")["published"] == "74.4 ± 0.5†"
+    assert shown("cifar10", "cifar10-ipc10-random")["published"] == "26.0 ± 1.2; augmented 31.0"
+    assert (shown("cifar10", "cifar10-whole")["ipc"], shown("cifar10", "cifar10-whole")["published"]) == ("all", "84.8 ± 0.1")
+    assert shown("cifar10", "cifar10-ipc10-seqmatch_dm")["published"] == ""
+    assert shown("svhn", "svhn-ipc1-idc")["published"] == "68.5"
 
 
-def test_only_published_settings_are_compared_with_published_numbers():
+def test_only_published_settings_stand_beside_published_numbers():
     preset = "cifar10-ipc10-mtt"
     records = [as_run_of(preset), as_run_of(preset, "reduced", mean=40.0), as_run_of(preset, "short", mean=64.0)]
     table = build_table("cifar10", records, PUBLISHED)
-    paper, reduced = row_of(table, preset, "paper"), row_of(table, preset, "reduced")
-    assert (paper["last"], paper["difference"], paper["n"], paper["minutes"]) == ("60.0 ± 1.4", "-5.3", "2", "2")
-    assert (reduced["last"], reduced["difference"]) == ("40.0 ± 1.4", "")
-    short = row_of(table, preset, "short")
-    assert (short["difference"], short["teachers"], paper["teachers"]) == ("-1.3", "5", "100")
+    assert set(table["scale"]) == {"paper", "short"}
+    paper, short = (row_of(table, preset, scale) for scale in ("paper", "short"))
+    assert (paper["ours"], paper["n"], paper["teachers"]) == (60.0, 2, 100)
+    assert paper["core_hours"] == pytest.approx(2 * RECORDS[0].threads / 60)
+    assert (paper["difference"], short["difference"], short["teachers"]) == (pytest.approx(-5.3), pytest.approx(-1.3), 5)
+    rehearsal = build_table("cifar10", records, PUBLISHED, ("reduced",))
+    assert rehearsal["ours"].tolist() == [40.0]
+    assert not {"published", "published_std", "difference"} & set(rehearsal.columns)
+    assert format_table(rehearsal)["scale"].tolist() == ["rehearsal (reduced)"]
 
 
 def test_random_images_are_compared_with_those_trained_on_with_augmentation():
     table = build_table("cifar10", [as_run_of("cifar10-ipc10-random", mean=33.0)], PUBLISHED)
-    row = row_of(table, "cifar10-ipc10-random", "paper")
-    assert (row["published"], row["difference"]) == ("26.0 ± 1.2; augmented 31.0", "+2.0")
+    assert row_of(table, "cifar10-ipc10-random", "paper")["difference"] == 2.0
 
 
 def test_a_part_of_a_data_set_is_told_from_the_whole():
     part, whole = as_run_of("cifar10-ipc10-mtt"), as_run_of("cifar10-ipc10-mtt", seed=1)
     part, whole = (replace(run, data=run.data | {"train_images": count}) for run, count in ((part, 9000), (whole, 45000)))
     whole = replace(whole, data=whole.data | {"fingerprint": "of the whole"})
-    assert row_of(build_table("cifar10", [part], PUBLISHED), "cifar10-ipc10-mtt", "paper")["images"] == "9,000"
+    assert row_of(build_table("cifar10", [part], PUBLISHED), "cifar10-ipc10-mtt", "paper")["train_images"] == 9000
     message = r"seed0-\w+ \(9,000 train images\) and .*seed1-\w+ \(45,000\b.* different images of cifar10.* another results"
     with pytest.raises(StorageError, match=message):
         build_table("cifar10", [part, whole], PUBLISHED)
@@ -89,25 +110,49 @@ def test_a_part_of_a_data_set_is_told_from_the_whole():
 def test_seeds_are_pooled_and_other_settings_left_out():
     preset = "cifar10-ipc10-seqmatch_mtt"
     other = RunConfig.from_preset(preset, overrides={"mtt.syn_steps": 3})
-    changed = replace(
-        as_run_of(preset, mean=99.0), config=other.as_dict(), config_hash=other.hash, overrides=overrides_of(other)
-    )
+    changed = replace(as_run_of(preset, mean=99.0), config=other.as_dict(), overrides=overrides_of(other))
     records = [as_run_of(preset, seed=0, mean=60.0), as_run_of(preset, seed=1, mean=64.0), changed]
     row = row_of(build_table("cifar10", records, PUBLISHED), preset, "paper")
-    assert (row["seeds"], row["n"], row["last"], row["difference"]) == ("2", "4", "62.0 ± 2.6", "-4.2")
+    assert (row["seeds"], row["n"], row["ours"]) == (2, 4, 62.0)
+    assert row["ours_std"] == pytest.approx(8**0.5), "over the means of the seeds"
 
 
-def test_the_committed_tables_are_what_the_records_say(tmp_path):
-    for path in write_tables(RESULTS, tmp_path):
-        committed = RESULTS / "tables" / path.name
-        assert committed.read_text() == path.read_text(), f"{committed}: run `python -m seqmatch_lib tables`"
+def test_the_readme_takes_each_cell_at_its_leading_scale():
+    short, reduced = (as_run_of("cifar10-ipc10-mtt", scale, mean=mean) for scale, mean in (("short", 64.0), ("reduced", 40.0)))
+    lines = readme_table([reduced, short], PUBLISHED).splitlines()[2:]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[: len(README_CELLS)]]
+    assert len(rows) <= 12
+    assert rows[2] == ["cifar10", "10", "mtt", "65.3 ± 0.7", "64.0 ± 1.4", "short, 1,500", "64.0 ± 1.4", "2 / 1"]
+    assert rows[3][:6] == ["cifar10", "10", "seqmatch_mtt", "66.2 ± 0.6†", "not run", ""]
+    alone = readme_table([reduced], PUBLISHED)
+    assert "| 40.0 ± 1.4 | rehearsal (reduced), 1,500" in alone.replace("  ", " ")
+
+
+def test_the_table_in_words():
+    runs = [as_run_of("cifar10-ipc10-mtt", "short", seed, 64.0) for seed in range(3)]
+    settings, rehearsal = (build_table("cifar10", runs, PUBLISHED, scales) for scales in (("paper", "short"), ("reduced",)))
+    text = describe_table(settings, rehearsal)
+    assert "22 cells have a published number. 1 of them were run" in text
+    assert "mtt at ipc 10 64.0 (-1.3)" in text
+    assert "3 at published settings, 0 in rehearsals" in text
+
+
+def test_the_committed_tables_and_figures_are_what_the_records_say(tmp_path):
+    remedy = "run `python -m seqmatch_lib tables`"
+    written = [*write_tables(RESULTS, tmp_path), *charts.write_figures(RESULTS, tmp_path, ["svg"])]
+    for path in written:
+        committed = RESULTS / path.relative_to(tmp_path)
+        assert committed.is_file(), f"{committed} is missing: {remedy}"
+        assert committed.read_text() == path.read_text(), f"{committed}: {remedy}"
+    kept = {path.stem for folder in ("tables", "figures") for path in (RESULTS / folder).iterdir()}
+    assert kept == {path.stem for path in written}
 
 
 def test_a_markdown_table_has_a_line_for_each_row():
-    table = build_table("svhn", [], PUBLISHED)
-    lines = format_markdown(table).splitlines()
+    table = format_table(build_table("svhn", [], PUBLISHED))
+    lines = to_markdown(table).splitlines()
     assert len(lines) == 2 + len(table)
-    assert {line.count("|") for line in lines} == {len(COLUMNS) + 1}
+    assert {line.count("|") for line in lines} == {len(table.columns) + 1}
 
 
 def test_published_numbers_are_complete_and_name_their_source():
@@ -130,12 +175,14 @@ def test_accuracies_become_one_row_a_network():
 
 
 def test_the_command_writes_tables_and_lists_what_is_pending(tmp_path, capsys):
-    for record in RECORDS:
+    for record in (one for one in RECORDS if one.dataset == "svhn"):
         record.save(tmp_path / "runs" / record.dataset / f"{record.run_id}.json")
     (tmp_path / "published").mkdir()
     (tmp_path / "published" / "accuracy.csv").write_text((RESULTS / "published" / "accuracy.csv").read_text())
     assert main(["tables", "--results", str(tmp_path)]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == 3 * len(DATASETS)
+    assert sum("/tables/" in line for line in capsys.readouterr().out.splitlines()) == 3 * len(DATASETS)
+    assert main(["tables", "--readme", "--results", str(RESULTS)]) == 0
+    assert capsys.readouterr().out == readme_table(RECORDS, PUBLISHED)
     assert main(["tables", "--pending", "--scale", "paper", "--results", str(RESULTS)]) == 0
     out = capsys.readouterr().out
     done = {record.preset for record in RECORDS if record.scale == "paper" and not record.overrides}
@@ -146,37 +193,49 @@ def test_the_command_writes_tables_and_lists_what_is_pending(tmp_path, capsys):
 def test_a_run_with_changed_settings_leaves_its_cell_pending():
     benchmark = load_benchmark(newest_benchmark(RESULTS / "benchmarks"))
     changed = RunConfig.from_preset("svhn-ipc10-mtt", overrides={"mtt.iterations": 10})
-    other = replace(
-        as_run_of("svhn-ipc10-mtt"), config=changed.as_dict(), config_hash=changed.hash, overrides=overrides_of(changed)
-    )
+    other = replace(as_run_of("svhn-ipc10-mtt"), config=changed.as_dict(), overrides=overrides_of(changed))
     records = [as_run_of("svhn-ipc10-random"), as_run_of("svhn-ipc50-random"), other]
     lines = [line.split() for line in format_pending("paper", CostModel(benchmark, records)).splitlines()]
     assert ["svhn", "mtt", "10,", "50"] in [line[:4] for line in lines]
     assert ["svhn", "random"] not in [line[:2] for line in lines]
 
 
+def draw(published, records, dataset="svhn"):
+    """Returns the panels of ipc 10: rows from below, as `method: [means of ours]`, one a panel."""
+    figure = charts.plot_table(published, records, dataset)
+    rows = [axis for axis in figure.axes if "10 images" in axis.get_title()]
+    firsts = {round(axis.get_position().y0, 3): axis for axis in figure.axes if axis.get_subplotspec().is_first_col()}
+    panels = {}
+    for axis in rows:
+        names = [label.get_text() for label in firsts[round(axis.get_position().y0, 3)].get_yticklabels()]
+        points = [tuple(point) for found in axis.containers if hasattr(found, "has_xerr") for point in found[0].get_xydata()]
+        panels[axis.get_title()] = names, sorted((names[int(y)], x) for x, y in points)
+    plt.close(figure)
+    return panels
+
+
 def test_the_figure_shows_runs_of_the_presets_alone():
     changed = RunConfig.from_preset("svhn-ipc10-mtt", overrides={"mtt.iterations": 10})
     plain = as_run_of("svhn-ipc10-mtt", mean=60.0)
-    records = [
-        plain,
-        replace(
-            as_run_of("svhn-ipc10-mtt", mean=80.0),
-            config=changed.as_dict(),
-            config_hash=changed.hash,
-            overrides=overrides_of(changed),
-        ),
-    ]
-    figure = figures.plot_table(PUBLISHED, records, "svhn")
-    points = [x for axis in figure.axes for points in axis.collections for x, _ in points.get_offsets().tolist()]
-    assert points == [60.0]
-    plt.close(figure)
+    other = replace(as_run_of("svhn-ipc10-mtt", mean=80.0), config=changed.as_dict(), overrides=overrides_of(changed))
+    assert draw(PUBLISHED, [plain, other])["10 images per class"][1] == [("mtt", 60.0)]
+
+
+def test_rehearsals_are_never_drawn_over_published_bars():
+    records = [as_run_of(f"svhn-ipc10-{method}", "reduced", mean=mean) for method, mean in (("mtt", 70.0), ("dm", 60.0))]
+    panels = draw(PUBLISHED, [*records, as_run_of("svhn-ipc10-idc", "short", mean=80.0)])
+    assert panels["10 images per class"][1] == [("idc", 80.0)]
+    assert panels["rehearsal (reduced), 10 images per class"][1] == [("dm", 60.0), ("dm", 60.0), ("mtt", 70.0), ("mtt", 70.0)]
 
 
 def test_methods_without_a_published_number_have_a_fixed_order_in_the_figure():
     """They once stood as a set gave them out, so that equal records made unequal figures."""
     names = ["dm", "krr", "seqmatch_dm", "seqmatch_krr"]
     unknown = PUBLISHED[~PUBLISHED["method"].isin(names)]
-    figure = figures.plot_table(unknown, [as_run_of(f"svhn-ipc10-{name}", mean=60.0) for name in reversed(names)], "svhn")
-    assert [label.get_text() for label in figure.axes[0].get_yticklabels()][: len(names)] == names
-    plt.close(figure)
+    panels = draw(unknown, [as_run_of(f"svhn-ipc10-{name}", mean=60.0) for name in reversed(names)])
+    assert panels["10 images per class"][0][: len(names)] == names
+
+
+def test_a_data_set_without_any_number_makes_no_figure():
+    with pytest.raises(StorageError, match="digits has no published accuracies and no records"):
+        charts.plot_table(PUBLISHED, [], "digits")

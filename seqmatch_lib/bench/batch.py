@@ -109,6 +109,11 @@ class Batch:
         configs = [RunConfig.from_preset(preset, self.scale, seed) for preset in self.presets for seed in self.seeds]
         return {config.run_id: config for config in configs}
 
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        """The data sets of the runs."""
+        return tuple(dict.fromkeys(config.dataset for config in self.configs.values()))
+
     @cached_property
     def teachers(self) -> dict[str, str]:
         """Shared teachers -> the first run that begins with them."""

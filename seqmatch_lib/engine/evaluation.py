@@ -10,6 +10,7 @@ from torch import nn
 
 from seqmatch_lib.data.datasets import Split
 from seqmatch_lib.engine.networks import NETWORKS, NetworkConfig, make_network
+from seqmatch_lib.engine.step_functions import batch_loss
 from seqmatch_lib.engine.training import TrainingRecipe, measure_accuracy, train_stage
 from seqmatch_lib.engine.training_checkpoint import TrainingCheckpoint
 from seqmatch_lib.errors import require
@@ -46,15 +47,20 @@ class EvaluationConfig:
         require(self.num_selections >= 1, f"evaluation.num_selections {self.num_selections} must be at least 1")
 
 
+NOT_LEARNED = "on the set itself they are no better than guessing; the step size may be too large"
+
+
 @dataclass(frozen=True)
 class Accuracy:
     """Accuracies in per cent of networks that differ in their seed alone.
 
     Args:
         values: one a network, in the order of the network's index.
+        not_learned: how many of the networks learned nothing at all, so that theirs mean nothing.
     """
 
     values: tuple[float, ...]
+    not_learned: int = 0
 
     @property
     def mean(self) -> float:
@@ -67,12 +73,14 @@ class Accuracy:
         return stdev(self.values) if len(self.values) > 1 else 0.0
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns mean, std, n and the values, rounded to 4 decimals, as records hold them."""
+        """Returns mean, std, n and the values, rounded to 4 decimals, as records hold them; `not_learned` unless it is 0."""
         values = [round(value, 4) for value in self.values]
-        return {"mean": round(self.mean, 4), "std": round(self.std, 4), "n": len(values), "values": values}
+        failed = {"not_learned": self.not_learned} if self.not_learned else {}
+        return {"mean": round(self.mean, 4), "std": round(self.std, 4), "n": len(values), "values": values, **failed}
 
     def __str__(self) -> str:
-        return f"{self.mean:.1f} ± {self.std:.1f} % (n = {len(self.values)})"
+        failed = f"; {self.not_learned} of them learned nothing: {NOT_LEARNED}" if self.not_learned else ""
+        return f"{self.mean:.1f} ± {self.std:.1f} % (n = {len(self.values)}{failed})"
 
 
 def train_staged(
@@ -131,15 +139,18 @@ class EvaluationProtocol:
             indices: of the networks within the evaluation; they decide each network's start and batches.
             checkpoint: as in `train_stage`.
         """
-        images = sequence.subsets[0].images
-
-        def generators(purpose: str) -> list[torch.Generator]:
-            return [make_generator(self.seed, "evaluation", network.name, index, purpose) for index in indices]
-
-        shape = tuple(images.shape[1:])
-        networks = [make_network(network, shape, self.num_classes, start).to(images.device) for start in generators("start")]
-        train_staged(networks, sequence, self.recipe, generators("batches"), checkpoint=checkpoint)
+        networks = self._make_networks(sequence, network, indices)
+        train_staged(networks, sequence, self.recipe, self._generators(network, indices, "batches"), checkpoint=checkpoint)
         return networks
+
+    def _make_networks(self, sequence: SubsetSequence, network: NetworkConfig, indices: Sequence[int]) -> list[nn.Module]:
+        images = sequence.subsets[0].images
+        shape = tuple(images.shape[1:])
+        starts = self._generators(network, indices, "start")
+        return [make_network(network, shape, self.num_classes, start).to(images.device) for start in starts]
+
+    def _generators(self, network: NetworkConfig, indices: Sequence[int], purpose: str) -> list[torch.Generator]:
+        return [make_generator(self.seed, "evaluation", network.name, index, purpose) for index in indices]
 
     def accuracies(
         self,
@@ -150,10 +161,41 @@ class EvaluationProtocol:
         checkpoint: TrainingCheckpoint | None = None,
     ) -> list[float]:
         """Returns the accuracies in per cent of such networks on held-out images; arguments as in `train`."""
-        networks = self.train(sequence, network, indices, checkpoint)
-        return [measure_accuracy(trained, test.images, test.labels) for trained in networks]
+        return self.evaluate(sequence, test, network, indices, checkpoint)[0]
+
+    def evaluate(
+        self,
+        sequence: SubsetSequence,
+        test: Split,
+        network: NetworkConfig,
+        indices: Sequence[int],
+        checkpoint: TrainingCheckpoint | None = None,
+    ) -> tuple[list[float], list[bool]]:
+        """Returns the accuracies, and for each network whether it has learned anything.
+
+        Where the step size is too large, training ends in an accuracy like any other. A network has learned nothing if it
+        answers the same to all images of the set, or if its loss on them is neither below that of equal probabilities for
+        all classes nor below what it was before training.
+        """
+        kind = self.recipe.loss
+        fresh = self._make_networks(sequence, network, indices)
+        before = [batch_loss(kind, *_answer(one, sequence)).item() for one in fresh]
+        networks, learned = self.train(sequence, network, indices, checkpoint), []
+        for trained, first in zip(networks, before, strict=True):
+            logits, targets = _answer(trained, sequence)
+            loss, guessing = (batch_loss(kind, answer, targets).item() for answer in (logits, torch.zeros_like(logits)))
+            learned.append(bool((logits != logits[:1]).any()) and (loss < guessing or loss < first))
+        return [measure_accuracy(trained, test) for trained in networks], learned
 
     def score(self, sequence: SubsetSequence, splits: Sequence[Split], network: NetworkConfig) -> list[float]:
         """Returns the accuracies in per cent of one network, the first of an evaluation, on each of several splits."""
         (trained,) = self.train(sequence, network, [0])
-        return [measure_accuracy(trained, split.images, split.labels) for split in splits]
+        return [measure_accuracy(trained, split) for split in splits]
+
+
+@torch.no_grad()
+def _answer(network: nn.Module, sequence: SubsetSequence) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns a network's logits on all images of the set, without augmentation, and the labels."""
+    images, targets = sequence.union()
+    network.eval()
+    return torch.cat([network(part) for part in images.split(1000)]), targets

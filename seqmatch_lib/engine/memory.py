@@ -40,7 +40,7 @@ def reset_peak_memory(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif sys.platform.startswith("linux"):
-        Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets the peak resident set size
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # proc(5): resets the peak resident set size
 
 
 def peak_memory_mb(device: torch.device) -> float:
@@ -51,7 +51,7 @@ def peak_memory_mb(device: torch.device) -> float:
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
     if sys.platform.startswith("linux"):
-        status = Path("/proc/self/status").read_text().split("VmHWM:")[1]
+        status = Path("/proc/self/status").read_text(encoding="utf-8").split("VmHWM:")[1]
         return round(int(status.split()[0]) / 2**10, 1)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)

@@ -6,7 +6,7 @@ convolution and an average pooling. Other image sizes work as well, because head
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -69,12 +69,22 @@ def make_network(
     Raises:
         ConfigError: the images are too small for the number of poolings.
     """
-    with torch.device("meta"):
-        network = NETWORKS[config.name](config, image_shape, num_classes)
-    network = network.to_empty(device="cpu")
+    network = _lay_out(config, image_shape, num_classes).to_empty(device="cpu")
     draw_parameters(network, generator)
     network.architecture = (config, image_shape, num_classes)  # equal ones share compiled code
     return network
+
+
+def check_networks(configs: Iterable[NetworkConfig], image_shape: tuple[int, int, int], num_classes: int) -> None:
+    """Raises the ConfigError that `make_network` would raise for any of them: before the first is trained."""
+    for config in configs:
+        _lay_out(config, image_shape, num_classes)
+
+
+def _lay_out(config: NetworkConfig, image_shape: tuple[int, int, int], num_classes: int) -> nn.Sequential:
+    """Returns a network without parameter values."""
+    with torch.device("meta"):
+        return NETWORKS[config.name](config, image_shape, num_classes)
 
 
 @torch.no_grad()
@@ -149,7 +159,7 @@ class LayerNorm(nn.LayerNorm):
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Maps (…, *normalized_shape) to the same shape and dtype; statistics of bfloat16 values are taken in float32."""
+        """Maps (…, `*normalized_shape`) to the same shape and dtype; statistics of bfloat16 values are taken in float32."""
         full = x.float() if x.dtype == torch.bfloat16 else x
         dims = tuple(range(-len(self.normalized_shape), 0))
         centred = full - full.mean(dims, keepdim=True)
@@ -208,10 +218,15 @@ def _padded_size(image_shape: tuple[int, int, int]) -> tuple[int, int]:
     return (32, 32) if image_shape[1:] == (28, 28) else image_shape[1:]
 
 
-def _halve(size: tuple[int, int], layers: int) -> tuple[int, int]:
-    """Size after one more 2x2 pooling; the error speaks of the layer at which the image vanished."""
+def _halve(size: tuple[int, int], name: str, poolings: int) -> tuple[int, int]:
+    """Size after one more 2x2 pooling; the error speaks of all those of the network."""
     size = (size[0] // 2, size[1] // 2)
-    require(min(size) >= 1, f"the images are too small for {layers} poolings; lower the network depth or use pooling 'none'")
+    others = "lower the network depth, use pooling 'none'" if name == "convnet" else "use 'resnet18'"
+    require(
+        min(size) >= 1,
+        f"the images are too small for the {poolings} poolings of {name!r}, which needs {2**poolings}x{2**poolings} pixels; "
+        f"{others}, or larger images",
+    )
     return size
 
 
@@ -225,7 +240,7 @@ def _convnet(config: NetworkConfig, image_shape: tuple[int, int, int], num_class
         channels = config.width
         if config.pooling != "none":
             layers.append(nn.AvgPool2d(2) if config.pooling == "avg" else nn.MaxPool2d(2))
-            size = _halve(size, block + 1)
+            size = _halve(size, "convnet", config.depth)
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * size[0] * size[1], num_classes))
 
 
@@ -249,7 +264,7 @@ def _alexnet(config: NetworkConfig, image_shape: tuple[int, int, int], num_class
         channels = width
         if pools:
             layers.append(nn.MaxPool2d(2))
-            size = _halve(size, 3)
+            size = _halve(size, "alexnet", 3)
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * size[0] * size[1], num_classes))
 
 
@@ -263,8 +278,13 @@ def _vgg11(config: NetworkConfig, image_shape: tuple[int, int, int], num_classes
             layers += [*_conv_norm(config.norm, channels, width, padding, size), nn.ReLU()]
             channels = width
         layers.append(nn.MaxPool2d(2))
-        size = _halve(size, 5)
+        size = _halve(size, "vgg11", 5)
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * size[0] * size[1], num_classes))
+
+
+def _shrink(size: tuple[int, int], pools: bool) -> tuple[int, int]:
+    """Size after a residual block that halves: a pooling leaves out the last row of an odd number, a stride keeps it."""
+    return _halve(size, "resnet18_ap", 3) if pools else ((size[0] + 1) // 2, (size[1] + 1) // 2)
 
 
 class _ResidualBlock(nn.Module):
@@ -274,7 +294,7 @@ class _ResidualBlock(nn.Module):
         super().__init__()
         stride = 2 if halves and not pools else 1
         shrink = nn.AvgPool2d(2) if halves and pools else nn.Identity()
-        out = _halve(size, 3) if halves else size
+        out = _shrink(size, pools) if halves else size
         self.conv1 = nn.Conv2d(channels, width, 3, stride=stride, padding=1, bias=False)
         self.norm1 = _norm(norm, width, size if pools else out)
         self.shrink = shrink
@@ -302,7 +322,7 @@ def _resnet18(pools: bool) -> Callable[[NetworkConfig, tuple[int, int, int], int
             for block in range(2):
                 halves = block == 0 and width > 64
                 layers.append(_ResidualBlock(channels, width, halves, pools, config.norm, size))
-                channels, size = width, (_halve(size, 3) if halves else size)
+                channels, size = width, (_shrink(size, pools) if halves else size)
         if not pools:
             layers.append(nn.AdaptiveAvgPool2d(1))
             size = (1, 1)

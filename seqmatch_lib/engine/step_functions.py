@@ -87,7 +87,10 @@ class StepFunctions:
     ) -> torch.Tensor:
         """Returns the mean loss; images (B, C, H, W), targets (B,) int64 or (B, classes) as in `batch_loss`."""
         parts = [part.view(shape) for part, shape in zip(parameters.split(self._sizes), self._shapes, strict=True)]
-        if channels_last and torch.compiler.is_compiling() and images.device.type == "cpu":  # a GPU's compiler does so itself
+        if not torch.compiler.is_compiling():
+            # torch's derivatives of group norm take rows of pixels for granted. `contiguous` would leave one channel as it is.
+            images = images.clone(memory_format=torch.contiguous_format)
+        elif channels_last and images.device.type == "cpu":  # a GPU's compiler does so itself
             images, *parts = [_channels_last(tensor) for tensor in (images, *parts)]
         named = dict(zip(self._names, parts, strict=True))
         with self._autocast(images.device.type):
@@ -211,30 +214,40 @@ class _Compiled:
         self._function = function
         self._precision = precision
         self._compiled = torch.compile(function, fullgraph=True, dynamic=False, mode=mode)
-        self._failure = ""
+        self._failure, self._remedy = "", ""
 
     def __call__(self, *arguments: torch.Tensor) -> tuple[torch.Tensor, ...]:
         if not self.enabled:
             return self._function(*arguments)
+        if self._compiled is self._function or torch._dynamo.config.disable:  # of which torch says nothing
+            self._note("torch.compile is turned off", "unset TORCHDYNAMO_DISABLE and TORCH_COMPILE_DISABLE")
         if not self._failure:
             try:
                 with torch._dynamo.config.patch(recompile_limit=MAX_SHAPES):
                     if arguments[0].is_cuda:
                         torch.compiler.cudagraph_mark_step_begin()
                     return self._compiled(*arguments)
-            except BackendCompilerFailed as error:
-                reason = str(error.inner_exception).strip().splitlines()[0]
-                self._failure = f"{type(error.inner_exception).__name__}: {reason}"
+            except (BackendCompilerFailed, OSError) as error:
+                cause = getattr(error, "inner_exception", error)
+                remedy = "a missing compiler is the usual cause: install g++"
+                if isinstance(cause, OSError):  # compiled code is kept in a folder, and there is no way without
+                    remedy = "set TORCHINDUCTOR_CACHE_DIR to a folder that can be written to"
+                self._note(f"{type(cause).__name__}: {str(cause).strip().splitlines()[0]}", remedy)
         require(
             self._precision != "bfloat16",
-            f"precision 'bfloat16' needs compiled code, and compiling failed ({self._failure}); install g++, or set float32 "
-            "in every section that has bfloat16: --set teachers.precision=float32 --set training.precision=float32",
+            f"precision 'bfloat16' needs compiled code, and compiling failed ({self._failure}); {self._remedy}, or set "
+            "float32 in every section that has bfloat16: --set teachers.precision=float32 --set training.precision=float32",
         )
         if self._failure not in self.reasons:
             self.reasons.add(self._failure)
-            warnings.warn(f"running uncompiled, which is slower, because compiling failed ({self._failure}); "
-                          "a missing compiler is the usual cause: install g++", stacklevel=3)  # fmt: skip
+            warnings.warn(
+                f"running uncompiled, which is slower, because compiling failed ({self._failure}); {self._remedy}",
+                stacklevel=3,
+            )
         return self._function(*arguments)
+
+    def _note(self, failure: str, remedy: str) -> None:
+        self._failure, self._remedy = failure, remedy
 
 
 def uncompiled_reasons() -> list[str]:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from seqmatch_lib.data.datasets import Split
 from seqmatch_lib.data.labels import count_right
 from seqmatch_lib.engine.augment import DSA_STRATEGY, apply_augmentation, check_strategy, draw_augmentation
 from seqmatch_lib.engine.networks import flatten_parameters, load_parameters
@@ -402,23 +403,22 @@ def _check_losses(losses: torch.Tensor, data: str, epoch: int, lr: float) -> Non
     require(
         bool(losses.isfinite().all()),
         f"training on {data} had diverged by epoch {epoch} (losses {losses.tolist()}) with step size {lr:.4g}; "
-        "lower the step size (syn_lr, lr_lr) or training.momentum",
+        "lower the step size (syn_lr, lr_lr, or --lr of an imported set) or training.momentum",
         DivergenceError,
     )
 
 
 @torch.no_grad()
-def measure_accuracy(network: nn.Module, images: torch.Tensor, labels: torch.Tensor, batch_size: int = 1000) -> float:
+def measure_accuracy(network: nn.Module, split: Split, batch_size: int = 1000) -> float:
     """Returns the share of images, or of labelled pixels, that a network classifies rightly, in per cent.
 
     Args:
         network: trained.
-        images: (N, C, H, W) normalised, without augmentation.
-        labels: (N,) int64, or (N, H, W) as in `labels`.
+        split: normalised images, and their labels.
         batch_size: images at a time.
     """
     network.eval()
-    parts = zip(images.split(batch_size), labels.split(batch_size), strict=True)
+    parts = zip(split.images.split(batch_size), split.labels.split(batch_size), strict=True)
     counts = [torch.stack(count_right(network(batch).argmax(1), expected)) for batch, expected in parts]
     right, asked = torch.stack(counts).sum(0).tolist()
     return 100.0 * right / asked

@@ -1,40 +1,7 @@
 """The interface of a base method A, as Algorithm 1 of SeqMatch uses it, and the registry of methods.
 
-A method of your own
-====================
 A base method optimises the images of one stage. It knows nothing of the sequence except what `Stage` tells it, so a method
-that works alone works under SeqMatch. It takes four things:
-
-1. a frozen dataclass of settings, with at least `iterations`, `lr_img`, `momentum_img`, `syn_lr`;
-2. `prepare(stage)`: what the steps need of the real data and the frozen subsets, made once a stage;
-3. `step(prepared, trainable, frozen, generator)`: one iteration's loss, its gradient added to `trainable.images.grad`;
-4. a name. This is all of a method that matches the class means of pixels (`tests/test_own_method.py` runs it):
-
-       @dataclass(frozen=True)
-       class MeansConfig(BaseConfig):
-           iterations: int = 30
-
-       @register_method("means")
-       class Means(BaseMethod):
-           config_class = MeansConfig
-
-           def prepare(self, stage):
-               return RealMeans(0.0, class_means(stage.images, stage.labels))
-
-           def step(self, prepared, trainable, frozen, generator):
-               loss = (class_means(*frozen.then(trainable.freeze_view()).union()) - prepared.means).square().sum()
-               loss.backward()
-               return loss.detach()
-
-A package of your own makes it known by an entry point, and `seqmatch_means` comes with it:
-
-       [project.entry-points."seqmatch_lib.methods"]
-       means = "my_package.means:Means"
-
-`RunConfig.from_dict` then builds runs of it from a dictionary; presets are for published settings. Rules: all randomness
-comes from `generator` or from seeds of `stage`; nothing of `frozen` is changed; what must survive a restart beside the
-images stands in `MethodState.state`. Override `initialise` for another start or other optimisers, `check` if
-only some settings of training or teachers fit, `num_iterations` and `initial_lr` if they depend on the stage.
+that works alone works under SeqMatch. The guide to a method of your own, with a complete example, is `docs/own_method.md`.
 """
 
 from abc import ABC, abstractmethod

@@ -25,6 +25,7 @@ from seqmatch_lib.engine.networks import count_parameters
 from seqmatch_lib.engine.training import BatchConfig, OptimizerConfig, TrainingRecipe, check_trainer, make_trainer
 from seqmatch_lib.engine.training_checkpoint import TrainingCheckpoint
 from seqmatch_lib.errors import DivergenceError, StorageError, require
+from seqmatch_lib.progress import progress_bar
 from seqmatch_lib.seeds import make_generator
 from seqmatch_lib.store.budget import Budget
 from seqmatch_lib.store.files import (
@@ -209,7 +210,7 @@ def record_trajectories(
     manifest = {"identity": identity, "torch": torch.__version__}
     _claim_folder(folder, manifest)
     waiting = _missing(folder, range(config.num_teachers))
-    with tqdm(total=config.num_teachers * epochs, desc=f"teachers {folder.name}", unit="epoch") as bar:
+    with progress_bar(config.num_teachers * epochs, f"teachers {folder.name}", "epoch") as bar:
         bar.update(epochs * (config.num_teachers - len(waiting)))
         while waiting:
             with ExitStack() as locks:

@@ -13,11 +13,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from seqmatch_lib.data.datasets import ImageDataset
+from seqmatch_lib.data.labels import image_classes
 from seqmatch_lib.errors import StorageError, require
-from seqmatch_lib.methods import method_names
-from seqmatch_lib.report.evidence import Evidence, efforts, runs_by_size
-from seqmatch_lib.report.tables import UNVERIFIED
-from seqmatch_lib.runs.config import SEQUENTIAL_PREFIX, RunConfig
+from seqmatch_lib.runs.config import RunConfig
 from seqmatch_lib.runs.records import RunRecord
 from seqmatch_lib.runs.stages import read_progress
 from seqmatch_lib.subsets import SubsetSequence
@@ -31,18 +30,19 @@ def set_style() -> None:
     sns.set_theme(style="whitegrid", context="notebook", palette=PALETTE, rc=options)
 
 
-def save_figure(figure: Figure, stem: Path) -> list[Path]:
-    """Writes a figure as SVG and PNG; equal figures become equal files.
+def save_figure(figure: Figure, stem: Path, kinds: Sequence[str] = ("svg", "png")) -> list[Path]:
+    """Writes a figure in several formats; equal figures become equal files.
 
     Args:
         figure: any.
         stem: path without its ending; its folder is made.
+        kinds: formats.
 
     Returns:
-        The two files.
+        The files.
     """
     stem.parent.mkdir(parents=True, exist_ok=True)
-    paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("svg", "png")]
+    paths = [stem.with_name(f"{stem.name}.{kind}") for kind in kinds]
     for path in paths:
         figure.savefig(path, metadata={"Date": None})  # the time of writing is no part of the figure
     return paths
@@ -52,6 +52,28 @@ def whole_ticks(axes: Iterable[Axes]) -> None:
     """Puts ticks at whole numbers on the x axis, for counts such as epochs, stages and images."""
     for axis in axes:
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+
+
+def show_examples(dataset: ImageDataset) -> Figure:
+    """Draws the first training image of every class, and its labels below it where every pixel has one."""
+    images, labels = dataset.train.images, dataset.train.labels
+    classes = image_classes(labels)
+    firsts = [int((classes == label).nonzero()[0]) for label in range(len(dataset.class_names))]
+    dense = labels.dim() > 1
+    height, width = images.shape[2:]
+    size = (1.1 * len(firsts), (1 + dense) * (0.3 + 1.1 * height / width))
+    figure, axes = plt.subplots(1 + dense, len(firsts), figsize=size, squeeze=False)
+    for column, (row, name) in enumerate(zip(firsts, dataset.class_names, strict=True)):
+        pixels = images[row].movedim(0, -1).squeeze(-1)
+        axes[0, column].imshow(pixels, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axes[0, column].set_title(name, fontsize=9)
+        if dense:
+            axes[1, column].imshow(labels[row].clamp(-1), cmap="tab20b", vmin=-1, vmax=len(firsts) - 1)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+        axis.grid(False)
+    figure.tight_layout()
+    return figure
 
 
 def show_images(
@@ -72,40 +94,65 @@ def show_images(
         max_per_class: images per class shown of each subset.
         classes: labels to show, in this order; all by default.
     """
+    blocks = {}
+    for k, subset in enumerate(sequence.subsets, start=1):
+        name = f"$S_{k}$, " if len(sequence) > 1 else ""
+        blocks[f"{name}step size {subset.lr:.3g}"] = to_pixels(subset.images)
+    return show_pictures(blocks, class_names, title, max_per_class, classes)
+
+
+def show_pictures(
+    blocks: Mapping[str, torch.Tensor],
+    class_names: Sequence[str],
+    title: str = "",
+    max_per_class: int = 10,
+    classes: Sequence[int] | None = None,
+) -> Figure:
+    """Draws several sets of pictures side by side, a row for each class.
+
+    Args:
+        blocks: name -> (classes * ipc, C, H, W) pixels, sorted by class; they are clipped to [0, 1].
+        class_names: and the rest: as in `show_images`.
+        title: see there.
+        max_per_class: see there.
+        classes: see there.
+    """
     shown = list(range(len(class_names)) if classes is None else classes)
-    columns = [min(max_per_class, len(subset.images) // len(class_names)) for subset in sequence.subsets]
-    size = (0.45 * sum(columns) + 0.3 * len(columns) + 1.2, 0.45 * len(shown) + 0.9)
-    figure, axes = plt.subplots(1, len(columns), figsize=size, squeeze=False, width_ratios=columns)
-    for k, (axis, subset, count) in enumerate(zip(axes[0], sequence.subsets, columns, strict=True), start=1):
-        pixels = to_pixels(subset.images).clamp(0, 1)
-        by_class = pixels.unflatten(0, (len(class_names), -1))
-        rows = [torch.cat(list(by_class[label][:count]), dim=2) for label in shown]
-        grid = torch.cat(rows, dim=1).permute(1, 2, 0).numpy()
+    columns = [min(max_per_class, len(pixels) // len(class_names)) for pixels in blocks.values()]
+    widths = [max(count, 3) for count in columns]  # room for the name of a block
+    size = (0.45 * sum(widths) + 0.3 * len(widths) + 1.2, 0.45 * len(shown) + 0.9)
+    figure, axes = plt.subplots(1, len(widths), figsize=size, squeeze=False, width_ratios=widths)
+    for number, (axis, (name, pixels), count) in enumerate(zip(axes[0], blocks.items(), columns, strict=True)):
+        by_class = pixels.clamp(0, 1).unflatten(0, (len(class_names), -1))[shown, :count]
+        height = pixels.shape[2]
+        gap = max(1, height // 16)  # white pixels between images
+        tiles = torch.nn.functional.pad(by_class, (0, gap, 0, gap), value=1.0)  # (rows, columns, C, H, W)
+        grid = tiles.permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2)[:-gap, :-gap].numpy()
         axis.imshow(grid.squeeze(-1) if grid.shape[2] == 1 else grid, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        side = pixels.shape[2]
-        axis.set_xticks([])
-        names = [class_names[label] for label in shown] if k == 1 else []
-        axis.set_yticks([side * (row + 0.5) for row in range(len(names))], names)
+        names = [class_names[label] for label in shown] if number == 0 else []
+        axis.set(xticks=[], yticks=[(height + gap) * row + height / 2 for row in range(len(names))], yticklabels=names)
         axis.grid(False)
-        step_size = f"step size {subset.lr:.3g}"
-        axis.set_title(f"$S_{k}$, {step_size}" if len(columns) > 1 else step_size, fontsize=10)
+        axis.tick_params(left=False)
+        sns.despine(ax=axis, left=True, bottom=True)
+        axis.set_title(name.replace(", ", "\n"), fontsize=10)
     figure.suptitle(title)
     figure.tight_layout()
     return figure
 
 
-def plot_losses(records: Mapping[str, RunRecord], window: int = 20, axis: Axes | None = None) -> Axes:
+def plot_losses(records: Mapping[str, RunRecord], window: int = 20, axis: Axes | None = None, title: str = "") -> Axes:
     """Draws the matching loss of every stage against the iterations of the run, smoothed.
 
     Args:
         records: label -> record of a distilled set.
         window: iterations over which the running mean is taken.
         axis: to draw into; a new one by default.
+        title: of the axes.
     """
     axis = axis or plt.subplots(figsize=(7, 3.5))[1]
     for (label, record), color in zip(records.items(), sns.color_palette(PALETTE), strict=False):
         _draw_losses(axis, [stage["losses"] for stage in record.stages], label, color, window)
-    axis.set(xlabel="iteration", ylabel="matching loss")
+    axis.set(xlabel="iteration", ylabel=f"matching loss, mean over {window} iterations", title=title)
     axis.legend(frameon=False)
     return axis
 
@@ -126,7 +173,7 @@ def plot_progress(config: RunConfig, results_dir: Path | str = "paper_results", 
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2))
     color = sns.color_palette(PALETTE)[0]
     _draw_losses(left, [stage["losses"] for stage in stages], "$S_1$" if len(stages) == 1 else "", color, window)
-    left.set(xlabel="iteration", ylabel="matching loss")
+    left.set(xlabel="iteration", ylabel=f"matching loss, mean over {window} iterations")
     left.legend(frameon=False)
     for k, stage in enumerate(stages, start=1):
         if stage["scores"]:
@@ -152,29 +199,61 @@ def _draw_losses(axis: Axes, stages: Sequence[Sequence[float]], label: str, colo
 
 
 def plot_accuracies(
-    bars: Mapping[str, Mapping[str, float]], reference: Mapping[str, float] | None = None, axis: Axes | None = None
+    bars: Mapping[str, Mapping[str, float]],
+    reference: Mapping[str, float] | None = None,
+    axis: Axes | None = None,
+    title: str = "",
 ) -> Axes:
     """Draws accuracies as bars with their standard deviation and n, and a line for a reference.
+
+    Bars begin a little below the lowest of them, where differences can be seen; the axis says so.
 
     Args:
         bars: label -> `{mean, std, n}` in per cent, as records hold them.
         reference: the same for the whole data set.
         axis: to draw into; a new one by default.
+        title: of the axes.
     """
     axis = axis or plt.subplots(figsize=(7, 3.5))[1]
-    colors = sns.color_palette(PALETTE, len(bars))
-    means = [bar["mean"] for bar in bars.values()]
-    axis.bar(list(bars), means, yerr=[bar["std"] for bar in bars.values()], color=colors, capsize=4)
+    means, stds = ([bar[name] for bar in bars.values()] for name in ("mean", "std"))
+    top = max([*means, reference["mean"] if reference else 0.0])
+    low = max(0.0, 5 * int((min(means) - 0.5 * (top - min(means)) - max(stds)) // 5))
+    axis.bar(list(bars), means, yerr=stds, color=sns.color_palette(PALETTE, len(bars)), capsize=4)
     for position, bar in enumerate(bars.values()):
         text = f"{bar['mean']:.1f} ± {bar['std']:.1f}\nn = {bar['n']}"
-        axis.annotate(text, (position, 0.5 * bar["mean"]), ha="center", va="center", fontsize=9, color="white")
+        middle = 0.5 * (low + bar["mean"] - bar["std"])
+        axis.annotate(text, (position, middle), ha="center", va="center", fontsize=9, color="white")
     if reference is not None:
         axis.axhline(reference["mean"], color="black", linestyle="--", linewidth=1)
-        axis.annotate(f"whole data set {reference['mean']:.1f} %", (0, reference["mean"]), xytext=(0, 3),
+        axis.annotate(f"whole data set {reference['mean']:.1f} %", (-0.4, reference["mean"]), xytext=(0, 3),
                       textcoords="offset points", fontsize=9)  # fmt: skip
-    axis.set(ylabel="test accuracy, %", ylim=(0, 105))
+    begin = f"; bars begin at {low:.0f}" if low else ""
+    axis.set(ylabel=f"test accuracy, %{begin}", ylim=(low, top + 0.12 * (top - low)), title=title)
     axis.grid(axis="x", visible=False)
     return axis
+
+
+def plot_transfer(frame: pd.DataFrame, title: str) -> Figure:
+    """Draws what sets are worth for several architectures, beside random real images under the same training.
+
+    Args:
+        frame: of `findings.transfer`.
+        title: of the figure.
+    """
+    names, methods = list(dict.fromkeys(frame["network"])), list(dict.fromkeys(frame["method"]))
+    require(bool(methods), "no set was evaluated on two architectures; run the notebook with compute = True", StorageError)
+    figure, axes = plt.subplots(1, len(methods), figsize=(1.6 + 2.8 * len(methods), 3.2), sharey=True, squeeze=False)
+    for axis, method in zip(axes[0], methods, strict=True):
+        rows = frame[frame["method"] == method].set_index("network").reindex(names)
+        for kind, shift, color, label in (("accuracy", -0.08, 0, "distilled"), ("random", 0.08, 7, "random real")):
+            places, spread = [place + shift for place in range(len(names))], rows[f"{kind}_std"].fillna(0)
+            axis.errorbar(places, rows[kind], spread, fmt="o", color=sns.color_palette(PALETTE)[color], capsize=2, label=label)
+        axis.set(title=method, ylabel="test accuracy, %", xticks=range(len(names)), xticklabels=names)
+        axis.label_outer()
+    axes[0, 0].legend(frameon=False)
+    figure.suptitle(title)
+    figure.tight_layout()
+    return figure
 
 
 def plot_benchmark(result: Mapping[str, Any]) -> Figure:
@@ -208,209 +287,6 @@ def plot_benchmark(result: Mapping[str, Any]) -> Figure:
     figure.suptitle(f"ConvNet-3, width {width}, {result['machine']['device_name']}, {result['machine']['threads']} threads")
     figure.tight_layout(rect=(0, 0.05, 1, 1))
     return figure
-
-
-def plot_table(published: pd.DataFrame, records: Sequence[RunRecord], dataset: str) -> Figure:
-    """Draws the published accuracies of a data set as bars, by images per class, and ours as points beside them.
-
-    Args:
-        published: of `tables.load_published`.
-        records: those of other data sets, of scale "smoke" and with settings changed from their preset are left out.
-        dataset: its name.
-    """
-    known = published[(published["dataset"] == dataset) & published["ipc"].isin([1, 10, 50])]
-    own = [one for one in records if one.dataset == dataset and one.scale != "smoke" and not one.overrides]
-    own = [one for one in own if one.ipc in (1, 10, 50)]
-    methods = {*known["method"], *(record.method for record in own)}
-    methods = sorted(methods, key=lambda name: (_mean_of(known, name), name))  # those without a number have a fixed order too
-    ipcs = sorted({*known["ipc"], *(record.ipc for record in own)})
-    figure, axes = plt.subplots(1, len(ipcs), figsize=(3.6 * len(ipcs), 0.3 * len(methods) + 1.3), sharey=True, squeeze=False)
-    for axis, ipc in zip(axes[0], ipcs, strict=True):
-        here = known[known["ipc"] == ipc]
-        for label, chosen, hatch in (("published", "read in", None), ("published, not checked", UNVERIFIED, "///")):
-            bars = here[here["check"].str.contains(chosen)].set_index("method")["mean"].reindex(methods)
-            axis.barh(methods, bars.fillna(0), color="0.8", edgecolor="white", hatch=hatch, label=label)
-        for scale, face in (("reduced", "none"), ("paper", None)):
-            shown = [record for record in own if (record.ipc, record.scale) == (ipc, scale)]
-            means = [record.accuracy_last["mean"] for record in shown]
-            color = sns.color_palette(PALETTE)[3]
-            axis.scatter(means, [record.method for record in shown], zorder=3, edgecolors=[color], facecolors=face or [color],
-                         label=f"ours, {scale}" if shown else None)  # fmt: skip
-        axis.set(title=f"{ipc} image{'s' if ipc > 1 else ''} per class", xlabel="test accuracy, %", xlim=(0, 100))
-        axis.grid(axis="y", visible=False)
-    handles = {label: handle for axis in axes[0] for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=len(handles), frameon=False)
-    figure.suptitle(dataset)
-    figure.tight_layout(rect=(0, 0.06, 1, 1))
-    return figure
-
-
-def plot_comparison(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figure:
-    """Draws every base method alone and in sequence: for each seed of distillation the mean and spread of its networks.
-
-    Args:
-        evidence: the records; methods without both runs are left out.
-        dataset: its name.
-        ipc: images per class.
-        scale: of the runs.
-    """
-    figure, axis = plt.subplots(figsize=(8, 3.4))
-    names = ("random_baseline", "accuracy_last", "accuracy_last", "accuracy_joint")
-    kinds = dict(zip(("random real", "alone", "in stages", "jointly"), names, strict=True))
-    ticks, labels = [], []
-    for base in method_names():
-        alone, sequence = (evidence.of_preset(dataset, ipc, prefix + base, scale) for prefix in ("", SEQUENTIAL_PREFIX))
-        if not (alone and sequence):
-            continue
-        for column, ((kind, name), color) in enumerate(zip(kinds.items(), sns.color_palette(PALETTE), strict=False)):
-            runs = alone if column < 2 else sequence
-            found = [getattr(run, name) for run in runs]
-            places = len(ticks) + 0.18 * (column - 1.5) + 0.05 * (np.arange(len(runs)) - (len(runs) - 1) / 2)
-            means, stds = [one["mean"] for one in found], [one["std"] for one in found]
-            axis.errorbar(places, means, stds, fmt="o", color=color, capsize=2, markersize=5, label=None if ticks else kind)
-        ticks.append(len(ticks))
-        seeds = " and ".join(map(str, dict.fromkeys((len(alone), len(sequence)))))
-        labels.append(f"{base}\nseeds: {seeds}")
-    axis.set_xticks(ticks, labels)
-    axis.set(ylabel="test accuracy, %", title=f"{dataset}, {ipc} images per class, scale {scale}")
-    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, title="networks trained on")
-    axis.grid(axis="x", visible=False)
-    figure.tight_layout()
-    return figure
-
-
-def plot_order(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figure:
-    """Draws what sets of equal size are worth that are divided or not, in sequence or not: a point a seed of distillation.
-
-    Args:
-        evidence: with records of `21_ablation_order`; each base method has a panel.
-        dataset: its name.
-        ipc: images per class.
-        scale: of the runs.
-    """
-    rows = {
-        method: [(name, one.seed, values) for one in found for name, values in one.accuracy.items()]
-        for method, found in evidence.orders_of(dataset, ipc, scale).items()
-    }
-    return _plot_seeds(rows, f"{dataset}, {ipc} images per class, scale {scale}")
-
-
-def plot_subsets(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figure:
-    """Draws accuracy against K, the number of equal subsets, at a fixed number of images: points are seeds, lines means.
-
-    Args:
-        evidence: the records; each base method that was run with two or more K has a panel, K = 1 is the method alone.
-        dataset: its name.
-        ipc: images per class, of all subsets together.
-        scale: of the runs.
-    """
-    panels: dict[str, dict[int, list[RunRecord]]] = {}
-    for (method, count), sizes in runs_by_size(evidence, dataset, scale).items():
-        if ipc in sizes:
-            panels.setdefault(method.removeprefix(SEQUENTIAL_PREFIX), {})[count] = sizes[ipc]
-    panels = {base: dict(sorted(counts.items())) for base, counts in panels.items() if len(counts) > 1}
-    size = (1 + 2.4 * len(panels), 3.4)
-    figure, axes = plt.subplots(1, len(panels), figsize=size, sharex=True, sharey=True, squeeze=False)
-    kinds = {"random real, in stages": "random_baseline", "in stages": "accuracy_last", "jointly": "accuracy_joint"}
-    for axis, (base, counts) in zip(axes[0], panels.items(), strict=True):
-        for (kind, name), marker, color in zip(kinds.items(), "osD", sns.color_palette(PALETTE), strict=False):
-            found = [(run.num_subsets, getattr(run, name) or run.accuracy_last) for runs in counts.values() for run in runs]
-            points = pd.DataFrame([(count, one["mean"]) for count, one in found], columns=["K", "accuracy"])
-            sns.lineplot(points, x="K", y="accuracy", errorbar=None, color=color, label=kind, legend=False, ax=axis)
-            axis.scatter(points["K"], points["accuracy"], color=[color], marker=marker, s=16)
-        axis.set(title=base, xlabel="K, number of subsets", ylabel="test accuracy, %")
-        axis.label_outer()
-    whole_ticks(axes[0])
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncols=len(labels), frameon=False)
-    figure.suptitle(f"{dataset}, {ipc} images per class, scale {scale}")
-    figure.tight_layout(rect=(0, 0.07, 1, 1))
-    return figure
-
-
-def plot_effort(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figure:
-    """Draws accuracies with the iterations and epochs of training behind them, as `compute` lists them: a point a seed.
-
-    Args:
-        evidence: the records; each base method that was run in sequence has a panel.
-        dataset: its name.
-        ipc: images per class.
-        scale: of the runs.
-    """
-    rows: dict[str, list[tuple[str, int, list[float]]]] = {}
-    sequences = set()
-    for effort, found in efforts(evidence, dataset, ipc, scale).items():
-        sizes = " + ".join(map(str, effort.sizes))
-        name = f"{sizes} {effort.trained}, {sum(effort.iterations)} iterations, {effort.epochs} epochs"
-        rows.setdefault(effort.base, []).extend((name, seed, values) for seed, (_, values) in found.items())
-        if len(effort.sizes) > 1:
-            sequences.add(effort.base)
-    return _plot_seeds({base: rows[base] for base in rows if base in sequences}, f"{dataset}, scale {scale}")
-
-
-def _plot_seeds(panels: Mapping[str, Sequence[tuple[str, int, list[float]]]], title: str) -> Figure:
-    """Draws panels of rows (name, seed of distillation, accuracies of its networks): the means of seeds, and theirs.
-
-    Args:
-        panels: base method -> rows.
-        title: follows the method.
-    """
-    seeds = sorted({seed for rows in panels.values() for _, seed, _ in rows})
-    colors = dict(zip(seeds, sns.color_palette(PALETTE), strict=False))
-    counts = [len({name for name, _, _ in rows}) for rows in panels.values()]
-    size = (9, sum(0.8 + 0.3 * count for count in counts))
-    figure, axes = plt.subplots(len(panels), 1, figsize=size, squeeze=False, sharex=True, height_ratios=counts)
-    for axis, (method, rows) in zip(axes[:, 0], panels.items(), strict=True):
-        means = [(name, seed, float(np.mean(values))) for name, seed, values in rows]
-        frame = pd.DataFrame(means, columns=["set", "seed", "accuracy"])
-        sns.stripplot(frame, x="accuracy", y="set", hue="seed", palette=colors, size=7, jitter=False, ax=axis)
-        middle = frame.groupby("set", sort=False)["accuracy"].mean()
-        axis.plot(middle, middle.index, "|", color="0.3", markersize=14, label="mean")
-        axis.set(xlabel="test accuracy, %", ylabel="", title=f"{method}, {title}", ylim=(len(middle) - 0.5, -0.5))
-        axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, title="seed")
-    figure.tight_layout()
-    return figure
-
-
-def plot_lead(evidence: Evidence, dataset: str, scale: str) -> Figure:
-    """Draws what methods gain over as many random real images, by images per class: a point a seed, a line through the means.
-
-    Methods that were run at one size are left out; sequences, dashed and hollow, have the K of their presets.
-
-    Args:
-        evidence: the records.
-        dataset: its name.
-        scale: of the runs.
-    """
-    leads: dict[str, dict[int, list[float]]] = {}
-    for (method, count), sizes in runs_by_size(evidence, dataset, scale).items():
-        for ipc, runs in sizes.items():
-            kept = [run for run in runs if count == 1 or not run.overrides]
-            gains = [run.accuracy_last["mean"] - run.random_baseline["mean"] for run in kept]
-            if gains:
-                leads.setdefault(method, {})[ipc] = gains
-    colors = dict(zip(method_names(), sns.color_palette(PALETTE), strict=False))
-    figure, axis = plt.subplots(figsize=(8, 3.8))
-    for method, sizes in leads.items():
-        if len(sizes) > 1:
-            line, face = ("--", "none") if method.startswith(SEQUENTIAL_PREFIX) else ("-", None)
-            color = colors[method.removeprefix(SEQUENTIAL_PREFIX)]
-            axis.plot(sorted(sizes), [np.mean(sizes[ipc]) for ipc in sorted(sizes)], line, color=color, label=method)
-            points = [(ipc, gain) for ipc, gains in sizes.items() for gain in gains]
-            axis.scatter(*zip(*points, strict=True), edgecolors=[color], facecolors=face or [color], s=28, zorder=3)
-    axis.axhline(0, color="black", linewidth=1)
-    axis.set(xscale="log", xlabel="images per class", ylabel="points over random images", title=f"{dataset}, scale {scale}")
-    ticks = sorted({ipc for sizes in leads.values() if len(sizes) > 1 for ipc in sizes})
-    axis.set_xticks(ticks, [str(tick) for tick in ticks])
-    axis.minorticks_off()
-    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    figure.tight_layout()
-    return figure
-
-
-def _mean_of(published: pd.DataFrame, method: str) -> float:
-    mean = published[published["method"] == method]["mean"].mean()
-    return float("-inf") if pd.isna(mean) else mean
 
 
 def plot_idea() -> Figure:

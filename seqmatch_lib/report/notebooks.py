@@ -1,11 +1,36 @@
-"""Running a notebook as a batch does: parameters are checked, the executed copy stays for reading whatever happens."""
+"""Notebooks: figures with a text for those who do not see them, and execution as a batch does it."""
 
-from collections.abc import Mapping
+import re
+import warnings
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
+from zlib import crc32
+
+import nbformat
 
 from seqmatch_lib.errors import ConfigError, NotebookError, require
 from seqmatch_lib.runs.config import describe_unknown
+from seqmatch_lib.store.files import write_atomically
+
+
+def show(figure: Any, alt: str) -> None:
+    """Shows a figure below a cell, with its alternative text, and closes it.
+
+    Args:
+        figure: a matplotlib figure, or axes or a seaborn grid that have one.
+        alt: what it shows, in a sentence, for those who do not see it.
+    """
+    import matplotlib.pyplot as plt
+    from IPython.display import display
+
+    figure, buffer = figure.figure, BytesIO()
+    figure.savefig(buffer, format="png", dpi=figure.dpi, bbox_inches="tight")
+    plt.close(figure)
+    bundle = {"image/png": b64encode(buffer.getvalue()).decode(), "text/plain": alt}
+    display(bundle, metadata={"image/png": {"alt": alt}}, raw=True)
 
 
 def read_parameters(path: Path | str) -> dict[str, str]:
@@ -25,27 +50,134 @@ def run_notebook(path: Path | str, out: Path | str, parameters: Mapping[str, Any
 
     Args:
         path: of the notebook.
-        out: where the executed copy goes, with the outputs up to an error if there is one.
+        out: where the executed copy goes: outputs as a reader sees them, without traces of bars, times and paths.
         parameters: names of its cell tagged "parameters" -> values; unlike in papermill, a name it lacks is an error.
 
     Raises:
         ConfigError: an unknown parameter, before anything is executed.
-        NotebookError: a cell failed.
+        NotebookError: a cell failed; the copy with the outputs up to there is in the folder `failed` beside `out`.
     """
     import papermill
 
     known = read_parameters(path)
     for name in parameters:
         require(name in known, describe_unknown(f"parameter of {path}", name, known), ConfigError)
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    out = Path(out)
+    unfinished = out.parent / "failed" / out.name
+    unfinished.parent.mkdir(parents=True, exist_ok=True)
     try:
-        papermill.execute_notebook(
-            _literally(path), _literally(out), dict(parameters), kernel_name="python3", progress_bar=False
-        )
+        with warnings.catch_warnings():  # papermill and its kernel warn about their own internals
+            warnings.simplefilter("ignore")
+            executed = papermill.execute_notebook(
+                _literally(path), _literally(unfinished), dict(parameters), kernel_name="python3", progress_bar=False,
+                coalesce_streams=True, extra_arguments=["--log-level=CRITICAL"], kernel_manager_class=_own_kernel(),
+            )  # fmt: skip
     except papermill.PapermillExecutionError as error:
         raise NotebookError(
-            f"cell {error.exec_count} of {path} failed: {error.ename}: {error.evalue}; the executed copy is {out}"
+            f"cell {error.exec_count} of {path} failed: {error.ename}: {error.evalue}; the copy up to there is {unfinished}"
         ) from error
+    _clean(executed)
+    write_atomically(out, lambda temporary: temporary.write_text(f"{nbformat.writes(executed)}\n"))
+    unfinished.unlink()
+    if not any(unfinished.parent.iterdir()):
+        unfinished.parent.rmdir()
+
+
+def _clean(notebook: nbformat.NotebookNode) -> None:
+    """Removes, in place, what an executed notebook tells of its execution: times, paths, and bars that were wiped."""
+    notebook.metadata = {name: notebook.metadata[name] for name in ("kernelspec", "seqmatch") if name in notebook.metadata}
+    for cell in notebook.cells:
+        tags = cell.metadata.get("tags", [])
+        cell.metadata = {"tags": tags} if tags else {}
+        if cell.cell_type == "code":
+            cell.outputs = [_without_names(one) for one in cell.outputs if not _is_left_over(one)]
+
+
+def _is_left_over(output: nbformat.NotebookNode) -> bool:
+    """Returns whether an output is a bar that was wiped, or a widget, which shows nothing without its kernel."""
+    if output.output_type == "stream":
+        return not output.text.strip()
+    return "application/vnd.jupyter.widget-view+json" in output.get("data", {})
+
+
+TABLE_NAME = re.compile(r"(?<=T_)[0-9a-f]{5}(?=[\W_])")  # pandas draws it for each table
+
+
+def _without_names(output: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Returns an output that is the same every time: no addresses of objects, tables named by their content."""
+    data = output.get("data", {})
+    if "text/plain" in data:
+        data["text/plain"] = re.sub(r" at 0x[0-9a-f]+", "", data["text/plain"])
+    if "text/html" in data:
+        content = TABLE_NAME.sub("", data["text/html"])
+        data["text/html"] = TABLE_NAME.sub(f"{crc32(content.encode()):08x}", data["text/html"])
+    return output
+
+
+def list_copies(folder: Path | str) -> dict[str, tuple[Path, dict[str, Any]]]:
+    """Returns name of an executed copy -> its notebook and parameters, for every notebook of a folder.
+
+    A notebook that is to be executed with several parameters lists them in its metadata, under `seqmatch.copies`; their values
+    end the names of the copies, as in `10_tables_svhn`.
+    """
+    copies = {}
+    for path in sorted(Path(folder).glob("*.ipynb")):
+        for parameters in nbformat.read(path, as_version=4).metadata.get("seqmatch", {}).get("copies", [{}]):
+            copies["_".join([path.stem, *map(str, parameters.values())])] = path, dict(parameters)
+    return copies
+
+
+def batch_parameters(
+    path: Path | str, own: Mapping[str, Any], scale: str, datasets: Sequence[str], seeds: Sequence[int], results_dir: str
+) -> dict[str, Any]:
+    """Returns the parameters that a batch executes a notebook with: it reads that folder, and runs what is missing there.
+
+    Args:
+        path: of the notebook; parameters that it does not have are left out.
+        own: of the copy, see `list_copies`; a copy of a data set that the batch does not run shows the committed records.
+        scale: of the batch; and `datasets`, `seeds`, `results_dir`.
+        datasets: notebooks on one data set take CIFAR-10, or else the first.
+        seeds: of distillation.
+        results_dir: folder of the batch.
+    """
+    if own.get("dataset", datasets[0]) not in datasets:
+        return dict(own)
+    wanted = {"dataset": "cifar10" if "cifar10" in datasets else datasets[0], "scale": scale, "seeds": list(seeds)}
+    wanted |= {"seed": seeds[0], "results_dir": results_dir, "compute": True} | dict(own)
+    known = read_parameters(path)
+    return {name: value for name, value in wanted.items() if name in known}
+
+
+ALT_TEXT = """{% extends 'lab/index.html.j2' %}
+{% block data_png %}<div class="jp-RenderedImage jp-OutputArea-output" style="max-width: 100%">
+<img alt="{{ output.metadata.get('image/png', {}).get('alt', '') | escape_html }}" style="max-width: 100%; height: auto"
+src="data:image/png;base64,{{ output.data['image/png'] | escape_html }}"></div>{% endblock %}"""
+
+
+def export_html(path: Path | str) -> Path:
+    """Writes an executed notebook as an HTML page beside it, pictures with their alternative texts; returns the page."""
+    from jinja2 import DictLoader
+    from nbconvert import HTMLExporter
+
+    exporter = HTMLExporter(extra_loaders=[DictLoader({"alt.html.j2": ALT_TEXT})], template_file="alt.html.j2")
+    page, _ = exporter.from_notebook_node(nbformat.read(path, as_version=4))
+    out = Path(path).with_suffix(".html")
+    write_atomically(out, lambda temporary: temporary.write_text(page))
+    return out
+
+
+def _own_kernel() -> type:
+    """Returns what starts this very Python as a kernel, whatever else is called "python3" on JUPYTER_PATH."""
+    from jupyter_client import AsyncKernelManager
+    from jupyter_client.kernelspec import KernelSpecManager
+    from traitlets import default
+
+    class OwnKernelManager(AsyncKernelManager):
+        @default("kernel_spec_manager")
+        def _without_folders(self) -> KernelSpecManager:
+            return KernelSpecManager(kernel_dirs=[])  # what is left is the kernel of `sys.executable`
+
+    return OwnKernelManager
 
 
 def _literally(path: Path | str) -> str:

@@ -1,40 +1,53 @@
-"""The tables of the paper, every cell with the published number and ours, made from records alone."""
+"""The tables of the paper, every cell with the published number and ours, and the README's one table; all from records."""
 
 from collections.abc import Sequence
+from functools import cache
+from math import nan
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
 import pandas as pd
 
 from seqmatch_lib.errors import StorageError, require
+from seqmatch_lib.report.queries import PUBLISHED_SETTINGS, format_frame, label_scale, mean_and_std
 from seqmatch_lib.runs.config import REFERENCES, RunConfig, preset_names
 from seqmatch_lib.runs.records import RunRecord, check_same_images, load_runs
 from seqmatch_lib.store.files import write_atomically
 
 DATASETS = ("svhn", "cifar10", "cifar100", "tiny_imagenet")  # with published numbers, in the order of the paper
-COLUMNS = {
-    "ipc": "ipc",
-    "method": "method",
-    "published": "published",
-    "last": "ours",
-    "selected": "ours, selected",
-    "difference": "difference",
-    "random": "random real",
-    "n": "n",
-    "seeds": "seeds",
-    "scale": "scale",
-    "iterations": "iterations",
-    "teachers": "teachers",
-    "images": "train images",
-    "minutes": "minutes",
-    "device": "device",
-}
+COLUMNS = (  # of `build_table`
+    "preset", "ipc", "method", "published", "published_std", "checked", "augmented", "ours", "ours_std", "selected",
+    "selected_std", "random", "random_std", "scale", "iterations", "teachers", "seeds", "n", "train_images", "core_hours",
+    "device",
+)  # fmt: skip
+README_CELLS = (
+    "cifar10-ipc1-mtt",
+    *(f"cifar10-ipc10-{method}" for method in ("random", "mtt", "seqmatch_mtt", "idc", "seqmatch_idc")),
+    *(f"cifar10-ipc50-{method}" for method in ("mtt", "seqmatch_mtt", "idc", "seqmatch_idc")),
+    *(f"cifar100-ipc10-{method}" for method in ("mtt", "seqmatch_mtt")),
+)
 PUBLISHED_TEXTS = ("dataset", "method", "source", "check")  # columns of published accuracies
 PUBLISHED_NUMBERS = ("ipc", "mean", "std")
-NOT_RUN = "not run"
 UNVERIFIED = "unverified"  # in the column "check" of published accuracies
 DAGGER = "†"  # stands beside them
+SPREAD = "± is the standard deviation over the means of seeds of distillation where there are several, over networks otherwise"
+NOTE = (
+    f"Test accuracy in per cent; {SPREAD}. `ours` is the last iterate, `selected` the one chosen on validation images (at "
+    "scale `paper` on test images, as the papers do), `random` as many random real images under the same training. "
+    "`iterations` are those of all subsets, `n` counts networks, `core hours` are those of one processor core for all seeds."
+)
+SETTINGS_NOTE = (
+    "`paper` is the published setting in full, `short` the same with fewer teachers and iterations. `difference` is ours less "
+    "the published mean; random real images are compared with the published baseline that is trained with augmentation, as "
+    f"ours is, where there is one. {DAGGER}: printed from memory, not checked."
+)
+README_NOTE = (
+    f"Test accuracy in per cent; {SPREAD}. {DAGGER}: published number printed from memory, not checked. A rehearsal has "
+    "smaller networks and fewer steps than the published setting: not to be compared with published numbers."
+)
+REHEARSAL_NOTE = (
+    "Smaller networks and fewer steps, for two CPU cores; these accuracies are not to be compared with published ones."
+)
 
 
 def load_published(results_dir: Path | str = "paper_results") -> pd.DataFrame:
@@ -58,52 +71,51 @@ def load_published(results_dir: Path | str = "paper_results") -> pd.DataFrame:
 
 
 def build_table(
-    dataset: str, records: Sequence[RunRecord], published: pd.DataFrame, scales: Sequence[str] = ("reduced", "short", "paper")
+    dataset: str, records: Sequence[RunRecord], published: pd.DataFrame, scales: Sequence[str] = PUBLISHED_SETTINGS
 ) -> pd.DataFrame:
-    """Returns one row for each cell of a data set's table and each scale it was run at; cells that were not run say so.
+    """Returns one row for each cell of a data set's table and each of these scales that it was run at.
 
-    Runs of one preset and scale that differ in the seed alone are pooled: mean and standard deviation are those of all
-    their networks. `difference` is ours less the published mean, at the published settings only (scales "short" and "paper").
-    Random real images are compared with the baseline that is trained with augmentation, as ours is, where one was published.
+    A cell that was run at none of them has a row with 0 seeds; without scales of published settings it is left out, and so are
+    the published numbers.
 
     Args:
         dataset: its name.
         records: of any data sets; the others, and those with changed settings, are left out.
         published: of `load_published`.
-        scales: which to show; a cell that none of them has becomes one row of scale "paper".
+        scales: which to show, the leading one first.
+
+    Returns:
+        `COLUMNS`, and `difference`, ours less published. `ipc` 0 means all images, `augmented` is the published random
+        baseline with augmentation, `checked` whether anybody read the published number.
 
     Raises:
         StorageError: runs of one scale on different images, such as a part of the data set and the whole.
     """
     check_same_images(record for record in records if record.dataset == dataset)
-    known = published[published["dataset"] == dataset]
+    known = published[published["dataset"] == dataset].set_index(["ipc", "method"])
+    printed = bool({*PUBLISHED_SETTINGS} & {*scales})
     rows = []
-    for preset in _presets_of(dataset):
-        config = RunConfig.from_preset(preset)
-        printed = known[(known["ipc"] == config.ipc) & (known["method"] == config.method)]
-        shown = _print_published(printed)
-        augmented = known[(known["ipc"] == config.ipc) & (known["method"] == f"{config.method}_augmented")]
-        if len(augmented):
-            shown, printed = f"{shown}; augmented {_print_published(augmented)}", augmented
-        row = {"ipc": config.ipc or "all", "method": config.method, "published": shown, "preset": preset}
-        runs = [(scale, _runs_of(preset, scale, records)) for scale in scales]
-        done = [(scale, found) for scale, found in runs if found]
-        rows += [row | _summarise(found, scale, printed) for scale, found in done]
-        if not done:
-            command = f"python -m seqmatch_lib run {preset}"
-            rows.append(row | {"last": NOT_RUN, "scale": "paper", "command": command})
-    columns = [*COLUMNS, "command", "preset"]
-    return pd.DataFrame([{column: str(row.get(column, "")) for column in columns} for row in rows])
+    for config in _cells_of(dataset):
+        preset = config.preset
+        cell = {"preset": preset, "ipc": config.ipc, "method": config.method} | _published(known, config.ipc, config.method)
+        runs = {scale: _runs_of(preset, scale, records) for scale in scales}
+        done = [cell | _summarise(found, scale) for scale, found in runs.items() if found]
+        rows += done or [cell | _summarise([], "paper")] * printed
+    table = pd.DataFrame(rows, columns=COLUMNS).astype(dict.fromkeys(("iterations", "teachers", "train_images"), "Int64"))
+    if not printed:
+        return table.drop(columns=["published", "published_std", "augmented", "checked"])
+    gap = table["ours"] - table["augmented"].fillna(table["published"])
+    table.insert(table.columns.get_loc("selected"), "difference", gap)
+    return table
 
 
-def _presets_of(dataset: str) -> list[str]:
+@cache
+def _cells_of(dataset: str) -> list[RunConfig]:
     """Returns the presets of a data set: by ipc, references first, a base method beside its sequential form."""
-
-    def place(preset: str) -> tuple[Any, ...]:
-        config = RunConfig.from_preset(preset)
-        return config.ipc or 10**9, config.method not in REFERENCES, config.base_method, config.is_sequential
-
-    return sorted((preset for preset in preset_names() if preset.split("-")[0] == dataset), key=place)
+    configs = [RunConfig.from_preset(preset) for preset in preset_names() if preset.split("-")[0] == dataset]
+    return sorted(
+        configs, key=lambda one: (one.ipc or 10**9, one.method not in REFERENCES, one.base_method, one.is_sequential)
+    )
 
 
 def _runs_of(preset: str, scale: str, records: Sequence[RunRecord]) -> list[RunRecord]:
@@ -111,65 +123,101 @@ def _runs_of(preset: str, scale: str, records: Sequence[RunRecord]) -> list[RunR
     return [record for record in records if (record.preset, record.scale) == (preset, scale) and not record.overrides]
 
 
-def _summarise(runs: Sequence[RunRecord], scale: str, printed: pd.DataFrame) -> dict[str, Any]:
-    pooled = {
-        column: [value for run in runs for value in (getattr(run, name) or {"values": []})["values"]]
-        for column, name in (("last", "accuracy_last"), ("selected", "accuracy_selected"), ("random", "random_baseline"))
-    }
-    row = {column: _mean_and_std(values) for column, values in pooled.items() if values}
-    if scale in ("short", "paper") and len(printed):
-        row["difference"] = f"{fmean(pooled['last']) - printed['mean'].iloc[0]:+.1f}"
+def _published(known: pd.DataFrame, ipc: int, method: str) -> dict[str, Any]:
+    mean, std, check = known.loc[(ipc, method), ["mean", "std", "check"]] if (ipc, method) in known.index else (nan, nan, "")
+    augmented = known["mean"].get((ipc, f"{method}_augmented"), nan)
+    return {"published": mean, "published_std": std, "checked": check != UNVERIFIED, "augmented": augmented}
+
+
+def _summarise(runs: Sequence[RunRecord], scale: str) -> dict[str, Any]:
+    row: dict[str, Any] = {"scale": scale, "seeds": len(runs), "n": sum(run.accuracy_last["n"] for run in runs)}
+    for name, kind in (("ours", "accuracy_last"), ("selected", "accuracy_selected"), ("random", "random_baseline")):
+        found = {run.seed: getattr(run, kind)["values"] for run in runs if getattr(run, kind)}
+        row |= mean_and_std(found, name)
+    if not runs:
+        return row
+    config = RunConfig.from_dict(runs[0].config)
     return row | {
-        "n": str(len(pooled["last"])),
-        "seeds": str(len(runs)),
-        "scale": scale,
-        "iterations": " + ".join(str(stage["iterations"]) for stage in runs[0].stages),
-        "teachers": str(_count_teachers(runs[0])),
-        "images": ", ".join(sorted({f"{run.data['train_images']:,}" for run in runs})),
-        "minutes": f"{sum(sum(run.seconds.values()) for run in runs) / 60:.0f}",
+        "iterations": sum(stage["iterations"] for stage in runs[0].stages) or None,
+        "teachers": config.teachers.num_teachers if config.uses_teachers else None,
+        "train_images": runs[0].data["train_images"],
+        "core_hours": sum(run.threads * sum(run.seconds.values()) for run in runs) / 3600,
         "device": ", ".join(sorted({run.device_name for run in runs})),
     }
 
 
-def _count_teachers(run: RunRecord) -> int | str:
-    config = RunConfig.from_dict(run.config)
-    return config.teachers.num_teachers if config.uses_teachers else ""
+def readme_table(records: Sequence[RunRecord], published: pd.DataFrame) -> str:
+    """Returns the README's table of results as Markdown: the cells of `README_CELLS`, each at its leading scale.
+
+    The leading scale is `paper`, then `short`, then `reduced`.
+    """
+    scales = (*PUBLISHED_SETTINGS, "reduced")
+    names = dict.fromkeys(preset.split("-")[0] for preset in README_CELLS)
+    tables = [build_table(name, records, published, scales).assign(dataset=name) for name in names]
+    cells = (
+        pd.concat(tables).drop_duplicates("preset").set_index("preset").loc[list(README_CELLS)]
+    )  # the first is the leading one
+    shown = format_table(cells)
+    how = [", ".join(filter(None, parts)) for parts in zip(shown["scale"], shown["iterations"], strict=True)]
+    counts = [f"{n} / {seeds}" if seeds else "" for n, seeds in zip(cells["n"], cells["seeds"], strict=True)]
+    shown = shown.assign(how=how, counts=counts, **{"data set": cells["dataset"].tolist()})
+    columns = {name: name for name in ("data set", "ipc", "method", "published", "ours")}
+    columns |= {"how": "scale, iterations", "random": "random real", "counts": "networks / seeds"}
+    return f"{to_markdown(shown[list(columns)].rename(columns=columns))}\n\n{README_NOTE}\n"
 
 
-def _mean_and_std(values: Sequence[float]) -> str:
-    return f"{fmean(values):.1f} ± {stdev(values) if len(values) > 1 else 0.0:.1f}"
+def format_table(table: pd.DataFrame) -> pd.DataFrame:
+    """Returns a table of `build_table` as texts, published numbers as printed, with a dagger if nobody checked them."""
+    shown = format_frame(table.drop(columns=["checked", "augmented", "preset"], errors="ignore"))
+    shown["ipc"] = [text if text != "0" else "all" for text in shown["ipc"]]
+    shown["ours"] = [text or "not run" for text in shown["ours"]]
+    shown["scale"] = [label_scale(scale) for scale in table["scale"]]
+    shown.loc[(table["seeds"] == 0).to_numpy(), ["scale", "seeds", "n"]] = ""
+    if "published" in table:
+        known = zip(shown["published"], table["checked"], table["augmented"], strict=True)
+        shown["published"] = [
+            text + DAGGER * (not checked) + ("" if pd.isna(augmented) else f"; augmented {augmented:.1f}")
+            for text, checked, augmented in known
+        ]
+    return shown
 
 
-def _print_published(printed: pd.DataFrame) -> str:
-    """Returns a published accuracy as its paper prints it, with a dagger if nobody checked it."""
-    if printed.empty:
-        return ""
-    (row,) = printed.to_dict("records")
-    spread = "" if pd.isna(row["std"]) else f" ± {row['std']:.1f}"
-    return f"{row['mean']:.1f}{spread}{DAGGER if row['check'] == UNVERIFIED else ''}"
+def to_markdown(shown: pd.DataFrame) -> str:
+    """Returns a frame of texts as a Markdown table."""
+    return shown.to_markdown(index=False, disable_numparse=True)
 
 
-def format_markdown(table: pd.DataFrame) -> str:
-    """Returns the columns of `COLUMNS` as a Markdown table."""
-    lines = [list(COLUMNS.values()), ["---"] * len(COLUMNS), *table[list(COLUMNS)].to_numpy().tolist()]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+def describe_table(settings: pd.DataFrame, rehearsal: pd.DataFrame) -> str:
+    """Returns what a data set's tables of published settings and of rehearsals say, in sentences, as Markdown.
 
-
-def note_of(table: pd.DataFrame) -> str:
-    """Returns what a reader of a table must know, and the command that runs its first missing cell."""
-    text = (
-        "Test accuracy in per cent, mean ± standard deviation over n networks. `ours` is the last iterate, `ours, selected` "
-        "the one chosen on validation images (at paper scale on test images, as the papers do), `random real` as many random "
-        "real images under the same training, `iterations` those of each subset, `train images` how many "
-        "there were to distil from. `short` is the published setting with fewer teachers and iterations, `reduced` a smaller "
-        f"setting for two CPU cores and not to be compared with published numbers. {DAGGER}: printed from memory, not checked."
+    Args:
+        settings: of `build_table`, at published settings.
+        rehearsal: of `build_table`, at other scales.
+    """
+    printed, run = settings[settings["published"].notna()], settings[settings["seeds"] > 0]
+    compared = run[run["published"].notna()]
+    found = "; ".join(
+        f"{row.method} at ipc {row.ipc or 'all'} {row.ours:.1f} ({row.difference:+.1f})" for row in compared.itertuples()
     )
-    commands = [command for command in table["command"] if command]
-    return text + (f" Cells that were not run: `{commands[0]}`, and so on." if commands else "")
+    seeds = [sorted({int(rows["seeds"].min()), int(rows["seeds"].max())}) if len(rows) else [0] for rows in (run, rehearsal)]
+    published, rehearsed = (" to ".join(map(str, counts)) for counts in seeds)
+    return (
+        f"**What we find.** {printed['preset'].nunique()} cells have a published number. {compared['preset'].nunique()} of "
+        "them were run at published settings" + (f", with their distance from it in points: {found}" if found else "") + ". "
+        f"{rehearsal['preset'].nunique()} cells were rehearsed, with smaller networks and fewer steps.\n\n"
+        f"**How sure.** Seeds of distillation a cell: {published} at published settings, {rehearsed} in rehearsals, which "
+        "decide nothing about published numbers. A gain of the sequence counts only beside its controls, which stand below."
+    )
+
+
+def list_missing(table: pd.DataFrame, scale: str = "paper") -> pd.DataFrame:
+    """Returns the cells of `build_table` that were not run: `ipc`, `method` and the `command` that runs them."""
+    rows = table[table["seeds"] == 0]
+    return rows[["ipc", "method"]].assign(command="python -m seqmatch_lib run " + rows["preset"] + f" --scale {scale}")
 
 
 def write_tables(results_dir: Path | str = "paper_results", out_dir: Path | str | None = None) -> list[Path]:
-    """Writes the table of every data set, from records and published numbers, as Markdown, HTML and LaTeX.
+    """Writes the tables of every data set, at published settings and rehearsals, as Markdown, HTML and LaTeX.
 
     Args:
         results_dir: folder of records and published numbers.
@@ -182,13 +230,18 @@ def write_tables(results_dir: Path | str = "paper_results", out_dir: Path | str 
     records, published = load_runs(results_dir), load_published(results_dir)
     paths = []
     for dataset in DATASETS:
-        table = build_table(dataset, records, published)
-        shown = table[list(COLUMNS)].rename(columns=COLUMNS)
+        settings, rehearsal = (
+            build_table(dataset, records, published, scales) for scales in (PUBLISHED_SETTINGS, ("reduced",))
+        )
+        parts = [("At published settings", settings, SETTINGS_NOTE), ("Rehearsal (scale reduced)", rehearsal, REHEARSAL_NOTE)]
+        shown = [(title, format_table(table), note) for title, table, note in parts if len(table)]
+        pending = f"Cells that were not run: `{list_missing(settings)['command'].iloc[0]}`, and so on.\n"
         texts = {
-            "md": f"# {dataset}\n\n{format_markdown(table)}\n\n{note_of(table)}\n",
-            "html": shown.to_html(index=False, border=0) + "\n",
-            "tex": shown.to_latex(index=False, escape=True),
-        }
+            "md": f"# {dataset}\n\n{NOTE}\n\n"
+            + "".join(f"## {title}\n\n{note}\n\n{to_markdown(table)}\n\n" for title, table, note in shown) + pending,
+            "html": "".join(f"<h4>{title}</h4>\n{table.to_html(index=False, border=0)}\n" for title, table, _ in shown),
+            "tex": "".join(f"% {title}\n{table.to_latex(index=False, escape=True)}" for title, table, _ in shown),
+        }  # fmt: skip
         for kind, text in texts.items():
             path = Path(out_dir or results_dir) / "tables" / f"{dataset}.{kind}"
             write_atomically(path, lambda temporary, text=text: temporary.write_text(text))

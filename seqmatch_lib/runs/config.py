@@ -7,7 +7,7 @@ for the scale `[scale.<scale>.all]`, `[scale.<scale>.<dataset>]`, `[scale.<scale
 
 import sys
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -231,6 +231,32 @@ def even_subsets(ipc: int, num_subsets: int) -> list[int]:
     return [ipc // num_subsets + (k < ipc % num_subsets) for k in range(num_subsets)]
 
 
+def config_of_subsets(dataset: str, base: str, subset_ipcs: Sequence[int], scale: str, seed: int = 0) -> RunConfig:
+    """Returns the run of a base method on subsets of these sizes, as its records are named.
+
+    One subset is the base method alone. The preset is that of as many images per class where there is one, else that of ten.
+
+    Args:
+        dataset: of the preset.
+        base: base method, such as "mtt".
+        subset_ipcs: images per class of S_1 … S_K.
+        scale: one of `SCALES`.
+        seed: at least 0.
+
+    Raises:
+        ConfigError: as `RunConfig.from_preset`.
+    """
+    method = base if len(subset_ipcs) == 1 else f"{SEQUENTIAL_PREFIX}{base}"
+    own = f"{dataset}-ipc{sum(subset_ipcs)}-{method}"
+    config = RunConfig.from_preset(own if own in preset_names() else f"{dataset}-ipc10-{method}", scale, seed)
+    if config.subset_ipcs == tuple(subset_ipcs):
+        return config
+    changes: dict[str, Any] = {"ipc": sum(subset_ipcs), "subset_ipcs": list(subset_ipcs)}
+    if config.intervals:
+        changes["intervals"] = [list(config.intervals[0])]  # for all subsets
+    return config.changed(changes)
+
+
 def preset_names() -> tuple[str, ...]:
     """Returns the names of all presets."""
     return tuple(_read_presets()["preset"])
@@ -259,7 +285,7 @@ def _has_intervals(base: str) -> bool:
 
 @cache
 def _read_presets() -> dict[str, Any]:
-    return tomllib.loads(files("seqmatch_lib.runs").joinpath("presets.toml").read_text())
+    return tomllib.loads(files("seqmatch_lib.runs").joinpath("presets.toml").read_text(encoding="utf-8"))
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

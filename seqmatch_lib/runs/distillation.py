@@ -3,11 +3,10 @@
 import time
 from collections.abc import Callable, Sequence
 
-from tqdm import tqdm
-
 from seqmatch_lib.engine.memory import reset_peak_memory
 from seqmatch_lib.errors import DivergenceError
 from seqmatch_lib.methods.base import BaseMethod, MethodState, Stage
+from seqmatch_lib.progress import progress_bar
 from seqmatch_lib.runs.stages import StageCheckpoint, StageProgress
 from seqmatch_lib.seqmatch import distill_sequence, iterate
 from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset
@@ -91,7 +90,7 @@ def _iterate_and_keep(
     iterations = method.num_iterations(stage.index)
     scored = {round(iterations * (i + 1) / num_selections) for i in range(num_selections)} if score else set()
     done = progress.trainable.iteration
-    with tqdm(total=iterations, initial=done, desc=f"distil S_{stage.index}", unit="it") as bar:
+    with progress_bar(iterations, f"distil S_{stage.index}", "it", done) as bar:
         began = time.perf_counter()
         for trainable in iterate(method, stage, prepared, progress.trainable):
             progress.seconds["distillation"] += time.perf_counter() - began

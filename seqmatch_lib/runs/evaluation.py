@@ -9,8 +9,9 @@ from tqdm import tqdm
 
 from seqmatch_lib.data.datasets import Split
 from seqmatch_lib.engine.evaluation import Accuracy, EvaluationProtocol
-from seqmatch_lib.engine.networks import NetworkConfig
+from seqmatch_lib.engine.networks import NetworkConfig, check_networks
 from seqmatch_lib.engine.training_checkpoint import TrainingCheckpoint
+from seqmatch_lib.progress import progress_bar
 from seqmatch_lib.store.budget import Budget
 from seqmatch_lib.store.files import read_json, remove_file, write_json
 from seqmatch_lib.subsets import SubsetSequence
@@ -46,13 +47,15 @@ class ResumableEvaluation:
             Name -> architecture -> accuracies, and the seconds that they took, in this process and in those before.
 
         Raises:
+            ConfigError: a network does not fit the images; none is trained then.
             OutOfTime: the budget is spent; the state is saved.
         """
+        check_networks(self.networks, tuple(self.test.images.shape[1:]), self.protocol.num_classes)
         finished = _FinishedNetworks(self.folder / "evaluation.json")
         digests = {name: sequence.sha256() for name, sequence in sequences.items() if sequence is not None}
         distinct = {digest: sequences[name] for name, digest in digests.items()}
         total = len(distinct) * len(self.networks) * self.num_networks
-        with tqdm(total=total, desc="evaluate", unit="network") as bar:
+        with progress_bar(total, "evaluate", "network") as bar:
             for digest, sequence in distinct.items():
                 for network in self.networks:
                     self._evaluate_missing(sequence, digest, network, finished, bar)
@@ -78,8 +81,8 @@ class ResumableEvaluation:
         for indices in [missing] if missing and together else [[index] for index in missing]:
             owner = {"set": digest, "network": network.name, "indices": indices}
             checkpoint = TrainingCheckpoint(self._networks_path, owner, self.budget)
-            values = self.protocol.accuracies(sequence, self.test, network, indices, checkpoint)
-            finished.add(digest, network.name, indices, values, checkpoint.seconds)
+            values, learned = self.protocol.evaluate(sequence, self.test, network, indices, checkpoint)
+            finished.add(digest, network.name, indices, values, learned, checkpoint.seconds)
             bar.update(len(indices))
             self.budget.check()
 
@@ -89,23 +92,27 @@ class _FinishedNetworks:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._values: dict[str, list[float]] = read_json(path) if path.is_file() else {}
+        self._values: dict[str, list[Any]] = read_json(path) if path.is_file() else {}
 
     def has(self, digest: str, name: str, index: int) -> bool:
         return f"{digest}/{name}/{index}" in self._values
 
-    def add(self, digest: str, name: str, indices: list[int], accuracies: list[float], seconds: float) -> None:
-        for index, accuracy in zip(indices, accuracies, strict=True):
-            self._values[f"{digest}/{name}/{index}"] = [accuracy, seconds / len(indices)]
+    def add(
+        self, digest: str, name: str, indices: list[int], accuracies: list[float], learned: list[bool], seconds: float
+    ) -> None:
+        for index, accuracy, one in zip(indices, accuracies, learned, strict=True):
+            self._values[f"{digest}/{name}/{index}"] = [accuracy, seconds / len(indices), one]
         write_json(self._path, self._values)
 
     @property
     def seconds(self) -> float:
-        return sum(seconds for _, seconds in self._values.values())
+        return sum(value[1] for value in self._values.values())
 
     def accuracy(self, digest: str, name: str) -> Accuracy:
         prefix = f"{digest}/{name}/"
-        return Accuracy(tuple(value[0] for key, value in self._values.items() if key.startswith(prefix)))
+        found = [value for key, value in self._values.items() if key.startswith(prefix)]
+        not_learned = sum(value[2:] == [False] for value in found)  # a file of an older version does not say
+        return Accuracy(tuple(value[0] for value in found), not_learned)
 
 
 def as_record(accuracies: Mapping[str, Accuracy] | None) -> dict[str, Any] | None:

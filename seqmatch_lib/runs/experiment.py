@@ -10,6 +10,7 @@ import torch
 from seqmatch_lib.data.datasets import ImageDataset, find_dataset, load_dataset
 from seqmatch_lib.engine.evaluation import EvaluationProtocol
 from seqmatch_lib.engine.memory import keep_freed_memory, peak_memory_mb, reset_peak_memory
+from seqmatch_lib.engine.networks import check_networks
 from seqmatch_lib.engine.step_functions import forget_uncompiled
 from seqmatch_lib.errors import StorageError, require
 from seqmatch_lib.methods import Stage, get_method
@@ -80,12 +81,12 @@ def run_experiment(
             _check_same_data(record.data["fingerprint"], dataset, record_path)
         return record
     with only_process(state_dir.with_name(f"{config.run_id}.lock")):
+        dataset = dataset or load_dataset(config.dataset, data_root, download)  # first, so that bad data lose no record
         if force:
             _remove_state(state_dir, record_path)
         remove_leftovers(state_dir)
         for path in (record_path, set_path):
             remove_leftovers(path.parent, path.name)
-        dataset = dataset or load_dataset(config.dataset, data_root, download)
         budget = Budget(max_minutes, save_seconds)
         record = _execute(config, dataset, results_dir, state_dir, budget, choose_device(device))
         if record_path.is_file():
@@ -187,11 +188,13 @@ def _execute(
 ) -> RunRecord:
     """Runs what is missing and returns the record."""
     forget_uncompiled()
-    began = _read_or_write_start(state_dir)
-    _claim_data(dataset, state_dir)
     select_on = "none" if config.method == "whole" else config.select_on  # "whole" holds nothing out
     data = prepare_data(dataset, config.zca, select_on, device)
-    check_class_sizes(data.train.labels, data.num_classes, config.ipc)  # now, not when the baseline is drawn
+    check_class_sizes(data.train.labels, data.num_classes, config.ipc, dataset)  # now, not when the baseline is drawn
+    began = _read_or_write_start(state_dir)
+    _claim_data(dataset, state_dir)  # after the check, so that a run refused for too few images can begin with more
+    networks = [config.network.named(name) for name in config.evaluation.networks]
+    check_networks(networks, tuple(data.test.images.shape[1:]), data.num_classes)
     stages = _distill(config, data, results_dir, state_dir, budget)
     last, selected = _make_sequences(config, data, stages)
     if config.method != "whole":
@@ -250,7 +253,7 @@ def _reference(config: RunConfig, data: RealData) -> SubsetSequence:
     train, lr = data.train, config.evaluation.real_lr
     if config.method == "whole":
         return SubsetSequence((SyntheticSubset(train.images, train.labels, lr),))
-    return sample_real_sequence(train.images, train.labels, data.num_classes, config.subset_ipcs, lr, config.seed)
+    return sample_real_sequence(train, data.num_classes, config.subset_ipcs, lr, config.seed)
 
 
 def _evaluate(

@@ -22,7 +22,7 @@ class Provenance:
         torch: its version.
         python: its version.
         git_commit: of the code at the start; "unknown" outside git.
-        dirty: whether files differed from that commit.
+        dirty: whether files differed from that commit, or modules were not in it.
         uncompiled: why code that the settings wanted compiled was not; empty where all of it was. The same numbers up to
             rounding. None in records made before this was noted.
     """
@@ -66,13 +66,20 @@ def _processor_name() -> str:
 
 
 def describe_code() -> tuple[str, bool]:
-    """Returns the git commit of this package's checkout and whether files differ from it; "unknown" outside git."""
+    """Returns the git commit of this package's checkout, and whether files differ from it or modules are not in it.
+
+    "unknown" outside git, and where the package lies somewhere inside another repository, whose commit says nothing of it.
+    """
+    root = Path(__file__).resolve().parents[2]
 
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=True).stdout.strip()
 
     try:
-        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != root:
+            return "unknown", False
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD"), bool(changed or git("status", "--porcelain", "--", "seqmatch_lib"))
     except (OSError, subprocess.CalledProcessError):
         return "unknown", False

@@ -45,7 +45,7 @@ def prepare_data(dataset: ImageDataset, zca: bool, select_on: str, device: torch
 
     train, selection = dataset.train, None
     if select_on == "validation":
-        train, validation = split_validation(train, VALIDATION_SHARE)
+        train, validation = split_validation(train, VALIDATION_SHARE, class_names=dataset.class_names)
         selection = ready(validation)
     test = ready(dataset.test)
     identity = {

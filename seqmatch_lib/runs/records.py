@@ -15,6 +15,7 @@ from seqmatch_lib.errors import ConfigError, StorageError, require
 from seqmatch_lib.runs.config import RunConfig, preset_names
 from seqmatch_lib.runs.provenance import Provenance
 from seqmatch_lib.store.files import digest_json, read_json, write_json
+from seqmatch_lib.subsets import format_html
 
 if TYPE_CHECKING:  # the library runs without the notebook packages
     from pandas import DataFrame
@@ -24,12 +25,13 @@ VOLATILE = ("seconds", "peak_memory_mb", "started_at")  # differ between two run
 ACCURACY = {"mean": float, "std": float, "n": int, "values": list[float]}  # what an accuracy holds, beside `by_network`
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RunRecord(Provenance):
     """What a finished run leaves behind.
 
     Accuracies are in per cent, as `{mean, std, n, values}` of the first evaluation architecture, with
     `by_network` beneath for all of them; std is the sample standard deviation over networks.
+    `not_learned`, if it is there, is the number of networks that learned nothing, see `EvaluationProtocol.evaluate`.
 
     Args:
         schema: version of this format.
@@ -73,6 +75,23 @@ class RunRecord(Provenance):
     peak_memory_mb: dict[str, float]
     synthetic_sha256: str
     started_at: str
+
+    def __repr__(self) -> str:
+        return f"RunRecord({self.run_id}, scale {self.scale}: {_format_accuracy(self.accuracy_last)})"
+
+    def _repr_html_(self) -> str:
+        """Returns what a notebook shows: accuracies, changed settings, time and code, a row each."""
+        accuracies = {
+            "last": self.accuracy_last, "selected": self.accuracy_selected, "joint": self.accuracy_joint,
+            "random real": self.random_baseline,
+        }  # fmt: skip
+        rows = {"scale": self.scale}
+        rows |= {f"accuracy, {name}": _format_accuracy(found) for name, found in accuracies.items() if found is not None}
+        changes = ", ".join(f"{key} = {value}" for key, value in self.overrides.items())
+        rows["changed from the preset"] = changes or "nothing"
+        rows["minutes"] = f"{sum(self.seconds.values()) / 60:.1f} on {self.device_name}"
+        rows["code"] = self.git_commit[:8] + (" and uncommitted changes" if self.dirty else "")
+        return format_html(self.run_id, rows)
 
     def comparable(self) -> dict[str, Any]:
         """Returns what must be equal between two runs of one configuration on one machine."""
@@ -259,6 +278,10 @@ def check_same_images(runs: Iterable[RunRecord]) -> None:
         )
 
 
+def _format_accuracy(found: Mapping[str, Any]) -> str:
+    return f"{found['mean']:.1f} ± {found['std']:.1f} %, n = {found['n']}"
+
+
 def overrides_of(config: RunConfig) -> dict[str, Any]:
     """Returns what differs from the run's preset as it stands: dotted key -> value, as `RunConfig.from_preset` takes them.
 
@@ -289,16 +312,44 @@ def describe_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dic
 
 
 def format_records(records: Iterable[RunRecord]) -> str:
-    """Returns a plain-text table of accuracies in per cent, one run a line, each with its scale and the end of its id."""
-    rows = [("dataset", "ipc", "method", "K", "scale", "seed", "last", "selected", "joint", "random real", "n", "run")]
+    """Returns a plain-text table of accuracies in per cent, one run a line, each with its scale and the end of its id.
+
+    Where runs of one method and size differ in other settings than the seed, these stand at the end.
+    """
+    records = list(records)
+    told_apart = _differing_changes(records)
+    rows = [
+        ("dataset", "ipc", "method", "K", "scale", "seed", "last", "selected", "joint", "random real", "n", "run", "changed")
+    ]
     for record in records:
         accuracies = (record.accuracy_last, record.accuracy_selected, record.accuracy_joint, record.random_baseline)
-        cells = ["-" if one is None else f"{one['mean']:.1f} ± {one['std']:.1f}" for one in accuracies]
+        cells = ["-" if one is None else f"{one['mean']:.1f} ± {one['std']:.1f}{_mark(one)}" for one in accuracies]
         names = (record.dataset, record.ipc or "all", record.method, record.num_subsets, record.scale, record.seed)
-        rows.append((*map(str, names), *cells, str(record.accuracy_last["n"]), record.config_hash[:8]))
+        changed = ", ".join(f"{key}={value}" for key, value in told_apart[record.run_id].items())
+        rows.append((*map(str, names), *cells, str(record.accuracy_last["n"]), record.config_hash[:8], changed))
+    if not any(row[-1] for row in rows[1:]):
+        rows = [row[:-1] for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def _differing_changes(records: Sequence[RunRecord]) -> dict[str, dict[str, Any]]:
+    """Returns run id -> the changes from its preset that not all runs of its data set, size, method, K and scale have."""
+    groups: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
+    for one in records:
+        group = groups.setdefault((one.dataset, one.ipc, one.method, one.num_subsets, one.scale), {})
+        group[one.run_id] = one.overrides
+    told: dict[str, dict[str, Any]] = {}
+    for group in groups.values():
+        settings = {(key, str(value)) for changes in group.values() for key, value in changes.items()}
+        common = {key for key, text in settings if all(str(changes.get(key)) == text for changes in group.values())}
+        told |= {run: {key: value for key, value in one.items() if key not in common} for run, one in group.items()}
+    return told
+
+
+def _mark(accuracy: Mapping[str, Any]) -> str:
+    return f" ({accuracy['not_learned']} learned nothing)" if "not_learned" in accuracy else ""
 
 
 def tabulate_accuracies(records: Mapping[Any, Sequence[RunRecord]], names: str | Sequence[str]) -> "DataFrame":

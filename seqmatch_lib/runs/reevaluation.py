@@ -53,8 +53,7 @@ def reevaluate(
     sets = {"accuracy": sequence.joint() if joint else sequence}
     if with_random:
         ipcs = [len(subset.images) // data.num_classes for subset in sequence.subsets]
-        lr, train = config.evaluation.real_lr, data.train
-        random = sample_real_sequence(train.images, train.labels, data.num_classes, ipcs, lr, seed)
+        random = sample_real_sequence(data.train, data.num_classes, ipcs, config.evaluation.real_lr, seed)
         sets["random_baseline"] = random.joint() if joint else random
     forget_uncompiled()
     with _state_folder(results_dir, name) as folder:
@@ -99,13 +98,17 @@ def _state_folder(results_dir: Path | None, name: str) -> Iterator[Path]:
 
 
 def _check(sequence: SubsetSequence, config: RunConfig, data: RealData) -> None:
-    distilled_from = sequence.metadata.get("data", data.identity)["fingerprint"]  # a set from elsewhere does not say
+    check_sequence(sequence, "the set", tuple(data.test.images.shape[1:]), data.num_classes)
+    then = sequence.metadata.get("data", data.summary)  # a set from elsewhere does not say
+    before, now = (f"{one.get('train_images')} to train and {one.get('test_images')} to test" for one in (then, data.summary))
+    remedy = "set SEQMATCH_DATA to them"
+    if data.summary["source"] == "image folder":
+        remedy = "give --images a folder with the same pictures as then, or distil these with `run`"
     require(
-        data.identity["fingerprint"] == distilled_from,
-        f"the set was distilled from other {config.dataset} images than those found; set SEQMATCH_DATA to them",
+        data.identity["fingerprint"] == then["fingerprint"],
+        f"the set was distilled from other {config.dataset} images ({before}) than those found ({now}); {remedy}",
         DataError,
     )
-    check_sequence(sequence, "the set", tuple(data.test.images.shape[1:]), data.num_classes)
 
 
 def _as_dicts(accuracies: dict[str, Accuracy]) -> dict[str, dict[str, Any]]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from seqmatch_lib.errors import DataError, require
-from seqmatch_lib.store.files import write_atomically
+from seqmatch_lib.store.files import write_text
 
 NAME = "SHA256SUMS"
 LINE = re.compile(r"^([0-9a-f]{64}) [ *](.+)$")
@@ -15,7 +15,7 @@ LINE = re.compile(r"^([0-9a-f]{64}) [ *](.+)$")
 def write_checksums(folder: Path, files: Sequence[Path]) -> Path:
     """Writes the checksums of files below a folder into its `SHA256SUMS`, in place of an older one."""
     lines = [f"{hash_file(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
-    write_atomically(folder / NAME, lambda temporary: temporary.write_text("".join(lines)))
+    write_text(folder / NAME, "".join(lines))
     return folder / NAME
 
 
@@ -32,7 +32,7 @@ def check_files(folder: Path, files: Sequence[Path]) -> list[Path]:
     if not path.is_file():
         return list(files)
     expected = {}
-    for line in path.read_text(errors="replace").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         match = LINE.match(line)
         require(match is not None, f"{path} has the line {line[:80]!r}, which is no checksum; write the file again", DataError)
         expected[match[2]] = match[1]

@@ -135,10 +135,14 @@ def digest_tensors(tensors: dict[str, torch.Tensor]) -> str:
     return sha.hexdigest()
 
 
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file atomically, as UTF-8 in every locale."""
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Writes a JSON object atomically, with a `checksum` key over the rest of it."""
-    text = json.dumps({**value, "checksum": digest_json(value)}, indent=1) + "\n"
-    write_atomically(path, lambda temporary: temporary.write_text(text))
+    write_text(path, json.dumps({**value, "checksum": digest_json(value)}, indent=1) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -148,7 +152,7 @@ def read_json(path: Path) -> dict[str, Any]:
         StorageError: the file cannot be read, is not JSON, or its content does not match its checksum.
     """
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_text(encoding="utf-8"))
         checksum = value.pop("checksum")
     except OSError as error:
         raise StorageError(f"{path} cannot be read: {error.strerror}; see that it is there and readable") from error

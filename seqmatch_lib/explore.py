@@ -1,0 +1,114 @@
+"""Looking into finished runs: images, losses and accuracies of one, chosen by hand where there is somebody to choose."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+from seqmatch_lib.errors import StorageError, require
+from seqmatch_lib.report.figures import plot_accuracies, plot_losses, show_pictures
+from seqmatch_lib.report.notebooks import show
+from seqmatch_lib.report.queries import label_scale
+from seqmatch_lib.results import Results
+from seqmatch_lib.runs.records import RunRecord
+
+LEVELS = ("dataset", "scale", "ipc", "method", "run_id")  # of choice, each within the ones before
+ALL = "all"
+
+
+def find_runs(results: Results, **wanted: Any) -> list[RunRecord]:
+    """Returns the records of distilled sets that equal these fields, those whose set is kept before the others.
+
+    Args:
+        results: where they lie.
+        **wanted: names and values of `LEVELS`.
+    """
+    records = [one for one in results.records() if one.stages]
+    found = [one for one in records if all(getattr(one, name) == value for name, value in wanted.items())]
+    return sorted(found, key=lambda one: not results.has_set(one))
+
+
+def show_run(results: Results, record: RunRecord, subset: int | str = ALL, label: str = ALL) -> None:
+    """Shows images, losses and accuracies of one run below a cell.
+
+    Args:
+        results: where it lies.
+        record: of the run.
+        subset: k of S_k, or "all".
+        label: name of a class, or "all".
+    """
+    run = results.open_run(record)
+    if results.has_set(record):
+        blocks = list(run.pictures().items())
+        chosen = dict(blocks if subset == ALL else blocks[subset - 1 : subset])
+        classes = None if label == ALL else [run.class_names.index(label)]
+        alt = f"Distilled images of {record.run_id}, subset: {subset}, class: {label}"
+        show(show_pictures(chosen, run.class_names, record.run_id, classes=classes), alt)
+    else:
+        print(f"The images of {record.run_id} were not kept; its record has the losses and accuracies.")
+    show(_plot_numbers(record), f"Matching losses and accuracies of {record.run_id}")
+
+
+def _plot_numbers(record: RunRecord) -> Figure:
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.2))
+    plot_losses({record.method: record}, axis=left, title=label_scale(record.scale))
+    kinds = {"random real": record.random_baseline, "last": record.accuracy_last, "joint": record.accuracy_joint}
+    plot_accuracies({name: found for name, found in kinds.items() if found is not None}, axis=right)
+    figure.tight_layout()
+    return figure
+
+
+def explore(results: Results) -> Any:
+    """Returns menus of data set, scale, images per class, method, run, subset and class, above what they choose.
+
+    Raises:
+        StorageError: there is no record of a distilled set.
+    """
+    from ipywidgets import Dropdown, HBox, Output, VBox
+
+    records = find_runs(results)
+    require(bool(records), f"{results.folders[0]} holds no record of a distilled set; run a preset first", StorageError)
+    menus = {name: Dropdown(description=name.replace("_", " ")) for name in (*LEVELS, "subset", "class")}
+    output = Output()
+
+    def fill(first: int) -> None:
+        """Puts into the menus from the `first` on what those before them leave."""
+        for place in range(first, len(LEVELS)):
+            chosen = {name: menus[name].value for name in LEVELS[:place]}
+            _offer(menus[LEVELS[place]], [getattr(one, LEVELS[place]) for one in find_runs(results, **chosen)])
+        (record,) = find_runs(results, run_id=menus["run_id"].value)
+        _offer(menus["subset"], [ALL, *range(1, record.num_subsets + 1)])
+        _offer(menus["class"], [ALL, *(results.open_run(record).class_names if results.has_set(record) else [])])
+
+    busy = False
+
+    def changed(change: Any) -> None:
+        nonlocal busy
+        if busy:  # a menu that is being filled
+            return
+        busy = True
+        place = next((k for k, name in enumerate(LEVELS) if menus[name] is change["owner"]), None)
+        if place is not None:
+            fill(place + 1)
+        busy = False
+        draw()
+
+    def draw() -> None:
+        output.clear_output(wait=True)
+        with output:
+            (record,) = find_runs(results, run_id=menus["run_id"].value)
+            show_run(results, record, menus["subset"].value, menus["class"].value)
+
+    fill(0)
+    for menu in menus.values():
+        menu.observe(changed, "value")
+    draw()
+    return VBox([HBox(list(menus.values())[:4]), HBox(list(menus.values())[4:]), output])
+
+
+def _offer(menu: Any, values: Sequence[Any]) -> None:
+    """Fills a menu with different values, and keeps its choice if that is still among them."""
+    before, offered = menu.value, list(dict.fromkeys(values))
+    menu.options = offered
+    menu.value = before if before in offered else offered[0]

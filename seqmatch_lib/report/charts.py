@@ -1,0 +1,338 @@
+"""Figures of what the records say: a function a question, each beside the query of `queries` that has its numbers."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import seaborn as sns
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from seqmatch_lib.data.datasets import find_dataset, fit_preprocessing
+from seqmatch_lib.errors import StorageError, require
+from seqmatch_lib.methods import method_names
+from seqmatch_lib.report import queries
+from seqmatch_lib.report.figures import PALETTE, save_figure, set_style, show_pictures, whole_ticks
+from seqmatch_lib.report.queries import HALVES, ONE_SET, PUBLISHED_SETTINGS, SETS, STAGED, Evidence, label_scale
+from seqmatch_lib.report.tables import DATASETS, UNVERIFIED, build_table, load_published
+from seqmatch_lib.runs.config import SEQUENTIAL_PREFIX
+from seqmatch_lib.runs.records import RunRecord, changes_of, load_runs
+from seqmatch_lib.subsets import load_sequence
+
+
+class NothingToDraw(StorageError):
+    """No record is there for a figure."""
+
+
+def plot_table(published: pd.DataFrame, records: Sequence[RunRecord], dataset: str) -> Figure:
+    """Draws the published accuracies of a data set as bars with ours at published settings as points; rehearsals stand below.
+
+    Args:
+        published: of `tables.load_published`.
+        records: those of other data sets and with settings changed from their preset are left out, and those of scale "smoke"
+            if there are any of scale "reduced".
+        dataset: its name.
+
+    Raises:
+        NothingToDraw: nothing was published or run.
+    """
+    known = published[(published["dataset"] == dataset) & published["ipc"].isin([1, 10, 50])]
+    tables = [build_table(dataset, records, published, scales) for scales in (PUBLISHED_SETTINGS, ("reduced",), ("smoke",))]
+    ours, *rehearsals = (table[table["ipc"].isin([1, 10, 50]) & (table["seeds"] > 0)] for table in tables)
+    rehearsal = next((table for table in rehearsals if len(table)), rehearsals[0])
+    ipcs = sorted({*known["ipc"], *ours["ipc"], *rehearsal["ipc"]})
+    require(bool(ipcs), f"{dataset} has no published accuracies and no records at 1, 10 or 50 images per class", NothingToDraw)
+    scales = "".join(f"{label_scale(scale)}, " for scale in rehearsal["scale"].unique())
+    rows = [
+        (_by_accuracy(known, "mean", ours["method"]), _draw_published, ""),
+        (_by_accuracy(rehearsal, "ours"), _draw_rehearsal, scales),
+    ]
+    rows = [row for row in rows if row[0]]
+    heights = [0.24 * len(methods) + 0.9 for methods, *_ in rows]
+    size = (3.6 * len(ipcs), sum(heights) + 0.8)
+    figure, axes = plt.subplots(len(rows), len(ipcs), figsize=size, sharey="row", squeeze=False, height_ratios=heights)
+    for line, (methods, draw, prefix) in zip(axes, rows, strict=True):
+        for axis, ipc in zip(line, ipcs, strict=True):
+            draw(axis, methods, *(table[table["ipc"] == ipc] for table in (known, ours, rehearsal)))
+            title = f"{prefix}{ipc} image{'s' if ipc > 1 else ''} per class"
+            axis.set(xlim=(0, 100), xlabel="test accuracy, %", yticks=range(len(methods)), yticklabels=methods)
+            axis.set_title(title, fontsize=10)
+            axis.grid(axis="y", visible=False)
+    _legend_below(figure, axes.flat, dataset)
+    return figure
+
+
+def _draw_published(axis: Axes, methods: Sequence[str], known: pd.DataFrame, ours: pd.DataFrame, _: pd.DataFrame) -> None:
+    for label, check, hatch in (("published", "read in", None), ("published, not checked", UNVERIFIED, "///")):
+        bars = known[known["check"].str.contains(check)].set_index("method")["mean"].reindex(methods)
+        axis.barh(range(len(methods)), bars.fillna(0), color="0.8", edgecolor="white", hatch=hatch, label=label)
+    _draw_means(axis, methods, ours, "ours", sns.color_palette(PALETTE)[3], "o", "ours, published settings")
+
+
+def _draw_rehearsal(axis: Axes, methods: Sequence[str], _: pd.DataFrame, __: pd.DataFrame, rehearsal: pd.DataFrame) -> None:
+    _draw_means(axis, methods, rehearsal, "random", "0.5", "|", "random real, same training")
+    _draw_means(axis, methods, rehearsal, "ours", sns.color_palette(PALETTE)[3], "D", "ours")
+    axis.set(ylim=(-0.6, len(methods) - 0.4))
+
+
+def _by_accuracy(table: pd.DataFrame, column: str, also: Sequence[str] = ()) -> list[str]:
+    """Returns the methods of a table from the least mean accuracy to the best; those without a number come first."""
+    means = table.groupby("method")[column].mean()
+    return sorted({*table["method"], *also}, key=lambda method: (means.get(method, float("-inf")), method))
+
+
+def _draw_means(
+    axis: Axes, methods: Sequence[str], table: pd.DataFrame, column: str, color: Any, marker: str, label: str
+) -> None:
+    if len(table):
+        places, spread = [methods.index(method) for method in table["method"]], table[f"{column}_std"].fillna(0)
+        axis.errorbar(table[column], places, xerr=spread, fmt=marker, color=color, capsize=2, label=label)
+
+
+def _legend_below(figure: Figure, axes: Sequence[Axes], title: str) -> None:
+    """Puts one legend for all axes below them and a title above."""
+    found = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    found = {label: found[label] for label in sorted(found, key=lambda label: label == "mean")}
+    longest = max(len(label) for label in found)
+    columns = max(1, min(len(found), int(figure.get_figwidth() / (0.7 + 0.085 * longest))))
+    figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.06)
+    figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=columns, frameon=False)
+    figure.suptitle(title, fontsize=12)
+
+
+def plot_comparison(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figure:
+    """Draws every base method, its sequence and the controls of `queries.comparison`: a panel a method, a point a seed."""
+    frame = queries.comparison(evidence, dataset, ipc, scale, by_seed=True)
+    names = [name for name in SETS if name in set(frame["set"])]
+    return _plot_seeds(frame, names, f"{dataset}, {ipc} images per class, {label_scale(scale)}", STAGED)
+
+
+def plot_order(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figure:
+    """Draws what sets are worth that are divided or not, in sequence or not: a panel a base method, a point a seed."""
+    frame = queries.order(evidence, dataset, ipc, scale, by_seed=True)
+    frame["set"] = frame["set"].where(frame["set"] != frame["base"].str.upper(), "one set")
+    names = sorted(dict.fromkeys(frame["set"]), key=lambda name: name == "random real")
+    return _plot_seeds(frame, names, f"{dataset}, {ipc} images per class, {label_scale(scale)}", "SeqMatch")
+
+
+def plot_effort(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figure:
+    """Draws accuracies with the iterations and epochs of training behind them, as `queries.efforts` lists them.
+
+    Each base method that was run in sequence has a panel; a point is a seed.
+    """
+    frame = queries.efforts(evidence, dataset, ipc, scale, by_seed=True)
+    frame = frame[frame["base"].isin(frame[frame["num_subsets"] > 1]["base"])]
+    cost = [
+        f"{iterations:,} iterations, {epochs:,} epochs"
+        for iterations, epochs in zip(frame["iterations"], frame["epochs"], strict=True)
+    ]
+    frame = frame.assign(set=frame["images"] + " " + frame["trained"] + ", " + cost)
+    return _plot_seeds(frame, None, f"{dataset}, {ipc} images per class, {label_scale(scale)}")
+
+
+def _plot_seeds(frame: pd.DataFrame, names: Sequence[str] | None, title: str, reference: str | None = None) -> Figure:
+    """Draws a panel for each base method: a row for each set, a point for each seed, a stroke at the mean.
+
+    Args:
+        frame: `base`, `set`, `seed`, `accuracy`.
+        names: rows, the same in all panels, which stand beside each other; None gives each its own, below each other.
+        title: of the figure.
+        reference: the set at whose mean a line is drawn through the panel.
+    """
+    panels = dict(iter(frame.groupby("base", sort=False)))
+    require(bool(panels), f"there are no records to draw of {title}", NothingToDraw)
+    rows = [list(dict.fromkeys(found["set"])) if names is None else list(names) for found in panels.values()]
+    columns = 1 if names is None else len(panels)
+    size = (
+        (9, sum(0.8 + 0.3 * len(one) for one in rows)) if names is None else (3.2 + 2.1 * len(panels), 1.3 + 0.3 * len(names))
+    )
+    figure, axes = plt.subplots(
+        len(panels) // columns, columns, figsize=size, squeeze=False, sharex=names is None, sharey=names is not None,
+        height_ratios=[len(one) + 1.5 for one in rows] if names is None else None,
+    )  # fmt: skip
+    seeds = sorted(set(frame["seed"]))
+    colors = dict(zip(seeds, sns.color_palette(PALETTE, len(seeds)), strict=True))
+    for axis, own, (base, found) in zip(axes.flat, rows, panels.items(), strict=True):
+        means = found.groupby("set")["accuracy"].mean().reindex(own)
+        for seed, part in found.groupby("seed"):
+            axis.plot(
+                part["accuracy"], [own.index(name) for name in part["set"]], "o", color=colors[seed], label=f"seed {seed}"
+            )
+        axis.plot(means, range(len(own)), "|", color="0.3", markersize=14, label="mean")
+        if reference in means:
+            axis.axvline(means[reference], color="0.3", linewidth=0.8, linestyle=":")
+        axis.set(yticks=range(len(own)), yticklabels=own, ylim=(len(own) - 0.5, -0.5), title=base, xlabel="test accuracy, %")
+    _legend_below(figure, axes.flat, title)
+    return figure
+
+
+def plot_subsets(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figure:
+    """Draws accuracy against K, the number of equal subsets, at a fixed number of images: points are seeds, lines means.
+
+    K = 1 is the base method. Beside the sequence stands its control: the one set, trained on for as many epochs. Each base
+    method that was run with two or more K has a panel.
+    """
+    frame = queries.subsets(evidence, dataset, ipc, scale, by_seed=True)
+    frame = frame[frame["even"]]
+    effort = queries.efforts(evidence, dataset, ipc, scale, by_seed=True)
+    panels = {base: rows for base, rows in frame.groupby("base") if rows["num_subsets"].nunique() > 1}
+    require(
+        bool(panels), f"no base method was run with two numbers of subsets on {dataset} at ipc {ipc}, {scale}", NothingToDraw
+    )
+    size = (max(6.0, 1.5 + 2.4 * len(panels)), 3.8)  # room for the title above one panel
+    figure, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False)
+    for axis, (base, rows) in zip(axes[0], panels.items(), strict=True):
+        one = effort[(effort["base"] == base) & (effort["num_subsets"] == 1)]
+        one = one[one["iterations"] == one[one["of_preset"]]["iterations"].min()]
+        longer = one.assign(num_subsets=one["epochs"] / one["epochs"].min())
+        lines = {
+            "random real, in stages": rows.assign(accuracy=rows["random"]),
+            "in stages": rows,
+            "jointly": rows.assign(accuracy=rows["joint"].fillna(rows["accuracy"])),
+            "one set, as many epochs": longer[longer["num_subsets"].isin(rows["num_subsets"])],
+        }
+        for (kind, points), marker, color in zip(lines.items(), "osD^", sns.color_palette(PALETTE), strict=False):
+            means = points.groupby("num_subsets")["accuracy"].mean()
+            axis.plot(means.index, means, color=color, label=kind)
+            axis.scatter(points["num_subsets"], points["accuracy"], color=[color], marker=marker, s=16)
+        axis.set(title=base, xlabel="K, number of subsets", ylabel="test accuracy, %")
+        axis.label_outer()
+    whole_ticks(axes[0])
+    _legend_below(figure, axes[0], f"{dataset}, {ipc} images per class, {label_scale(scale)}")
+    return figure
+
+
+def plot_gain(evidence: Evidence, dataset: str, scale: str) -> Figure:
+    """Draws what methods gain over as many random real images, by images per class: a point a seed, a line through the means.
+
+    Methods that were run at one size are left out; sequences, dashed and hollow, have the K of their presets.
+    """
+    frame = queries.gain_over_random(evidence, dataset, scale, by_seed=True)
+    frame = frame[(frame["num_subsets"] == 1) | frame["of_preset"]]
+    frame = frame.groupby("method").filter(lambda rows: rows["ipc"].nunique() > 1)
+    require(len(frame) > 0, f"no method was run at two sizes on {dataset} at scale {scale}", NothingToDraw)
+    colors = dict(zip(method_names(), sns.color_palette(PALETTE), strict=False))
+    figure, axis = plt.subplots(figsize=(7, 4.2))
+    for method, rows in frame.groupby("method"):
+        line, face = ("--", "none") if method.startswith(SEQUENTIAL_PREFIX) else ("-", None)
+        color = colors[method.removeprefix(SEQUENTIAL_PREFIX)]
+        means = rows.groupby("ipc")["gain"].mean()
+        axis.plot(means.index, means, line, color=color, label=method)
+        axis.scatter(rows["ipc"], rows["gain"], edgecolors=[color], facecolors=face or [color], s=28, zorder=3)
+    axis.axhline(0, color="black", linewidth=1)
+    axis.set(xscale="log", xlabel="images per class", ylabel="points over random real images")
+    ticks = sorted(set(frame["ipc"]))
+    axis.set_xticks(ticks, [str(tick) for tick in ticks])
+    axis.minorticks_off()
+    _legend_below(figure, [axis], f"{dataset}, {label_scale(scale)}")
+    return figure
+
+
+def plot_curves(
+    evidence: Evidence, published: pd.DataFrame, results_dir: Path | str, dataset: str, ipc: int, scale: str, base: str = "mtt"
+) -> Figure:
+    """Draws accuracy against iterations for a base method and its sequence, finished or not; published values are lines.
+
+    A line joins the scores of one network. Full points are the evaluations after the last iteration, with their spread, hollow
+    ones those of the controls of `queries.comparison`.
+    """
+    frame = queries.curves(evidence, results_dir, dataset, ipc, scale, base)
+    require(len(frame) > 0, f"{base} has no scores on {dataset}, {ipc} images per class, at scale {scale} yet", NothingToDraw)
+    figure, axis = plt.subplots(figsize=(7.5, 4.2))
+    colors = dict(zip((base, SEQUENTIAL_PREFIX + base), sns.color_palette(PALETTE), strict=False))
+    for (method, images, finished), rows in frame.groupby(["method", "images", "finished"]):
+        label = f"{method}, {images} images" + ("" if finished else ", not finished")
+        for _, one in rows.groupby("seed"):
+            style = {"test": "-", "validation": ":"}[images]
+            axis.plot(one["iteration"], one["accuracy"], style, color=colors[method], marker=".", label=label)
+    known = published[(published["dataset"] == dataset) & (published["ipc"] == ipc)].set_index("method")
+    for method in known.index.intersection(list(colors)) if scale in PUBLISHED_SETTINGS else ():
+        mean, std = known.loc[method, ["mean", "std"]]
+        label = f"{method}, published" + " (not checked)" * (known.loc[method, "check"] == UNVERIFIED)
+        axis.axhline(mean, color=colors[method], linewidth=1, linestyle="--", label=label)
+        axis.axhspan(mean - std, mean + std, color=colors[method], alpha=0.1, linewidth=0)
+    final = queries.comparison(evidence, dataset, ipc, scale)
+    if base not in set(final["base"]):  # no sequence yet
+        final = queries.efforts(evidence, dataset, ipc, scale).assign(set=ONE_SET)
+    final = final[(final["base"] == base) & (final["seeds"] > 0)]
+    for row in final[~final["set"].str.contains("jointly|random")].itertuples():
+        color = colors[SEQUENTIAL_PREFIX + base if row.set == STAGED else base]
+        face, label = (color, "evaluated") if row.set in (ONE_SET, STAGED) else ("none", "controls")
+        marker = "s" if row.set == HALVES else "o"
+        style = {"fmt": marker, "color": color, "mfc": face, "capsize": 3, "zorder": 4}
+        axis.errorbar(row.iterations, row.accuracy, row.accuracy_std, label=label if marker == "o" else HALVES, **style)
+    axis.set(xlabel="iteration of distillation, over all subsets", ylabel="accuracy, %")
+    _legend_below(
+        figure, [axis], f"{dataset}, {ipc} image{'s' if ipc > 1 else ''} per class, {label_scale(scale)}; lines: one network"
+    )
+    return figure
+
+
+def plot_distilled(results_dir: Path | str = "paper_results", dataset: str = "cifar10", max_per_class: int = 2) -> Figure:
+    """Draws the distilled sets of a results folder side by side, every other class, a block for each subset.
+
+    Args:
+        results_dir: folder of records and sets; sets of whitened images and of changed presets are left out.
+        dataset: that the sets were distilled from.
+        max_per_class: images per class shown of each subset.
+
+    Raises:
+        NothingToDraw: the folder has no such set.
+    """
+    results_dir, spec = Path(results_dir), find_dataset(dataset)
+    runs = [run for run in load_runs(results_dir) if run.dataset == dataset and not changes_of(run) and not run.config["zca"]]
+    runs = [run for run in runs if _set_path(results_dir, run).is_file()]
+    require(bool(runs), f"{results_dir / 'distilled'} has no set of {dataset} as a preset makes it", NothingToDraw)
+    to_pixels = fit_preprocessing(spec, torch.empty(0), zca=False).inverse
+    blocks, names = {}, [str(label) for label in range(spec.num_classes)]
+    for run in sorted(runs, key=lambda run: (run.method.removeprefix(SEQUENTIAL_PREFIX), run.num_subsets)):
+        sequence = load_sequence(_set_path(results_dir, run))
+        names = sequence.metadata.get("class_names", names)
+        base = run.method.removeprefix(SEQUENTIAL_PREFIX)
+        method = run.method.replace(SEQUENTIAL_PREFIX, "SeqMatch-").replace(base, base.upper())
+        for k, subset in enumerate(sequence.subsets, start=1):
+            accuracy = f"{run.accuracy_last['mean']:.1f} %"
+            shown = f"$S_{k}$" + f" (all: {accuracy})" * (k == len(sequence)) if len(sequence) > 1 else accuracy
+            blocks[f"{method}\n{shown}"] = to_pixels(subset.images)
+    return show_pictures(blocks, names, max_per_class=max_per_class, classes=range(0, spec.num_classes, 2))
+
+
+def _set_path(results_dir: Path, run: RunRecord) -> Path:
+    return results_dir / "distilled" / f"{run.run_id}.safetensors"
+
+
+def write_figures(
+    results_dir: Path | str = "paper_results", out_dir: Path | str | None = None, kinds: Sequence[str] = ("svg", "png")
+) -> list[Path]:
+    """Draws the figures of tables and report from all records.
+
+    Args:
+        results_dir: folder of records and published numbers.
+        out_dir: where they go; the same folder by default.
+        kinds: formats.
+
+    Returns:
+        The files, below `out_dir/figures`; a figure that no record is for is left out.
+    """
+    set_style()
+    evidence, published = Evidence.load(results_dir), load_published(results_dir)
+    plots = {"comparison": plot_comparison, "effort": plot_effort, "subsets": plot_subsets}
+    cells = [(f"{name}_{ipc}", plot, ("cifar10", ipc, "reduced")) for ipc in (10, 50) for name, plot in plots.items()]
+    cells += [("order", plot_order, ("cifar10", 10, "reduced")), ("gain", plot_gain, ("cifar10", "reduced"))]
+    drawn = [(name, partial(plot, evidence, *cell)) for name, plot, cell in cells]
+    drawn += [(dataset, partial(plot_table, published, evidence.runs, dataset)) for dataset in DATASETS]
+    drawn += [
+        (f"curves_{ipc}", partial(plot_curves, evidence, published, results_dir, "cifar10", ipc, "short")) for ipc in (1, 10)
+    ]
+    drawn += [("distilled", partial(plot_distilled, results_dir))]
+    folder, paths = Path(out_dir or results_dir) / "figures", []
+    for name, draw in drawn:
+        with suppress(NothingToDraw):
+            paths += save_figure(draw(), folder / name, kinds)
+        plt.close("all")
+    return paths

@@ -1,0 +1,312 @@
+"""What notebooks say first: sentences whose numbers are those of the records, and how sure they are.
+
+A function a question. Each returns Markdown: what we find, then how sure that is. Where a control was not run, it says so.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from seqmatch_lib.report import queries
+from seqmatch_lib.report.queries import Evidence, label_scale
+from seqmatch_lib.runs.config import SCALES
+from seqmatch_lib.runs.records import RunRecord, load_runs
+
+OF_SCALES = {
+    "smoke": "Scale smoke: these numbers mean nothing.",
+    "reduced": "A rehearsal has smaller networks, fewer teachers and fewer iterations than published, and decides nothing "
+    "about the paper's own settings.",
+    "short": "These are published settings with fewer teachers and iterations.",
+}
+
+
+def shown_scales(query: Callable[..., pd.DataFrame], *arguments: Any) -> list[str]:
+    """Returns the scales at which a query finds something, the one nearest to the published settings first.
+
+    Args:
+        query: of `queries`, or one of below.
+        *arguments: all but the scale, which comes last.
+    """
+    return [scale for scale in reversed(SCALES) if len(query(*arguments, scale))]
+
+
+def gains_at_several_sizes(evidence: Evidence, dataset: str, scale: str) -> pd.DataFrame:
+    """Returns `queries.gain_over_random` of methods that were run at more than one size."""
+    frame = queries.gain_over_random(evidence, dataset, scale)
+    frame = frame[(frame["num_subsets"] == 1) | frame["of_preset"]] if len(frame) else frame
+    return frame.groupby("method").filter(lambda rows: rows["ipc"].nunique() > 1) if len(frame) else frame
+
+
+def large_sequences(evidence: Evidence, dataset: str, scale: str) -> list[int]:
+    """Returns the images per class of the sets above ten that were also distilled in sequence."""
+    found = {run.ipc for run in evidence.runs if run.dataset == dataset and run.scale == scale and run.num_subsets > 1}
+    return [ipc for ipc in sorted(found) if ipc > 10 and len(queries.comparison(evidence, dataset, ipc, scale))]
+
+
+def name_setting(dataset: str, ipc: int | None, scale: str) -> str:
+    """Returns what a heading says of runs."""
+    return f"{dataset}, {f'{ipc} images per class, ' if ipc else ''}{label_scale(scale)}"
+
+
+def find_subsets(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str:
+    """How accuracy changes with K, beside one set of equal cost."""
+    frame = queries.subsets(evidence, dataset, ipc, scale)
+    frame = frame[frame["even"]].sort_values("num_subsets", kind="stable")
+    courses = []
+    for base, rows in frame.groupby("base", sort=False):
+        if len(rows) > 1:
+            first, last = rows.iloc[0], rows.iloc[-1]
+            courses.append(
+                f"{base.upper()} {first['accuracy']:.1f} at K = {first['num_subsets']} and {last['accuracy']:.1f} at "
+                f"K = {last['num_subsets']}"
+            )
+    controls = _controls(evidence, dataset, ipc, scale, queries.EQUAL)
+    return _finding(
+        dataset,
+        ipc,
+        scale,
+        f"Accuracy in stages, in per cent: {_join(courses)}. {controls}",
+        f"Seeds of distillation: {_seeds_by(frame, 'num_subsets', 'K = {}')}.",
+    )
+
+
+def find_order(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str:
+    """Whether the division, the sequence or the order of training is what matters."""
+    frame = queries.order(evidence, dataset, ipc, scale)
+    halves, parts = [], []
+    for base, rows in frame.groupby("base", sort=False):
+        of = rows.set_index("set")
+        halves.append(
+            f"{base.upper()} {of.loc['divided, staged', 'accuracy']:.1f} (the sequence {of.loc['SeqMatch', 'accuracy']:.1f})"
+        )
+        known = {
+            "S_2 first": "SeqMatch, S_2 first",
+            "S_2 undistilled": "SeqMatch, S_2 undistilled",
+            "jointly": "SeqMatch, joint",
+        }
+        gaps = [f"{name} {of.loc[one, 'difference']:+.1f}" for name, one in known.items() if one in of.index]
+        parts.append(f"{base.upper()}: {', '.join(gaps)}")
+    return _finding(
+        dataset,
+        ipc,
+        scale,
+        f"Halves that were distilled without knowing of each other are worth, in stages: {_join(halves)}. Points lost or won "
+        f"by training in another way on the sequence's images: {_join(parts, '; ')}.",
+        f"{_seeds(frame)}; differences are over the same seeds.",
+    )
+
+
+def find_gains(evidence: Evidence, dataset: str, scale: str, base: str = "mtt") -> str:
+    """How the lead over random real images changes as the set grows, alone and in sequence."""
+    frame = gains_at_several_sizes(evidence, dataset, scale)
+    alone, sequence = (frame[frame["method"] == name] for name in (base, f"seqmatch_{base}"))
+
+    def course(rows: pd.DataFrame) -> str:
+        return _join([f"{gain:+.1f} at {ipc}" for ipc, gain in zip(rows["ipc"], rows["gain"], strict=True)])
+
+    return _finding(
+        dataset,
+        None,
+        scale,
+        f"The lead of {base.upper()} over as many random real images, in points by images per class: {course(alone)}. "
+        f"That of its sequence: {course(sequence) or 'not run'}; larger sequences were not run.",
+        f"Seeds of distillation: {_seeds_by(alone, 'ipc', '{} images')}. Iterations are the same at every size, so that "
+        "larger sets are further from finished.",
+    )
+
+
+def find_growth(results_dir: Path, dataset: str, scale: str) -> str:
+    """Whether coupling grows with the set, as far as it was measured."""
+    paths = sorted((results_dir / "coupling").glob(f"{dataset}-*/gradients.csv"))
+    known = {run.run_id for run in load_runs(results_dir) if run.scale == scale}
+    parts, largest = [], 0
+    for path in paths:
+        if path.parent.name in known:
+            means = pd.read_csv(path).groupby("ipc")["coupling"].mean()
+            parts.append(
+                f"{means.iloc[0]:.2f} at {means.index[0]} images per class and {means.iloc[-1]:.2f} at {means.index[-1]} "
+                f"(beside `{path.parent.name[-8:]}`)"
+            )
+            largest = max(largest, int(means.index[-1]))
+    if not parts:
+        return f"Coupling was not measured on {dataset}, {label_scale(scale)}."
+    return (
+        f"**What we find** ({label_scale(scale)}). Within one joint set of MTT, c(A|B) is {_join(parts, '; ')}. "
+        f"**How sure.** One seed, three segments of one teacher. Beyond {largest} images per class, and so beyond 50, "
+        "coupling was not measured: the question of the title stays open."
+    )
+
+
+def find_bases(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str:
+    """Whether the sequence helps each base method, first against one set as the preset makes it, then against its controls."""
+    frame = queries.comparison(evidence, dataset, ipc, scale)
+    plain = _gaps(frame, queries.ONE_SET)
+    return _finding(
+        dataset,
+        ipc,
+        scale,
+        f"The sequence in stages less one set of its preset, in points: {plain}. "
+        + " ".join(_controls(evidence, dataset, ipc, scale, name) for name in queries.DECIDING),
+        f"{_seeds(frame[frame['set'] == queries.STAGED])} for the sequences.",
+    )
+
+
+def find_transfer(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str:
+    """What sets are worth for architectures that they were not distilled with."""
+    frame = transfer(evidence, dataset, ipc, scale)
+    parts = []
+    for method, rows in frame.groupby("method", sort=False):
+        gains = [f"{gain:+.1f} on {name}" for name, gain in zip(rows["network"], rows["gain"], strict=True)]
+        parts.append(f"{method} {_join(gains)}")
+    missing = sorted({"mtt", "idc", "seqmatch_mtt", "seqmatch_idc"} - set(frame["method"]))
+    return _finding(
+        dataset,
+        ipc,
+        scale,
+        f"Points over random real images under the same training: {_join(parts, '; ')}. "
+        + (f"Other architectures were not asked about the sets of {_join(missing)}." if missing else ""),
+        f"{_seeds(frame)}, {frame['n'].min() if len(frame) else 0} networks and more of each architecture.",
+    )
+
+
+def transfer(evidence: Evidence, dataset: str, ipc: int, scale: str) -> pd.DataFrame:
+    """Returns what sets of presets are worth for several architectures: a row a method and architecture.
+
+    Columns `method`, `network`, `accuracy`, `random`, `gain`, each with its spread, `seeds`, `n`, `records`; methods of which
+    one architecture is known are left out.
+    """
+    rows = evidence.accuracies
+    rows = rows[(rows["dataset"] == dataset) & (rows["ipc"] == ipc) & (rows["scale"] == scale)]
+    plain = [
+        not changes or changes.keys() <= {"evaluation.networks", "evaluation.num_networks"} for changes in rows["changes"]
+    ]
+    rows = rows[plain]
+    asked = [all(key.startswith("evaluation.") for key in one) for one in rows["asked"]]
+    rows = rows[asked]
+    rows = rows[(rows["trained"] != "jointly") & (rows["method"] != "random")]
+    found = []
+    for (method, network), group in rows.groupby(["method", "network"], sort=False):
+        values = {kind: _by_seed(group[group["kind"].str.startswith(kind)]) for kind in ("last", "random")}
+        if not values["random"]:
+            continue
+        row = {"method": method, "network": network} | queries.mean_and_std(values["last"])
+        row |= queries.mean_and_std(values["random"], "random") | queries.difference(values["last"], values["random"], "gain")
+        found.append(row | {"seeds": len(values["last"]), "n": sum(map(len, values["last"].values()))})
+    columns = ["method", "network", "accuracy", "random", "gain", "seeds", "n"]
+    frame = pd.DataFrame(found, columns=None if found else columns)
+    several = frame.groupby("method")["network"].transform("nunique") > 1 if found else []
+    return frame[several].reset_index(drop=True)
+
+
+def find_digits(runs: Mapping[str, RunRecord]) -> str:
+    """What the quickstart shows: what can be told apart on digits, and what cannot. `runs` are by what they are called."""
+    random, mtt, seqmatch, whole = (runs[name].accuracy_last for name in ("random real", "MTT", "SeqMatch", WHOLE))
+    gains = [one["mean"] - random["mean"] for one in (mtt, seqmatch)]
+    gap, spread = seqmatch["mean"] - mtt["mean"], max(seqmatch["std"], mtt["std"])
+    apart = "less" if abs(gap) <= 2 * spread else "more"
+    first = runs["MTT"]
+    return _finding(
+        first.dataset,
+        first.ipc,
+        first.scale,
+        f"Random real images reach {random['mean']:.1f} %; distilled ones are ahead of them by {gains[0]:.1f} (MTT) and "
+        f"{gains[1]:.1f} points (SeqMatch), and the whole data set reaches {whole['mean']:.1f} %. SeqMatch less MTT is "
+        f"{gap:+.1f} points: {apart} than twice the spread over networks, {spread:.1f}.",
+        f"One seed of distillation, {mtt['n']} networks each. That distillation works can be seen here; digits are too easy "
+        "to rank methods by.",
+    )
+
+
+def find_task(runs: Mapping[str, RunRecord], dataset: str, scale: str) -> str:
+    """What networks reach that were trained on sets of another kind of data; `runs` are by what they are called."""
+    if not runs:
+        where = name_setting(dataset, None, scale)
+        return f"**What we find** ({where}). Nothing yet: no run has a record; compute = True runs them."
+    parts = [f"{one.accuracy_last['mean']:.1f} on {name}" for name, one in runs.items()]
+    counts = {one.accuracy_last["n"] for one in runs.values()}
+    return _finding(
+        dataset,
+        None,
+        scale,
+        f"Networks reach, in per cent of test labels: {_join(parts)}.",
+        f"One seed of distillation, {_join(map(str, sorted(counts)))} networks each; no control of equal cost.",
+    )
+
+
+WHOLE = "whole data set"
+
+
+def split_reference(runs: Mapping[str, RunRecord]) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Returns the accuracies of sets by name, and that of the whole data set, as `figures.plot_accuracies` takes them."""
+    found = {name: one.accuracy_last for name, one in runs.items()}
+    return {name: one for name, one in found.items() if name != WHOLE}, found.get(WHOLE)
+
+
+def find_coupling(measured: dict[str, pd.DataFrame], note: str) -> str:
+    """What the measurements of one joint and one sequential set say about the paper's argument."""
+    losses = measured["losses"].groupby(["training", "images"])["loss"].agg(["first", "last"])
+
+    gradients = measured["gradients"].groupby("ipc")["coupling"].mean()
+    deciles = measured["deciles"].pivot_table("accuracy", "decile", "after")
+    gain = deciles.iloc[:, -1] - deciles.iloc[:, 0]
+    errors = measured["errors"].groupby(["set", "epoch"], sort=False)["error"].mean()
+    late = errors.groupby("set", sort=False).last()
+    return (
+        f"**What we find** ({note}). After training on the joint set, the loss of easy real images is "
+        f"{losses.loc[('MTT', 'easy'), 'last']:.2f} and that of hard ones {losses.loc[('MTT', 'hard'), 'last']:.2f}, where "
+        f"fresh networks begin at {losses.loc[('MTT', 'hard'), 'first']:.2f}; after the sequence they are "
+        f"{losses.loc[('SeqMatch', 'easy'), 'last']:.2f} and {losses.loc[('SeqMatch', 'hard'), 'last']:.2f}. "
+        "When the other half of the "
+        f"joint set is added, the gradient of one half changes by {gradients.iloc[0]:.2f} of its length at "
+        f"{gradients.index[0]} images per class, and by {gradients.iloc[-1]:.2f} at {gradients.index[-1]}; the second subset "
+        f"adds {gain.iloc[0]:+.1f} points on the easiest tenth of test images and {gain.iloc[-1]:+.1f} on the hardest, "
+        f"{gain.mean():+.1f} on average. At the last start epoch the matching error is "
+        f"{_join([f'{value:.2f} for {name}' for name, value in late.items()])}.\n\n"
+        f"**How sure.** One joint and one sequential set, one seed; gradients at {measured['gradients']['match'].nunique()} "
+        "segments of one teacher, errors over all teachers. A control is missing here: the second subset comes with a second "
+        "stage of training, and `21_ablation_order` shows what independent halves do in its place."
+    )
+
+
+def _controls(evidence: Evidence, dataset: str, ipc: int, scale: str, name: str) -> str:
+    """Returns a sentence about a control of the sequences."""
+    frame = queries.comparison(evidence, dataset, ipc, scale)
+    gaps = _gaps(frame, name)
+    return f"The control, {name}: the sequence less that, {gaps}." if gaps else f"The control, {name}, was not run."
+
+
+def _gaps(frame: pd.DataFrame, name: str) -> str:
+    rows = frame[(frame["set"] == name) & (frame["seeds"] > 0)] if len(frame) else frame
+    texts = queries.format_frame(rows)["difference"] if len(rows) else []
+    return _join([
+        f"{base.upper()} {text} ({seeds} seed{'s' * (seeds > 1)})"
+        for base, text, seeds in zip(rows["base"], texts, rows["seeds"], strict=True)
+    ]) if len(rows) else ""  # fmt: skip
+
+
+def _seeds(frame: pd.DataFrame) -> str:
+    low, high = (int(frame["seeds"].min()), int(frame["seeds"].max())) if len(frame) else (0, 0)
+    return f"{low} seed{'s' * (low != 1)} of distillation" if low == high else f"{low} to {high} seeds of distillation"
+
+
+def _seeds_by(frame: pd.DataFrame, column: str, name: str) -> str:
+    """Returns the numbers of seeds at each value of a column."""
+    groups = frame.groupby(column)["seeds"].agg(["min", "max"])
+    counts = [str(low) if low == high else f"{low} to {high}" for low, high in zip(groups["min"], groups["max"], strict=True)]
+    return _join([f"{count} at {name.format(value)}" for value, count in zip(groups.index, counts, strict=True)])
+
+
+def _finding(dataset: str, ipc: int | None, scale: str, found: str, sure: str) -> str:
+    return (
+        f"**What we find** ({name_setting(dataset, ipc, scale)}). {found}\n\n**How sure.** {sure} {OF_SCALES.get(scale, '')}"
+    )
+
+
+def _by_seed(rows: pd.DataFrame) -> dict[int, list[float]]:
+    return dict(zip(rows["seed"], rows["values"], strict=True))
+
+
+def _join(parts: Iterable[str], separator: str = ", ") -> str:
+    return separator.join(parts)

@@ -1,0 +1,623 @@
+"""What the records say, as data frames: a function a question, a number a column; `format_frame` makes texts of them.
+
+Accuracies are of test images, in per cent. Beside a column `x`, `x_std` is its spread: the standard deviation over the means
+of the seeds of distillation where there are several, over networks where there is one seed, NaN where there is one network.
+Beside a difference, `…_low` and `…_high` are its 95 % bootstrap interval, from three seeds on. `seeds` counts distillations,
+`n` networks, `iterations` those of distillation over all subsets, `epochs` those of training over all stages. `records` names
+each record by the last eight characters of its file name.
+
+Runs are those of presets as they stand. Queries that compare runs take `settings`, texts KEY=VALUE: then the runs compared are
+those with all these settings changed and no others. With `by_seed`, for figures, every seed has a row of its own.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import exp, nan
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from pandas.io.formats.style import Styler
+
+from seqmatch_lib.errors import StorageError, require
+from seqmatch_lib.methods import method_names
+from seqmatch_lib.runs.config import REFERENCES, SEQUENTIAL_PREFIX, RunConfig, even_subsets, preset_names
+from seqmatch_lib.runs.records import (
+    OrderRecord,
+    Reevaluation,
+    RunRecord,
+    check_same_images,
+    describe_changes,
+    flatten_settings,
+    load_orders,
+    load_reevaluations,
+    load_runs,
+)
+from seqmatch_lib.runs.stages import read_progress
+from seqmatch_lib.store.files import digest_json, read_json
+
+PUBLISHED_SETTINGS = ("paper", "short")  # scales whose numbers stand beside published ones, the leading one first
+DRAWS = 10_000  # of the bootstrap
+SEEDS_FOR_AN_INTERVAL = 3
+KINDS = {"last": "accuracy_last", "selected": "accuracy_selected", "joint": "accuracy_joint", "random": "random_baseline"}
+COLUMNS = (  # of `Evidence.accuracies`
+    "dataset", "ipc", "scale", "method", "num_subsets", "seed", "base", "images", "even", "teachers", "iterations", "each",
+    "train_images", "changes", "record", "kind", "trained", "epochs", "network", "is_first", "asked", "question", "values",
+)  # fmt: skip
+Values = Mapping[int, Sequence[float]]  # seed of distillation -> accuracies of its networks, in per cent
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All records of a results folder.
+
+    Args:
+        runs: of `run`.
+        reevaluations: of `evaluate --results`.
+        orders: of the ablation of order and division.
+        trust: "faults" and "fuzzing" -> what `tests/faults.py` and `tests/fuzzing.py` counted in their long forms.
+    """
+
+    runs: list[RunRecord]
+    reevaluations: list[Reevaluation] = field(default_factory=list)
+    orders: list[OrderRecord] = field(default_factory=list)
+    trust: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, results_dir: Path | str) -> "Evidence":
+        """Reads a results folder.
+
+        Raises:
+            StorageError: a damaged record, or runs of one data set and scale on different images.
+        """
+        results_dir = Path(results_dir)
+        runs = load_runs(results_dir)
+        check_same_images(runs)
+        trust = {path.stem: read_json(path) for path in sorted((results_dir / "trust").glob("*.json"))}
+        return cls(runs, load_reevaluations(results_dir), load_orders(results_dir), trust)
+
+    @cached_property
+    def accuracies(self) -> pd.DataFrame:
+        """Every accuracy, a row for each set of each run, training and architecture; all queries select from it.
+
+        Columns, beside those that name the run: `kind` ("last", "selected", "joint", "random": random real images; with the
+        suffix "again" in a re-evaluation), `trained`, `epochs`, `network`, `is_first` (the run's first architecture),
+        `changes` (of the run from its preset) and `asked` (of a re-evaluation from its run): dictionaries; `values`: list.
+        """
+        again: dict[str, list[Reevaluation]] = {}
+        for one in self.reevaluations:
+            again.setdefault(one.run_id, []).append(one)
+        rows = [row for run in self.runs for row in _accuracies_of(run, again.get(run.run_id, []))]
+        return pd.DataFrame(rows, columns=COLUMNS).astype({"is_first": bool, "even": bool, "seed": int})
+
+    def select(self, kinds: Collection[str], **equal: Any) -> pd.DataFrame:
+        """Returns the rows of `accuracies` of these kinds, of each run's first architecture, equal in these columns."""
+        rows = self.accuracies
+        chosen = rows["is_first"] & rows["kind"].isin(kinds)
+        for column, value in equal.items():
+            chosen &= rows[column] == value
+        return rows[chosen]
+
+
+def _accuracies_of(run: RunRecord, reevaluations: Sequence[Reevaluation]) -> Iterable[dict[str, Any]]:
+    """Yields the rows of `Evidence.accuracies` that belong to one run."""
+    several, first, epochs = run.num_subsets > 1, run.config["evaluation"]["networks"][0], run.config["training"]["epochs"]
+    common = {name: getattr(run, name) for name in ("dataset", "ipc", "scale", "method", "num_subsets", "seed")} | {
+        "base": run.method.removeprefix(SEQUENTIAL_PREFIX),
+        "images": _sum(run.config["subset_ipcs"]),
+        "even": run.method in REFERENCES or list(run.config["subset_ipcs"]) == even_subsets(run.ipc, run.num_subsets),
+        "teachers": _intervals(run),
+        "iterations": sum(stage["iterations"] for stage in run.stages),
+        "each": _sum(stage["iterations"] for stage in run.stages),
+        "train_images": run.data["train_images"],
+        "changes": run.overrides,
+        "record": run.config_hash[:8],
+    }
+
+    def row(
+        kind: str, joint: bool, epochs: int, network: str, values: list[float], asked: Mapping[str, Any], question: str
+    ) -> dict[str, Any]:
+        trained = "jointly" if joint and several else "in stages" if several else "in one stage"
+        total = epochs if joint else epochs * run.num_subsets
+        return common | {
+            "kind": kind, "trained": trained, "epochs": total, "network": network, "is_first": network == first,
+            "asked": dict(asked), "question": question, "values": values,
+        }  # fmt: skip
+
+    for kind, name in KINDS.items():
+        for network, found in (getattr(run, name) or {"by_network": {}})["by_network"].items():
+            yield row(kind, kind == "joint", epochs, network, found["values"], {}, run.run_id)
+    for index, one in enumerate(reevaluations):
+        question = f"{run.run_id} {index}"
+        asked = describe_changes(flatten_settings(run.config), flatten_settings(one.config))
+        for kind, accuracies in (("last again", one.accuracy), ("random again", one.random_baseline or {})):
+            for network, found in accuracies.items():
+                yield row(kind, one.joint, one.config["training"]["epochs"], network, found["values"], asked, question)
+
+
+# --- numbers
+
+
+def bootstrap_difference(
+    first: Sequence[Sequence[float]], second: Sequence[Sequence[float]], seed: int = 0
+) -> tuple[float, float]:
+    """Returns the 95 % interval of mean(second) - mean(first), by a bootstrap over seeds and over the networks of each.
+
+    Args:
+        first: accuracies, one list a seed; the interval says something from 3 seeds on.
+        second: the same of what it is compared with.
+        seed: of the bootstrap.
+    """
+    generator = np.random.default_rng(seed)
+
+    def means(values: Sequence[Sequence[float]]) -> np.ndarray:
+        """(draws,) means over seeds drawn with replacement, each with networks drawn with replacement."""
+        seeds = generator.integers(0, len(values), (DRAWS, len(values)))
+        per_seed = [np.asarray(one)[generator.integers(0, len(one), (DRAWS, len(values), len(one)))].mean(2) for one in values]
+        return np.take_along_axis(np.stack(per_seed, 2), seeds[:, :, None], 2).mean((1, 2))
+
+    low, high = np.quantile(means(second) - means(first), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def robust_score(weighted: float) -> float:
+    """Returns a weighted sum of differences of accuracy, in [-1, 1], as DD-Ranking normalises it: 0 … 100 per cent."""
+    return 100 * (exp(weighted) - exp(-1)) / (exp(1) - exp(-1))
+
+
+def mean_and_std(values: Values, name: str = "accuracy") -> dict[str, float]:
+    """Returns the columns `name` and `name_std`: the one definition of a spread (see the head of this file)."""
+    seeds = list(values.values())
+    parts = [fmean(one) for one in seeds] if len(seeds) > 1 else [*seeds, []][0]
+    return {name: fmean(parts) if parts else nan, f"{name}_std": stdev(parts) if len(parts) > 1 else nan}
+
+
+def difference(values: Values, reference: Values, name: str = "difference") -> dict[str, float]:
+    """Returns the columns `name`, `name_low`, `name_high`: mean(values) - mean(reference) over the seeds that both have."""
+    seeds = sorted(values.keys() & reference.keys())
+    ours, theirs = ([found[seed] for seed in seeds] for found in (values, reference))
+    mean = fmean(map(fmean, ours)) - fmean(map(fmean, theirs)) if seeds else nan
+    low, high = bootstrap_difference(theirs, ours) if len(seeds) >= SEEDS_FOR_AN_INTERVAL else (nan, nan)
+    return {name: mean, f"{name}_low": low, f"{name}_high": high}
+
+
+def _by_seed(rows: pd.DataFrame) -> dict[int, list[float]]:
+    return dict(zip(rows["seed"], rows["values"], strict=True))
+
+
+def _counts(rows: pd.DataFrame) -> dict[str, Any]:
+    values = _by_seed(rows)
+    return {"seeds": len(values), "n": sum(map(len, values.values())), "records": ", ".join(dict.fromkeys(rows["record"]))}
+
+
+def _pool(rows: pd.DataFrame, by: Sequence[str], kinds: Mapping[str, str], by_seed: bool = False) -> pd.DataFrame:
+    """Returns one row for each group of rows equal in the columns `by`, with mean and spread of each kind.
+
+    Args:
+        rows: of `Evidence.accuracies`.
+        by: columns that are kept.
+        kinds: name of a column -> the kind in it; seeds, n and records are those of the first one.
+        by_seed: whether every seed is a group of its own.
+    """
+    by = [*by, "seed"] if by_seed else list(by)
+    pooled = []
+    for key, group in rows.groupby(by, sort=False):
+        values = {name: _by_seed(group[group["kind"] == kind]) for name, kind in kinds.items()}
+        row = dict(zip(by, key, strict=True))
+        for name, found in values.items():
+            row |= mean_and_std(found, name)
+        pooled.append(row | _counts(group[group["kind"] == next(iter(kinds.values()))]))
+    columns = [*by, *(f"{name}{end}" for name in kinds for end in ("", "_std")), "seeds", "n", "records"]
+    return pd.DataFrame(pooled, columns=columns).astype(rows[by].dtypes)  # without rows, too
+
+
+def _with_settings(rows: pd.DataFrame, settings: Collection[str], compared: Sequence[str] = ()) -> pd.DataFrame:
+    """Returns the rows of runs that differ from their preset in exactly these settings, whatever those compared are.
+
+    `iterations` in `compared` stands for the base method's own setting.
+    """
+
+    def differs(base: str, changes: Mapping[str, Any]) -> bool:
+        ignored = {f"{base}.{key}" if key == "iterations" else key for key in compared}
+        return {f"{key}={value}" for key, value in changes.items() if key not in ignored} == set(settings)
+
+    return _where(rows, map(differs, rows["base"], rows["changes"]))
+
+
+def _where(rows: pd.DataFrame, chosen: Iterable[bool]) -> pd.DataFrame:
+    return rows[np.fromiter(chosen, bool)]
+
+
+# --- queries
+
+
+def baselines(evidence: Evidence, scale: str) -> pd.DataFrame:
+    """Random real images and whole data sets (ipc 0), with the number of images that they were drawn from."""
+    rows = _with_settings(evidence.select(["last"], scale=scale), ())
+    return _pool(rows[rows["method"].isin(REFERENCES)], ["dataset", "ipc", "train_images"], {"accuracy": "last"})
+
+
+def changed(evidence: Evidence, dataset: str, scale: str) -> pd.DataFrame:
+    """Runs with changed settings, one a row: ablations, equal compute, other protocols."""
+    rows = evidence.select(KINDS, dataset=dataset, scale=scale)
+    rows = _where(rows, map(bool, rows["changes"]))
+    rows = rows.assign(changed=[_describe(changes, "ipc") for changes in rows["changes"]])
+    pooled = _pool(rows, ["method", "ipc", "num_subsets", "changed", "record"], {kind: kind for kind in KINDS}, by_seed=True)
+    return pooled.drop(columns=["seeds", "record"])
+
+
+def subsets(
+    evidence: Evidence, dataset: str, ipc: int, scale: str, settings: Collection[str] = (), by_seed: bool = False
+) -> pd.DataFrame:
+    """The number and sizes of subsets, and their intervals, at a fixed number of images: runs that differ in nothing else.
+
+    `accuracy` is in stages, `joint` that of the same images trained on at once (NaN where there is one subset), `random` that
+    of random real images in subsets of the same sizes; `even` says whether the subsets are of equal size.
+    """
+    rows = evidence.select(["last", "joint", "random"], dataset=dataset, ipc=ipc, scale=scale)
+    rows = _with_settings(rows[~rows["method"].isin(REFERENCES)], settings, ("ipc", "subset_ipcs", "intervals"))
+    rows = rows.sort_values(["base", "num_subsets", "images", "teachers"], kind="stable")
+    by = ["base", "num_subsets", "images", "even", "teachers"]
+    return _pool(rows, by, {"accuracy": "last", "joint": "joint", "random": "random"}, by_seed)
+
+
+class Effort(NamedTuple):
+    """What an accuracy cost: of runs with equal settings but for these."""
+
+    base: str  # method
+    num_subsets: int
+    images: str  # per class of each subset
+    teachers: str  # their epochs
+    iterations: int  # of distillation, over all subsets
+    trained: str
+    epochs: int  # of training, over all stages
+
+
+def _efforts(evidence: Evidence, dataset: str, ipc: int, scale: str, settings: Collection[str]) -> dict[Effort, pd.DataFrame]:
+    """Returns effort -> rows of networks trained as their run did, jointly, or for other numbers of epochs."""
+    rows = evidence.select(["last", "joint", "last again"], dataset=dataset, ipc=ipc, scale=scale)
+    rows = _with_settings(rows[~rows["method"].isin(REFERENCES)], settings, ("iterations", "ipc", "subset_ipcs", "intervals"))
+    rows = _where(rows, (asked.keys() <= {"training.epochs"} for asked in rows["asked"]))
+    rows = rows.sort_values(["base", "num_subsets", "teachers", "iterations", "trained", "epochs"], kind="stable")
+    return {Effort(*key[:-1]): group for key, group in rows.groupby([*Effort._fields, "each"], sort=False)}
+
+
+def efforts(
+    evidence: Evidence, dataset: str, ipc: int, scale: str, settings: Collection[str] = (), by_seed: bool = False
+) -> pd.DataFrame:
+    """Accuracies by the effort behind them, of runs that differ in subsets, intervals, iterations and epochs alone.
+
+    `less_staged` is the difference from the staged sequence of most seeds, `less_one_set` that of a sequence from the one set
+    that took as many iterations and epochs; both over the seeds that both have. `of_preset` says whether iterations and epochs
+    are those of the preset.
+    """
+    groups = _efforts(evidence, dataset, ipc, scale, settings)
+    rows = []
+    for effort, group in groups.items():
+        staged = _most_seeds(groups, effort.base)
+        equal = [one for one in groups if one.num_subsets == 1 and _same_cost(one, effort)] if effort.num_subsets > 1 else []
+        references = {"less_staged": None if staged == effort else staged, "less_one_set": equal[0] if equal else None}
+        values = {name: _by_seed(groups[one]) if one else {} for name, one in references.items()}
+        what = effort._asdict() | {"of_preset": _of_preset(effort, group)}
+        rows += [what | row for row in _summaries(group, values, by_seed)]
+    return _frame(rows, (*Effort._fields, "of_preset"))
+
+
+def _of_preset(effort: Effort, group: pd.DataFrame) -> bool:
+    changed = any(f"{effort.base}.iterations" in changes for changes in group["changes"])
+    return not changed and bool(group["kind"].isin(["last", "joint"]).all())
+
+
+def _same_cost(one: Effort, other: Effort) -> bool:
+    return (one.base, one.teachers, one.iterations, one.epochs) == (other.base, other.teachers, other.iterations, other.epochs)
+
+
+def _most_seeds(groups: Mapping[Effort, pd.DataFrame], base: str, images: str | None = None) -> Effort | None:
+    """Returns the staged sequence of a base method, with subsets of these sizes if any are named, that has most seeds."""
+    staged = [one for one in groups if (one.base, one.trained) == (base, "in stages") and images in (None, one.images)]
+    return max(staged, key=lambda one: len(groups[one]), default=None)
+
+
+# what `comparison` sets side by side
+RANDOM, ONE_SET, STAGED = "random real", "one set", "sequence, in stages"
+EQUAL = "one set, as many iterations and epochs"
+HALVES, HALVES_JOINTLY = "independent halves, in stages", "independent halves, jointly"
+JOINTLY = "sequence, jointly"
+SETS = (
+    RANDOM, ONE_SET, "one set, as many iterations", "one set, as many epochs", EQUAL, HALVES, HALVES_JOINTLY,
+    STAGED, JOINTLY, "sequence, jointly, as many epochs",
+)  # fmt: skip
+DECIDING = (EQUAL, HALVES)  # the controls that a gain of the sequence must pass
+
+
+def comparison(
+    evidence: Evidence,
+    dataset: str,
+    ipc: int,
+    scale: str,
+    settings: Collection[str] = (),
+    images: str | None = None,
+    bases: Collection[str] = (),
+    by_seed: bool = False,
+) -> pd.DataFrame:
+    """The sequence beside its base method, always with the controls: for each base method, a row a set and training.
+
+    Args:
+        evidence: the records; base methods that were not run both alone and in sequence are left out.
+        dataset: its name.
+        ipc: images per class of every set.
+        scale: of the runs.
+        settings: see the head of this file.
+        images: sizes of the subsets, for example "4 + 3 + 3"; by default those of most seeds.
+        bases: base methods; all by default.
+        by_seed: a row for each seed; what was not run has none then.
+
+    Returns:
+        Columns `base`, `num_subsets`, `set` (one of `SETS`), `iterations`, `epochs`, `accuracy`, `difference` (the sequence in
+        stages less this set, over the seeds that both have), `seeds` (0: not run), `n` and `records`.
+    """
+    groups = _efforts(evidence, dataset, ipc, scale, settings)
+    rows = []
+    for base in bases or method_names():
+        sequence, plain = _most_seeds(groups, base, images), _plain(groups, base)
+        if sequence is None or plain is None:
+            continue
+        staged = _by_seed(groups[sequence])
+        random = evidence.select(["random"], dataset=dataset)
+        found = {"random real": (plain._replace(iterations=0), random[random["record"].isin(groups[plain]["record"])])}
+        found |= {name: (one, groups.get(one, random.iloc[:0])) for name, one in _controls(plain, sequence).items()}
+        found[HALVES] = sequence, _of_order(evidence, groups[sequence], "divided, staged")
+        found[HALVES_JOINTLY] = found[JOINTLY][0], _of_order(evidence, groups[sequence], "divided, joint")
+        for name, (effort, group) in sorted(found.items(), key=lambda item: SETS.index(item[0])):
+            cost = {"iterations": effort.iterations, "epochs": effort.epochs}
+            what = {"base": base, "num_subsets": effort.num_subsets, "set": name} | cost
+            gap = {} if name == STAGED else staged
+            rows += [what | row for row in _summaries(group, {"difference": gap}, by_seed, of_reference=True)]
+    return _frame(rows, ("base", "num_subsets", "set", "iterations", "epochs"))
+
+
+def _plain(groups: Mapping[Effort, pd.DataFrame], base: str) -> Effort | None:
+    """Returns the one set of a base method with the iterations and epochs of its preset."""
+    one_set = [effort for effort in groups if (effort.base, effort.num_subsets) == (base, 1)]
+    return next((effort for effort in one_set if _of_preset(effort, groups[effort])), None)
+
+
+def _controls(plain: Effort, sequence: Effort) -> dict[str, Effort]:
+    iterations, epochs, stage = sequence.iterations, sequence.epochs, sequence.epochs // sequence.num_subsets
+    return {
+        ONE_SET: plain,
+        "one set, as many iterations": plain._replace(iterations=iterations),
+        "one set, as many epochs": plain._replace(epochs=epochs),
+        EQUAL: plain._replace(iterations=iterations, epochs=epochs),
+        STAGED: sequence,
+        JOINTLY: sequence._replace(trained="jointly", epochs=stage),
+        "sequence, jointly, as many epochs": sequence._replace(trained="jointly"),
+    }
+
+
+def _of_order(evidence: Evidence, sequence: pd.DataFrame, name: str) -> pd.DataFrame:
+    """Returns what one set of the ablation of order and division is worth, for the seeds of a sequence that have one."""
+    found = {digest_json(one.config)[:8]: one for one in evidence.orders}
+    rows = [
+        (record, found[record].seed, found[record].accuracy[name])
+        for record in sequence["record"]
+        if record in found and name in found[record].accuracy
+    ]
+    return pd.DataFrame(rows, columns=["record", "seed", "values"])
+
+
+def gain_over_random(evidence: Evidence, dataset: str, scale: str, by_seed: bool = False) -> pd.DataFrame:
+    """What every method gains over random real images as the images per class grow; staged training where there are subsets.
+
+    Subsets are of equal size. A size with a preset of its own is represented by that, others by runs of another size's preset;
+    `of_preset` tells which.
+    """
+    rows = evidence.select(["last", "random"], dataset=dataset, scale=scale)
+    rows = rows[~rows["method"].isin(REFERENCES) & rows["even"]]
+    rows = _where(rows, (changes.keys() <= {"ipc", "subset_ipcs"} for changes in rows["changes"]))
+    rows = rows.assign(of_preset=~rows["changes"].astype(bool)).sort_values(["method", "num_subsets", "ipc"], kind="stable")
+    by, pooled = ["method", "num_subsets", "ipc"], []
+    for key, group in rows.groupby(by, sort=False):
+        group = group[group["of_preset"] == group["of_preset"].max()]
+        random = _by_seed(group[group["kind"] == "random"])
+        what = dict(zip(by, key, strict=True)) | {"of_preset": bool(group["of_preset"].max())}
+        last = group[group["kind"] == "last"]
+        pooled += [what | row for row in _summaries(last, {"gain": random}, by_seed)]
+    return _frame(pooled, (*by, "of_preset"))
+
+
+def order(
+    evidence: Evidence, dataset: str, ipc: int, scale: str, settings: Collection[str] = (), by_seed: bool = False
+) -> pd.DataFrame:
+    """Sets of equal size that are divided or not, in sequence or not; `difference` is that from SeqMatch."""
+    groups: dict[str, list[OrderRecord]] = {}
+    for one in sorted(evidence.orders, key=lambda one: (one.method, one.seed)):
+        changes = {f"{key}={value}" for key, value in one.overrides.items()}
+        if (one.dataset, one.ipc, one.scale) == (dataset, ipc, scale) and changes == set(settings):
+            groups.setdefault(one.method.removeprefix(SEQUENTIAL_PREFIX), []).append(one)
+    rows = []
+    for base, found in groups.items():
+        seqmatch = {one.seed: one.accuracy["SeqMatch"] for one in found}
+        for name in dict.fromkeys(name for one in found for name in one.accuracy):
+            kept = [(one.seed, one.accuracy[name], digest_json(one.config)[:8]) for one in found if name in one.accuracy]
+            group = pd.DataFrame(kept, columns=["seed", "values", "record"])
+            gap = {} if name == "SeqMatch" else seqmatch
+            rows += [
+                {"base": base, "set": name.replace("$", "")} | row for row in _summaries(group, {"difference": gap}, by_seed)
+            ]
+    return _frame(rows, ("base", "set"))
+
+
+def reevaluated(evidence: Evidence, dataset: str) -> pd.DataFrame:
+    """Finished sets under other questions, one a row: other networks, other training, jointly; `random` under the same."""
+    rows = evidence.accuracies
+    rows = rows[(rows["dataset"] == dataset) & rows["kind"].str.endswith("again")]
+    rows = rows.assign(changed=[_describe(asked, "evaluation.") for asked in rows["asked"]])
+    by = ["method", "images", "trained", "changed", "network", "question"]
+    pooled = _pool(rows, by, {"accuracy": "last again", "random": "random again"}, by_seed=True)
+    return pooled.assign(difference=pooled["accuracy"] - pooled["random"]).drop(columns=["seeds", "question"])
+
+
+def curves(evidence: Evidence, results_dir: Path | str, dataset: str, ipc: int, scale: str, base: str = "mtt") -> pd.DataFrame:
+    """Accuracies of scored iterates of a base method and its sequence, one a row, of one network each.
+
+    Of finished runs from their records, of others from their checkpoints in `state/` and `checkpoints/` of the results folder.
+
+    Returns:
+        Columns `method`, `seed`, `stage`, `iteration` (counted through all stages), `images` ("validation" or "test"),
+        `accuracy`, `finished` and `record`.
+    """
+    rows = []
+    for method in (base, SEQUENTIAL_PREFIX + base):
+        name = (dataset, ipc, method, scale)
+        runs = [run for run in evidence.runs if (run.dataset, run.ipc, run.method, run.scale) == name and not run.overrides]
+        found = {run.seed: (run.stages, run.run_id, True) for run in runs}
+        preset = f"{dataset}-ipc{ipc}-{method}"
+        unfinished = Path(results_dir).glob(f"[sc]*/{dataset}-{method}-ipc{ipc}-*-seed*-*/")  # in state/ and checkpoints/
+        for path in sorted(unfinished) if preset in preset_names() else ():
+            seed = int(path.name.rpartition("-seed")[2].split("-")[0])
+            if path.name == RunConfig.from_preset(preset, scale, seed).run_id:
+                found.setdefault(seed, (read_progress(path), path.name, False))
+        for seed, (stages, run_id, finished) in found.items():
+            first = 0
+            for k, stage in enumerate(stages, start=1):
+                common = {"method": method, "seed": seed, "stage": k, "finished": finished, "record": run_id[-8:]}
+                for images, key in (("validation", "scores"), ("test", "test_scores")):
+                    points = stage.get(key, [])
+                    rows += [common | {"images": images, "iteration": first + at, "accuracy": score} for at, score in points]
+                first += len(stage["losses"])
+    return pd.DataFrame(rows, columns=["method", "seed", "stage", "iteration", "images", "accuracy", "finished", "record"])
+
+
+def robust(evidence: Evidence, dataset: str, scale: str) -> pd.DataFrame:
+    """Label-robust and augmentation-robust scores in the sense of DD-Ranking, with weights of one half.
+
+    Raises:
+        StorageError: the whole data set was not run.
+    """
+    whole = _with_settings(evidence.select(["last"], dataset=dataset, ipc=0, method="whole", scale=scale), ())
+    require(len(whole) > 0, f"robust scores need the whole data set: run {dataset}-whole --scale {scale}", StorageError)
+    real = fmean(map(fmean, whole["values"]))
+    kinds = {"accuracy": "last", "random": "random", "plain": "last again", "random_plain": "random again"}
+    rows = evidence.select(list(kinds.values()), dataset=dataset, scale=scale)
+    rows = _where(rows, (not asked or asked.get("training.augment") == "none" for asked in rows["asked"]))
+    rows = rows[rows["trained"] != "jointly"]
+    found = _pool(rows, ["method", "images", "record"], kinds, by_seed=True).dropna(subset=["plain", "random_plain"])
+    lead, bare = (found["accuracy"] - found["random"]) / 200, (found["plain"] - found["random_plain"]) / 200
+    found["label_robust"] = (lead - (real - found["accuracy"]) / 200).map(robust_score)
+    found["augmentation_robust"] = (lead + bare).map(robust_score)
+    return found.drop(columns=["seeds", "record"])
+
+
+def trust(evidence: Evidence) -> pd.DataFrame:
+    """What happened to runs that were harmed and to readers that were lied to, by kind of fault."""
+    counts: dict[str, Counter[str]] = {}
+    for fault, row in evidence.trust.get("faults", {"rows": {}})["rows"].items():
+        if not fault.endswith("goes on to its end"):  # what became of a run after its kills, and no kill itself
+            kind = re.match(r"clock jumps|files from|[^:]*", fault)[0]
+            counts.setdefault(kind.replace("files from", "files from another time"), Counter()).update(row)
+    targets = evidence.trust.get("fuzzing", {"targets": {}})["targets"]
+    for row in targets.values():
+        numbers = Counter({name: count for name, count in row.items() if name != "examples"})
+        other = numbers["crash"] + numbers["hang"] + numbers["memory"]
+        found = Counter(injected=numbers.total(), crashes=other, silent=numbers["silent"])
+        counts.setdefault(f"fuzzed inputs, {len(targets)} readers", Counter()).update(found)
+    rows = [
+        (fault, row["injected"], row["crashes"] + row["other"], row["losses"], row["silent"]) for fault, row in counts.items()
+    ]
+    return pd.DataFrame(rows, columns=["fault", "times", "crashes", "losses", "silent_errors"])
+
+
+# --- for showing
+
+
+def label_scale(scale: str) -> str:
+    """Returns the name of a scale with what a reader must know of it."""
+    return {"reduced": "rehearsal (reduced)", "smoke": "smoke: means nothing"}.get(scale, scale)
+
+
+def format_frame(frame: pd.DataFrame) -> pd.DataFrame:
+    """Returns a frame as texts: `x` and `x_std` as "47.2 ± 0.6", `x` with its interval as "+1.1 [+0.1, +2.2]"."""
+    shown = {}
+    for name, column in frame.items():
+        if any(name == f"{other}{end}" for other in frame for end in ("_std", "_low", "_high")):
+            continue
+        if f"{name}_std" in frame:
+            texts = [
+                f"{mean:.1f}" + ("" if pd.isna(std) else f" ± {std:.1f}")
+                for mean, std in zip(column, frame[f"{name}_std"], strict=True)
+            ]
+        elif f"{name}_low" in frame:
+            bounds = zip(column, frame[f"{name}_low"], frame[f"{name}_high"], strict=True)
+            texts = [f"{mean:+.1f}" + ("" if pd.isna(low) else f" [{low:+.1f}, {high:+.1f}]") for mean, low, high in bounds]
+        elif pd.api.types.is_bool_dtype(column):
+            texts = ["yes" if value else "no" for value in column]
+        elif pd.api.types.is_float_dtype(column):
+            texts = [f"{value:{'+' * (name in SIGNED)}.1f}" for value in column]
+        else:
+            texts = [f"{value:,}" if isinstance(value, int | np.integer) else str(value) for value in column]
+        shown[name.replace("_", " ")] = ["" if pd.isna(value) else text for value, text in zip(column, texts, strict=True)]
+    if "seeds" in frame and "accuracy" in frame:
+        shown["accuracy"] = [text or "not run" for text in shown["accuracy"]]
+    return pd.DataFrame(shown)
+
+
+def style_frame(shown: pd.DataFrame, caption: str = "") -> Styler:
+    """Returns a frame of texts as notebooks show it: no index, text to the left, short texts on one line."""
+    kept = shown.map(lambda text: text.replace(" ", "\u00a0") if len(text) < 24 else text)
+    left = {"selector": "td, th", "props": "text-align: left; vertical-align: top"}
+    bold = {"selector": "caption", "props": "text-align: left; font-weight: bold"}
+    name = digest_json([caption, shown.to_numpy().tolist()])[:8]  # by default a random one, so that equal pages would differ
+    return kept.style.hide().set_caption(caption).set_table_styles([left, bold]).set_uuid(name)
+
+
+SIGNED = ("difference", "gain")
+
+
+def _frame(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> pd.DataFrame:
+    """Returns rows as a frame; without rows, one with the columns that any would have."""
+    if rows:
+        return pd.DataFrame(rows)
+    empty = pd.DataFrame(columns=[*columns, "accuracy", "accuracy_std", "seeds", "n", "records"])
+    return empty.astype({name: bool for name in columns if name == "of_preset"})
+
+
+def _summaries(
+    group: pd.DataFrame, references: Mapping[str, Values], by_seed: bool, of_reference: bool = False
+) -> list[dict[str, Any]]:
+    """Returns mean, spread, differences and counts of one group: in one row, or in one for each seed.
+
+    Args:
+        group: rows with `seed`, `values` and `record`.
+        references: column -> accuracies that those of the group are compared with.
+        by_seed: whether each seed has a row.
+        of_reference: whether differences are of the reference less the group.
+    """
+    rows = []
+    for part in [group[group["seed"] == seed] for seed in sorted(group["seed"])] if by_seed else [group]:
+        values = _by_seed(part)
+        gaps: dict[str, float] = {}
+        for name, reference in references.items():
+            gaps |= difference(*((reference, values) if of_reference else (values, reference)), name)
+        rows.append(({"seed": part["seed"].iloc[0]} if by_seed else {}) | mean_and_std(values) | gaps | _counts(part))
+    return rows
+
+
+def _describe(changes: Mapping[str, Any], hidden: str) -> str:
+    """Returns changed settings as text, without those whose name begins with `hidden`."""
+    return ", ".join(f"{key} = {value}" for key, value in changes.items() if not key.startswith(hidden))
+
+
+def _sum(parts: Iterable[int]) -> str:
+    return " + ".join(map(str, parts))
+
+
+def _intervals(run: RunRecord) -> str:
+    """Returns the epochs of teachers that each subset matches: once if they are all equal, "-" where there are no teachers."""
+    names = [f"{first} to {last}" for first, last in run.config["intervals"]]
+    return "; ".join(names if len(set(names)) > 1 else names[:1]) or "-"

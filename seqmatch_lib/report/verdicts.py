@@ -1,0 +1,244 @@
+"""The paper's claims, one a row: what was measured, beside which control, and the verdict that one rule gives.
+
+The rule: a claim is decided at published settings alone (scales "paper" and "short"), by three seeds of distillation or more.
+Then a difference is confirmed if its 95 % interval, and that from every control, lies above 0, and an accuracy if it is not
+more than two standard deviations below the published mean. Otherwise it is not confirmed; but an accuracy that is missed at
+scale "short", which has fewer iterations, decides nothing. Nor does what was measured at other scales, with fewer seeds or
+without its controls.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from math import hypot, nan
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from seqmatch_lib.methods import method_names
+from seqmatch_lib.report import queries
+from seqmatch_lib.report.queries import (
+    HALVES,
+    ONE_SET,
+    PUBLISHED_SETTINGS,
+    SEEDS_FOR_AN_INTERVAL,
+    STAGED,
+    Evidence,
+    label_scale,
+)
+from seqmatch_lib.report.tables import DAGGER, DATASETS, UNVERIFIED, build_table, format_table
+from seqmatch_lib.runs.config import SEQUENTIAL_PREFIX
+
+CONFIRMED, NOT_CONFIRMED, NOT_DECIDED = "confirmed", "not confirmed", "not decided"
+SCALES = (*PUBLISHED_SETTINGS, "reduced")  # the one that decides first
+COLUMNS = ("claim", "setting", "published", "measured", "control", "verdict", "records")
+
+
+class Gap(NamedTuple):
+    """A difference of accuracy in points, with its 95 % interval (NaN below three seeds) and its number of seeds."""
+
+    mean: float
+    low: float
+    high: float
+    seeds: int
+
+    def __str__(self) -> str:
+        interval = "" if pd.isna(self.low) else f" [{self.low:+.1f}, {self.high:+.1f}]"
+        return f"{self.mean:+.1f}{interval}, {_seeds(self.seeds)}" if self.seeds else "not run"
+
+    @property
+    def direction(self) -> str:
+        """What the interval says of the first side: "ahead", "behind", "level", or how few seeds there are."""
+        if self.seeds < SEEDS_FOR_AN_INTERVAL:
+            return _seeds(self.seeds) if self.seeds else "not run"
+        return "ahead" if self.low > 0 else "behind" if self.high < 0 else "level"
+
+
+def _seeds(count: int) -> str:
+    return "1 seed" if count == 1 else f"{count} seeds"
+
+
+def judge_difference(gap: Gap, scale: str, controls: Mapping[str, Gap] | None = None) -> str:
+    """Returns the verdict on a claimed gain; see the head of this file.
+
+    Args:
+        gap: what is claimed to be positive.
+        scale: of the runs.
+        controls: name -> the gap to that control, which must be positive, too.
+    """
+    if not gap.seeds:
+        return f"{NOT_DECIDED} (not run)"
+    if scale not in PUBLISHED_SETTINGS:
+        found = [f"{name}: {one.direction}" for name, one in (controls or {}).items() if one.direction in ("behind", "level")]
+        return f"{NOT_DECIDED} (rehearsal: {'; '.join([gap.direction, *found])})"
+    gaps = {"": gap, **(controls or {})}
+    for verdict, words in ((NOT_CONFIRMED, ("level", "behind")), (NOT_DECIDED, ("not run", "1 seed", "2 seeds"))):
+        for name, one in gaps.items():
+            if one.direction in words:
+                return f"{verdict} ({f'{name}: ' if name else ''}{one.direction})"
+    return CONFIRMED
+
+
+def judge_accuracy(ours: float, ours_std: float, published: float, published_std: float, seeds: int, scale: str) -> str:
+    """Returns the verdict on a published accuracy; see the head of this file."""
+    if seeds < SEEDS_FOR_AN_INTERVAL:
+        return f"{NOT_DECIDED} ({_seeds(seeds)})"
+    spread = hypot(*(0.0 if pd.isna(std) else std for std in (ours_std, published_std)))
+    if ours >= published - 2 * spread:
+        return CONFIRMED
+    return f"{NOT_CONFIRMED if scale == 'paper' else NOT_DECIDED} ({ours - published:+.1f})"
+
+
+def list_verdicts(evidence: Evidence, published: pd.DataFrame, results_dir: Path | str) -> pd.DataFrame:
+    """Returns one page: every claim with its setting, what was measured, its control, the verdict, and the records behind it.
+
+    Args:
+        evidence: all records.
+        published: of `tables.load_published`.
+        results_dir: of the coupling measurements.
+    """
+    rows = [
+        *_sequences(evidence, published),
+        *_knowing(evidence),
+        *_coupling(evidence, Path(results_dir)),
+        *_over_random(evidence, published),
+        *_accuracies(evidence, published),
+    ]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def summarise(verdicts: pd.DataFrame) -> str:
+    """Returns how many claims have which verdict, in a sentence, as Markdown."""
+    kinds = verdicts["verdict"].str.extract("^(confirmed|not confirmed|not decided)", expand=False).value_counts()
+    counts = ", ".join(f"{kinds.get(kind, 0)} {kind}" for kind in (CONFIRMED, NOT_CONFIRMED, NOT_DECIDED))
+    rehearsed = verdicts["verdict"].str.contains("rehearsal").sum()
+    return (
+        f"**What we find.** Of {len(verdicts)} claims, {counts}. **How sure.** {rehearsed} of them were only rehearsed: "
+        "smaller networks, fewer teachers and iterations. What a rehearsal shows stands in brackets and decides nothing."
+    )
+
+
+def _accuracies(evidence: Evidence, published: pd.DataFrame) -> list[tuple[str, ...]]:
+    """Published accuracies of what was run at published settings."""
+    rows = []
+    for dataset in DATASETS:
+        table = build_table(dataset, evidence.runs, published)
+        table = table[(table["seeds"] > 0) & table["published"].notna()]
+        for (_, row), shown in zip(table.iterrows(), format_table(table).to_dict("records"), strict=True):
+            augmented = pd.notna(row["augmented"])
+            mean, std = (row["augmented"], 0.0) if augmented else (row["published"], row["published_std"])
+            verdict = judge_accuracy(row["ours"], row["ours_std"], mean, std, row["seeds"], row["scale"])
+            runs = [run for run in evidence.runs if (run.preset, run.scale) == (row["preset"], row["scale"])]
+            found = ", ".join(run.config_hash[:8] for run in runs if not run.overrides)
+            setting = _setting(dataset, row["ipc"], row["scale"])
+            measured = f"{shown['ours']}, {_seeds(row['seeds'])}"
+            claim = f"{_name(row['method'])}: the published accuracy is reached"
+            control = "" if row["method"] == "random" else f"random real {shown['random']}"
+            rows.append((claim, setting, shown["published"], measured, control, verdict, found))
+    return rows
+
+
+def _sequences(evidence: Evidence, published: pd.DataFrame) -> list[tuple[str, ...]]:
+    """The gain of the sequence over its base method, wherever it was published, and on CIFAR-10 for the other base methods."""
+    known = published.set_index(["dataset", "ipc", "method"])
+    cells = [key for key in known.index if key[2].startswith(SEQUENTIAL_PREFIX)]
+    cells += [("cifar10", 10, SEQUENTIAL_PREFIX + base) for base in method_names()]
+    rows = []
+    for dataset, ipc, method in dict.fromkeys(cells):
+        base = method.removeprefix(SEQUENTIAL_PREFIX)
+        scale, frame = _leading(partial(queries.comparison, bases=[base]), evidence, dataset, ipc)
+        found = frame.set_index("set")
+        gap = _gap(found, ONE_SET)
+        controls = {"equal cost": _gap(found, queries.EQUAL), "independent halves": _gap(found, HALVES)}
+        rows.append((
+            f"{_name(method)} is ahead of {_name(base)}", _setting(dataset, ipc, scale),
+            " over ".join(_printed(known, dataset, ipc, one) for one in (method, base)), str(gap),
+            "; ".join(f"{name} {one}" for name, one in controls.items()) if gap.seeds else "",
+            judge_difference(gap, scale, controls), ", ".join(found.loc[[ONE_SET, STAGED], "records"] if gap.seeds else []),
+        ))  # fmt: skip
+    return rows
+
+
+def _printed(known: pd.DataFrame, dataset: str, ipc: int, method: str) -> str:
+    if (dataset, ipc, method) not in known.index:
+        return "–"
+    row = known.loc[(dataset, ipc, method)]
+    return f"{row['mean']:.1f}{DAGGER * (row['check'] == UNVERIFIED)}"
+
+
+def _over_random(evidence: Evidence, published: pd.DataFrame) -> list[tuple[str, ...]]:
+    """The gain of MTT's images over random real ones, at every published size."""
+    known, rows = published.set_index(["dataset", "ipc", "method"]), []
+    for ipc in (1, 10, 50):
+        scale, frame = _leading(queries.gain_over_random, evidence, "cifar10", method="mtt", ipc=ipc)
+        for row in frame.to_dict("records"):
+            gap = Gap(row["gain"], row["gain_low"], row["gain_high"], row["seeds"])
+            printed = " over ".join(_printed(known, "cifar10", ipc, one) for one in ("mtt", "random"))
+            control = f"random real {row['accuracy'] - row['gain']:.1f}, trained alike"
+            verdict, setting = judge_difference(gap, scale), _setting("cifar10", ipc, scale)
+            rows.append(("MTT is ahead of random real images", setting, printed, str(gap), control, verdict, row["records"]))
+    return rows
+
+
+def _knowing(evidence: Evidence) -> list[tuple[str, ...]]:
+    """Whether a second subset gains from being distilled for networks that know the first one."""
+    rows = []
+    for base in method_names():
+        scale, frame = _leading(queries.order, evidence, "cifar10", 10, base=base)
+        found = frame.set_index("set")
+        if scale:
+            halves = found.loc["divided, staged"]
+            gap = Gap(-halves["difference"], -halves["difference_high"], -halves["difference_low"], halves["seeds"])
+            control = f"S_2 first {found.loc['SeqMatch, S_2 first', 'difference']:+.1f}"
+            claim = f"SeqMatch-{_name(base)}: an S_2 that knows S_1 is ahead of an independent half"
+            setting, verdict = _setting("cifar10", 10, scale), judge_difference(gap, scale)
+            rows.append((claim, setting, "argument", str(gap), control, verdict, halves["records"]))
+    return rows
+
+
+def _coupling(evidence: Evidence, results_dir: Path) -> list[tuple[str, ...]]:
+    """How training on a joint set, and on a sequence stage by stage, changes the loss of hard real images."""
+    rows = []
+    for run in evidence.runs:
+        path = results_dir / "coupling" / run.run_id / "losses.csv"
+        if path.is_file() and not run.overrides:
+            losses = pd.read_csv(path).query("images == 'hard' and training != 'real data'")
+            changes = {name: found["loss"].diff().dropna() for name, found in losses.groupby("training", sort=False)}
+            measured = "; ".join(f"{name} {', then '.join(map('{:+.2f}'.format, one))}" for name, one in changes.items())
+            rows.append((
+                "One set raises the loss of hard real images, a later subset lowers it",
+                _setting(run.dataset, run.ipc, run.scale), "figure 1", measured, "one set trained on for as long: not run",
+                judge_difference(Gap(nan, nan, nan, 1), run.scale), run.config_hash[:8],
+            ))  # fmt: skip
+    return rows
+
+
+def _leading(query: Callable[..., pd.DataFrame], evidence: Evidence, *cell: Any, **equal: Any) -> tuple[str, pd.DataFrame]:
+    """Returns the first of `SCALES` at which a query finds rows that are equal in these columns, and these rows."""
+    for scale in SCALES:
+        found = query(evidence, *cell, scale)
+        for column, value in equal.items():
+            found = found[found[column] == value]
+        if len(found):
+            return scale, found
+    return "", pd.DataFrame(columns=["set"])
+
+
+def _gap(found: pd.DataFrame, name: str) -> Gap:
+    """Returns the gap of the staged sequence to a set of a comparison."""
+    if name not in found.index or not found.loc[name, "seeds"]:
+        return Gap(nan, nan, nan, 0)
+    row = found.loc[name]
+    return Gap(row["difference"], row["difference_low"], row["difference_high"], min(row["seeds"], found.loc[STAGED, "seeds"]))
+
+
+def _setting(dataset: str, ipc: int, scale: str) -> str:
+    size = "all images" if not ipc else f"{ipc} image{'s' * (ipc > 1)} per class"
+    return ", ".join(filter(None, (dataset, size, label_scale(scale))))
+
+
+def _name(method: str) -> str:
+    """Returns a method as the paper writes it."""
+    base = method.removeprefix(SEQUENTIAL_PREFIX)
+    shown = {"random": "Random real images", "whole": "The whole data set"}.get(base, base.upper())
+    return f"SeqMatch-{shown}" if method != base else shown

@@ -1,0 +1,260 @@
+"""What notebooks read: finished runs of a results folder. Missing ones are run where that is allowed."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from seqmatch_lib.bench.cost import CostModel
+from seqmatch_lib.errors import StorageError, require
+from seqmatch_lib.front import RESULTS, Run, predict_minutes
+from seqmatch_lib.report.queries import Evidence
+from seqmatch_lib.runs.config import RunConfig, config_of_subsets, preset_names
+from seqmatch_lib.runs.coupling_measurements import load_coupling, measure_coupling
+from seqmatch_lib.runs.experiment import run_experiment
+from seqmatch_lib.runs.order import measure_order, runs_of_order
+from seqmatch_lib.runs.records import RunRecord, load_record, load_runs
+from seqmatch_lib.store.files import digest_json
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+COMPUTED = "build/results"  # of the repository: where notebooks put what they compute
+ANNOUNCED_MINUTES = 2.0  # what takes longer is announced
+
+
+def find_folder(name: Path | str = RESULTS) -> Path:
+    """Returns a folder of the current directory, of one above it, or of the repository that this library lies in.
+
+    Raises:
+        StorageError: it is in none of them.
+    """
+    places = [Path.cwd(), *Path.cwd().parents, Path(__file__).parents[1]]
+    found = next((place / name for place in places if (place / name).is_dir()), None)
+    require(
+        found is not None,
+        f"no folder {name} in {Path.cwd()} or above it; work inside a checkout of the repository, or give results_dir the "
+        "path of a folder of records",
+        StorageError,
+    )
+    return found
+
+
+def list_configs(
+    dataset: str, bases: Sequence[str], divisions: Sequence[Sequence[int]], scale: str, seeds: Sequence[int] | int
+) -> list[RunConfig]:
+    """Returns the runs of several base methods on sets that are divided in several ways, for several seeds.
+
+    Args:
+        dataset: of the presets.
+        bases: base methods.
+        divisions: images per class of the subsets, one list a set; one of a single number is the base method alone.
+        scale: of the runs.
+        seeds: one seed, or several.
+
+    Raises:
+        ConfigError: an unknown preset or scale, or seeds that are no whole numbers.
+    """
+    seeds = _read_seeds(seeds)
+    return [config_of_subsets(dataset, base, sizes, scale, seed) for base in bases for sizes in divisions for seed in seeds]
+
+
+def list_presets(dataset: str, scale: str, seeds: Sequence[int] | int) -> list[RunConfig]:
+    """Returns the runs of all presets of a data set, for several seeds.
+
+    Raises:
+        ConfigError: the data set has no presets, the scale is unknown, or seeds are no whole numbers.
+    """
+    names = [name for name in preset_names() if name.split("-")[0] == dataset]
+    known = ", ".join(dict.fromkeys(name.split("-")[0] for name in preset_names()))
+    require(bool(names), f"data set {dataset!r:.120} has no presets; use one of {known}")
+    return [RunConfig.from_preset(name, scale, seed) for name in names for seed in _read_seeds(seeds)]
+
+
+def _read_seeds(seeds: Sequence[int] | int) -> list[int]:
+    seeds = [seeds] if isinstance(seeds, int) else list(seeds) if isinstance(seeds, list | tuple) else [seeds]
+    require(all(type(seed) is int for seed in seeds), f"seeds {seeds} must be whole numbers, such as [0, 1, 2]")
+    return seeds
+
+
+@dataclass(frozen=True)
+class Results:
+    """Finished runs of one or two results folders.
+
+    Args:
+        folders: that records are looked for in, the first one first.
+        work_dir: where missing runs are run; None: they are an error.
+    """
+
+    folders: tuple[Path, ...]
+    work_dir: Path | None = None
+
+    @classmethod
+    def open(cls, results_dir: Path | str = RESULTS, compute: bool = False) -> "Results":
+        """Opens the results of a notebook, from any working directory.
+
+        Args:
+            results_dir: folder of records; the committed ones by default. A relative path is looked for as in `find_folder`.
+            compute: whether missing runs are run: into `results_dir`, or into `build/results` of the repository where that is
+                the committed folder. The committed records are looked in first.
+
+        Raises:
+            StorageError: there is no such folder.
+        """
+        if not compute:
+            return cls((find_folder(results_dir),))
+        committed = find_folder()
+        own = committed.parent / (COMPUTED if Path(results_dir) in (Path(RESULTS), committed) else results_dir)
+        return cls((committed, own), own)
+
+    def records(self) -> list[RunRecord]:
+        """Returns the records of all folders, each run once."""
+        runs = [run for folder in reversed(self.folders) for run in load_runs(folder)]
+        return list({run.run_id: run for run in runs}.values())
+
+    def evidence(self) -> Evidence:
+        """Returns what all folders hold, for the queries and figures of `report`."""
+        parts = [Evidence.load(folder) for folder in self.folders]
+        orders = {digest_json(one.config): one for part in reversed(parts) for one in part.orders}
+        again = [one for part in parts for one in part.reevaluations]
+        return Evidence(self.records(), again, list(orders.values()), parts[0].trust)
+
+    def run(self, configs: Sequence[RunConfig], with_sets: bool = False) -> list[Run]:
+        """Returns finished runs, in this order; runs those that are missing, and says before how long that will take.
+
+        Args:
+            configs: what to look for.
+            with_sets: whether a run is missing, too, whose distilled set is: few are committed with their sets.
+
+        Raises:
+            StorageError: runs are missing, and `compute` was not asked for.
+            SeqMatchError: as `run_experiment`, for example where the data set is not there.
+        """
+        found = {config.run_id: self._find(config, with_sets) for config in configs}
+        missing = list({config.run_id: config for config in configs if found[config.run_id] is None}.values())
+        if missing:
+            if self.work_dir is None:
+                self._refuse(missing, len(found), "distilled set" if with_sets else "record")
+            minutes, unknown = self._predict(missing)
+            if minutes > ANNOUNCED_MINUTES or unknown:
+                print(f"{len(missing)} of {len(found)} runs are missing and are run now, {_duration(minutes, unknown)}.")
+        for config in missing:
+            record = run_experiment(config, self.work_dir)
+            found[config.run_id] = Run(config, record, self.work_dir)
+        return [found[config.run_id] for config in configs]
+
+    def available(self, configs: Mapping[str, RunConfig]) -> dict[str, Run]:
+        """Returns name -> finished run, after missing ones were run if that is allowed; without those that are missing."""
+        if self.work_dir is not None:
+            self.run(list(configs.values()))
+        found = {name: self._find(config, False) for name, config in configs.items()}
+        return {name: run for name, run in found.items() if run is not None}
+
+    def prepare(self, configs: Sequence[RunConfig]) -> Evidence:
+        """Returns what all folders hold, after missing runs were run if that is allowed.
+
+        Raises:
+            StorageError: it is not allowed, and none of these runs has a record.
+        """
+        if self.work_dir is not None or not any(self._find(config, False) for config in configs):
+            self.run(configs)
+        return self.evidence()
+
+    def measure_orders(self, configs: Sequence[RunConfig]) -> Evidence:
+        """Returns what all folders hold, after ablations of order and division that no folder has were made.
+
+        Args:
+            configs: SeqMatch runs with two equal subsets.
+
+        Raises:
+            StorageError: that is not allowed, and none of them was made.
+        """
+        known = {digest_json(one.config) for one in self.evidence().orders}
+        missing = [config for config in configs if config.hash not in known]
+        needed = [one for config in missing for one in runs_of_order(config).values()]
+        if self.work_dir is None:
+            if len(missing) == len(configs):
+                self._refuse(needed, len(needed), "distilled set")
+            return self.evidence()
+        at_work = Results((self.work_dir,), self.work_dir)  # the sets are needed, and few are committed
+        at_work.run(needed, with_sets=True)
+        for config in missing:
+            measure_order(config, self.work_dir)
+        return self.evidence()
+
+    def measure_coupling(self, dataset: str, scale: str, seed: int = 0) -> "dict[str, DataFrame]":
+        """Returns the coupling measurements of MTT and its sequence, ten images per class; measures them if that is allowed.
+
+        Raises:
+            StorageError: it is not, and nobody measured them.
+        """
+        joint, sequential = list_configs(dataset, ["mtt"], [[10], [5, 5]], scale, seed)
+        if any((folder / "coupling" / sequential.run_id).is_dir() for folder in self.folders):
+            folder = next(one for one in self.folders if (one / "coupling" / sequential.run_id).is_dir())
+            return load_coupling(sequential.run_id, folder)
+        divided = list_configs(dataset, ["mtt"], [[2] * 5], scale, seed)
+        runs = [joint, sequential, *divided]
+        if self.work_dir is None:
+            self._refuse(runs, len(runs), "coupling measurement")
+        Results((self.work_dir,), self.work_dir).run(runs, with_sets=True)
+        return measure_coupling(joint, sequential, divided, self.work_dir)
+
+    def reevaluate(self, runs: Sequence[Run], networks: Sequence[str], num_networks: int) -> Evidence:
+        """Returns what all folders hold, after sets were asked, if that is allowed, what they are worth for more networks."""
+        known = {(one.run_id, name) for one in self.evidence().reevaluations for name in one.accuracy}
+        for run in runs if self.work_dir is not None else ():
+            missing = [name for name in networks if (run.record.run_id, name) not in known]
+            if missing:
+                run.evaluate(missing, random=True, set={"evaluation.num_networks": num_networks}, results_dir=self.work_dir)
+        return self.evidence()
+
+    def has_set(self, record: RunRecord) -> bool:
+        """Returns whether the distilled set of a finished run was kept."""
+        return any((folder / "distilled" / f"{record.run_id}.safetensors").is_file() for folder in self.folders)
+
+    def open_run(self, record: RunRecord) -> Run:
+        """Returns a finished run, from the folder that has its distilled set if one has."""
+        config = RunConfig.from_dict(record.config)
+        run = self._find(config, self.has_set(record))
+        require(
+            run is not None, f"{record.run_id} has no record in {self.folders[0]}; open the folder it was run in", StorageError
+        )
+        return run
+
+    def _find(self, config: RunConfig, with_set: bool) -> Run | None:
+        """Returns a finished run, or None."""
+        for folder in self.folders:
+            path = folder / "runs" / config.dataset / f"{config.run_id}.json"
+            has_set = (folder / "distilled" / f"{config.run_id}.safetensors").is_file()
+            if path.is_file() and (has_set or not with_set or config.method == "whole"):
+                return Run(config, load_record(path), folder)
+        return None
+
+    def _refuse(self, missing: Sequence[RunConfig], total: int, what: str) -> NoReturn:
+        """Raises the error for missing runs: which, and how to make them."""
+        first, others = missing[0], len(missing) - 1
+        raise StorageError(
+            f"{len(missing)} of {total} runs have no {what} in {self.folders[0]}: "
+            f"{first.run_id} (preset {first.preset}, scale {first.scale}){f' and {others} more' if others else ''}; "
+            f"set compute = True to run what is missing, {_duration(*self._predict(missing))}"
+        )
+
+    def _predict(self, configs: Sequence[RunConfig]) -> tuple[float, int]:
+        """Returns the minutes that runs will take, and of how many that is not known.
+
+        What a run of equal settings and another seed took says more than a prediction.
+        """
+        measured = {_hash_without_seed(run.config): sum(run.seconds.values()) / 60 for run in self.records()}
+        model = CostModel.load(find_folder())
+        each = [measured.get(_hash_without_seed(one.as_dict())) or predict_minutes(one, model) for one in configs]
+        return sum(minutes or 0.0 for minutes in each), sum(minutes is None for minutes in each)
+
+
+def _hash_without_seed(settings: Mapping[str, Any]) -> str:
+    return digest_json({**settings, "seed": 0})
+
+
+def _duration(minutes: float, unknown: int) -> str:
+    """Returns how long runs take, in words; of some, nobody may know it."""
+    known = f"about {minutes:.0f} minutes" if minutes < 120 else f"about {minutes / 60:.0f} hours"
+    return known if not unknown else f"{known}, and more for {unknown} of them, which no benchmark covers"

@@ -1,0 +1,188 @@
+"""The coupling measurements of one joint and one sequential set, kept as CSV files below `<results>/coupling/`.
+
+The quantities are those of `seqmatch_lib.coupling`; here they are taken of finished runs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import nn
+
+from seqmatch_lib import coupling
+from seqmatch_lib.data.datasets import Split
+from seqmatch_lib.engine.evaluation import train_staged
+from seqmatch_lib.errors import StorageError, require
+from seqmatch_lib.methods import Stage
+from seqmatch_lib.methods.teachers import TrajectorySet, record_stage_teachers
+from seqmatch_lib.runs.config import RunConfig
+from seqmatch_lib.runs.experiment import open_run
+from seqmatch_lib.runs.records import load_record
+from seqmatch_lib.seeds import make_generator
+from seqmatch_lib.subsets import SubsetSequence
+
+TABLES = ("gradients", "errors", "losses", "deciles", "subsets")
+FOLLOWED_EPOCHS = 4  # of real training, in which easy and hard images are told apart
+FEW_TEACHERS = 5  # of the measurements as K grows
+
+
+def load_coupling(run_id: str, results_dir: Path) -> dict[str, pd.DataFrame]:
+    """Reads the measurements of a sequence.
+
+    Args:
+        run_id: of the SeqMatch run.
+        results_dir: of all records.
+
+    Returns:
+        gradients: `ipc`, `match`, `coupling`, `repair_share`, `start epoch`; errors: `epoch`, `teacher`, `error`, `set`;
+        losses: `training`, `step`, `images` ("easy" or "hard"), `loss`, `rate`; deciles: `decile`, `accuracy`, `after`;
+        subsets: `K`, `teacher`, `coupling_of_earlier`, `repair_by_last`, `accuracy`.
+
+    Raises:
+        StorageError: nothing was measured of it.
+    """
+    folder = results_dir / "coupling" / run_id
+    missing = [name for name in TABLES if not (folder / f"{name}.csv").is_file()]
+    require(
+        not missing,
+        f"{folder} lacks the measurements {', '.join(missing)}; run 01_coupling_issue with compute = True",
+        StorageError,
+    )
+    return {name: pd.read_csv(folder / f"{name}.csv") for name in TABLES}
+
+
+def measure_coupling(
+    joint: RunConfig, sequential: RunConfig, divided: Sequence[RunConfig], results_dir: Path
+) -> dict[str, pd.DataFrame]:
+    """Measures the coupling in finished runs of MTT, and keeps the tables; returns them as `load_coupling` does.
+
+    Args:
+        joint: run of one set.
+        sequential: run of a sequence of as many images.
+        divided: runs of sequences with other K; the table `subsets` is of these and of `sequential`.
+        results_dir: where all of them were run, with their sets.
+
+    Raises:
+        StorageError: a run has left no set there.
+    """
+    pair = _Pair(joint, sequential, results_dir)
+    tables = {"gradients": pair.gradients(), "errors": pair.errors(), "losses": pair.losses(), "deciles": pair.deciles()}
+    tables["subsets"] = pd.concat([_of_last_subset(one, results_dir) for one in (sequential, *divided)], ignore_index=True)
+    folder = results_dir / "coupling" / sequential.run_id
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, table in tables.items():
+        table.round(6).to_csv(folder / f"{name}.csv", index=False)
+    return load_coupling(sequential.run_id, results_dir)
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A joint and a sequential set of one data set, and what is measured of both."""
+
+    joint_config: RunConfig
+    config: RunConfig
+    results_dir: Path
+
+    @cached_property
+    def joint(self) -> tuple[SubsetSequence, Stage]:
+        _, sequence, (stage,) = open_run(self.joint_config, self.results_dir)
+        return sequence, stage
+
+    @cached_property
+    def sequence(self) -> tuple[SubsetSequence, list[Stage]]:
+        _, sequence, stages = open_run(self.config, self.results_dir)
+        return sequence, stages
+
+    @cached_property
+    def teachers(self) -> tuple[TrajectorySet, TrajectorySet]:
+        """Of the first stage, and of the second."""
+        return record_stage_teachers(self.joint[1]), record_stage_teachers(self.sequence[1][1])
+
+    @property
+    def last_epoch(self) -> int:
+        return self.joint_config.intervals[0][1] - self.joint_config.options.expert_epochs
+
+    def network(self, *purpose: str) -> nn.Module:
+        return self.joint[1].make_network(self.config.seed, *purpose)
+
+    def gradients(self) -> pd.DataFrame:
+        """How the gradient of half of the joint set depends on the other half, at three segments of one teacher."""
+        sequence, stage = self.joint
+        mtt, ipc = self.joint_config.options, self.joint_config.ipc
+        epochs = sorted({0, self.last_epoch // 2, self.last_epoch})
+        match = (mtt.expert_epochs, mtt.syn_steps, sequence.subsets[0].lr)
+        matches = [
+            coupling.make_matching_loss(self.network("coupling"), self.teachers[0], 0, epoch, *match) for epoch in epochs
+        ]
+        sizes = range(2, ipc + 1, 2)
+        frame = coupling.coupling_of_subsets(matches, *sequence.union(), stage.num_classes, sizes)
+        return frame.assign(**{"start epoch": frame["match"].map(dict(enumerate(epochs)))})
+
+    def errors(self) -> pd.DataFrame:
+        """The matching error along the training of teachers; later subsets are asked about teachers of their own."""
+        (joint, _), (sequence, _), (first, second) = self.joint, self.sequence, self.teachers
+        mtt, starts = self.joint_config.options, range(0, self.last_epoch + 1, max(1, self.last_epoch // 4))
+        cases = {
+            f"MTT, {self.joint_config.ipc} images": (first, joint.union(), joint.subsets[0].lr),
+            "$S_1$": (first, sequence.union(1), sequence.subsets[0].lr),
+            "$S_1 \\cup S_2$, after $S_1$": (second, sequence.union(2), sequence.subsets[1].lr),
+        }
+        network = self.network("coupling")
+        errors = [
+            coupling.errors_along_trajectory(network, teachers, *images, lr, mtt.syn_steps, mtt.expert_epochs, starts).assign(
+                set=name
+            )
+            for name, (teachers, images, lr) in cases.items()
+        ]
+        return pd.concat(errors, ignore_index=True)
+
+    def losses(self) -> pd.DataFrame:
+        """The losses of easy and hard real images while networks train on real data, on the set, and on the sequence."""
+        stage, seed = self.joint[1], self.config.seed
+        real = stage.images, stage.labels
+        watched = self._follow_real("real training", make_generator(seed, "watched"))
+        easy = coupling.split_easy_hard(watched)
+        found = {"real data": watched}
+        for name, sequence in (("MTT", self.joint[0]), ("SeqMatch", self.sequence[0])):
+            network, generator = self.network("watched", name), make_generator(seed, name)
+            found[name] = coupling.follow_staged_training(network, sequence, self.joint_config.training, *real, generator)
+        return pd.concat([coupling.mean_losses(losses, easy, name) for name, losses in found.items()], ignore_index=True)
+
+    def deciles(self) -> pd.DataFrame:
+        """The accuracy on test images by difficulty, after each stage of training on the sequence."""
+        data, sequence, _ = open_run(self.config, self.results_dir)
+        deciles = coupling.difficulty_deciles(self._follow_real("difficulty", make_generator(0), data.test))
+        network, after = self.network("stages"), []
+        generator = make_generator(self.config.seed, "stages")
+        train_staged(
+            [network], sequence, self.config.training, [generator],
+            lambda: after.append(coupling.group_accuracies(network, data.test.images, data.test.labels, deciles)),
+        )  # fmt: skip
+        rows = [(decile, value, f"stage {k}") for k, found in enumerate(after, start=1) for decile, value in found.items()]
+        return pd.DataFrame(rows, columns=["decile", "accuracy", "after"])
+
+    def _follow_real(self, purpose: str, generator: torch.Generator, watched: Split | None = None) -> torch.Tensor:
+        """Returns the losses of the watched images while a fresh network trains on real ones."""
+        stage, config = self.joint[1], self.joint_config.teachers
+        network = self.network(purpose)
+        return coupling.follow_real_training(
+            network, stage.images, stage.labels, config, FOLLOWED_EPOCHS, generator, watched=watched
+        )
+
+
+def _of_last_subset(config: RunConfig, results_dir: Path) -> pd.DataFrame:
+    """How A = S_1 ∪ … ∪ S_{K-1} and B = S_K are coupled, for a few teachers of the last stage."""
+    _, sequence, stages = open_run(config, results_dir)
+    record = load_record(results_dir / "runs" / config.dataset / f"{config.run_id}.json")
+    teachers, last, mtt = record_stage_teachers(stages[-1]), sequence.subsets[-1], config.options
+    parts = sequence.union(len(sequence) - 1), (last.images, last.labels)
+    network = stages[0].make_network(config.seed, "coupling")
+    rows = []
+    for teacher in range(min(FEW_TEACHERS, len(teachers))):
+        match = coupling.make_matching_loss(network, teachers, teacher, 0, mtt.expert_epochs, mtt.syn_steps, last.lr)
+        found = {"coupling_of_earlier": match.coupling(*parts), "repair_by_last": match.repair_share(*parts)}
+        rows.append({"K": len(sequence), "teacher": teacher, **found, "accuracy": record.accuracy_last["mean"]})
+    return pd.DataFrame(rows)

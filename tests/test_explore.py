@@ -1,0 +1,58 @@
+"""Looking into finished runs: what is shown of one, and menus that go with each other."""
+
+from pathlib import Path
+
+import pytest
+
+from seqmatch_lib.errors import StorageError
+from seqmatch_lib.explore import LEVELS, explore, find_runs, show_run
+from seqmatch_lib.results import Results
+from seqmatch_lib.runs.records import load_runs
+
+RESULTS = Results.open(Path(__file__).parents[1] / "paper_results")
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """What is shown: the alternative texts of figures."""
+    texts = []
+    monkeypatch.setattr("seqmatch_lib.explore.show", lambda figure, alt: texts.append(alt))
+    return texts
+
+
+def test_runs_with_their_sets_come_first():
+    found = find_runs(RESULTS, dataset="cifar10", method="mtt", ipc=10, scale="reduced")
+    assert RESULTS.has_set(found[0])
+    assert not RESULTS.has_set(found[-1])
+    assert {one.dataset for one in found} == {"cifar10"}
+
+
+def test_a_run_is_shown_with_and_without_its_images(shown, capsys):
+    found = find_runs(RESULTS, dataset="cifar10", method="seqmatch_mtt", ipc=10, scale="reduced")
+    show_run(RESULTS, found[0], 2, "frog")
+    assert shown == [
+        f"Distilled images of {found[0].run_id}, subset: 2, class: frog",
+        f"Matching losses and accuracies of {found[0].run_id}",
+    ]
+    shown.clear()
+    show_run(RESULTS, found[-1])
+    assert len(shown) == 1
+    assert f"The images of {found[-1].run_id} were not kept" in capsys.readouterr().out
+
+
+def test_every_choice_of_the_menus_is_a_run(shown):
+    pytest.importorskip("ipywidgets")
+    above, below, _ = explore(RESULTS).children
+    menus = dict(zip((*LEVELS, "subset", "class"), (*above.children, *below.children), strict=True))
+    menus["dataset"].value = "digits"
+    menus["method"].value = "seqmatch_mtt"
+    chosen = {one.run_id: one for one in load_runs(RESULTS.folders[0])}[menus["run_id"].value]
+    assert (chosen.dataset, chosen.method, chosen.ipc) == ("digits", "seqmatch_mtt", menus["ipc"].value)
+    assert menus["subset"].options == ("all", *range(1, chosen.num_subsets + 1))
+    assert shown[-1].endswith(chosen.run_id)
+
+
+def test_an_empty_folder_is_said(tmp_path):
+    pytest.importorskip("ipywidgets")
+    with pytest.raises(StorageError, match="holds no record of a distilled set"):
+        explore(Results((tmp_path,)))

@@ -1,0 +1,55 @@
+"""The ablation of order and division: the sets it compares, and the second turn of a whole set."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from seqmatch_lib.errors import ConfigError
+from seqmatch_lib.methods import get_method
+from seqmatch_lib.runs.config import RunConfig, config_of_subsets
+from seqmatch_lib.runs.experiment import open_run, run_experiment
+from seqmatch_lib.runs.order import distil_again, measure_order, runs_of_order
+from seqmatch_lib.runs.records import load_orders, load_runs
+
+RESULTS = Path(__file__).parents[1] / "paper_results"
+SETS = [
+    "SeqMatch", "SeqMatch, joint", "SeqMatch, $S_2$ first", "SeqMatch, $S_2$ undistilled", "SeqMatch, $S_1$ twice",
+    "divided, staged", "divided, joint", "undivided, staged", "undivided, last", "random real",
+]  # fmt: skip
+
+
+def test_it_compares_runs_that_committed_records_name():
+    known = {run.run_id for run in load_runs(RESULTS)}
+    runs = runs_of_order(RunConfig.from_preset("cifar10-ipc10-seqmatch_mtt", "reduced"))
+    assert {one.run_id for one in runs.values()} <= known
+    assert [runs[name].seed for name in ("first half", "other half")] == [0, 1000]
+
+
+@pytest.mark.parametrize("sizes", [[10], [4, 3, 3], [3, 7]])
+def test_only_two_equal_subsets_can_be_asked_about(sizes):
+    with pytest.raises(ConfigError, match="are not those of a sequence of two equal subsets"):
+        runs_of_order(config_of_subsets("digits", "dm", sizes, "smoke"))
+
+
+@pytest.mark.parametrize("base", ["mtt", "krr"])
+def test_every_set_gets_its_accuracies_and_the_record_is_kept(tmp_path, base):
+    config = RunConfig.from_preset(f"digits-ipc10-seqmatch_{base}", "smoke")
+    record = measure_order(config, tmp_path, num_networks=2)
+    assert list(record.accuracy) == [base.upper(), *SETS]
+    assert all(len(found) == 2 and all(0 <= value <= 100 for value in found) for found in record.accuracy.values())
+    assert load_orders(tmp_path) == [record]
+    assert record.config == config.as_dict()
+
+
+def test_the_second_turn_begins_with_the_finished_set_and_its_own_step_size(tmp_path):
+    config = RunConfig.from_preset("digits-ipc10-mtt", "smoke")
+    run_experiment(config, tmp_path)
+    _, plain, (stage,) = open_run(config, tmp_path)
+    still = replace(config.options, iterations=1, lr_img=1e-30, lr_lr=1e-30, later_syn_lr=0.013)
+    again = distil_again(get_method("mtt")(still), stage, stage.interval, plain)
+    assert torch.equal(again.images, plain.subsets[0].images)
+    assert again.lr == pytest.approx(0.013)
+    moved = distil_again(get_method("mtt")(config.options), stage, stage.interval, plain)
+    assert not torch.equal(moved.images, plain.subsets[0].images)

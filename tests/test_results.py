@@ -1,0 +1,85 @@
+"""What notebooks read: records first, from any working directory; what is missing is named, or run where that is allowed."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from seqmatch_lib.errors import ConfigError, DataError, StorageError
+from seqmatch_lib.results import Results, find_folder, list_configs
+from seqmatch_lib.runs.config import RunConfig, config_of_subsets
+from seqmatch_lib.runs.records import load_runs
+
+ROOT = Path(__file__).parents[1]
+REDUCED = RunConfig.from_preset("cifar10-ipc10-mtt", "reduced")
+SMOKE = RunConfig.from_preset("digits-ipc10-random", "smoke")
+
+
+@pytest.mark.parametrize("place", [ROOT, ROOT / "notebooks", Path("/")])
+def test_committed_records_are_found_from_any_folder(monkeypatch, place):
+    monkeypatch.chdir(place)
+    (run,) = Results.open().run([REDUCED])
+    assert run.record.run_id == REDUCED.run_id
+    assert run.distilled.subsets[0].images.shape == (100, 3, 32, 32)
+
+
+def test_a_folder_above_is_found_before_the_one_of_the_library(monkeypatch, tmp_path):
+    (tmp_path / "paper_results").mkdir()
+    (tmp_path / "deep").mkdir()
+    monkeypatch.chdir(tmp_path / "deep")
+    assert find_folder() == tmp_path / "paper_results"
+    with pytest.raises(StorageError, match=r"no folder elsewhere in .*deep or above it; work inside a checkout"):
+        Results.open("elsewhere")
+
+
+def test_what_is_missing_is_named_with_its_cost_and_nothing_is_run(monkeypatch):
+    monkeypatch.delenv("SEQMATCH_DATA", raising=False)
+    wanted = [REDUCED, RunConfig.from_preset("cifar10-ipc10-mtt", "reduced", seed=7), SMOKE]
+    with pytest.raises(StorageError) as error:
+        Results.open().run(wanted)
+    assert f"2 of 3 runs have no record in {ROOT / 'paper_results'}: {wanted[1].run_id} (preset" in str(error.value)
+    assert "and 1 more; set compute = True to run what is missing, about " in str(error.value)
+    with pytest.raises(StorageError, match="1 of 1 runs have no distilled set"):
+        Results.open().run([RunConfig.from_preset("cifar10-ipc50-mtt", "reduced")], with_sets=True)
+
+
+def test_missing_runs_are_run_once_and_committed_ones_never(tmp_path, capsys):
+    results = Results.open(tmp_path / "shared", compute=True)
+    committed, made = results.run([REDUCED, SMOKE])
+    assert (committed.results_dir, made.results_dir) == (ROOT / "paper_results", tmp_path / "shared")
+    assert [run.run_id for run in load_runs(tmp_path / "shared")] == [SMOKE.run_id]
+    assert SMOKE.run_id in {run.run_id for run in results.records()}
+    shutil.rmtree(tmp_path / "shared" / "state")
+    assert results.run([SMOKE])[0].record == made.record
+    assert "missing" not in capsys.readouterr().out  # seconds are not announced
+
+
+def test_hours_are_announced_before_the_data_set_is_missed(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("SEQMATCH_DATA", str(tmp_path))
+    with pytest.raises(DataError, match="cifar10"):
+        Results.open(tmp_path, compute=True).run([RunConfig.from_preset("cifar10-ipc50-idc", "reduced", seed=9)])
+    assert "1 of 1 runs are missing and are run now, about " in capsys.readouterr().out
+
+
+def test_one_subset_is_the_base_method_and_other_numbers_are_what_records_call_them():
+    assert config_of_subsets("cifar10", "mtt", [10], "reduced") == REDUCED
+    known = {run.run_id for run in load_runs(ROOT / "paper_results")}
+    divisions = ([5, 5], [4, 3, 3], [3, 3, 2, 2], [2, 2, 2, 2, 1, 1])
+    assert {config_of_subsets("cifar10", "mtt", sizes, "reduced").run_id for sizes in divisions} <= known
+    assert config_of_subsets("cifar10", "idc", [25, 25], "reduced", 1).run_id in known
+    assert config_of_subsets("cifar10", "krr", [4, 3, 3], "reduced").run_id in known
+
+
+def test_seeds_are_one_number_or_several():
+    one = list_configs("digits", ["mtt", "dm"], [[10], [5, 5]], "smoke", 3)
+    assert [(config.base_method, config.num_subsets) for config in one] == [("mtt", 1), ("mtt", 2), ("dm", 1), ("dm", 2)]
+    assert one == list_configs("digits", ["mtt", "dm"], [[10], [5, 5]], "smoke", [3])
+    with pytest.raises(ConfigError, match=r"seeds \['0, 1'\] must be whole numbers, such as \[0, 1, 2\]"):
+        list_configs("digits", ["mtt"], [[10]], "smoke", "0, 1")
+
+
+def test_some_records_are_enough_to_show_and_none_are_an_error():
+    some = list_configs("cifar10", ["mtt"], [[10], [9, 1]], "reduced", 0)
+    assert REDUCED.run_id in {run.run_id for run in Results.open().prepare(some).runs}
+    with pytest.raises(StorageError, match="1 of 1 runs have no record"):
+        Results.open().prepare(some[1:])
