@@ -22,7 +22,7 @@ help:
 	@echo "make site        build the site (notebooks, guides, library reference) in build/site; needs no network"
 	@echo "make tables      run all presets and notebooks and make the tables; SCALE=smoke|reduced|short|paper,"
 	@echo "                 DATASETS=\"cifar10 svhn\", SEEDS=\"0 1 2\""
-	@echo "make plan        list what make tables would run, with predicted minutes and memory"
+	@echo "make plan        list the runs that make tables has yet to make, with minutes, memory and totals"
 	@echo "make gpu         for a GPU at hand for minutes: checks, benchmark and runs; SCALE=paper MINUTES=5"
 	@echo "make clean       remove what the commands above made in build/, but not your notebooks in build/lab"
 	@echo "The first of them makes the environment $(VENV). In an active conda environment called seqmatch, that one is used."

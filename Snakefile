@@ -24,10 +24,10 @@ def errors_in_one_line():
         sys.exit(f"error: {error}")
 
 
+COPIES = list_copies("notebooks")  # name of an executed copy -> notebook, its parameters
 with errors_in_one_line():
     BATCH = Batch.read(config)
-    COPIES = list_copies("notebooks")  # name of an executed copy -> notebook, its parameters
-    NOTEBOOKS = check_names("notebook", split_names(config.get("notebooks")), COPIES) or tuple(COPIES)
+    NOTEBOOKS = check_names("notebook", split_names(config.get("notebooks")), COPIES) or list(COPIES)
 SCALE, RESULTS = BATCH.scale, str(BATCH.results)
 PYTHON = sys.executable
 THREADS = BATCH.threads  # one job already keeps all cores busy
@@ -43,7 +43,7 @@ localrules:
 
 def parameters_of(name):
     """The parameters of a notebook in a batch, as the command line takes them; all notebooks share the batch's folder."""
-    wanted = batch_parameters(*COPIES[name], SCALE, BATCH.datasets, list(BATCH.seeds), RESULTS)
+    wanted = batch_parameters(*COPIES[name], SCALE, BATCH.datasets, BATCH.seeds, RESULTS)
     return " ".join(f"--set {shlex.quote(f'{key}={value}')}" for key, value in wanted.items())
 
 
@@ -87,7 +87,8 @@ rule run:
 rule notebook:
     input:
         notebook=lambda wildcards: COPIES[wildcards.name][0],
-        records=lambda wildcards: list(RECORDS.values()) if "_tables_" in wildcards.name and SCALE != "smoke" else [],
+        # on a cluster all wait for the runs: what they miss they would run themselves, beside the jobs that are at it
+        records=lambda wildcards: list(RECORDS.values()) if BATCH.slot or ("_tables_" in wildcards.name and SCALE != "smoke") else [],
     output:
         RESULTS + "/executed/{name}.ipynb",
     params:

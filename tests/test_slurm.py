@@ -33,15 +33,16 @@ class Batch:
         profile: of `profiles/`.
         results: the folder.
         settings: more of `--config`.
+        arguments: more of the command line.
     """
 
-    def __init__(self, profile, results, *settings):
+    def __init__(self, profile, results, *settings, arguments=()):
         self.results = results
         self.log = results / "snakemake.log"
         self.job_logs = results / "logs"
         results.mkdir()
         command = [sys.executable, "-m", "snakemake", "summary", "--profile", f"profiles/{profile}", "--latency-wait", "5"]
-        command += ["--slurm-init-seconds-before-status-checks", "1", "--slurm-logdir", str(self.job_logs)]
+        command += ["--slurm-init-seconds-before-status-checks", "1", "--slurm-logdir", str(self.job_logs), *arguments]
         command += ["--slurm-keep-successful-logs", "--config", f"results={results}", "threads=1", *settings]
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
@@ -87,11 +88,13 @@ def test_two_runs_with_the_same_teachers_record_them_once(tmp_path):
 
 def test_a_gpu_job_gets_a_gpu_and_the_slot(tmp_path):
     config = RunConfig.from_preset("digits-ipc10-random", "smoke")
-    with Batch("slurm-gpu", tmp_path / "results", "presets=digits-ipc10-random") as batch:
+    partition = ("--default-resources", "slurm_partition=all")  # must not replace what the profile asks for
+    with Batch("slurm-gpu", tmp_path / "results", "presets=digits-ipc10-random", arguments=partition) as batch:
         batch.finish()
         (log,) = (batch.job_logs / "rule_run").rglob("*.log")
         job = ask("scontrol", "--oneliner", "show", "job", log.stem)
         assert "TresPerNode=gres:gpu:1" in job
+        assert "Partition=all" in job
         assert "TimeLimit=12:00:00" in job  # 720 minutes
         assert batch.record(config).method == "random"
 

@@ -111,8 +111,8 @@ class Batch:
 
     @property
     def datasets(self) -> tuple[str, ...]:
-        """The data sets of the presets."""
-        return tuple(dict.fromkeys(name.split("-")[0] for name in self.presets))
+        """The data sets of the runs."""
+        return tuple(dict.fromkeys(config.dataset for config in self.configs.values()))
 
     @cached_property
     def teachers(self) -> dict[str, str]:
