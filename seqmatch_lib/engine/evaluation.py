@@ -1,4 +1,4 @@
-"""What a distilled set is worth: the test accuracy of fresh networks trained on it, stage by stage."""
+"""Evaluation of a distilled set: the test accuracy of fresh networks that are trained on it, stage by stage."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,15 +20,15 @@ from seqmatch_lib.subsets import SubsetSequence
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """Which networks a distilled set is evaluated with.
+    """The networks that a distilled set is evaluated with, and how iterates are scored during distillation.
 
     Args:
         num_networks: networks of each architecture, at least 1; the published protocol has 5.
         networks: architectures of `NETWORKS`; the first one gives the headline accuracy.
-        real_lr: step size for training on real images, whose step size nobody learned.
-        num_selections: how many iterates a stage are scored to select one, evenly spaced, the last among them.
-        score_test: whether scored iterates are also scored on the test images, which select nothing. The public codes report
-            the best accuracy of all iterates on these; with both scores one run shows either protocol.
+        real_lr: step size for training on real images, for which none is learned.
+        num_selections: iterates of each stage that are scored to select the best; evenly spaced, the last one included.
+        score_test: whether the same iterates are also scored on the test images. These scores select nothing; they show the
+            protocol of the public codes, which report the best test accuracy of all iterates.
     """
 
     num_networks: int = 5
@@ -48,26 +48,22 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Accuracies in per cent of networks that differ in their seed alone.
-
-    Args:
-        values: one a network, in the order of the network's index.
-    """
+    """Accuracies in per cent of networks that differ only in their seed, in the order of the networks' indices."""
 
     values: tuple[float, ...]
 
     @property
     def mean(self) -> float:
-        """Their mean."""
+        """Mean of the values."""
         return fmean(self.values)
 
     @property
     def std(self) -> float:
-        """Their sample standard deviation (n - 1); 0 for a single network."""
+        """Sample standard deviation of the values (n - 1); 0 for a single network."""
         return stdev(self.values) if len(self.values) > 1 else 0.0
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns mean, std, n and the values, rounded to 4 decimals, as records hold them."""
+        """Returns mean, std, n and values, rounded to 4 decimals, as in records."""
         values = [round(value, 4) for value in self.values]
         return {"mean": round(self.mean, 4), "std": round(self.std, 4), "n": len(values), "values": values}
 
@@ -83,18 +79,17 @@ def train_staged(
     after_stage: Callable[[], None] = lambda: None,
     checkpoint: TrainingCheckpoint | None = None,
 ) -> None:
-    """Trains networks in place on S_1, then on S_1 ∪ S_2, …, each stage with that stage's own step size.
+    """Trains networks in place on S_1, then on S_1 ∪ S_2, …, each stage with its own step size.
 
     Args:
         networks: fresh, of one architecture, on the device of the sequence.
-        sequence: S_1 … S_K; K = 1 is ordinary training, and `sequence.joint()` makes any sequence K = 1.
-        recipe: epochs, batch size, momentum, weight decay and augmentation of each stage.
-        generators: CPU generators for batch order and augmentation, one a network.
-        after_stage: called after each stage, for whoever watches.
+        sequence: S_1 … S_K; K = 1 is ordinary training, and `sequence.joint()` turns any sequence into K = 1.
+        recipe: of each stage.
+        generators: CPU generators for batch order and augmentation, one for each network.
+        after_stage: called after each stage, for example to measure the networks.
         checkpoint: as in `train_stage`.
 
-    Source: Algorithm 1 of SeqMatch, and the evaluation of its public code without its fault of dropping the stages
-    2 … K - 1.
+    Source: Algorithm 1 of SeqMatch. The evaluation in its public code drops the stages 2 … K - 1; this one does not.
     """
     for stage, subset in enumerate(sequence.subsets, start=1):
         images, labels = sequence.union(stage)
@@ -104,11 +99,11 @@ def train_staged(
 
 @dataclass(frozen=True)
 class EvaluationProtocol:
-    """How fresh networks are trained on a set, stage by stage, and tested.
+    """How fresh networks are trained on a set and tested.
 
     Args:
-        num_classes: logits of the networks.
-        recipe: how they are trained; its engine says whether one by one or together.
+        num_classes: number of logits.
+        recipe: of each stage of training.
         seed: of the evaluation.
     """
 
@@ -123,12 +118,12 @@ class EvaluationProtocol:
         indices: Sequence[int],
         checkpoint: TrainingCheckpoint | None = None,
     ) -> list[nn.Module]:
-        """Returns networks trained on a set.
+        """Returns networks trained on a set, on its device.
 
         Args:
-            sequence: the set; the networks are made on its device.
-            network: their architecture.
-            indices: of the networks within the evaluation; they decide each network's start and batches.
+            sequence: the set.
+            network: architecture of the networks.
+            indices: of the networks within the evaluation; an index determines a network's initial parameters and batches.
             checkpoint: as in `train_stage`.
         """
         images = sequence.subsets[0].images
@@ -137,7 +132,9 @@ class EvaluationProtocol:
             return [make_generator(self.seed, "evaluation", network.name, index, purpose) for index in indices]
 
         shape = tuple(images.shape[1:])
-        networks = [make_network(network, shape, self.num_classes, start).to(images.device) for start in generators("start")]
+        networks = [
+            make_network(network, shape, self.num_classes, generator).to(images.device) for generator in generators("start")
+        ]
         train_staged(networks, sequence, self.recipe, generators("batches"), checkpoint=checkpoint)
         return networks
 
@@ -149,11 +146,11 @@ class EvaluationProtocol:
         indices: Sequence[int],
         checkpoint: TrainingCheckpoint | None = None,
     ) -> list[float]:
-        """Returns the accuracies in per cent of such networks on held-out images; arguments as in `train`."""
+        """Trains networks as `train` does and returns their accuracies on the test images in per cent."""
         networks = self.train(sequence, network, indices, checkpoint)
         return [measure_accuracy(trained, test.images, test.labels) for trained in networks]
 
     def score(self, sequence: SubsetSequence, splits: Sequence[Split], network: NetworkConfig) -> list[float]:
-        """Returns the accuracies in per cent of one network, the first of an evaluation, on each of several splits."""
+        """Trains the network of index 0 and returns its accuracy on each split in per cent."""
         (trained,) = self.train(sequence, network, [0])
         return [measure_accuracy(trained, split.images, split.labels) for split in splits]

@@ -1,4 +1,4 @@
-"""Networks in the middle of their training, in a file from which the training of a stopped process goes on bit for bit."""
+"""Checkpoint of networks in training: a stopped process resumes from it with bit-identical results."""
 
 import time
 from collections.abc import Sequence
@@ -13,23 +13,23 @@ from seqmatch_lib.store.files import tensors_under
 
 
 class Resumable(Protocol):
-    """A trainer of networks, as `make_trainer` returns it."""
+    """A trainer, as `make_trainer` returns it."""
 
     def state(self) -> dict[str, torch.Tensor]:
         """Returns parameters and the optimiser's state."""
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
-        """Takes over what `state` returned."""
+        """Restores what `state` returned."""
 
 
 class TrainingCheckpoint(Checkpoint):
-    """The checkpoint of networks that are trained side by side, for as long as they are.
+    """The checkpoint of one group of networks while they are trained.
 
     Args:
-        path: of the safetensors file; whoever gives it holds a lock under which no other process writes it.
-        owner: JSON values that say which networks these are, and on what they are trained; a file of another owner, left
-            by a process that was killed before it could remove it, counts as none.
-        budget: says when to save, and when to stop.
+        path: of the safetensors file; the caller holds a lock under which no other process writes it.
+        owner: JSON values that identify the networks and their training data. A file of another owner, left behind by a killed
+            process, is ignored.
+        budget: determines when to save and when to stop.
 
     Raises:
         StorageError: the file is damaged.
@@ -49,26 +49,26 @@ class TrainingCheckpoint(Checkpoint):
 
     @property
     def seconds(self) -> float:
-        """Seconds spent on these networks, those of stopped processes up to their last checkpoint included."""
+        """Seconds of training so far, including those of stopped processes up to their last checkpoint."""
         return time.perf_counter() - self._began
 
     def resume(
         self, stage: int, epochs: int, trainer: Resumable, generators: Sequence[torch.Generator], device: torch.device
     ) -> tuple[int, dict[str, torch.Tensor]]:
-        """Puts a trainer to where its networks were when they were saved, if that was in this stage.
+        """Restores a trainer and its generators, if they were saved during this stage.
 
         Args:
-            stage: counted from 1, of those that are trained one after the other.
-            epochs: of this stage.
-            trainer: of fresh networks.
-            generators: that their batches are drawn with, from stage to stage.
+            stage: counted from 1.
+            epochs: number of epochs of this stage.
+            trainer: of the fresh networks.
+            generators: of the batches, in all stages.
             device: of the networks.
 
         Returns:
-            How many epochs of the stage are done, and what the caller had saved with them.
+            The number of finished epochs of the stage, and the tensors saved as `more`.
 
         Raises:
-            StorageError: the file does not hold such networks.
+            StorageError: the file does not fit these networks.
         """
         if stage < self._stage:
             return epochs, {}
@@ -90,14 +90,14 @@ class TrainingCheckpoint(Checkpoint):
         generators: Sequence[torch.Generator] = (),
         more: dict[str, torch.Tensor] | None = None,
     ) -> None:
-        """Saves if the last save is old enough, or if the time is spent; to be called after each epoch.
+        """Saves the state if the last save is old enough or the time is spent; to be called after each epoch.
 
         Args:
-            stage: as in `resume`.
-            epoch: how many of the stage are done.
-            trainer: and `generators`: as they are after it.
-            generators: see there.
-            more: what the caller wants back.
+            stage: counted from 1.
+            epoch: number of finished epochs of the stage.
+            trainer: after this epoch.
+            generators: after this epoch.
+            more: tensors that `resume` shall return.
 
         Raises:
             OutOfTime: the time is spent, and the state is saved.
