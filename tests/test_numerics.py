@@ -78,8 +78,8 @@ def at_one_place(value: float) -> Callable[[torch.Tensor], torch.Tensor]:
         ("labels.1", at_one_place(-1), False, "labels from -1 to 9"),
         ("labels.1", at_one_place(0), False, "from 1 to 3 images a class; all classes must have the same number"),
         ("labels.1", lambda labels: labels.int(), False, "labels of torch.int32"),
-        ("labels.1", lambda labels: labels[:, None], False, "shape (20, 1), not one class an image"),
-        ("labels.1", lambda labels: labels.double(), True, "finite float32 numbers an image"),
+        ("labels.1", lambda labels: labels[:, None], False, "shape (20, 1), not one int64 class an image"),
+        ("labels.1", lambda labels: labels.double(), True, "finite float32 numbers for each image"),
         ("labels.1", lambda labels: labels[:-1], False, "20 images and labels of shape (19,)"),
         ("images.1", lambda images: images.double(), False, "images of torch.float64 instead of float32"),
         ("images.1", lambda images: images[:0], False, "has no images"),
@@ -185,7 +185,9 @@ def test_what_is_not_finite_leaves_the_state_before_it(tmp_path, monkeypatch, na
         return spoil(loss, trainable) if trainable.iteration == good else loss
 
     monkeypatch.setattr(type(method), "step", spoiled)
-    with pytest.raises(DivergenceError, match=rf"stage 1, iteration {good}: .* is not finite; the state before it is kept"):
+    with pytest.raises(
+        DivergenceError, match=rf"stage 1, iteration {good}: .* is not finite; the state before this iteration is kept"
+    ):
         distil(tmp_path / "spoiled", method)
     monkeypatch.setattr(type(method), "step", step)
     monkeypatch.setattr(type(method), "num_iterations", lambda self, index: good)
