@@ -144,13 +144,9 @@ def spread_lrs(lrs: Sequence[float], count: int, origin: str) -> list[float]:
 
 
 def check_sequence(sequence: SubsetSequence, origin: str, shape: tuple[int, int, int], num_classes: int) -> None:
-    """Raises DataError unless a set from a file can be trained on.
+    """Raises DataError, which names the `origin`, unless a set from a file can be trained on.
 
-    Args:
-        sequence: the set.
-        origin: name of the set in errors.
-        shape: (C, H, W) that its images must have.
-        num_classes: classes 0 … num_classes - 1, all with the same number of images.
+    Its images must have the shape (C, H, W), and all classes 0 … num_classes - 1 the same number of images.
     """
     require(len(sequence) > 0, f"{origin} has no subsets; get the set again", DataError)
     for k, subset in enumerate(sequence.subsets, start=1):
@@ -164,12 +160,8 @@ def check_sequence(sequence: SubsetSequence, origin: str, shape: tuple[int, int,
 
 def _check_images(images: torch.Tensor, name: str, shape: tuple[int, int, int]) -> None:
     """Raises DataError unless there are images, all finite, float32 and of this shape; errors begin with `name`."""
-    image_shape = tuple(images.shape[1:])
-    require(
-        image_shape == shape,
-        f"{name} has images of shape {image_shape}, but those of the data set have {shape}; give the preset of the set",
-        DataError,
-    )
+    size = tuple(images.shape[1:])
+    require(size == shape, f"{name} has images of shape {size}, but the data set has {shape}; give its preset", DataError)
     require(len(images) > 0, f"{name} has no images; get the set again", DataError)
     require(images.dtype is torch.float32, f"{name} has images of {images.dtype} instead of float32", DataError)
     require(bool(images.isfinite().all()), f"{name} has pixels that are not finite; get the set again", DataError)
@@ -250,12 +242,7 @@ def sample_real_sequence(
     images_by_subset = union.images.unflatten(0, (num_classes, sum(ipcs))).split(list(ipcs), dim=1)
     labels_by_subset = union.labels.unflatten(0, (num_classes, sum(ipcs))).split(list(ipcs), dim=1)
     pairs = zip(images_by_subset, labels_by_subset, strict=True)
-    return SubsetSequence(
-        tuple(
-            SyntheticSubset(subset_images.flatten(0, 1), subset_labels.flatten(0, 1), lr)
-            for subset_images, subset_labels in pairs
-        )
-    )
+    return SubsetSequence(tuple(SyntheticSubset(*(part.flatten(0, 1) for part in pair), lr) for pair in pairs))
 
 
 def _as_tensors(sequence: SubsetSequence) -> dict[str, torch.Tensor]:

@@ -83,7 +83,7 @@ def at_one_place(value: float) -> Callable[[torch.Tensor], torch.Tensor]:
         ("labels.1", lambda labels: labels[:-1], False, "20 images and labels of shape (19,)"),
         ("images.1", lambda images: images.double(), False, "images of torch.float64 instead of float32"),
         ("images.1", lambda images: images[:0], False, "has no images"),
-        ("images.1", lambda images: images[:, :, :7], False, "images of shape (1, 7, 8), but the data set (1, 8, 8)"),
+        ("images.1", lambda images: images[:, :, :7], False, "images of shape (1, 7, 8), but the data set has (1, 8, 8)"),
     ],
 )  # fmt: skip
 def test_a_set_that_cannot_be_trained_on_is_refused(tmp_path, capsys, name, change, soft, message):

@@ -85,14 +85,9 @@ def draw_augmentation(
 
 
 def apply_augmentation(images: torch.Tensor, augmentation: Augmentation) -> torch.Tensor:
-    """Applies a drawn augmentation; differentiable in the images.
+    """Applies a drawn augmentation to normalised images (batch, C, H, W) of any floating dtype, differentiably.
 
-    Args:
-        images: (batch, C, H, W), any floating dtype, normalised; geometric operations fill with zero.
-        augmentation: drawn for this batch size and image size.
-
-    Returns:
-        (batch, C, H, W), same dtype.
+    Geometric operations fill with zero.
     """
     for operation in augmentation:
         values = operation.values.to(images.dtype)[:, :, None, None, None]  # (parameters, batch, 1, 1, 1)
@@ -101,13 +96,7 @@ def apply_augmentation(images: torch.Tensor, augmentation: Augmentation) -> torc
 
 
 def augment_alike(batches: Sequence[torch.Tensor], strategy: str, generator: torch.Generator) -> list[torch.Tensor]:
-    """Applies one draw to several batches, with the same parameters for every image, for example to real and synthetic ones.
-
-    Args:
-        batches: (B, C, H, W) each, on one device; B may differ.
-        strategy: as in `draw_augmentation`.
-        generator: a CPU generator.
-    """
+    """Applies one draw to all images of several (B, C, H, W) batches, such as real and synthetic ones; B may differ."""
     images = torch.cat(list(batches))
     augmentation = draw_augmentation(strategy, len(images), images.shape[2:], generator, shared=True, device=images.device)
     return list(apply_augmentation(images, augmentation).split([len(batch) for batch in batches]))

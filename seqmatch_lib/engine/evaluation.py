@@ -81,13 +81,8 @@ def train_staged(
 ) -> None:
     """Trains networks in place on S_1, then on S_1 ∪ S_2, …, each stage with its own step size.
 
-    Args:
-        networks: fresh, of one architecture, on the device of the sequence.
-        sequence: S_1 … S_K; K = 1 is ordinary training, and `sequence.joint()` turns any sequence into K = 1.
-        recipe: of each stage.
-        generators: CPU generators for batch order and augmentation, one for each network.
-        after_stage: called after each stage, for example to measure the networks.
-        checkpoint: as in `train_stage`.
+    K = 1 is ordinary training, and `sequence.joint()` turns any sequence into K = 1. `after_stage` is called after each stage,
+    for example to measure the networks. The other arguments are those of `train_stage`.
 
     Source: Algorithm 1 of SeqMatch. The evaluation in its public code drops the stages 2 … K - 1; this one does not.
     """
@@ -118,14 +113,7 @@ class EvaluationProtocol:
         indices: Sequence[int],
         checkpoint: TrainingCheckpoint | None = None,
     ) -> list[nn.Module]:
-        """Returns networks trained on a set, on its device.
-
-        Args:
-            sequence: the set.
-            network: architecture of the networks.
-            indices: of the networks within the evaluation; an index determines a network's initial parameters and batches.
-            checkpoint: as in `train_stage`.
-        """
+        """Returns networks trained on a set; the index of a network determines its initial parameters and batches."""
         images = sequence.subsets[0].images
 
         def generators(purpose: str) -> list[torch.Generator]:

@@ -80,17 +80,6 @@ def unroll(
     )
     if engine == "compiled":
         return _CompiledUnroll.apply(step_functions(network, precision), batches, start, images, targets, lr)
-    return _unroll_with_higher(network, start, images, targets, batches, lr)
-
-
-def _unroll_with_higher(
-    network: nn.Module,
-    start: torch.Tensor,
-    images: torch.Tensor,
-    targets: torch.Tensor,
-    batches: Sequence[InnerBatch],
-    lr: torch.Tensor,
-) -> torch.Tensor:
     load_parameters(network, start)
     network.train()
     optimizer = torch.optim.SGD(network.parameters(), lr=1.0)  # `override` replaces this by the learned step size
@@ -104,9 +93,9 @@ def _unroll_with_higher(
 class _CompiledUnroll(torch.autograd.Function):
     """The same steps, of which only the parameters are kept. The backward pass repeats each step, from the last to the first.
 
-    Let v be the derivative of the result with respect to theta_{s+1}, and g the gradient of step s. From
-    theta_{s+1} = theta_s - lr * g(theta_s, x_s) follow v <- v - lr * d<g, v>/d theta for the step before, and the parts that
-    step s adds to the derivatives: -lr * d<g, v>/d x_s for x_s, and -<g, v> for lr.
+    Step s is theta_{s+1} = theta_s - lr * g(theta_s, x_s). Let v be the derivative of the result in theta_{s+1}. Then step s
+    contributes -lr * d<g, v>/d x_s to the derivative in the images and -<g, v> to that in lr, and the derivative in theta_s,
+    which is the v of the step before, is v - lr * d<g, v>/d theta_s.
     """
 
     @staticmethod

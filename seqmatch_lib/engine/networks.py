@@ -8,6 +8,7 @@ pooling. Other image sizes work too: the size of the head follows from that of t
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,7 @@ GROUPS = 4  # of norm "group", as in the public code
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """An architecture, whatever the data set.
+    """An architecture, independent of the data set.
 
     Args:
         name: one of `NETWORKS`.
@@ -200,13 +201,9 @@ def _norm(kind: str, channels: int, size: tuple[int, int]) -> nn.Module:
     return BatchNorm(channels) if kind == "batch" else nn.Identity()
 
 
-def _first_padding(image_shape: tuple[int, int, int], kernel_size: int) -> int:
-    """Padding of the first convolution, which pads 28x28 images to 32x32, as in the public code; others keep their size."""
-    return kernel_size // 2 + (2 if image_shape[1:] == (28, 28) else 0)
-
-
-def _padded_size(image_shape: tuple[int, int, int]) -> tuple[int, int]:
-    return (32, 32) if image_shape[1:] == (28, 28) else image_shape[1:]
+def _first_layer(image_shape: tuple[int, int, int], kernel: int) -> tuple[int, tuple[int, int]]:
+    """Padding and output size of the first convolution, which pads 28x28 images to 32x32, as in the public code."""
+    return (kernel // 2 + 2, (32, 32)) if image_shape[1:] == (28, 28) else (kernel // 2, image_shape[1:])
 
 
 def _halve(size: tuple[int, int], poolings: int) -> tuple[int, int]:
@@ -229,11 +226,11 @@ def _plain(
 ) -> nn.Sequential:
     """Blocks of convolution, norm and ReLU, given by width, kernel size and whether a pooling follows; then a linear layer."""
     layers: list[nn.Module] = []
-    channels, size = image_shape[0], _padded_size(image_shape)
+    channels = image_shape[0]
+    first_padding, size = _first_layer(image_shape, kernel=blocks[0][1])
     poolings = sum(pools for _, _, pools in blocks)
     for width, kernel, pools in blocks:
-        padding = kernel // 2 if layers else _first_padding(image_shape, kernel)
-        layers += _block(norm, channels, width, kernel, padding, size)
+        layers += _block(norm, channels, width, kernel, kernel // 2 if layers else first_padding, size)
         channels = width
         if pools:
             layers.append(pooling(2))
@@ -290,25 +287,23 @@ class _ResidualBlock(nn.Module):
         return F.relu(self.norm2(self.conv2(out)) + self.shortcut(x))
 
 
-def _resnet18(pools: bool) -> Callable[[NetworkConfig, tuple[int, int, int], int], nn.Sequential]:
+def _resnet18(
+    config: NetworkConfig, image_shape: tuple[int, int, int], num_classes: int, pools: bool = False
+) -> nn.Sequential:
     """Four groups of two residual blocks; without `pools` the head averages over the image."""
-
-    def build(config: NetworkConfig, image_shape: tuple[int, int, int], num_classes: int) -> nn.Sequential:
-        size = _padded_size(image_shape)
-        stem = nn.Conv2d(image_shape[0], 64, 3, padding=_first_padding(image_shape, 3), bias=False)
-        layers: list[nn.Module] = [stem, _norm(config.norm, 64, size), nn.ReLU()]
-        channels = 64
-        for width in (64, 128, 256, 512):
-            for block in range(2):
-                halves = block == 0 and width > 64
-                layers.append(_ResidualBlock(channels, width, halves, pools, config.norm, size))
-                channels, size = width, (_halve(size, 3) if halves else size)
-        if not pools:
-            layers.append(nn.AdaptiveAvgPool2d(1))
-            size = (1, 1)
-        return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * size[0] * size[1], num_classes))
-
-    return build
+    padding, size = _first_layer(image_shape, kernel=3)
+    stem = nn.Conv2d(image_shape[0], 64, 3, padding=padding, bias=False)
+    layers: list[nn.Module] = [stem, _norm(config.norm, 64, size), nn.ReLU()]
+    channels = 64
+    for width in (64, 128, 256, 512):
+        for block in range(2):
+            halves = block == 0 and width > 64
+            layers.append(_ResidualBlock(channels, width, halves, pools, config.norm, size))
+            channels, size = width, (_halve(size, 3) if halves else size)
+    if not pools:
+        layers.append(nn.AdaptiveAvgPool2d(1))
+        size = (1, 1)
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * size[0] * size[1], num_classes))
 
 
 class _Embedding(nn.Module):
@@ -371,8 +366,8 @@ NETWORKS: dict[str, Callable[[NetworkConfig, tuple[int, int, int], int], nn.Sequ
     "convnet": _convnet,
     "alexnet": _alexnet,
     "vgg11": _vgg11,
-    "resnet18": _resnet18(pools=False),
-    "resnet18_ap": _resnet18(pools=True),
+    "resnet18": _resnet18,
+    "resnet18_ap": partial(_resnet18, pools=True),
     "vit": _vit,
     "fcn": _fcn,
 }

@@ -143,10 +143,8 @@ class StepFunctions:
         # forward mode is the inner pass, so that the gradient itself is not computed
         derivatives_and_slope = grad_and_value(slope, argnums=arguments)
 
-        def adjoint(
-            parameters: torch.Tensor, images: torch.Tensor, targets: torch.Tensor, direction: torch.Tensor
-        ) -> tuple[torch.Tensor, ...]:
-            derivatives, product = derivatives_and_slope(parameters, images, targets, direction)
+        def adjoint(*inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            derivatives, product = derivatives_and_slope(*inputs)
             return (*derivatives, product)
 
         return adjoint

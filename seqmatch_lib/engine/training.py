@@ -1,8 +1,9 @@
-"""Ordinary (not differentiable) training of networks: teachers, evaluation, the stages before stage k, and in methods."""
+"""Ordinary (not differentiable) training of networks, for teachers, evaluation, earlier stages and methods."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import cos, pi, sqrt
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -12,10 +13,12 @@ from seqmatch_lib.data.labels import count_right
 from seqmatch_lib.engine.augment import DSA_STRATEGY, apply_augmentation, check_strategy, draw_augmentation
 from seqmatch_lib.engine.networks import flatten_parameters, load_parameters
 from seqmatch_lib.engine.step_functions import batch_loss, check_engine, check_loss, step_functions
-from seqmatch_lib.engine.training_checkpoint import TrainingCheckpoint
 from seqmatch_lib.errors import DivergenceError, require
 from seqmatch_lib.store.files import tensors_under
 from seqmatch_lib.store.settings import omit_default
+
+if TYPE_CHECKING:  # `training_checkpoint` imports this module
+    from seqmatch_lib.engine.training_checkpoint import TrainingCheckpoint
 
 TRAINING_ENGINES = ("eager", "compiled")
 OPTIMIZERS = ("sgd", "adam")
@@ -130,13 +133,9 @@ class BatchConfig:
 def mix_patches(
     images: torch.Tensor, targets: torch.Tensor, probability: float, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """CutMix: pastes one rectangle of the shuffled batch into the batch, and mixes the targets by area.
+    """CutMix, with this probability: pastes one rectangle of the shuffled batch into the batch, and mixes targets by area.
 
-    Args:
-        images: (B, C, H, W).
-        targets: (B, classes) probabilities.
-        probability: of mixing this batch.
-        generator: a CPU generator.
+    Images are (B, C, H, W), targets (B, classes) probabilities.
 
     Source: Yun et al., ICCV 2019, with Beta(1, 1) and one rectangle for the batch, as in the public IDC code (`train_epoch`,
     `rand_bbox`).
@@ -308,9 +307,10 @@ def _restore_optimizer_state(state: dict[str, torch.Tensor]) -> dict[str, torch.
     return {name: value.clone() if value.dim() else value.cpu() for name, value in state.items()}
 
 
-def make_trainer(
-    networks: Sequence[nn.Module], config: OptimizerConfig, engine: str, precision: str
-) -> LoopTrainer | StackedTrainer:
+Trainer = LoopTrainer | StackedTrainer
+
+
+def make_trainer(networks: Sequence[nn.Module], config: OptimizerConfig, engine: str, precision: str) -> Trainer:
     """Returns the trainer of an engine: "eager" trains networks one by one, "compiled" all together."""
     return LoopTrainer(networks, config) if engine == "eager" else StackedTrainer(networks, config, precision)
 
@@ -323,7 +323,7 @@ def train_stage(
     recipe: TrainingRecipe,
     generators: Sequence[torch.Generator],
     stage: int = 1,
-    checkpoint: TrainingCheckpoint | None = None,
+    checkpoint: "TrainingCheckpoint | None" = None,
 ) -> None:
     """Trains networks in place on the images of one stage.
 
@@ -375,11 +375,7 @@ def train_stage(
 def measure_accuracy(network: nn.Module, images: torch.Tensor, labels: torch.Tensor, batch_size: int = 1000) -> float:
     """Returns the share of images, or of labelled pixels, that a network classifies correctly, in per cent.
 
-    Args:
-        network: trained; put into evaluation mode.
-        images: (N, C, H, W), normalised.
-        labels: (N,) int64, or (N, H, W) as in `seqmatch_lib.data.labels`.
-        batch_size: images in one forward pass.
+    Images are (N, C, H, W), normalised; labels are (N,) int64, or (N, H, W) as in `seqmatch_lib.data.labels`.
     """
     network.eval()
     batches = zip(images.split(batch_size), labels.split(batch_size), strict=True)

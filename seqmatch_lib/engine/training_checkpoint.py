@@ -3,23 +3,14 @@
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
+from seqmatch_lib.engine.training import Trainer
 from seqmatch_lib.store.budget import Budget
 from seqmatch_lib.store.checkpoint import Checkpoint
 from seqmatch_lib.store.files import tensors_under
-
-
-class Resumable(Protocol):
-    """A trainer, as `make_trainer` returns it."""
-
-    def state(self) -> dict[str, torch.Tensor]:
-        """Returns parameters and the optimiser's state."""
-
-    def load_state(self, state: dict[str, torch.Tensor]) -> None:
-        """Restores what `state` returned."""
 
 
 class TrainingCheckpoint(Checkpoint):
@@ -53,16 +44,11 @@ class TrainingCheckpoint(Checkpoint):
         return time.perf_counter() - self._began
 
     def resume(
-        self, stage: int, epochs: int, trainer: Resumable, generators: Sequence[torch.Generator], device: torch.device
+        self, stage: int, epochs: int, trainer: Trainer, generators: Sequence[torch.Generator], device: torch.device
     ) -> tuple[int, dict[str, torch.Tensor]]:
-        """Restores a trainer and its generators, if they were saved during this stage.
+        """Restores a trainer of fresh networks and the generators of its batches, if they were saved during this stage.
 
-        Args:
-            stage: counted from 1.
-            epochs: number of epochs of this stage.
-            trainer: of the fresh networks.
-            generators: of the batches, in all stages.
-            device: of the networks.
+        Stages are counted from 1, and `epochs` is the number of epochs of this one.
 
         Returns:
             The number of finished epochs of the stage, and the tensors saved as `more`.
@@ -86,18 +72,11 @@ class TrainingCheckpoint(Checkpoint):
         self,
         stage: int,
         epoch: int,
-        trainer: Resumable,
+        trainer: Trainer,
         generators: Sequence[torch.Generator] = (),
         more: dict[str, torch.Tensor] | None = None,
     ) -> None:
-        """Saves the state if the last save is old enough or the time is spent; to be called after each epoch.
-
-        Args:
-            stage: counted from 1.
-            epoch: number of finished epochs of the stage.
-            trainer: after this epoch.
-            generators: after this epoch.
-            more: tensors that `resume` shall return.
+        """Saves the state after `epoch` epochs of a stage, and `more`, if the last save is old enough or the time is spent.
 
         Raises:
             OutOfTime: the time is spent, and the state is saved.

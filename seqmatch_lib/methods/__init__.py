@@ -16,13 +16,4 @@ from seqmatch_lib.methods.base import (
     register_method,
 )
 
-__all__ = [
-    "BaseConfig",
-    "BaseMethod",
-    "MethodState",
-    "Stage",
-    "Trainable",
-    "get_method",
-    "method_names",
-    "register_method",
-]
+__all__ = ["BaseConfig", "BaseMethod", "MethodState", "Stage", "Trainable", "get_method", "method_names", "register_method"]

@@ -113,9 +113,7 @@ class Stage:
     def start_networks(self, seed: int, *purposes: tuple[str | int, ...]) -> list[nn.Sequential]:
         """Returns networks from which stage k starts: trained on S_1, then on S_1 ∪ S_2, …, then on S_1 ∪ … ∪ S_{k-1}.
 
-        Args:
-            seed: of initial parameters and training.
-            *purposes: one for each network; see `make_generator`.
+        Each network has its own purpose, which seeds its initial parameters and its training; see `make_generator`.
 
         Source: Algorithm 1 of SeqMatch, the line that saves the network for the next subset.
         """

@@ -1,6 +1,7 @@
 """DM: match the mean features of random networks, class by class (Zhao and Bilen, WACV 2023)."""
 
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import nn
@@ -81,8 +82,7 @@ class DM(BaseMethod):
     ) -> torch.Tensor:
         """Matches, for every class, the mean features of S_1 ∪ … ∪ S_k with those of real images.
 
-        Returns:
-            The squared distance of the means, summed over classes, detached.
+        The loss is the squared distance of the means, summed over classes.
         """
         config, stage = self.config, prepared.stage
         fix_iter = config.fix_iter if stage.index == 1 else config.later_fix_iter
@@ -102,8 +102,7 @@ class DM(BaseMethod):
 
     def effort(self, sizes: list[int], num_classes: int) -> Effort:
         """Returns the cost of computing the features."""
-        config, passes = self.config, 0.0
-        for index in range(1, len(sizes) + 1):
-            passes += config.iterations * (num_classes * config.batch_real + FEATURE_PASSES * sum(sizes[:index]))
+        config = self.config
+        images = [num_classes * config.batch_real + FEATURE_PASSES * union for union in accumulate(sizes)]
         starts = (config.iterations / config.fix_iter, *(config.iterations / config.later_fix_iter for _ in sizes[1:]))
-        return Effort(passes, config.batch_real, 2, "eager float32", starts=starts)
+        return Effort(config.iterations * sum(images), config.batch_real, 2, "eager float32", starts=starts)

@@ -27,14 +27,6 @@ from seqmatch_lib.subsets import SubsetSequence
 STARTS = ("mix", "random")
 
 
-def _squared(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    return (x - y).square().sum()
-
-
-def _absolute(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    return (x - y).abs().sum()
-
-
 def _cosine(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """One minus the cosine of the gradients of each filter, summed over filters."""
     x, y = x.flatten(1), y.flatten(1)
@@ -43,8 +35,8 @@ def _cosine(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 # Distances between two gradients of one weight tensor (`dist` in the public code).
 METRICS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
-    "mse": _squared,
-    "l1": _absolute,
+    "mse": lambda x, y: (x - y).square().sum(),
+    "l1": lambda x, y: (x - y).abs().sum(),
     "cosine": _cosine,
 }
 
@@ -58,7 +50,7 @@ class IDCConfig:
     Args:
         iterations: of each stage, one entry for all stages or one for each; 100 times the `niter` of the public code.
         inner_loop: iterations before the network returns to its start; entries as for `iterations`.
-        fix_iter: returns to the same start before a new start is drawn.
+        fix_iter: how many times the same start is used before a new one is drawn.
         factor: of multi-formation; 1 is IDC-I.
         decode: of multi-formation in the match; sets matched with "bound" are trained on as "single".
         start: initial images: "mix", tiles of different real images, or "random", whole real images.
@@ -214,11 +206,7 @@ class IDC(BaseMethod):
         return store_tiles(real.unflatten(0, (-1, tiles)), self.config.factor)
 
     def prepare(self, stage: Stage) -> IDCPrepared:
-        """Makes the network and groups the real images by class.
-
-        Raises:
-            ConfigError: the images are ZCA whitened.
-        """
+        """Makes the network and groups the real images by class; raises ConfigError for ZCA whitened images."""
         return IDCPrepared(stage, self.config)
 
     def step(
@@ -226,8 +214,7 @@ class IDC(BaseMethod):
     ) -> torch.Tensor:
         """Matches every class once, then trains the network on real images; pixels are clipped when the network is reset.
 
-        Returns:
-            The distance of real and synthetic gradients, summed over classes and weight tensors, detached.
+        The loss is the distance of real and synthetic gradients, summed over classes and weight tensors.
         """
         config, stage = self.config, prepared.stage
         block, inner_iteration = divmod(trainable.iteration, _entry(config.inner_loop, stage.index, "idc.inner_loop"))

@@ -6,6 +6,7 @@ the networks of this project instead of FRePo's wider ones with batch norm.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from math import cos, pi, sqrt
 
 import torch
@@ -78,6 +79,7 @@ class KRRPrepared(MethodState):
         self.network = stage.make_network(stage.seed, "pool network")  # `features` loads parameters from the pool into it
         self._optimizer_config = OptimizerConfig(config.net_lr, optimizer="adam", loss="mse")
         self._engine = {"precision": config.precision, "compiled": config.engine == "compiled"}
+        self._config = config
         size = config.num_networks
         # staggered, as in the public code, so that the networks are not all replaced at once
         self.updates = torch.tensor([config.max_online_updates // size * index for index in range(size)])
@@ -90,11 +92,16 @@ class KRRPrepared(MethodState):
         networks = self.stage.start_networks(self.stage.seed, *purposes)
         return [StackedTrainer([network], self._optimizer_config, **self._engine) for network in networks]
 
-    def replace(self, index: int) -> None:
-        """Replaces a network of the pool by a fresh one."""
-        self.starts[index] += 1
-        self.updates[index] = 0
-        (self.trainers[index],) = self._make_trainers([index])
+    def train(self, index: int, images: torch.Tensor, labels: torch.Tensor, generator: torch.Generator) -> None:
+        """Trains a network for one step on the synthetic set, or replaces it after `max_online_updates` steps."""
+        if self.updates[index] > self._config.max_online_updates:
+            self.starts[index] += 1
+            self.updates[index] = 0
+            (self.trainers[index],) = self._make_trainers([index])
+        else:
+            rows = torch.randperm(len(images), generator=generator)[: self._config.batch_syn].to(images.device)
+            self.trainers[index].epoch(images[rows], labels[rows], BatchConfig(len(rows)), [generator])
+            self.updates[index] += 1
 
     def features(self, index: int) -> nn.Module:
         """Returns the current features of a network of the pool."""
@@ -149,8 +156,7 @@ class KRR(BaseMethod):
     ) -> torch.Tensor:
         """Predicts the labels of a real batch from S_1 ∪ … ∪ S_k on one network's features, then trains that network.
 
-        Returns:
-            Half the squared error of the prediction plus the label margin loss, detached.
+        The loss is half the squared error of the prediction plus `margin_loss`.
         """
         config, stage = self.config, prepared.stage
         factor = FINAL_LR + (1 - FINAL_LR) * (1 + cos(pi * (trainable.iteration / config.iterations))) / 2
@@ -167,32 +173,15 @@ class KRR(BaseMethod):
         prediction = regress(real_features, features(support), targets, config.ridge)
         loss = 0.5 * (prediction - prepared.targets[rows]).square().sum(1).mean() + margin_loss(trainable.labels)
         loss.backward()
-        self._train(prepared, index, images.detach(), labels.detach(), generator)
+        prepared.train(index, images.detach(), labels.detach(), generator)
         return loss.detach()
-
-    def _train(
-        self,
-        prepared: KRRPrepared,
-        index: int,
-        images: torch.Tensor,
-        labels: torch.Tensor,
-        generator: torch.Generator,
-    ) -> None:
-        """Trains a network for one step on the synthetic set, or replaces it after `max_online_updates` steps."""
-        if prepared.updates[index] > self.config.max_online_updates:
-            prepared.replace(index)
-            return
-        rows = torch.randperm(len(images), generator=generator)[: self.config.batch_syn].to(images.device)
-        prepared.trainers[index].epoch(images[rows], labels[rows], BatchConfig(len(rows)), [generator])
-        prepared.updates[index] += 1
 
     def effort(self, sizes: list[int], num_classes: int) -> Effort:
         """Returns the cost of regressions and of the networks' training."""
         config, passes = self.config, 0.0
-        for index in range(1, len(sizes) + 1):
-            count = sum(sizes[:index])
-            regression = config.batch_real + GRADIENT_PASSES * count * (1 + config.flip)
-            passes += config.iterations * (regression + GRADIENT_PASSES * min(count, config.batch_syn))
+        for union in accumulate(sizes):
+            regression = config.batch_real + GRADIENT_PASSES * union * (1 + config.flip)
+            passes += config.iterations * (regression + GRADIENT_PASSES * min(union, config.batch_syn))
         starts = (config.num_networks + config.iterations / config.max_online_updates,) * len(sizes)
         variant = f"{config.engine} {config.precision}"
         return Effort(passes, config.batch_real + 2 * sum(sizes), 4 * config.num_networks, variant, starts=starts)

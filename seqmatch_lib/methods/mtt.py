@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import nn
@@ -133,11 +134,7 @@ class MTT(BaseMethod):
         return network.eval()(images).detach()
 
     def prepare(self, stage: Stage) -> MTTPrepared:
-        """Records the teachers of the stage, or opens them if another run has recorded them.
-
-        Raises:
-            ConfigError: as `check_interval`.
-        """
+        """Records the teachers of the stage, or opens them if another run has recorded them."""
         check_interval(stage.interval, stage.index, self.config.expert_epochs, stage.teachers)
         teachers = record_stage_teachers(stage)
         network = stage.make_network(stage.seed, "unrolled network")  # `unroll` does not use its parameters
@@ -148,8 +145,7 @@ class MTT(BaseMethod):
     ) -> torch.Tensor:
         """Trains on S_1 ∪ … ∪ S_k from a teacher's parameters at epoch e, and matches its parameters at epoch e + M.
 
-        Returns:
-            ‖θ̂_N − θ*_{e+M}‖² / ‖θ*_e − θ*_{e+M}‖², detached.
+        The loss is ‖θ̂_N − θ*_{e+M}‖² / ‖θ*_e − θ*_{e+M}‖².
         """
         config = self.config
         first, end = prepared.interval
@@ -170,8 +166,7 @@ class MTT(BaseMethod):
     def effort(self, sizes: list[int], num_classes: int) -> Effort:
         """Returns the cost of the inner loops; "higher" keeps the graph of all steps, about 4 times their activations."""
         config = self.config
-        unions = [sum(sizes[: k + 1]) for k in range(len(sizes))]
-        batches = [min(config.batch_syn or size, union) for size, union in zip(sizes, unions, strict=True)]
+        batches = [min(config.batch_syn or size, union) for size, union in zip(sizes, accumulate(sizes), strict=True)]
         passes = config.iterations * config.syn_steps * sum(batches) * (GRADIENT_PASSES + ADJOINT_PASSES)
         higher = config.engine == "higher"
         images = max(batches) * (4 * config.syn_steps if higher else 1)
