@@ -135,17 +135,17 @@ class StepFunctions:
     def _differentiate(self, arguments: tuple[int, ...]) -> Callable[..., tuple[torch.Tensor, ...]]:
         """Returns the adjoint with respect to the arguments of these indices."""
 
-        def slope(
+        def product(
             parameters: torch.Tensor, images: torch.Tensor, targets: torch.Tensor, direction: torch.Tensor
         ) -> torch.Tensor:
             return jvp(lambda point: self.loss(point, images, targets), (parameters,), (direction,))[1]
 
         # forward mode is the inner pass, so that the gradient itself is not computed
-        derivatives_and_slope = grad_and_value(slope, argnums=arguments)
+        derivatives_and_product = grad_and_value(product, argnums=arguments)
 
         def adjoint(*inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            derivatives, product = derivatives_and_slope(*inputs)
-            return (*derivatives, product)
+            derivatives, value = derivatives_and_product(*inputs)
+            return (*derivatives, value)
 
         return adjoint
 

@@ -143,7 +143,7 @@ class IDCPrepared(MethodState):
         self.trainer: StackedTrainer | None = None
 
     def begin_again(self, block: int, renew: bool) -> None:
-        """Returns the network to its start; with `renew`, first draws the start of that block of iterations."""
+        """Resets the network to its start; with `renew`, first draws the start of that block of iterations."""
         if renew:
             (network,) = self.stage.start_networks(self.stage.seed, ("stage", self.stage.index, "matching", block))
             self._start = flatten_parameters(network)
