@@ -11,7 +11,7 @@ import pytest
 
 from seqmatch_lib.__main__ import main
 from seqmatch_lib.errors import ConfigError, NotebookError, StorageError
-from seqmatch_lib.report.notebooks import read_parameters, run_notebook
+from seqmatch_lib.report.notebooks import batch_parameters, list_copies, read_parameters, run_notebook
 from seqmatch_lib.report.site import build_site
 from seqmatch_lib.runs.config import RunConfig
 
@@ -50,6 +50,17 @@ def test_a_batch_with_a_broken_cell_finishes_the_rest_and_goes_on_later(tmp_path
     code, out = snakemake(results)
     assert code == 0
     assert "Nothing to be done" in out
+
+
+def test_notebooks_of_a_batch_share_its_folder():
+    copies = list_copies(ROOT / "notebooks")
+    shared = {"compute": True, "scale": "reduced", "seeds": [1, 2], "results_dir": "build/x"}
+    batch = ("reduced", ["svhn", "cifar10"], [1, 2], "build/x")
+    assert batch_parameters(*copies["10_tables_svhn"], *batch) == shared | {"dataset": "svhn"}
+    assert batch_parameters(*copies["10_tables_tiny_imagenet"], *batch) == {"dataset": "tiny_imagenet"}, "committed records"
+    assert batch_parameters(*copies["20_ablation_k"], *batch) == shared | {"dataset": "cifar10"}
+    assert batch_parameters(*copies["90_report"], *batch) == {"compute": True, "results_dir": "build/x"}
+    assert batch_parameters(*copies["20_ablation_k"], "smoke", ["digits"], [0], "build/x")["dataset"] == "digits"
 
 
 def test_a_dry_run_prints_the_plan_with_predictions(tmp_path):
