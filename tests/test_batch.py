@@ -81,7 +81,7 @@ def write_notebook(path, *cells):
 
 
 def test_a_mistyped_parameter_is_an_error_before_anything_runs(tmp_path, capsys):
-    assert read_parameters(QUICKSTART)["scale"] == '"smoke"'
+    assert read_parameters(QUICKSTART)["scale"] == '"reduced"'
     with pytest.raises(ConfigError, match=r"unknown parameter of .*00_quickstart.ipynb 'scael'; did you mean scale\?"):
         run_notebook(QUICKSTART, tmp_path / "out.ipynb", {"scael": "reduced"})
     assert not (tmp_path / "out.ipynb").exists()

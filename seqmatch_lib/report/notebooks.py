@@ -70,7 +70,7 @@ def run_notebook(path: Path | str, out: Path | str, parameters: Mapping[str, Any
             warnings.simplefilter("ignore")
             executed = papermill.execute_notebook(
                 _literally(path), _literally(unfinished), dict(parameters), kernel_name="python3", progress_bar=False,
-                coalesce_streams=True, extra_arguments=["--log-level=ERROR"],
+                coalesce_streams=True, extra_arguments=["--log-level=CRITICAL"],
             )  # fmt: skip
     except papermill.PapermillExecutionError as error:
         raise NotebookError(
