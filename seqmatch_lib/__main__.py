@@ -98,8 +98,8 @@ def _add_runs(commands: Any) -> None:
     teachers = commands.add_parser("teachers", help="record the teachers of a preset's first stage, which runs share")
     _add_preset_arguments(teachers)
     _add_results_argument(teachers)
-    _add_minutes_argument(teachers)
     _add_folder_arguments(teachers, of_set=False)
+    _add_minutes_argument(teachers)
     teachers.set_defaults(command=_teachers)
 
 
@@ -114,7 +114,7 @@ def _add_sets(commands: Any) -> None:
     evaluate.add_argument("--random", action="store_true", help="also train on as many random real images")
     _add_set_argument(evaluate, "training.epochs=600")
     evaluate.add_argument("--results", type=Path, metavar="DIR", help="keep a record in <DIR>/reevaluations")
-    evaluate.add_argument("--max-minutes", type=float, metavar="M", help="stop at the first checkpoint after M minutes")
+    _add_minutes_argument(evaluate)
     _add_folder_arguments(evaluate, of_set=True)
     evaluate.set_defaults(command=_evaluate)
 
@@ -239,11 +239,28 @@ def _read_config(options: argparse.Namespace) -> RunConfig:
 
 def _run(options: argparse.Namespace) -> None:
     config = _read_config(options)
+    if options.force or not (options.results / "runs" / config.dataset / f"{config.run_id}.json").is_file():
+        _announce_hours(config)
     record = run_experiment(
         config, options.results, max_minutes=options.max_minutes, force=options.force, download=options.download
     )
     print(format_records([record]))
     print(f"record: {options.results / 'runs' / record.dataset / record.run_id}.json")
+
+
+def _announce_hours(config: RunConfig) -> None:
+    """Says on stderr how long a run will take, if that is an hour or more and a committed benchmark can tell."""
+    try:
+        model = CostModel.load(RESULTS, device="cuda" if torch.cuda.is_available() else "cpu")
+        hours = sum(model.predict(config).values()) / 3600
+    except SeqMatchError:  # no benchmark of such a device, or one that does not cover the run
+        return
+    if hours >= 1:
+        print(
+            f"{config.preset} at scale {config.scale} takes about {hours:,.0f} hours, predicted for {model.machine}; "
+            "Ctrl-C stops it, and the same command goes on from there. --max-minutes sets a limit.",
+            file=sys.stderr,
+        )
 
 
 def _evaluate(options: argparse.Namespace) -> None:

@@ -15,7 +15,7 @@ import pytest
 from seqmatch_lib.__main__ import main
 from seqmatch_lib.bench.batch import Batch
 from seqmatch_lib.errors import ConfigError, NotebookError
-from seqmatch_lib.report.notebooks import read_parameters, run_notebook
+from seqmatch_lib.report.notebooks import batch_parameters, list_copies, read_parameters, run_notebook
 from seqmatch_lib.runs.config import RunConfig
 
 ROOT = Path(__file__).parents[1]
@@ -72,6 +72,17 @@ def test_a_batch_with_a_broken_cell_finishes_the_rest_and_goes_on_later(tmp_path
     assert "Nothing to be done" in out
 
 
+def test_notebooks_of_a_batch_share_its_folder():
+    copies = list_copies(ROOT / "notebooks")
+    shared = {"compute": True, "scale": "reduced", "seeds": [1, 2], "results_dir": "build/x"}
+    batch = ("reduced", ["svhn", "cifar10"], [1, 2], "build/x")
+    assert batch_parameters(*copies["10_tables_svhn"], *batch) == shared | {"dataset": "svhn"}
+    assert batch_parameters(*copies["10_tables_tiny_imagenet"], *batch) == {"dataset": "tiny_imagenet"}, "committed records"
+    assert batch_parameters(*copies["20_ablation_k"], *batch) == shared | {"dataset": "cifar10"}
+    assert batch_parameters(*copies["90_report"], *batch) == {"compute": True, "results_dir": "build/x"}
+    assert batch_parameters(*copies["20_ablation_k"], "smoke", ["digits"], [0], "build/x")["dataset"] == "digits"
+
+
 def test_a_dry_run_asks_for_time_and_memory_and_leaves_nothing(tmp_path):
     code, out = snakemake(tmp_path / "results", "--dry-run")
     assert code == 0, out
@@ -111,12 +122,11 @@ def test_a_batch_runs_in_folders_with_spaces(tmp_path):
 
 
 def test_a_mistyped_name_stops_a_batch_before_anything_starts(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "snakemake", "--cores", "1", "--config", "notebooks=90_all", f"results={tmp_path / 'results'}"],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    settings = ["notebooks=02_seqmatch", f"results={tmp_path / 'results'}"]
+    command = [sys.executable, "-m", "snakemake", "--cores", "1", "--config", *settings]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode != 0
-    assert done.stderr.splitlines()[-1].startswith("error: unknown notebook '90_all'; known are 00_quickstart")
+    assert done.stderr.splitlines()[-1].startswith("error: unknown notebook '02_seqmatch'; known are 00_quickstart")
     assert not (tmp_path / "results").exists()
 
 
@@ -130,7 +140,7 @@ def write_notebook(path, *cells):
 
 
 def test_a_mistyped_parameter_is_an_error_before_anything_runs(tmp_path, capsys):
-    assert read_parameters(QUICKSTART)["scale"] == '"smoke"'
+    assert read_parameters(QUICKSTART)["scale"] == '"reduced"'
     with pytest.raises(ConfigError, match=r"unknown parameter of .*00_quickstart.ipynb 'scael'; did you mean scale\?"):
         run_notebook(QUICKSTART, tmp_path / "out.ipynb", {"scael": "reduced"})
     assert not (tmp_path / "out.ipynb").exists()

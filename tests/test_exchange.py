@@ -183,7 +183,7 @@ def test_what_does_not_fit_is_told_with_the_remedy(tmp_path, generator):
 
     with pytest.raises(ConfigError, match=r"subsets of \[2, 1\] images per class.*--set ipc=3 --set subset_ipcs=\[2,1\]"):
         read("mtt", "mtt", configure((5, 5)))
-    with pytest.raises(DataError, match=r"subset 1 has images of shape \(1, 8, 8\), but the data set \(3, 32, 32\)"):
+    with pytest.raises(DataError, match=r"subset 1 has images of shape \(1, 8, 8\), but the data set has \(3, 32, 32\)"):
         read("mtt", "mtt", shape=(3, 32, 32))
     with pytest.raises(ConfigError, match=r"holds no step size.*--lr"):
         read("folder", "folder")

@@ -505,7 +505,7 @@ def test_the_gradient_of_soft_labels_equals_finite_differences(tmp_path, float64
         (KRRConfig, {"ridge": 0.0}, "krr.ridge 0.0 must be positive"),
         (MTTConfig, {"lr_label": -1.0}, "mtt.lr_label -1.0 must not be negative"),
         (MTTConfig, {"label_epoch": -2}, "mtt.label_epoch -2"),
-        (MTTConfig, {"max_grad_norm": -0.1}, "mtt.max_grad_norm -0.1 must not be negative; 0 limits nothing"),
+        (MTTConfig, {"max_grad_norm": -0.1}, "mtt.max_grad_norm -0.1 must not be negative; 0 is no bound"),
     ],
 )
 def test_settings_out_of_range_are_named(kind, settings, message):

@@ -78,12 +78,12 @@ def at_one_place(value: float) -> Callable[[torch.Tensor], torch.Tensor]:
         ("labels.1", at_one_place(-1), False, "labels from -1 to 9"),
         ("labels.1", at_one_place(0), False, "from 1 to 3 images a class; all classes must have the same number"),
         ("labels.1", lambda labels: labels.int(), False, "labels of torch.int32"),
-        ("labels.1", lambda labels: labels[:, None], False, "shape (20, 1), not one class an image"),
-        ("labels.1", lambda labels: labels.double(), True, "finite float32 numbers an image"),
-        ("labels.1", lambda labels: labels[:-1], False, "20 images and labels of shape (19,)"),
+        ("labels.1", lambda labels: labels[:, None], False, "shape (20, 1), not one int64 class an image"),
+        ("labels.1", lambda labels: labels.double(), True, "finite float32 numbers for each image"),
+        ("labels.1", lambda labels: labels[:-1], False, "20 images but labels of shape (19,)"),
         ("images.1", lambda images: images.double(), False, "images of torch.float64 instead of float32"),
         ("images.1", lambda images: images[:0], False, "has no images"),
-        ("images.1", lambda images: images[:, :, :7], False, "images of shape (1, 7, 8), but the data set (1, 8, 8)"),
+        ("images.1", lambda images: images[:, :, :7], False, "images of shape (1, 7, 8), but the data set has (1, 8, 8)"),
     ],
 )  # fmt: skip
 def test_a_set_that_cannot_be_trained_on_is_refused(tmp_path, capsys, name, change, soft, message):
@@ -106,7 +106,7 @@ def test_the_same_set_unchanged_is_evaluated_and_exported(tmp_path, capsys):
         ("images_best.pt", torch.full((3, *SHAPE), math.nan), "subset 2 has pixels that are not finite"),
         ("images_best.pt", torch.zeros(0, *SHAPE), "subset 2 has no images"),
         ("labels_best.pt", torch.tensor([0, 1, 3]), "subset 2 has labels from 0 to 3, but they must lie in 0 … 2"),
-        ("labels_best.pt", torch.tensor(1), r"3 images and labels of shape \(\)"),
+        ("labels_best.pt", torch.tensor(1), r"3 images but labels of shape \(\)"),
         ("best_lr.pt", torch.tensor(math.nan), "subset 2 has a step size of nan"),
         ("best_lr.pt", torch.tensor(-1), "subset 2 has a step size of -1"),
     ],
@@ -185,7 +185,9 @@ def test_what_is_not_finite_leaves_the_state_before_it(tmp_path, monkeypatch, na
         return spoil(loss, trainable) if trainable.iteration == good else loss
 
     monkeypatch.setattr(type(method), "step", spoiled)
-    with pytest.raises(DivergenceError, match=rf"stage 1, iteration {good}: .* is not finite; the state before it is kept"):
+    with pytest.raises(
+        DivergenceError, match=rf"stage 1, iteration {good}: .* is not finite; the state before this iteration is kept"
+    ):
         distil(tmp_path / "spoiled", method)
     monkeypatch.setattr(type(method), "step", step)
     monkeypatch.setattr(type(method), "num_iterations", lambda self, index: good)

@@ -122,4 +122,4 @@ def test_an_entry_point_that_is_no_method_is_named(tmp_path):
     install(tmp_path, "pull_package:PullConfig")
     script = "from seqmatch_lib.methods import get_method\ntry:\n  get_method('pull')\nexcept ValueError as e:\n  print(e)"
     done = run_python(script, tmp_path)
-    assert "entry point 'pull' (pull_package:PullConfig) is no BaseMethod" in done.stdout, done.stderr
+    assert "entry point 'pull' (pull_package:PullConfig) is not a BaseMethod" in done.stdout, done.stderr

@@ -254,7 +254,8 @@ def test_settings_out_of_range_are_named(settings, message):
 
 
 @pytest.mark.parametrize(
-    ("interval", "message"), [((0, 2), "holds no start epoch"), ((0, 5), "exceeds the 4 epochs recorded"), ((-1, 4), "-1-4")]
+    ("interval", "message"),
+    [((0, 2), "be longer than mtt.expert_epochs"), ((0, 5), "exceeds the 4 epochs recorded"), ((-1, 4), "-1-4")],
 )
 def test_an_interval_that_does_not_fit_is_named(tmp_path, interval, message):
     with pytest.raises(ConfigError, match=message):

@@ -1,4 +1,4 @@
-"""What a distilled set is worth: the test accuracy of fresh networks trained on it, stage by stage."""
+"""Evaluation of a distilled set: the test accuracy of fresh networks that are trained on it, stage by stage."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,15 +21,15 @@ from seqmatch_lib.subsets import SubsetSequence
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """Which networks a distilled set is evaluated with.
+    """The networks that a distilled set is evaluated with, and how iterates are scored during distillation.
 
     Args:
         num_networks: networks of each architecture, at least 1; the published protocol has 5.
         networks: architectures of `NETWORKS`; the first one gives the headline accuracy.
-        real_lr: step size for training on real images, whose step size nobody learned.
-        num_selections: how many iterates a stage are scored to select one, evenly spaced, the last among them.
-        score_test: whether scored iterates are also scored on the test images, which select nothing. The public codes report
-            the best accuracy of all iterates on these; with both scores one run shows either protocol.
+        real_lr: step size for training on real images, for which none is learned.
+        num_selections: iterates of each stage that are scored to select the best; evenly spaced, the last one included.
+        score_test: whether the same iterates are also scored on the test images. These scores select nothing; they show the
+            protocol of the public codes, which report the best test accuracy of all iterates.
     """
 
     num_networks: int = 5
@@ -64,12 +64,12 @@ class Accuracy:
 
     @property
     def mean(self) -> float:
-        """Their mean."""
+        """Mean of the values."""
         return fmean(self.values)
 
     @property
     def std(self) -> float:
-        """Their sample standard deviation (n - 1); 0 for a single network."""
+        """Sample standard deviation of the values (n - 1); 0 for a single network."""
         return stdev(self.values) if len(self.values) > 1 else 0.0
 
     def as_dict(self) -> dict[str, Any]:
@@ -91,18 +91,12 @@ def train_staged(
     after_stage: Callable[[], None] = lambda: None,
     checkpoint: TrainingCheckpoint | None = None,
 ) -> None:
-    """Trains networks in place on S_1, then on S_1 ∪ S_2, …, each stage with that stage's own step size.
+    """Trains networks in place on S_1, then on S_1 ∪ S_2, …, each stage with its own step size.
 
-    Args:
-        networks: fresh, of one architecture, on the device of the sequence.
-        sequence: S_1 … S_K; K = 1 is ordinary training, and `sequence.joint()` makes any sequence K = 1.
-        recipe: epochs, batch size, momentum, weight decay and augmentation of each stage.
-        generators: CPU generators for batch order and augmentation, one a network.
-        after_stage: called after each stage, for whoever watches.
-        checkpoint: as in `train_stage`.
+    K = 1 is ordinary training, and `sequence.joint()` turns any sequence into K = 1. `after_stage` is called after each stage,
+    for example to measure the networks. The other arguments are those of `train_stage`.
 
-    Source: Algorithm 1 of SeqMatch, and the evaluation of its public code without its fault of dropping the stages
-    2 … K - 1.
+    Source: Algorithm 1 of SeqMatch. The evaluation in its public code drops the stages 2 … K - 1; this one does not.
     """
     for stage, subset in enumerate(sequence.subsets, start=1):
         images, labels = sequence.union(stage)
@@ -112,11 +106,11 @@ def train_staged(
 
 @dataclass(frozen=True)
 class EvaluationProtocol:
-    """How fresh networks are trained on a set, stage by stage, and tested.
+    """How fresh networks are trained on a set and tested.
 
     Args:
-        num_classes: logits of the networks.
-        recipe: how they are trained; its engine says whether one by one or together.
+        num_classes: number of logits.
+        recipe: of each stage of training.
         seed: of the evaluation.
     """
 
@@ -188,7 +182,7 @@ class EvaluationProtocol:
         return [measure_accuracy(trained, test) for trained in networks], learned
 
     def score(self, sequence: SubsetSequence, splits: Sequence[Split], network: NetworkConfig) -> list[float]:
-        """Returns the accuracies in per cent of one network, the first of an evaluation, on each of several splits."""
+        """Trains the network of index 0 and returns its accuracy on each split in per cent."""
         (trained,) = self.train(sequence, network, [0])
         return [measure_accuracy(trained, split) for split in splits]
 

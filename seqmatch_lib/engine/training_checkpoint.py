@@ -1,35 +1,26 @@
-"""Networks in the middle of their training, in a file from which the training of a stopped process goes on bit for bit."""
+"""Checkpoint of networks in training: a stopped process resumes from it with bit-identical results."""
 
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
+from seqmatch_lib.engine.training import Trainer
 from seqmatch_lib.store.budget import Budget
 from seqmatch_lib.store.checkpoint import Checkpoint
 from seqmatch_lib.store.files import tensors_under
 
 
-class Resumable(Protocol):
-    """A trainer of networks, as `make_trainer` returns it."""
-
-    def state(self) -> dict[str, torch.Tensor]:
-        """Returns parameters and the optimiser's state."""
-
-    def load_state(self, state: dict[str, torch.Tensor]) -> None:
-        """Takes over what `state` returned."""
-
-
 class TrainingCheckpoint(Checkpoint):
-    """The checkpoint of networks that are trained side by side, for as long as they are.
+    """The checkpoint of one group of networks while they are trained.
 
     Args:
-        path: of the safetensors file; whoever gives it holds a lock under which no other process writes it.
-        owner: JSON values that say which networks these are, and on what they are trained; a file of another owner, left
-            by a process that was killed before it could remove it, counts as none.
-        budget: says when to save, and when to stop.
+        path: of the safetensors file; the caller holds a lock under which no other process writes it.
+        owner: JSON values that identify the networks and their training data. A file of another owner, left behind by a killed
+            process, is ignored.
+        budget: determines when to save and when to stop.
 
     Raises:
         StorageError: the file is damaged.
@@ -49,26 +40,21 @@ class TrainingCheckpoint(Checkpoint):
 
     @property
     def seconds(self) -> float:
-        """Seconds spent on these networks, those of stopped processes up to their last checkpoint included."""
+        """Seconds of training so far, including those of stopped processes up to their last checkpoint."""
         return time.perf_counter() - self._began
 
     def resume(
-        self, stage: int, epochs: int, trainer: Resumable, generators: Sequence[torch.Generator], device: torch.device
+        self, stage: int, epochs: int, trainer: Trainer, generators: Sequence[torch.Generator], device: torch.device
     ) -> tuple[int, dict[str, torch.Tensor]]:
-        """Puts a trainer to where its networks were when they were saved, if that was in this stage.
+        """Restores a trainer of fresh networks and the generators of its batches, if they were saved during this stage.
 
-        Args:
-            stage: counted from 1, of those that are trained one after the other.
-            epochs: of this stage.
-            trainer: of fresh networks.
-            generators: that their batches are drawn with, from stage to stage.
-            device: of the networks.
+        Stages are counted from 1, and `epochs` is the number of epochs of this one.
 
         Returns:
-            How many epochs of the stage are done, and what the caller had saved with them.
+            The number of finished epochs of the stage, and the tensors saved as `more`.
 
         Raises:
-            StorageError: the file does not hold such networks.
+            StorageError: the file does not fit these networks.
         """
         if stage < self._stage:
             return epochs, {}
@@ -86,18 +72,11 @@ class TrainingCheckpoint(Checkpoint):
         self,
         stage: int,
         epoch: int,
-        trainer: Resumable,
+        trainer: Trainer,
         generators: Sequence[torch.Generator] = (),
         more: dict[str, torch.Tensor] | None = None,
     ) -> None:
-        """Saves if the last save is old enough, or if the time is spent; to be called after each epoch.
-
-        Args:
-            stage: as in `resume`.
-            epoch: how many of the stage are done.
-            trainer: and `generators`: as they are after it.
-            generators: see there.
-            more: what the caller wants back.
+        """Saves the state after `epoch` epochs of a stage, and `more`, if the last save is old enough or the time is spent.
 
         Raises:
             OutOfTime: the time is spent, and the state is saved.

@@ -1,4 +1,4 @@
-"""The one kind of checkpoint: tensors and JSON notes in a file, from which a stopped process goes on bit for bit."""
+"""Checkpoints: tensors and JSON notes in one file, from which a stopped computation resumes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,8 +15,8 @@ class Checkpoint:
     """The file of one long computation.
 
     Args:
-        path: of the safetensors file; no other process writes it meanwhile.
-        owner: a JSON value that says what the state belongs to.
+        path: of the safetensors file, which no other process may write.
+        owner: a JSON value that identifies the computation.
     """
 
     def __init__(self, path: Path, owner: Any) -> None:
@@ -28,7 +28,7 @@ class Checkpoint:
         save_tensors(self._path, tensors, {"owner": self._owner, **notes})
 
     def read(self) -> tuple[dict[str, torch.Tensor], dict[str, Any], bool] | None:
-        """Returns tensors, notes, and whether they are this owner's; None if there is no file.
+        """Returns tensors, notes, and whether the owner is the same; None if there is no file.
 
         Raises:
             StorageError: the file is damaged.
@@ -40,8 +40,8 @@ class Checkpoint:
 
     @contextmanager
     def restoring(self, what: str) -> Iterator[None]:
-        """Turns whatever a file of another version makes Python raise into one StorageError that says what to do."""
+        """Turns Python's errors about content that does not fit, such as that of another version, into a StorageError."""
         try:
             yield
         except (ArithmeticError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise StorageError(f"{self._path} is no state of {what} ({error!r}); delete it to begin that anew") from error
+            raise StorageError(f"{self._path} does not fit {what} ({error!r}); delete it to start again") from error
