@@ -58,10 +58,10 @@ class Batch:
         end_jobs()
 
     def finish(self):
-        """Waits for the end and returns the text of all jobs."""
+        """Waits for the end and returns the text of all jobs, in which lines of two processes may be mixed."""
         code = self.process.wait(timeout=1500)
         assert code == 0, self.log.read_text()
-        return "".join(path.read_text() for path in self.job_logs.rglob("*.log"))
+        return "".join(path.read_text(errors="replace") for path in self.job_logs.rglob("*.log"))
 
     def jobs(self, rule):
         """Returns how many jobs a rule took."""
@@ -88,7 +88,7 @@ def test_two_runs_with_the_same_teachers_record_them_once(tmp_path):
 
 def test_a_gpu_job_gets_a_gpu_and_the_slot(tmp_path):
     config = RunConfig.from_preset("digits-ipc10-random", "smoke")
-    partition = ("--default-resources", "slurm_partition=all")  # must not replace what the profile asks for
+    partition = ("--default-resources", "slurm_partition='all'")  # must not replace what the profile asks for
     with Batch("slurm-gpu", tmp_path / "results", "presets=digits-ipc10-random", arguments=partition) as batch:
         batch.finish()
         (log,) = (batch.job_logs / "rule_run").rglob("*.log")
@@ -112,7 +112,7 @@ def test_a_cancelled_run_goes_on_from_its_checkpoint(tmp_path):
         subprocess.run(["scancel", log.stem], check=True)
         batch.finish()
         assert batch.jobs("run") == 2
-        assert "CANCELLED" in log.read_text()
+        assert "CANCELLED" in log.read_text(errors="replace")
         assert first.stat().st_mtime_ns == written
         assert [len(stage["losses"]) for stage in batch.record(config).stages] == [config.options.iterations] * 2
 
