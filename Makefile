@@ -1,33 +1,45 @@
 # The two commands of the README are `make quickstart` and `make test`; both build .venv first if it is not there.
 PYTHON ?= python3
 SCALE ?= smoke
+ifeq ($(CONDA_DEFAULT_ENV),seqmatch)  # made from environment.yml: used as it is, and never changed
+BIN := $(CONDA_PREFIX)/bin
+else
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+endif
 
 # The notebook's kernel is the one of .venv, whatever else is installed.
-export PATH := $(CURDIR)/$(BIN):$(PATH)
+export PATH := $(if $(filter /%,$(BIN)),,$(CURDIR)/)$(BIN):$(PATH)
 export JUPYTER_PREFER_ENV_PATH := 1
 
-.PHONY: help install quickstart test lab tables plan site clean
+.PHONY: help install quickstart test lab lab-copies tables plan gpu site clean
 
 help:
-	@echo "make quickstart  distil the built-in digits and show the result (2 minutes on 2 cores)"
+	@echo "make quickstart  distil the built-in digits and show what comes out (2 minutes on 2 cores)"
 	@echo "make test        check style, imports and all tests (8 to 17 minutes on 2 cores)"
-	@echo "make tables      all runs, notebooks and tables; SCALE=smoke|reduced|paper, DATASETS=\"cifar10 svhn\""
-	@echo "make plan        what that would do, with predicted minutes and memory"
-	@echo "make site        executed notebooks and tables as static HTML"
-	@echo "make lab         open the notebooks in JupyterLab"
-	@echo "make clean       remove build output (the environment stays in $(VENV))"
+	@echo "make lab         open copies of the notebooks in JupyterLab; ARGS=\"--no-browser --port 9999\" are passed on to it"
+	@echo "make site        build the site (notebooks, guides, library reference) in build/site; needs no network"
+	@echo "make tables      run all presets and notebooks and make the tables; SCALE=smoke|reduced|short|paper,"
+	@echo "                 DATASETS=\"cifar10 svhn\", SEEDS=\"0 1 2\""
+	@echo "make plan        list the runs that make tables has yet to make, with minutes, memory and totals"
+	@echo "make gpu         for a GPU at hand for minutes: checks, benchmark and runs; SCALE=paper MINUTES=5"
+	@echo "make clean       remove what the commands above made in build/, but not your notebooks in build/lab"
+	@echo "The first of them makes the environment $(VENV). In an active conda environment called seqmatch, that one is used."
 
 install: $(STAMP)
 
+ifdef STAMP
+# A folder that make did not fill is never cleared. The stamp is old until everything is installed.
 $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and "error: Python %d.%d is too old; give a newer one: make PYTHON=python3.11" % v[:2])'
+	@test ! -e $(VENV) || test -e $@ || { echo "error: $(VENV) exists and was not made by make; move it away, or name another folder: make VENV=.venv-seqmatch" >&2; exit 2; }
 	$(PYTHON) -m venv --clear $(VENV)
+	@touch -t 200001010000 $@
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	@touch $@
+endif
 
 quickstart: $(STAMP)
 	python -m seqmatch_lib notebook notebooks/00_quickstart.ipynb --out build/00_quickstart.ipynb --html
@@ -40,20 +52,46 @@ test: $(STAMP)
 	lint-imports
 	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile
 
-# A dictionary of settings for the Snakefile: those that were given.
-BATCH = --config scale=$(SCALE) $(if $(DATASETS),datasets="$(DATASETS)") $(if $(SEEDS),seeds="$(SEEDS)")
-
 tables: $(STAMP)
-	snakemake --cores all --keep-going --rerun-triggers mtime --rerun-incomplete --quiet rules $(BATCH)
+	snakemake --cores all --quiet rules \
+		--config scale="$(SCALE)" $(if $(DATASETS),datasets="$(DATASETS)") $(if $(SEEDS),seeds="$(SEEDS)")
 
 plan: $(STAMP)
-	snakemake --cores all --dry-run --rerun-triggers mtime $(BATCH)
+	@python -m seqmatch_lib plan \
+		--scale "$(SCALE)" $(if $(DATASETS),--datasets "$(DATASETS)") $(if $(SEEDS),--seeds "$(SEEDS)")
+
+# With a GPU for some minutes: the checks, the benchmark, then the two runs that the paper compares, each as far as it gets.
+# The same command goes on from there. A rehearsal without one: make gpu SCALE=smoke DATASET=digits MINUTES=1 BENCH=--quick
+DATASET ?= cifar10
+MINUTES ?= 3
+OUT ?= build/gpu
+gpu: $(STAMP)
+	python -m pytest -m gpu
+	python -m seqmatch_lib bench $(BENCH) --results $(OUT)
+	for method in mtt seqmatch_mtt; do \
+	  python -m seqmatch_lib run $(DATASET)-ipc10-$$method --scale $(SCALE) --results $(OUT) --max-minutes $(MINUTES) || test $$? = 75 || exit 1; \
+	done
 
 site: $(STAMP)
-	python -m seqmatch_lib site --executed build/$(SCALE)/executed
+	@rm -rf build/site
+	sphinx-build --quiet --fail-on-warning --keep-going --doctree-dir build/doctrees docs build/site
+	@echo "open build/site/index.html"
 
-lab: $(STAMP)
-	jupyter lab notebooks/00_quickstart.ipynb
+lab: $(STAMP) lab-copies
+	jupyter lab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/build/lab/00_quickstart.ipynb \
+		$(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS)
+
+# A copy that the user changed is kept; the others follow notebooks/. The folder .originals tells them apart.
+lab-copies:
+	@mkdir -p build/lab/.originals
+	@for notebook in notebooks/*.ipynb; do \
+		name=$${notebook##*/}; copy=build/lab/$$name; original=build/lab/.originals/$$name; \
+		if [ ! -e $$copy ] || cmp -s $$copy $$original; then cp $$notebook $$copy && cp $$notebook $$original; \
+		elif ! cmp -s $$notebook $$original; then \
+			echo "$$copy is kept, since you changed it. $$notebook is newer: to get it, delete or rename your copy."; \
+		fi; \
+	done
 
 clean:
-	rm -rf build .pytest_cache .ruff_cache
+	rm -rf .pytest_cache .ruff_cache docs/api
+	test ! -d build || find build -mindepth 1 -maxdepth 1 ! -name lab -exec rm -rf {} +

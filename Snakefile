@@ -1,65 +1,50 @@
 # Everything at once: shared teachers, runs, notebooks, tables. `make tables SCALE=smoke|reduced|paper` calls this.
 #
-#   snakemake --cores all --keep-going --config scale=reduced datasets="cifar10 svhn" seeds="0 1 2"
-#   snakemake --dry-run --cores all --config scale=paper      # the plan, with predicted minutes and memory of every run
-#   snakemake --profile profiles/slurm --config scale=paper   # on a cluster, see the README
+#   snakemake --cores all --config scale=reduced datasets=cifar10,svhn seeds=0,1,2
+#   snakemake --profile profiles/slurm-gpu --config scale=paper   # on a cluster, see docs/cluster.md
 #
-# config: scale; datasets, presets, notebooks (names separated by spaces); seeds; results (folder).
-# Finished records and executed notebooks are not made again. A failing job does not stop the others (--keep-going).
-import os
+# config: scale; datasets or presets, seeds, notebooks (names separated by commas or spaces); results (folder); threads of a
+# job; for clusters device, slot and memory. What a run needs, and what is missing: `python -m seqmatch_lib plan`.
+# Finished records and executed notebooks are not made again. A failing job does not stop the others.
+import shlex
 import sys
-from functools import lru_cache
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from seqmatch_lib.bench.report import load_benchmark, newest_benchmark
-from seqmatch_lib.runs.config import RunConfig, preset_names
-from seqmatch_lib.bench.cost import DataSizes, predict_seconds, predict_work
-from seqmatch_lib.methods import get_method
+from seqmatch_lib.bench.batch import Batch, check_names, split_names
+from seqmatch_lib.errors import SeqMatchError
 from seqmatch_lib.report.notebooks import batch_parameters, list_copies
 
-SCALE = config.get("scale", "smoke")
-RESULTS = config.get("results", f"build/{SCALE}")
-DATASETS = str(config.get("datasets", "digits" if SCALE == "smoke" else "digits svhn cifar10 cifar100 tiny_imagenet")).split()
-SEEDS = [int(seed) for seed in str(config.get("seeds", 0)).split()]
-PRESETS = str(config.get("presets", "")).split() or [name for name in preset_names() if name.split("-")[0] in DATASETS]
+
+@contextmanager
+def errors_in_one_line():
+    try:
+        yield
+    except SeqMatchError as error:
+        sys.exit(f"error: {error}")
+
+
 COPIES = list_copies("notebooks")  # name of an executed copy -> notebook, its parameters
-NOTEBOOKS = str(config.get("notebooks", "")).split() or list(COPIES)
+with errors_in_one_line():
+    BATCH = Batch.read(config)
+    NOTEBOOKS = check_names("notebook", split_names(config.get("notebooks")), COPIES) or list(COPIES)
+SCALE, RESULTS = BATCH.scale, str(BATCH.results)
 PYTHON = sys.executable
-THREADS = int(config.get("threads", os.cpu_count()))  # of a job; one job already keeps all cores busy
-BENCHMARK = load_benchmark(newest_benchmark(Path("paper_results") / "benchmarks"))
-
-CONFIGS = {}
-for preset in PRESETS:
-    for seed in SEEDS:
-        one = RunConfig.from_preset(preset, SCALE, seed)
-        CONFIGS[one.run_id] = one
-RECORDS = {run: f"{RESULTS}/runs/{one.dataset}/{run}.json" for run, one in CONFIGS.items()}
-KIND = {True: "zca", False: "plain"}
+THREADS = BATCH.threads  # one job already keeps all cores busy
+RECORDS = {run: BATCH.record(run) for run in BATCH.configs}
 EXECUTED = [f"{RESULTS}/executed/{name}.ipynb" for name in NOTEBOOKS]
+LOCK = ExitStack()  # Snakemake's own lock would stay when its process is killed; profiles/default turns it off
 
 
-def uses_teachers(one):
-    return one.options is not None and get_method(one.base_method).uses_teachers
-
-
-@lru_cache
-def predict(run):
-    """Minutes and MiB of a run, predicted from the newest committed benchmark."""
-    work = predict_work(CONFIGS[run], DataSizes.of(CONFIGS[run].dataset))
-    seconds = sum(predict_seconds(one, CONFIGS[run].network, BENCHMARK) for one in work.values())
-    return max(1, round(seconds / 60)), round(1024 + max(one.bytes for one in work.values()) / 2**20)
-
-
-def teachers_of(wildcards):
-    """The shared teachers that a run begins with; runs of other methods need none."""
-    one = CONFIGS[wildcards.run]
-    return f"{RESULTS}/teachers/{one.dataset}-{KIND[one.zca]}.recorded" if uses_teachers(one) else []
+localrules:
+    all,
+    summary,
 
 
 def parameters_of(name):
     """The parameters of a notebook in a batch, as the command line takes them; all notebooks share the batch's folder."""
-    wanted = batch_parameters(*COPIES[name], SCALE, DATASETS, SEEDS, RESULTS)
-    return " ".join(f"--set '{key}={value}'" for key, value in wanted.items())
+    wanted = batch_parameters(*COPIES[name], SCALE, BATCH.datasets, BATCH.seeds, RESULTS)
+    return " ".join(f"--set {shlex.quote(f'{key}={value}')}" for key, value in wanted.items())
 
 
 rule all:
@@ -69,49 +54,50 @@ rule all:
         f"{RESULTS}/summary.txt",
 
 
-# Teachers of stage 1 depend on the images and the scale alone, so they are recorded once, before the runs that need them.
+# Teachers are recorded once, before the runs that begin with them.
 rule teachers:
     output:
-        touch(RESULTS + "/teachers/{dataset}-{kind}.recorded"),
+        touch(BATCH.recorded("{name}")),
     params:
-        preset=lambda wildcards: next(
-            one.preset
-            for one in CONFIGS.values()
-            if (one.dataset, KIND[one.zca]) == (wildcards.dataset, wildcards.kind) and uses_teachers(one)
-        ),
+        arguments=lambda wildcards: BATCH.arguments(wildcards.name),
+    resources:
+        runtime=lambda wildcards: BATCH.runtime(wildcards.name),
+        mem_mb=lambda wildcards: BATCH.mem_mb(wildcards.name),
     threads: THREADS
     shell:
-        "{PYTHON} -m seqmatch_lib teachers {params.preset} --scale {SCALE} --results {RESULTS}"
+        "{PYTHON:q} -m seqmatch_lib teachers {params.arguments}"
 
 
 rule run:
     input:
-        teachers_of,
+        lambda wildcards: BATCH.inputs(wildcards.run),
     output:
         RESULTS + "/runs/{dataset}/{run}.json",
     priority: 1  # notebooks read what was run before, and run themselves what was not
     params:
-        preset=lambda wildcards: CONFIGS[wildcards.run].preset,
-        seed=lambda wildcards: CONFIGS[wildcards.run].seed,
+        arguments=lambda wildcards: BATCH.arguments(wildcards.run),
     resources:
-        runtime=lambda wildcards: predict(wildcards.run)[0],
-        mem_mb=lambda wildcards: predict(wildcards.run)[1],
+        runtime=lambda wildcards: BATCH.runtime(wildcards.run),
+        mem_mb=lambda wildcards: BATCH.mem_mb(wildcards.run),
     threads: THREADS
     shell:
-        "{PYTHON} -m seqmatch_lib run {params.preset} --scale {SCALE} --seed {params.seed} --results {RESULTS}"
+        "{PYTHON:q} -m seqmatch_lib run {params.arguments}"
 
 
 rule notebook:
     input:
         notebook=lambda wildcards: COPIES[wildcards.name][0],
-        records=lambda wildcards: list(RECORDS.values()) if "_tables_" in wildcards.name and SCALE != "smoke" else [],
+        # on a cluster all wait for the runs: what they miss they would run themselves, beside the jobs that are at it
+        records=lambda wildcards: list(RECORDS.values()) if BATCH.slot or ("_tables_" in wildcards.name and SCALE != "smoke") else [],
     output:
         RESULTS + "/executed/{name}.ipynb",
     params:
         settings=lambda wildcards: parameters_of(wildcards.name),
+    resources:
+        **BATCH.largest,
     threads: THREADS
     shell:
-        "{PYTHON} -m seqmatch_lib notebook {input.notebook} --out {output} {params.settings}"
+        "{PYTHON:q} -m seqmatch_lib notebook {input.notebook:q} --out {output:q} {params.settings}"
 
 
 rule summary:
@@ -120,7 +106,12 @@ rule summary:
     output:
         f"{RESULTS}/summary.txt",
     shell:
-        "{PYTHON} -m seqmatch_lib show {RESULTS} > {output}"
+        "{PYTHON:q} -m seqmatch_lib show {RESULTS:q} > {output:q}"
+
+
+onstart:
+    with errors_in_one_line():
+        LOCK.enter_context(BATCH.hold())
 
 
 onsuccess:

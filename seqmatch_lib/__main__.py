@@ -1,6 +1,7 @@
 """The command line: `python -m seqmatch_lib run | evaluate | export | import | show | presets | tables | notebook | …`."""
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -11,10 +12,18 @@ from typing import Any, NoReturn
 
 import torch
 
+from seqmatch_lib.bench.batch import Batch
 from seqmatch_lib.bench.benchmark import run_benchmark
-from seqmatch_lib.bench.cost import DataSizes, format_cost, format_errors, format_pending
-from seqmatch_lib.bench.report import format_benchmark, load_benchmark, newest_benchmark, save_benchmark
-from seqmatch_lib.data.datasets import DatasetSpec, find_dataset, fit_preprocessing, load_dataset, register_dataset
+from seqmatch_lib.bench.cost import CostModel, DataSizes, format_cost, format_pending
+from seqmatch_lib.bench.report import format_benchmark, save_benchmark
+from seqmatch_lib.data.datasets import (
+    DATASETS,
+    DatasetSpec,
+    find_dataset,
+    fit_preprocessing,
+    load_dataset,
+    register_dataset,
+)
 from seqmatch_lib.data.preprocessing import Preprocessing
 from seqmatch_lib.engine.evaluation import Accuracy
 from seqmatch_lib.errors import OutOfTime, SeqMatchError, require
@@ -24,7 +33,6 @@ from seqmatch_lib.front import evaluate
 from seqmatch_lib.runs.config import SCALES, RunConfig, parse_override, preset_names
 from seqmatch_lib.runs.experiment import record_shared_teachers, run_experiment
 from seqmatch_lib.runs.records import format_records, load_runs
-from seqmatch_lib.runs.reevaluation import save_reevaluation
 from seqmatch_lib.subsets import SubsetSequence, check_sequence, load_sequence, save_sequence
 
 RESULTS = Path("paper_results")
@@ -46,8 +54,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     0: done; 2: an error the user can act on, told in one line; 75: out of time, the state is saved.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a ± that the locale has no sign for ends no run
     options = _make_parser().parse_args(arguments)
     try:
+        _check_folder_options(options)
         options.command(options)
         sys.stdout.flush()
     except SeqMatchError as error:
@@ -77,15 +89,17 @@ def _add_runs(commands: Any) -> None:
     run = commands.add_parser("run", help="distil, evaluate and record one preset, or go on with it")
     _add_preset_arguments(run)
     _add_results_argument(run)
-    run.add_argument("--max-minutes", type=float, metavar="M", help="stop at the first checkpoint after M minutes")
+    _add_minutes_argument(run)
     run.add_argument("--download", action="store_true", help="download the data set if it is missing")
     run.add_argument("--force", action="store_true", help="run again although there is a record")
-    _add_folder_arguments(run)
+    _add_folder_arguments(run, of_set=False)
     run.set_defaults(command=_run)
 
     teachers = commands.add_parser("teachers", help="record the teachers of a preset's first stage, which runs share")
     _add_preset_arguments(teachers)
     _add_results_argument(teachers)
+    _add_folder_arguments(teachers, of_set=False)
+    _add_minutes_argument(teachers)
     teachers.set_defaults(command=_teachers)
 
 
@@ -100,14 +114,15 @@ def _add_sets(commands: Any) -> None:
     evaluate.add_argument("--random", action="store_true", help="also train on as many random real images")
     _add_set_argument(evaluate, "training.epochs=600")
     evaluate.add_argument("--results", type=Path, metavar="DIR", help="keep a record in <DIR>/reevaluations")
-    _add_folder_arguments(evaluate)
+    _add_minutes_argument(evaluate)
+    _add_folder_arguments(evaluate, of_set=True)
     evaluate.set_defaults(command=_evaluate)
 
     export = commands.add_parser("export", help="write a distilled set in the layout of another code, or as pictures")
     export.add_argument("path", type=Path, metavar="PATH", help="a .safetensors file below <results>/distilled")
     export.add_argument("--to", required=True, choices=FORMATS, metavar="FORMAT", help=", ".join(FORMATS))
     export.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the files")
-    _add_folder_arguments(export)
+    _add_folder_arguments(export, of_set=True)
     export.set_defaults(command=_export)
 
     import_ = commands.add_parser("import", help="read a distilled set in the layout of another code, for `evaluate`")
@@ -118,7 +133,7 @@ def _add_sets(commands: Any) -> None:
     _add_set_argument(import_, "zca=false")
     import_.add_argument("--lr", type=float, nargs="+", default=[], metavar="LR", help="one step size, or one a subset")
     import_.add_argument("--out", type=Path, required=True, metavar="FILE", help="the .safetensors file to write")
-    _add_folder_arguments(import_)
+    _add_folder_arguments(import_, of_set=False)
     import_.set_defaults(command=_import)
 
 
@@ -133,12 +148,11 @@ def _add_results(commands: Any) -> None:
     tables.add_argument("--readme", action="store_true", help="print the README's table of results instead")
     tables.add_argument("--pending", action="store_true", help="list the cells without a record instead")
     tables.add_argument("--scale", default="paper", choices=SCALES, help="of the pending cells; default: paper")
-    tables.add_argument("--tflops", type=float, default=20.0, metavar="RATE", help="assumed of a GPU; default: 20, a guess")
     tables.set_defaults(command=_tables)
 
 
 def _add_pages(commands: Any) -> None:
-    """Adds the commands for notebooks: execute one, show them all."""
+    """Adds the command that executes a notebook."""
     notebook = commands.add_parser("notebook", help="execute a notebook; a parameter it does not have is an error")
     notebook.add_argument("path", type=Path, nargs="?", metavar="PATH", help="for example notebooks/20_ablation_k.ipynb")
     notebook.add_argument("--all", action="store_true", help=f"all notebooks as they open, into {EXECUTED}")
@@ -147,17 +161,19 @@ def _add_pages(commands: Any) -> None:
     _add_set_argument(notebook, "scale=reduced")
     notebook.set_defaults(command=_notebook)
 
-    site = commands.add_parser("site", help="render executed notebooks and tables as a static site")
-    site.add_argument("--executed", type=Path, default=Path("build/executed"), metavar="DIR", help="default: build/executed")
-    site.add_argument("--tables", type=Path, default=RESULTS / "tables", metavar="DIR")
-    site.add_argument("--out", type=Path, default=Path("build/site"), metavar="DIR", help="default: build/site")
-    site.set_defaults(command=_site)
-
 
 def _add_predictions(commands: Any) -> None:
-    """Adds the commands for what comes before a run: the presets, the speed of the machine, the cost."""
+    """Adds the commands for what comes before a run: the presets, a batch of them, the speed of the machine, the cost."""
     presets = commands.add_parser("presets", help="list the presets")
     presets.set_defaults(command=lambda options: print("\n".join(preset_names())))
+
+    plan = commands.add_parser("plan", help="list the runs that a batch (`make tables`) has yet to make, and what they take")
+    plan.add_argument("--scale", default="smoke", help=f"{', '.join(SCALES)}; default: smoke")
+    for name, others in (("datasets", "presets"), ("presets", "datasets")):
+        plan.add_argument(f"--{name}", nargs="+", metavar="NAME", help=f"of the batch, instead of {others}")
+    plan.add_argument("--seeds", nargs="+", default=[0], metavar="N", help="default: 0")
+    plan.add_argument("--results", metavar="DIR", help="default: build/<scale>")
+    plan.set_defaults(command=_plan)
 
     bench = commands.add_parser("bench", help="measure speed, memory and exactness of the engines on this machine")
     bench.add_argument("--quick", action="store_true", help="small networks alone, under three minutes on two CPU cores")
@@ -166,6 +182,7 @@ def _add_predictions(commands: Any) -> None:
 
     cost = commands.add_parser("cost", help="predict operations, seconds and memory of a preset from a benchmark")
     _add_preset_arguments(cost)
+    cost.add_argument("--threads", type=int, metavar="N", help="of the run; default: those of torch")
     cost.add_argument("--benchmark", type=Path, metavar="FILE", help="default: the newest below <results>/benchmarks")
     _add_results_argument(cost)
     cost.add_argument("--image-size", type=int, metavar="PIXELS", help="of another data set; default: the preset's")
@@ -189,62 +206,105 @@ def _add_results_argument(command: argparse.ArgumentParser) -> None:
     command.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help=f"default: {RESULTS}")
 
 
-def _add_folder_arguments(command: argparse.ArgumentParser) -> None:
+def _add_minutes_argument(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--max-minutes", type=float, metavar="M", help="stop at the first checkpoint after M minutes")
+
+
+def _add_folder_arguments(command: argparse.ArgumentParser, of_set: bool) -> None:
+    """Adds the options for a folder of one's own: as a new data set, or as the one that a distilled set was made of."""
     command.add_argument(
         "--images", type=Path, metavar="FOLDER", help="your own images, FOLDER/train/<class>/, as the data set"
     )
-    command.add_argument("--image-size", type=int, metavar="PIXELS", help="side that they are brought to; default: theirs")
+    default = "that of the distilled set" if of_set else "theirs"
+    command.add_argument("--image-size", type=int, metavar="PIXELS", help=f"side that they are brought to; default: {default}")
+    if not of_set:
+        command.add_argument("--name", help="what they are called in records; default: as their folder")
+
+
+def _check_folder_options(options: argparse.Namespace) -> None:
+    """Raises ConfigError if a folder that was not given is described."""
+    described = "images" in options and (options.image_size or getattr(options, "name", None)) is not None
+    require(not described or options.images is not None, "--image-size and --name are of your own images; give --images too")
 
 
 def _read_config(options: argparse.Namespace) -> RunConfig:
     overrides = dict(parse_override(text) for text in options.set)
     if getattr(options, "images", None) is not None:
-        overrides |= {"dataset": _register_images(options), "zca": False}
+        require("dataset" not in overrides, "--images gives the data set, and --name its name; leave out --set dataset=…")
+        spec = DatasetSpec.from_folder(options.images.resolve(), options.image_size, options.name)
+        register_dataset(spec)
+        overrides = {"dataset": spec.name, "zca": False} | overrides
     return RunConfig.from_preset(options.preset, options.scale, getattr(options, "seed", 0), overrides)
-
-
-def _register_images(options: argparse.Namespace) -> str:
-    """Makes the user's own image folder a data set, and returns its name."""
-    spec = DatasetSpec.from_folder(options.images.resolve(), options.image_size)
-    register_dataset(spec)
-    return spec.name
 
 
 def _run(options: argparse.Namespace) -> None:
     config = _read_config(options)
+    if options.force or not (options.results / "runs" / config.dataset / f"{config.run_id}.json").is_file():
+        _announce_hours(config)
     record = run_experiment(
         config, options.results, max_minutes=options.max_minutes, force=options.force, download=options.download
     )
     print(format_records([record]))
-    print(f"record: {options.results / 'runs' / record.table / record.run_id}.json")
+    print(f"record: {options.results / 'runs' / record.dataset / record.run_id}.json")
+
+
+def _announce_hours(config: RunConfig) -> None:
+    """Says on stderr how long a run will take, if that is an hour or more and a committed benchmark can tell."""
+    try:
+        model = CostModel.load(RESULTS, device="cuda" if torch.cuda.is_available() else "cpu")
+        hours = sum(model.predict(config).values()) / 3600
+    except SeqMatchError:  # no benchmark of such a device, or one that does not cover the run
+        return
+    if hours >= 1:
+        print(
+            f"{config.preset} at scale {config.scale} takes about {hours:,.0f} hours, predicted for {model.machine}; "
+            "Ctrl-C stops it, and the same command goes on from there. --max-minutes sets a limit.",
+            file=sys.stderr,
+        )
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    if options.images is not None:
-        _register_images(options)
+    sequence, config = _open_set(options.path)
+    dataset = None if options.images is None else load_dataset(_find_images(options, sequence, config))
     changes = dict(parse_override(text) for text in options.set)
     if options.num_networks is not None:
         changes["evaluation.num_networks"] = options.num_networks
-    reevaluation = evaluate(options.path, options.networks, options.joint, options.random, options.seed, changes)
+    reevaluation = evaluate(
+        sequence, options.networks, options.joint, options.random, options.seed, changes, dataset, options.results,
+        options.max_minutes,
+    )  # fmt: skip
     for what, accuracies in (("", reevaluation.accuracy), ("random real images, ", reevaluation.random_baseline or {})):
         for name, accuracy in accuracies.items():
-            print(f"{what}{name}: {Accuracy(tuple(accuracy['values']))}")
+            print(f"{what}{name}: {Accuracy(tuple(accuracy['values']), accuracy.get('not_learned', 0))}")
     if options.results is not None:
-        print(f"record: {save_reevaluation(reevaluation, options.results)}")
+        print(f"record: {options.results / 'reevaluations' / reevaluation.config['dataset'] / reevaluation.name}.json")
 
 
-def _open_set(options: argparse.Namespace) -> tuple[SubsetSequence, RunConfig]:
+def _open_set(path: Path) -> tuple[SubsetSequence, RunConfig]:
     """Returns the set in a file, and the configuration it was made with."""
-    if options.images is not None:
-        _register_images(options)
-    sequence = load_sequence(options.path)
-    require("config" in sequence.metadata, f"{options.path} does not say how it was made; give a file written by `run`")
+    sequence = load_sequence(path)
+    require("config" in sequence.metadata, f"{path} does not say how it was made; give a file written by `run`")
     return sequence, RunConfig.from_dict(sequence.metadata["config"])
 
 
+def _find_images(options: argparse.Namespace, sequence: SubsetSequence, config: RunConfig) -> DatasetSpec:
+    """Returns the data set that a distilled set was made of: by its name, or in a folder of whatever name."""
+    if options.images is None:
+        return find_dataset(config.dataset)
+    known = DATASETS.get(config.dataset)
+    require(
+        known is None or known.folder is not None,
+        f"{options.path} is a set of {config.dataset}, not of images of your own; leave out --images, or import it with them",
+    )
+    sides = set(sequence.subsets[0].images.shape[2:])
+    size = options.image_size or (sides.pop() if len(sides) == 1 else None)
+    return DatasetSpec.from_folder(options.images.resolve(), size, config.dataset)
+
+
 def _export(options: argparse.Namespace) -> None:
-    sequence, config = _open_set(options)
-    preprocessing, spec = _preprocessing_of(config)
+    sequence, config = _open_set(options.path)
+    spec = _find_images(options, sequence, config)
+    preprocessing = _fit_preprocessing(spec, config)
     check_sequence(sequence, str(options.path), spec.shape, spec.num_classes)
     names = sequence.metadata.get("class_names") or [str(label) for label in range(spec.num_classes)]
     written = export_sequence(sequence, options.to, options.out, preprocessing, names)
@@ -256,17 +316,17 @@ def _export(options: argparse.Namespace) -> None:
 
 def _import(options: argparse.Namespace) -> None:
     config = _read_config(options)
-    preprocessing, spec = _preprocessing_of(config)
+    spec = find_dataset(config.dataset)
+    preprocessing = _fit_preprocessing(spec, config)
     sequence = import_sequence(options.paths, options.kind, config, preprocessing, spec.shape, spec.num_classes, options.lr)
     save_sequence(options.out, sequence)
     print(f"imported: {options.out}")
 
 
-def _preprocessing_of(config: RunConfig) -> tuple[Preprocessing, DatasetSpec]:
-    """Returns what is done to the pixels of a data set, and its description; only whitening needs its images."""
-    spec = find_dataset(config.dataset)
+def _fit_preprocessing(spec: DatasetSpec, config: RunConfig) -> Preprocessing:
+    """Returns what is done to the pixels of a data set; only whitening needs its images."""
     images = load_dataset(spec).train.images if config.zca else torch.empty(0)
-    return fit_preprocessing(spec, images, config.zca), spec
+    return fit_preprocessing(spec, images, config.zca)
 
 
 def _show(options: argparse.Namespace) -> None:
@@ -291,8 +351,7 @@ def _bench(options: argparse.Namespace) -> None:
 
 def _tables(options: argparse.Namespace) -> None:
     if options.pending:
-        benchmark = load_benchmark(newest_benchmark(options.results / "benchmarks"))
-        print(format_pending(options.scale, load_runs(options.results), benchmark, options.tflops))
+        print(format_pending(options.scale, CostModel.load(options.results)))
         return
     require(find_spec("pandas") is not None, "tables need the notebook packages: pip install seqmatch-lib[notebooks]")
     from seqmatch_lib.report.charts import write_figures
@@ -324,30 +383,25 @@ def _notebook(options: argparse.Namespace) -> None:
             print(f"open {export_html(out)}")
 
 
-def _site(options: argparse.Namespace) -> None:
-    require(find_spec("nbconvert") is not None, "the site needs the notebook packages: pip install seqmatch-lib[notebooks]")
-    from seqmatch_lib.report.site import build_site
-
-    print(f"open {build_site(options.executed, options.tables, options.out)}")
-
-
 def _teachers(options: argparse.Namespace) -> None:
-    print(f"teachers: {record_shared_teachers(_read_config(options), options.results)}")
+    folder = record_shared_teachers(_read_config(options), options.results, max_minutes=options.max_minutes)
+    print(f"teachers: {folder}")
+
+
+def _plan(options: argparse.Namespace) -> None:
+    names = ("scale", "datasets", "presets", "seeds", "results")
+    print(Batch.read({name: getattr(options, name) for name in names}).plan())
 
 
 def _cost(options: argparse.Namespace) -> None:
     config = _read_config(options)
-    path = options.benchmark or newest_benchmark(options.results / "benchmarks")
-    benchmark = load_benchmark(path)
+    model = CostModel.load(options.results, options.benchmark)
     sizes = DataSizes.of(config.dataset)
     changes = {"num_classes": options.num_classes, "train_images": options.train_images}
     if options.image_size is not None:
         changes["image_shape"] = (sizes.image_shape[0], options.image_size, options.image_size)
     sizes = replace(sizes, **{name: value for name, value in changes.items() if value is not None})
-    print(format_cost(config, sizes, benchmark))
-    threads = benchmark["machine"]["threads"]
-    print(f"\npredicted over measured seconds of recorded runs, rates from {path} ({threads} threads):")
-    print(format_errors(load_runs(options.results), benchmark))
+    print(format_cost(config, sizes, model, options.threads))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from seqmatch_lib.data.datasets import Split
 from seqmatch_lib.engine.evaluation import train_staged
 from seqmatch_lib.engine.inner_loop import InnerBatch, unroll
 from seqmatch_lib.engine.training import BatchConfig, OptimizerConfig, TrainingRecipe, make_trainer
@@ -35,7 +36,7 @@ def follow_real_training(
     config: TeacherConfig,
     epochs: int,
     generator: torch.Generator,
-    watched: tuple[torch.Tensor, torch.Tensor] | None = None,
+    watched: Split | None = None,
 ) -> torch.Tensor:
     """Trains a network in place on real images as teachers are, and watches every image.
 
@@ -46,17 +47,17 @@ def follow_real_training(
         config: how.
         epochs: of training.
         generator: of batches and augmentation.
-        watched: images and labels to watch; those that are trained on by default.
+        watched: what to watch; the images that are trained on by default.
 
     Returns:
         (epochs + 1, N) losses of the watched images, before the first epoch and after each.
     """
-    watched = watched or (images, labels)
-    losses = [image_losses(network, *watched)]
+    watched = Split(images, labels) if watched is None else watched
+    losses = [image_losses(network, watched.images, watched.labels)]
     trainer = make_trainer([network], OptimizerConfig(config.lr, config.momentum, config.weight_decay), "eager", "float32")
     for _ in range(epochs):
         trainer.epoch(images, labels, BatchConfig(config.batch_size, config.augment), [generator])
-        losses.append(image_losses(network, *watched))
+        losses.append(image_losses(network, watched.images, watched.labels))
     return torch.stack(losses)
 
 

@@ -2,7 +2,7 @@
 
 
 class SeqMatchError(ValueError):
-    """Base of every error raised on purpose; the command line prints it in one line and exits with code 2."""
+    """Base class of all errors of this library; the command line prints the message in one line and exits with code 2."""
 
     def _render_traceback_(self) -> list[str]:
         """Returns what IPython prints below a failed cell: the message says all, so no traceback."""
@@ -10,30 +10,30 @@ class SeqMatchError(ValueError):
 
 
 class ConfigError(SeqMatchError):
-    """A preset, key or value that the configuration does not accept."""
+    """A preset, key or value is not valid."""
 
 
 class DataError(SeqMatchError):
-    """Real data that is missing, damaged or not what its name promises."""
+    """Data are missing, damaged or of an unexpected kind."""
 
 
 class StorageError(SeqMatchError):
-    """A file of ours (trajectory, checkpoint, distilled set, record) that is damaged or does not fit the run."""
+    """A file of this library (trajectory, checkpoint, distilled set, record) is damaged or does not fit the run."""
 
 
 class DivergenceError(SeqMatchError):
-    """A loss or step size that left the range in which distillation can go on."""
+    """A loss is not finite, or a step size is not positive."""
 
 
 class NotebookError(SeqMatchError):
-    """A notebook with a cell that failed."""
+    """A cell of a notebook failed."""
 
 
 class OutOfTime(Exception):
-    """The time budget is spent and the state is saved: not a fault, the same command goes on from here."""
+    """The time budget is spent and the state is saved; the same command resumes from it."""
 
 
 def require(condition: bool, message: str, error: type[SeqMatchError] = ConfigError) -> None:
-    """Raises `error(message)` unless the condition holds: one line per rule, where the rule is known."""
+    """Raises `error(message)` unless the condition holds."""
     if not condition:
         raise error(message)

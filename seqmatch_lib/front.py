@@ -22,16 +22,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import Dataset
 
-from seqmatch_lib.bench.cost import DataSizes, predict_seconds, predict_work
-from seqmatch_lib.bench.report import load_benchmark, newest_benchmark
+from seqmatch_lib.bench.cost import CostModel
 from seqmatch_lib.data.arrays import Arrays, dataset_from_arrays
 from seqmatch_lib.data.datasets import DATASETS, DatasetSpec, ImageDataset, find_dataset, fit_preprocessing, load_dataset
 from seqmatch_lib.errors import ConfigError, StorageError, require
-from seqmatch_lib.methods import method_names
+from seqmatch_lib.methods import get_method, method_names
 from seqmatch_lib.runs.config import SEQUENTIAL_PREFIX, RunConfig, preset_names
-from seqmatch_lib.runs.experiment import choose_device, prepare_data, run_experiment
-from seqmatch_lib.runs.records import RunRecord, load_runs, tabulate_accuracies
-from seqmatch_lib.runs.reevaluation import Reevaluation, reevaluate
+from seqmatch_lib.runs.experiment import choose_device, run_experiment
+from seqmatch_lib.runs.real_data import prepare_data
+from seqmatch_lib.runs.records import Reevaluation, RunRecord, load_runs, tabulate_accuracies
+from seqmatch_lib.runs.reevaluation import reevaluate
+from seqmatch_lib.store.budget import Budget
 from seqmatch_lib.subsets import SubsetSequence, load_sequence
 
 if TYPE_CHECKING:  # the library runs without the notebook packages
@@ -81,7 +82,7 @@ class Run:
 
     @property
     def losses(self) -> "DataFrame":
-        """The loss of every iteration: columns `stage`, `iteration` (both counted from 1) and `loss`."""
+        """The loss of every iteration, in columns `stage`, `iteration` (both counted from 1) and `loss`."""
         from pandas import DataFrame
 
         rows = [
@@ -93,7 +94,7 @@ class Run:
 
     @property
     def scores(self) -> "DataFrame":
-        """Accuracies of scored iterates in per cent: `stage`, `iteration`, `images` ("validation" or "test"), `accuracy`."""
+        """Accuracies (%) of scored iterates, in columns `stage`, `iteration`, `images` ("validation", "test"), `accuracy`."""
         from pandas import DataFrame
 
         rows = [
@@ -149,9 +150,10 @@ class Run:
         random: bool = False,
         seed: int = 0,
         set: Mapping[str, Any] | None = None,
+        results_dir: Path | str | None = None,
     ) -> Reevaluation:
         """Trains fresh networks on the distilled set and tests them; arguments as in `evaluate`."""
-        return evaluate(self.distilled, networks, joint, random, seed, set, self._load())
+        return evaluate(self.distilled, networks, joint, random, seed, set, self._load(), results_dir)
 
     def _load(self) -> ImageDataset:
         return load_dataset(self.config.dataset) if self.dataset is None else self.dataset
@@ -206,11 +208,12 @@ def distill(
         train: (images, labels): tensors or numpy arrays, (N, C, H, W) uint8, or floats in [0, 1], and (N,) whole numbers
             0 … classes - 1; or a `torch.utils.data.Dataset` of such pairs.
         test: the same for the test images.
-        method: base method: "mtt", "idc", "dm", "krr", or one of your own.
+        method: base method: "mtt", "idc", "dm", "krr", or a registered one of your own.
         subset_ipcs: images per class of S_1 … S_K; more than one makes it SeqMatch.
         iterations: for each subset; by default those of the preset that lends its settings.
-        scale: all other settings are those of the preset `cifar10-ipc10-<method>` at this scale, for example a ConvNet of
-            depth 3, which needs images of 8 pixels and more.
+        scale: all other settings are those of the preset `cifar10-ipc10-<method>` at this scale, for a method of your own
+            those of `cifar10-ipc10-random` and its own defaults; for example a ConvNet of depth 3, which needs images of 8
+            pixels and more.
         seed: of initial images, batches and evaluation networks.
         set: settings that differ from that preset, by dotted keys.
         results_dir: folder to keep everything in, from which the same call goes on; a temporary one by default.
@@ -222,18 +225,18 @@ def distill(
     dataset = dataset_from_arrays(train, test)
     base = method.removeprefix(SEQUENTIAL_PREFIX)
     require(base in method_names(), f"method {method!r:.120} is unknown; use one of {', '.join(method_names())}")
-    config = RunConfig.from_preset(f"cifar10-ipc10-{base}", scale, seed)
+    preset = f"cifar10-ipc10-{base}"
+    config = RunConfig.from_preset(preset if preset in preset_names() else "cifar10-ipc10-random", scale, seed)
     changes: dict[str, Any] = {
         "dataset": dataset.spec.name,
         "zca": False,
         "method": SEQUENTIAL_PREFIX * (len(subset_ipcs) > 1) + base,
         "ipc": sum(subset_ipcs),
         "subset_ipcs": list(subset_ipcs),
+        "intervals": [list(one) for one in config.intervals[:1]] if get_method(base).uses_teachers else [],
     }
-    if config.intervals:
-        changes["intervals"] = [list(config.intervals[0])]
     if iterations is not None:
-        one_for_all = not isinstance(config.options.iterations, int)
+        one_for_all = config.options is not None and not isinstance(config.options.iterations, int)
         changes[f"{base}.iterations"] = [iterations] if one_for_all else iterations
     config = config.changed(changes | dict(set or {}))
     folder = Path(results_dir or tempfile.mkdtemp(prefix="seqmatch-"))
@@ -248,6 +251,8 @@ def evaluate(
     seed: int = 0,
     set: Mapping[str, Any] | None = None,
     dataset: ImageDataset | None = None,
+    results_dir: Path | str | None = None,
+    max_minutes: float | None = None,
 ) -> Reevaluation:
     """Trains fresh networks on a distilled set and tests them.
 
@@ -259,6 +264,8 @@ def evaluate(
         seed: of the networks and of those random images.
         set: settings that differ from those of the set's own run, by dotted keys: `{"training.epochs": 600}`.
         dataset: the real images; by default those of the name that the set remembers.
+        results_dir: folder that keeps the record, and the state from which the same call goes on after a kill.
+        max_minutes: stop at the first checkpoint after this time, with `OutOfTime`.
 
     Returns:
         `accuracy` and `random_baseline` in per cent, by architecture.
@@ -273,7 +280,8 @@ def evaluate(
     changes = dict(set or {}) | ({"evaluation.networks": list(networks)} if networks else {})
     config = RunConfig.from_dict(sequence.metadata["config"]).changed(changes)
     real = prepare_data(dataset or load_dataset(config.dataset), config.zca, config.select_on, choose_device())
-    return reevaluate(sequence, config, real, joint, seed, random)
+    folder = None if results_dir is None else Path(results_dir)
+    return reevaluate(sequence, config, real, joint, seed, random, folder, Budget(max_minutes))
 
 
 def load(path: Path | str) -> SubsetSequence:
@@ -313,8 +321,8 @@ def presets(dataset: str | None = None, scale: str = "paper", results_dir: Path 
     require(dataset is None or dataset in DATASETS, f"data set {dataset!r} is unknown; use one of {', '.join(DATASETS)}")
     configs = [RunConfig.from_preset(name, scale) for name in preset_names()]
     published = _load_published(Path(results_dir))
-    benchmarks = Path(results_dir) / "benchmarks"
-    benchmark = load_benchmark(newest_benchmark(benchmarks)) if any(benchmarks.glob("*.json")) else None
+    has_benchmark = any((Path(results_dir) / "benchmarks").glob("*.json"))
+    model = CostModel.load(Path(results_dir)) if has_benchmark else None
     rows = [
         (
             one.preset,
@@ -322,7 +330,7 @@ def presets(dataset: str | None = None, scale: str = "paper", results_dir: Path 
             one.method,
             one.num_subsets,
             published.get((one.dataset, one.ipc, one.method)),
-            None if benchmark is None else predict_minutes(one, benchmark),
+            None if model is None else predict_minutes(one, model),
         )
         for one in configs
         if dataset in (None, one.dataset)
@@ -340,10 +348,9 @@ def _load_published(results_dir: Path) -> dict[tuple[str, int, str], float]:
     return dict(zip(zip(table["dataset"], table["ipc"], table["method"], strict=True), table["mean"], strict=True))
 
 
-def predict_minutes(config: RunConfig, benchmark: Mapping[str, Any]) -> float | None:
+def predict_minutes(config: RunConfig, model: CostModel) -> float | None:
     """Returns the minutes that a run will take, or None where the benchmark did not measure what it would use."""
     try:
-        works = predict_work(config, DataSizes.of(config.dataset)).values()
-        return round(sum(predict_seconds(work, config.network, benchmark) for work in works) / 60, 1)
+        return round(sum(model.predict(config).values()) / 60, 1)
     except ConfigError:
         return None

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from seqmatch_lib.bench.report import load_benchmark, newest_benchmark
+from seqmatch_lib.bench.cost import CostModel
 from seqmatch_lib.errors import StorageError, require
 from seqmatch_lib.front import RESULTS, Run, predict_minutes
 from seqmatch_lib.report.queries import Evidence
@@ -14,7 +14,6 @@ from seqmatch_lib.runs.coupling_measurements import load_coupling, measure_coupl
 from seqmatch_lib.runs.experiment import run_experiment
 from seqmatch_lib.runs.order import measure_order, runs_of_order
 from seqmatch_lib.runs.records import RunRecord, load_record, load_runs
-from seqmatch_lib.runs.reevaluation import save_reevaluation
 from seqmatch_lib.store.files import digest_json
 
 if TYPE_CHECKING:
@@ -206,8 +205,7 @@ class Results:
         for run in runs if self.work_dir is not None else ():
             missing = [name for name in networks if (run.record.run_id, name) not in known]
             if missing:
-                found = run.evaluate(missing, random=True, set={"evaluation.num_networks": num_networks})
-                save_reevaluation(found, self.work_dir)
+                run.evaluate(missing, random=True, set={"evaluation.num_networks": num_networks}, results_dir=self.work_dir)
         return self.evidence()
 
     def has_set(self, record: RunRecord) -> bool:
@@ -247,8 +245,8 @@ class Results:
         What a run of equal settings and another seed took says more than a prediction.
         """
         measured = {_hash_without_seed(run.config): sum(run.seconds.values()) / 60 for run in self.records()}
-        benchmark = load_benchmark(newest_benchmark(find_folder() / "benchmarks"))
-        each = [measured.get(_hash_without_seed(one.as_dict())) or predict_minutes(one, benchmark) for one in configs]
+        model = CostModel.load(find_folder())
+        each = [measured.get(_hash_without_seed(one.as_dict())) or predict_minutes(one, model) for one in configs]
         return sum(minutes or 0.0 for minutes in each), sum(minutes is None for minutes in each)
 
 

@@ -1,4 +1,4 @@
-"""Randomness as an explicit argument: every draw has a generator of its own, named by what it is for."""
+"""Random numbers: every draw has its own generator, which is seeded from the user's seed and the purpose of the draw."""
 
 import hashlib
 
@@ -6,15 +6,14 @@ import torch
 
 
 def derive_seed(seed: int, *purpose: str | int) -> int:
-    """Maps a user's seed and a purpose to an independent 63-bit seed.
+    """Returns a 63-bit seed for a user's seed and a purpose, for example `"stage", 2, "iteration", 417`.
 
-    Because the seed depends on the purpose alone (for example `"stage", 2, "iteration", 417`) and not on how
-    many numbers were drawn before, a resumed run needs no saved generator state to repeat the same draws.
+    The result does not depend on earlier draws, so a resumed run repeats the same draws without a saved generator state.
     """
     text = "/".join(str(part) for part in (seed, *purpose))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 def make_generator(seed: int, *purpose: str | int) -> torch.Generator:
-    """Returns a CPU generator for one purpose; draws are made on the CPU so that they do not depend on the device."""
+    """Returns a generator for one purpose; it is on the CPU, so that draws do not depend on the device."""
     return torch.Generator().manual_seed(derive_seed(seed, *purpose))

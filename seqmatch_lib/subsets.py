@@ -1,4 +1,4 @@
-"""Distilled sets: a sequence of subsets S_1 … S_K, each with images, labels and a learned step size of its own."""
+"""Distilled sets: a sequence of subsets S_1 … S_K, each with its images, labels and step size."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from seqmatch_lib.data.datasets import ImageDataset, Split
 from seqmatch_lib.data.labels import image_classes
 from seqmatch_lib.data.multi_formation import AS_STORED, Formation
 from seqmatch_lib.errors import DataError, StorageError, require
@@ -21,10 +22,10 @@ class SyntheticSubset:
     """One subset S_k.
 
     Args:
-        images: (classes * ipc, C, H, W) float32, normalised as the real data are; sorted by class.
+        images: (classes * ipc, C, H, W) float32, normalised like the real data, sorted by class.
         labels: (classes * ipc,) int64, or (classes * ipc, classes) float32 probabilities or targets, or
             (classes * ipc, H, W) int64 classes of pixels.
-        lr: the step size learned with the images, or the one they are to be trained with.
+        lr: step size for training on the subset, learned or given.
         formation: how the stored images become training images.
     """
 
@@ -48,7 +49,7 @@ class SyntheticSubset:
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
     def of_class(self, label: int, num_classes: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns the stored images and labels that were made for one class."""
+        """Returns the stored images and labels of one class."""
         ipc = len(self.images) // num_classes
         rows = slice(label * ipc, (label + 1) * ipc)
         return self.images[rows], self.labels[rows]
@@ -56,11 +57,11 @@ class SyntheticSubset:
 
 @dataclass(frozen=True, repr=False)
 class SubsetSequence:
-    """The subsets in the order in which they are distilled and trained on.
+    """The subsets in the order of distillation and training.
 
     Args:
-        subsets: S_1 … S_K; none before the first stage.
-        metadata: JSON values that say where the set comes from (data set, preprocessing, preset, seed).
+        subsets: S_1 … S_K; empty before the first stage.
+        metadata: JSON values on the origin of the set (data set, preprocessing, preset, seed).
     """
 
     subsets: tuple[SyntheticSubset, ...] = ()
@@ -82,7 +83,7 @@ class SubsetSequence:
         return [self.metadata["run_id"]] if "run_id" in self.metadata else []
 
     def then(self, subset: SyntheticSubset) -> "SubsetSequence":
-        """Returns the sequence with one more subset at its end."""
+        """Returns the sequence with one more subset at the end."""
         return SubsetSequence((*self.subsets, subset), self.metadata)
 
     def to(self, device: torch.device | str) -> "SubsetSequence":
@@ -90,21 +91,21 @@ class SubsetSequence:
         return SubsetSequence(tuple(subset.to(device) for subset in self.subsets), self.metadata)
 
     def union(self, stages: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns training images and labels of S_1 ∪ … ∪ S_stages, of all subsets by default, tiles taken apart."""
+        """Returns training images (tiles decoded) and labels of S_1 ∪ … ∪ S_stages, by default of all subsets."""
         decoded = [subset.formation(subset.images, subset.labels) for subset in self.subsets[:stages]]
         return torch.cat([images for images, _ in decoded]), torch.cat([labels for _, labels in decoded])
 
     def joint(self) -> "SubsetSequence":
-        """Returns all images as one subset, with the last step size: the one learned on the union of all images."""
+        """Returns all images as one subset with the step size of S_K, which was learned on the union."""
         images, labels = self.union()
         return SubsetSequence((SyntheticSubset(images, labels, self.subsets[-1].lr),), self.metadata)
 
     def sha256(self) -> str:
-        """Returns the digest over images, labels and step sizes, which names the set in records and teacher folders."""
+        """Returns the digest of images, labels and step sizes, which identifies the set in records and teacher folders."""
         return digest_tensors(_as_tensors(self))
 
     def save(self, path: Path | str) -> None:
-        """Writes the set as one safetensors file, which `load_sequence` reads."""
+        """Writes the set as one safetensors file; see `load_sequence`."""
         save_sequence(Path(path), self)
 
 
@@ -125,10 +126,10 @@ def save_sequence(path: Path, sequence: SubsetSequence) -> None:
 
 
 def load_sequence(path: Path) -> SubsetSequence:
-    """Reads a distilled set, which anybody may have written; whether it can be trained on, `check_sequence` says.
+    """Reads a distilled set; `check_sequence` checks that it can be trained on.
 
     Raises:
-        StorageError: missing, damaged, or not a distilled set.
+        StorageError: the file is missing, damaged, or not a distilled set.
     """
     tensors, metadata = load_tensors(path)
     try:
@@ -149,7 +150,7 @@ def load_sequence(path: Path) -> SubsetSequence:
 
 
 def _check_metadata(metadata: Any, most: int) -> None:
-    """Raises an error of Python's own unless what a set says of itself can be used: its run names files."""
+    """Raises an error of Python (not of this library) unless the metadata are valid; the run id becomes a file name."""
     count = metadata["num_subsets"]
     if type(count) is not int or not 1 <= count <= most:
         raise ValueError(f"num_subsets is {count!r:.40}")
@@ -159,124 +160,125 @@ def _check_metadata(metadata: Any, most: int) -> None:
     if not is_file_name(metadata.get("run_id", "imported"), longest=200):
         raise ValueError(f"run_id is {metadata['run_id']!r:.80}")
     if not isinstance(metadata.get("data", {"fingerprint": ""})["fingerprint"], str):
-        raise ValueError("the fingerprint of its data is no text")
+        raise ValueError("the fingerprint of its data is not a text")
     names = metadata.get("class_names", [])
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"class_names are {names!r:.80}")
 
 
 def spread_lrs(lrs: Sequence[float], count: int, origin: str) -> list[float]:
-    """Returns one step size a subset, from as many or from one for all; `origin` is what the set is called in an error."""
+    """Returns a step size for each of `count` subsets, from as many or from one for all; errors name the `origin`."""
     require(
         len(lrs) in (1, count),
-        f"{origin}: {len(lrs)} step sizes are given for {count} subsets; give --lr once, or once a subset",
+        f"{origin}: {len(lrs)} step sizes are given for {count} subsets; give --lr once, or once for each subset",
     )
     return list(lrs) * (count if len(lrs) == 1 else 1)
 
 
 def check_sequence(sequence: SubsetSequence, origin: str, shape: tuple[int, int, int], num_classes: int) -> None:
-    """Raises DataError unless a set from a file can be trained on.
+    """Raises DataError, which names the `origin`, unless a set from a file can be trained on.
 
-    Args:
-        sequence: the set.
-        origin: what it is called in an error.
-        shape: (C, H, W) that its images must have.
-        num_classes: classes 0 … num_classes - 1, each with as many images as the others.
+    Its images must have the shape (C, H, W), and all classes 0 … num_classes - 1 the same number of images.
     """
     require(len(sequence) > 0, f"{origin} has no subsets; get the set again", DataError)
     for k, subset in enumerate(sequence.subsets, start=1):
-        where = f"{origin}: subset {k}"
-        _check_images(subset.images, where, shape)
-        require(0 < subset.lr < float("inf"), f"{where} has a step size of {subset.lr}, which must be positive", DataError)
+        name = f"{origin}: subset {k}"
+        _check_images(subset.images, name, shape)
+        require(0 < subset.lr < float("inf"), f"{name} has a step size of {subset.lr}, which must be positive", DataError)
         factor = subset.formation.factor
-        require(factor <= min(shape[1:]), f"{where} has {factor} tiles a side, more than images of {shape} hold", DataError)
-        _check_labels(subset.labels, len(subset.images), where, shape, num_classes)
+        require(factor <= min(shape[1:]), f"{name} has {factor} tiles a side, more than images of {shape} hold", DataError)
+        _check_labels(subset.labels, len(subset.images), name, shape, num_classes)
 
 
-def _check_images(images: torch.Tensor, where: str, shape: tuple[int, int, int]) -> None:
-    found = tuple(images.shape[1:])
-    require(found == shape, f"{where} has images of shape {found}, but the data set {shape}; give its preset", DataError)
-    require(len(images) > 0, f"{where} has no images; get the set again", DataError)
-    require(images.dtype is torch.float32, f"{where} has images of {images.dtype} instead of float32", DataError)
-    require(bool(images.isfinite().all()), f"{where} has pixels that are not finite; get the set again", DataError)
+def _check_images(images: torch.Tensor, name: str, shape: tuple[int, int, int]) -> None:
+    """Raises DataError unless there are images, all finite, float32 and of this shape; errors begin with `name`."""
+    size = tuple(images.shape[1:])
+    require(
+        size == shape,
+        f"{name} has images of shape {size}, but the data set has {shape}; give its own preset, --images or --image-size",
+        DataError,
+    )
+    require(len(images) > 0, f"{name} has no images; get the set again", DataError)
+    require(images.dtype is torch.float32, f"{name} has images of {images.dtype} instead of float32", DataError)
+    require(bool(images.isfinite().all()), f"{name} has pixels that are not finite; get the set again", DataError)
 
 
-def _check_labels(labels: torch.Tensor, count: int, where: str, shape: tuple[int, int, int], num_classes: int) -> None:
+def _check_labels(labels: torch.Tensor, count: int, name: str, shape: tuple[int, int, int], num_classes: int) -> None:
+    """Raises DataError unless the labels of `count` images are valid and all classes have the same number of images."""
     require(
         labels.dim() > 0 and len(labels) == count,
-        f"{where} has {count} images and labels of shape {tuple(labels.shape)}, which must be as many",
+        f"{name} has {count} images but labels of shape {tuple(labels.shape)}; there must be one label for each image",
         DataError,
     )
     if labels.is_floating_point():
         finite = labels.shape == (count, num_classes) and bool(labels.isfinite().all())
-        fits = finite and labels.dtype is torch.float32
-        require(fits, f"{where} has soft labels that are not {num_classes} finite float32 numbers an image", DataError)
-        require(count % num_classes == 0, f"{where} has {count} images for {num_classes} classes, not equally many", DataError)
+        valid = finite and labels.dtype is torch.float32
+        require(valid, f"{name} has soft labels that are not {num_classes} finite float32 numbers for each image", DataError)
+        equal = count % num_classes == 0
+        require(equal, f"{name} has {count} images for {num_classes} classes; all must have the same number", DataError)
         return
-    fits = labels.dtype is torch.int64 and tuple(labels.shape[1:]) in ((), shape[1:])
-    require(fits, f"{where} has labels of {labels.dtype} and shape {tuple(labels.shape)}, not one class an image", DataError)
+    valid = labels.dtype is torch.int64 and tuple(labels.shape[1:]) in ((), shape[1:])
+    require(
+        valid, f"{name} has labels of {labels.dtype} and shape {tuple(labels.shape)}, not one int64 class an image", DataError
+    )
     low, high = (int(classes) for classes in image_classes(labels).aminmax())
     known = low >= 0 and high < num_classes
-    require(known, f"{where} has labels from {low} to {high}, but they must lie in 0 … {num_classes - 1}", DataError)
+    require(known, f"{name} has labels from {low} to {high}, but they must lie in 0 … {num_classes - 1}", DataError)
     counts = torch.bincount(image_classes(labels), minlength=num_classes)
     require(
         bool((counts == counts[0]).all()),
-        f"{where} has from {counts.min()} to {counts.max()} images a class; all classes must have the same number",
+        f"{name} has from {counts.min()} to {counts.max()} images a class; all classes must have the same number",
         DataError,
     )
 
 
-def check_class_sizes(labels: torch.Tensor, num_classes: int, ipc: int) -> None:
-    """Raises DataError unless every class has at least `ipc` real images."""
+def check_class_sizes(labels: torch.Tensor, num_classes: int, ipc: int, dataset: ImageDataset | None = None) -> None:
+    """Raises DataError unless every class has at least `ipc` real images; a data set tells where its others are."""
     for label, count in enumerate(torch.bincount(image_classes(labels), minlength=num_classes).tolist()):
-        require(
-            count >= ipc,
-            f"class {label} has {count} real images, fewer than ipc {ipc}; lower ipc or get more of the data set",
-            DataError,
-        )
+        if count < ipc:
+            name, elsewhere = label, ""
+            if dataset is not None:
+                name, elsewhere = repr(dataset.class_names[label]), dataset.describe_held_out(label, count)
+            raise DataError(
+                f"class {name} has {count} real images, fewer than ipc {ipc}; {elsewhere}lower ipc or get more of the data set"
+            )
 
 
 def sample_real_subset(
     images: torch.Tensor, labels: torch.Tensor, num_classes: int, ipc: int, lr: float, seed: int, *purpose: str | int
 ) -> SyntheticSubset:
-    """Draws `ipc` real images a class without replacement: the start of a distillation, and the random baseline.
+    """Draws real images without replacement: the initial images of a distillation, or the random baseline.
 
     Args:
         images: (N, C, H, W) normalised real images.
         labels: (N,) int64.
-        num_classes: classes 0 … num_classes - 1, each of which gets `ipc` images.
+        num_classes: number of classes.
         ipc: images per class.
-        lr: step size the subset is to be trained with.
+        lr: step size for training on the subset.
         seed: of the run.
-        *purpose: names the draw.
+        *purpose: of the draw, see `make_generator`.
 
     Raises:
         DataError: a class has fewer than `ipc` images.
     """
     check_class_sizes(labels, num_classes, ipc)
     generator, classes = make_generator(seed, *purpose), image_classes(labels)
-    chosen = []
+    rows = []
     for label in range(num_classes):
         members = (classes == label).nonzero().flatten()
         order = torch.randperm(len(members), generator=generator)[:ipc].to(members.device)
-        chosen.append(members[order])
-    rows = torch.cat(chosen)
-    return SyntheticSubset(images[rows].clone(), labels[rows].clone(), lr)
+        rows.append(members[order])
+    indices = torch.cat(rows)
+    return SyntheticSubset(images[indices], labels[indices], lr)
 
 
-def sample_real_sequence(
-    images: torch.Tensor, labels: torch.Tensor, num_classes: int, ipcs: Sequence[int], lr: float, seed: int
-) -> SubsetSequence:
-    """Draws disjoint random real subsets of the given sizes: the baseline of a sequence with the same stages."""
-    whole = sample_real_subset(images, labels, num_classes, sum(ipcs), lr, seed, "random real images")
-    by_class = whole.images.unflatten(0, (num_classes, sum(ipcs)))
-    labels_by_class = whole.labels.unflatten(0, (num_classes, sum(ipcs)))
-    subsets, first = [], 0
-    for ipc in ipcs:
-        part = slice(first, first + ipc)
-        subsets.append(SyntheticSubset(by_class[:, part].flatten(0, 1), labels_by_class[:, part].flatten(0, 1), lr))
-        first += ipc
-    return SubsetSequence(tuple(subsets))
+def sample_real_sequence(real: Split, num_classes: int, ipcs: Sequence[int], lr: float, seed: int) -> SubsetSequence:
+    """Draws disjoint subsets of real images: the random baseline of a sequence with subsets of these sizes."""
+    union = sample_real_subset(real.images, real.labels, num_classes, sum(ipcs), lr, seed, "random real images")
+    images_by_subset = union.images.unflatten(0, (num_classes, sum(ipcs))).split(list(ipcs), dim=1)
+    labels_by_subset = union.labels.unflatten(0, (num_classes, sum(ipcs))).split(list(ipcs), dim=1)
+    pairs = zip(images_by_subset, labels_by_subset, strict=True)
+    return SubsetSequence(tuple(SyntheticSubset(*(part.flatten(0, 1) for part in pair), lr) for pair in pairs))
 
 
 def _as_tensors(sequence: SubsetSequence) -> dict[str, torch.Tensor]:

@@ -18,7 +18,8 @@ from seqmatch_lib.engine.step_functions import _Compiled
 from seqmatch_lib.errors import OutOfTime
 from seqmatch_lib.methods.teachers import TrajectorySet
 from seqmatch_lib.runs.config import RunConfig
-from seqmatch_lib.runs.experiment import prepare_data, run_experiment
+from seqmatch_lib.runs.experiment import run_experiment
+from seqmatch_lib.runs.real_data import prepare_data
 from seqmatch_lib.runs.reevaluation import reevaluate
 from seqmatch_lib.seeds import make_generator
 from seqmatch_lib.subsets import load_sequence
@@ -71,7 +72,7 @@ def look_at(config: RunConfig, folder: Path, device: torch.device) -> dict[str, 
     """Judges a set jointly, and measures the coupling of its images."""
     data = prepare_data(load_dataset("digits"), config.zca, config.select_on, device)
     sequence = load_sequence(distilled(config, folder))
-    reevaluation = reevaluate(sequence, config, data, joint=True, seed=0, with_random=False)
+    reevaluation = reevaluate(sequence, config, data, joint=True)
     first = sequence.subsets[0].to(device)
     network = make_network(config.network, (1, 8, 8), data.num_classes, make_generator(0)).to(device)
     (teachers,) = (folder / "teachers" / "digits").glob("*stage1*")

@@ -452,7 +452,7 @@ class Harness:
             second = self._start(MTT, results, Hook(journal=journal))
             worked, refused = sorted((second.wait(), first.wait()), key=lambda ended: ended.code)
             problems = self._assess(MTT, results, worked) + _refused(
-                refused, results / "state", "another process is at this run"
+                refused, results / "state", "another process works on this run"
             )
             self.table.add("two processes on one run", problems + _written_by_two(journal))
 

@@ -1,6 +1,7 @@
 """Fuzzing of what data sets are read from: shards, pictures, the layouts of torchvision."""
 
 import hashlib
+import json
 import pickle  # the format of CIFAR-10's originals
 from collections.abc import Callable
 from functools import cache
@@ -17,7 +18,7 @@ from fuzz_samples import pixels
 from helpers import encode
 
 from seqmatch_lib.data.datasets import DatasetSpec, ImageDataset, import_torchvision, load_dataset
-from seqmatch_lib.data.readers import read_image_files
+from seqmatch_lib.data.readers import IMAGE_FORMATS, read_image_files
 from seqmatch_lib.errors import SeqMatchError
 from seqmatch_lib.store.checksums import check_files, write_checksums
 
@@ -34,6 +35,18 @@ def write_shards(folder: Path) -> None:
         table = pa.table({"img": images, "label": [0, 1, 0, 1]}).replace_schema_metadata({"class_names": '["cat", "dog"]'})
         path = folder / "svhn" / f"{split}-00000-of-00001.parquet"
         path.parent.mkdir(exist_ok=True)
+        pq.write_table(table, path)
+
+
+def write_hugging_face(folder: Path) -> None:
+    """Writes a data set as parquet with the columns, metadata and names of files that Hugging Face gives it."""
+    features = {"image": {"_type": "Image"}, "fine_label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}
+    for split in ("train", "valid"):
+        images = [{"bytes": encode(image), "path": f"{row}.png"} for row, image in enumerate(pixels(4, 6, 6, 3))]
+        table = pa.table({"image": images, "fine_label": [0, 1, 0, 1], "coarse_label": [0, 0, 0, 0]})
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+        path = folder / "svhn" / "plain_text" / f"{split}-00000-of-00001-0123456789abcdef.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(table, path)
 
 
@@ -109,6 +122,15 @@ def write_pictures(folder: Path) -> None:
                 (folder / split / name / f"{kind}.{kind.lower()}").write_bytes(encode(image, kind))
 
 
+def write_tiny_by_class(folder: Path) -> None:
+    """Writes the same with the validation images in folders of their classes."""
+    write_tiny(folder)
+    images = folder / "tiny-imagenet-200" / "val" / "images"
+    for wnid in ("n01", "n02"):
+        (images / wnid).mkdir()
+        (images / f"{wnid}.JPEG").rename(images / wnid / f"{wnid}.JPEG")
+
+
 def write_tiny(folder: Path) -> None:
     """Writes the layout of Tiny ImageNet's archive."""
     root, rows = folder / "tiny-imagenet-200", []
@@ -160,6 +182,9 @@ def read_cifar(folder: Path) -> Any:
 DATA_FILES = [
     file_target("shards", write_shards, lambda folder: load_dataset(SHARDS, folder), accepts=fits_dataset, share=3),
     file_target(
+        "shards of Hugging Face", write_hugging_face, lambda folder: load_dataset(SHARDS, folder), accepts=fits_dataset
+    ),
+    file_target(
         "shards, summed", write_summed_shards, lambda folder: contents_of(load_dataset(SHARDS, folder)), checksummed=True
     ),
     file_target(
@@ -169,7 +194,7 @@ DATA_FILES = [
         checksummed=True,
         share=2,
     ),
-    *[target for kind in ("PNG", "JPEG", "WEBP", "BMP") for target in image_targets(kind)],
+    *[target for kind in IMAGE_FORMATS for target in image_targets(kind)],
     file_target(
         "image folder",
         write_pictures,
@@ -188,6 +213,9 @@ DATA_FILES = [
         lambda folder: load_dataset(TINY, folder),
         accepts=fits_dataset,
         names=("tiny-imagenet-200/val/val_annotations.txt", "tiny-imagenet-200/train/n01/images/0.JPEG"),
+    ),
+    file_target(
+        "Tiny ImageNet, by class", write_tiny_by_class, lambda folder: load_dataset(TINY, folder), accepts=fits_dataset
     ),
     file_target("Fashion-MNIST", write_fashion, lambda folder: load_dataset(FASHION, folder), accepts=fits_dataset),
     file_target("CIFAR-10, pickled", write_cifar, read_cifar, checksummed=True, share=0.3),

@@ -23,8 +23,7 @@ from seqmatch_lib.errors import SeqMatchError
 from seqmatch_lib.exchange.formats import FORMATS
 from seqmatch_lib.methods.base import Trainable
 from seqmatch_lib.methods.teachers import TrajectorySet
-from seqmatch_lib.runs.records import RunRecord, format_records, load_record
-from seqmatch_lib.runs.reevaluation import Reevaluation, load_reevaluations
+from seqmatch_lib.runs.records import Reevaluation, RunRecord, format_records, load_record, load_reevaluations
 from seqmatch_lib.runs.stages import StageCheckpoint, StageProgress, read_progress
 from seqmatch_lib.store.files import load_tensors, read_json, save_tensors, write_json
 from seqmatch_lib.subsets import load_sequence, save_sequence
@@ -49,10 +48,12 @@ def sample_reevaluation() -> dict[str, Any]:
     """Returns a reevaluation of the record's set."""
     record = sample_record()
     common = {name: record[name] for name in ("run_id", "synthetic_sha256", "seed", "config", "device", "device_name")}
-    common |= {name: record[name] for name in ("threads", "torch", "python", "git_commit", "dirty")}
+    common |= {name: record[name] for name in ("threads", "torch", "python", "git_commit", "dirty", "uncompiled")}
     accuracy = {"convnet": {"mean": 50.0, "std": 1.0, "n": 2, "values": [49.0, 51.0]}}
     return asdict(
-        Reevaluation(schema=1, joint=False, accuracy=accuracy, random_baseline=None, data="fingerprint", seconds=1.5, **common)
+        Reevaluation(
+            schema=SCHEMA, joint=False, accuracy=accuracy, random_baseline=None, data="fingerprint", seconds=1.5, **common
+        )
     )
 
 
@@ -188,7 +189,7 @@ def read_odd_record(folder: Path, drawn: Any) -> RunRecord:
 
 def fits_record(record: RunRecord) -> bool:
     """Whether its values have the types that tables, figures and sorting expect."""
-    words = (record.run_id, record.table, record.preset, record.scale, record.dataset, record.method, record.device_name)
+    words = (record.run_id, record.preset, record.scale, record.dataset, record.method, record.device_name)
     whole = (record.ipc, record.num_subsets, record.seed, record.threads)
     tables = (record.config, record.data, record.seconds, record.peak_memory_mb, record.accuracy_last, *record.stages)
     return (

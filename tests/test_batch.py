@@ -1,18 +1,21 @@
-"""The batch: a plan, a failing cell that stops nothing else, what is missing alone on the next call, notebooks, the site."""
+"""The batch: a plan, a failing cell that stops nothing else, what is missing alone on the next call, notebooks."""
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import nbformat
 import pytest
 
 from seqmatch_lib.__main__ import main
-from seqmatch_lib.errors import ConfigError, NotebookError, StorageError
+from seqmatch_lib.bench.batch import Batch
+from seqmatch_lib.errors import ConfigError, NotebookError
 from seqmatch_lib.report.notebooks import batch_parameters, list_copies, read_parameters, run_notebook
-from seqmatch_lib.report.site import build_site
 from seqmatch_lib.runs.config import RunConfig
 
 ROOT = Path(__file__).parents[1]
@@ -21,13 +24,30 @@ QUICKSTART = ROOT / "notebooks" / "00_quickstart.ipynb"
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::UserWarning")
 
 
-def snakemake(results, *arguments):
+def run_snakemake(results, *arguments, folder=ROOT, python=sys.executable):
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    cells = ["presets=digits-ipc10-random digits-ipc10-dm", "notebooks=02_seqmatch_step_by_step"]
-    settings = ["scale=smoke", f"results={results}", *cells]
-    command = ["snakemake", "--cores", "all", "--keep-going", "--rerun-triggers", "mtime", *arguments, "--config", *settings]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    return done.returncode, done.stdout + done.stderr
+    settings = [
+        "scale=smoke",
+        f"results={results}",
+        "presets=digits-ipc10-random,digits-ipc10-dm",
+        "notebooks=02_seqmatch_step_by_step",
+    ]
+    command = [python, "-m", "snakemake", "--cores", "all", *arguments, "--config", *settings]
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def snakemake(*arguments, **places):
+    process = run_snakemake(*arguments, **places)
+    out = process.communicate()[0]
+    return process.returncode, out
 
 
 def test_a_batch_with_a_broken_cell_finishes_the_rest_and_goes_on_later(tmp_path):
@@ -63,11 +83,50 @@ def test_notebooks_of_a_batch_share_its_folder():
     assert batch_parameters(*copies["20_ablation_k"], "smoke", ["digits"], [0], "build/x")["dataset"] == "digits"
 
 
-def test_a_dry_run_prints_the_plan_with_predictions(tmp_path):
+def test_a_dry_run_asks_for_time_and_memory_and_leaves_nothing(tmp_path):
     code, out = snakemake(tmp_path / "results", "--dry-run")
     assert code == 0, out
-    assert "runtime=1" in out
-    assert "mem_mb=1" in out
+    assert "runtime=11" in out
+    assert "mem_mb=3" in out
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_killed_batch_leaves_no_lock_and_a_running_one_is_not_disturbed(tmp_path):
+    results = tmp_path / "results"
+    killed = run_snakemake(results, "summary")
+    while not (results / "batch.lock").exists():
+        assert killed.poll() is None, killed.communicate()[0]
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.communicate()
+    with Batch.read({"results": str(results)}).hold():
+        code, out = snakemake(results, "summary")
+        assert code != 0
+        assert f"error: another batch is at {results}" in out.splitlines()[-1]
+        assert not (results / "summary.txt").exists()
+    code, out = snakemake(results, "summary")
+    assert code == 0, out
+    assert "random" in (results / "summary.txt").read_text()
+
+
+def test_a_batch_runs_in_folders_with_spaces(tmp_path):
+    folder = tmp_path / "a folder"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / ".venv"], check=True)
+    (packages,) = (folder / ".venv").glob("lib/*/site-packages")
+    (packages / "ours.pth").write_text(sysconfig.get_paths()["purelib"])
+    for name in ("seqmatch_lib", "notebooks", "profiles", "paper_results"):
+        (folder / name).symlink_to(ROOT / name)
+    shutil.copy(ROOT / "Snakefile", folder)
+    code, out = snakemake("some results", "summary", folder=folder, python=folder / ".venv" / "bin" / "python")
+    assert code == 0, out
+    assert "random" in (folder / "some results" / "summary.txt").read_text()
+
+
+def test_a_mistyped_name_stops_a_batch_before_anything_starts(tmp_path):
+    settings = ["notebooks=02_seqmatch", f"results={tmp_path / 'results'}"]
+    command = [sys.executable, "-m", "snakemake", "--cores", "1", "--config", *settings]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert done.stderr.splitlines()[-1].startswith("error: unknown notebook '02_seqmatch'; known are 00_quickstart")
     assert not (tmp_path / "results").exists()
 
 
@@ -102,27 +161,6 @@ def test_a_failing_cell_is_named_and_its_notebook_stays(tmp_path):
     assert any("x = 2" in "".join(cell["source"]) for cell in cells)
 
 
-DRAW = "import matplotlib.pyplot as plt\nplt.plot([0, x])\nplt.show()"
-
-
-def test_the_site_shows_the_main_figure_first_and_links_every_notebook(tmp_path):
-    for stem in ("00_first", "10_tables_cifar10"):
-        run_notebook(
-            write_notebook(tmp_path / f"{stem}.ipynb", "x = 1", DRAW), tmp_path / "executed" / f"{stem}.ipynb", {"x": 3}
-        )
-    (tmp_path / "tables").mkdir()
-    (tmp_path / "tables" / "svhn.html").write_text("<table><tr><td>cell</td></tr></table>")
-    index = build_site(tmp_path / "executed", tmp_path / "tables", tmp_path / "site")
-    page = index.read_text()
-    assert page.index('src="main.png"') < page.index('href="00_first.html"') < page.index('href="10_tables_cifar10.html"')
-    assert page.index("</ul>") < page.index("<td>cell</td>")
-    assert "A title &amp; more" in page
-    assert (tmp_path / "site" / "main.png").read_bytes().startswith(b"\x89PNG")
-    assert "data:image/png" in (tmp_path / "site" / "00_first.html").read_text()
-    with pytest.raises(StorageError, match="holds no executed notebooks; run `make tables"):
-        build_site(tmp_path / "nothing", tmp_path / "tables", tmp_path / "site")
-
-
 def test_shared_teachers_are_those_that_runs_find(tmp_path, capsys):
     assert main(["teachers", "digits-ipc10-mtt", "--scale", "smoke", "--results", str(tmp_path)]) == 0
     folder = Path(capsys.readouterr().out.splitlines()[-1].removeprefix("teachers: "))
@@ -133,5 +171,9 @@ def test_shared_teachers_are_those_that_runs_find(tmp_path, capsys):
         main(["run", "digits-ipc10-seqmatch_mtt", "--scale", "smoke", "--seed", "5", "--results", str(tmp_path), *quick]) == 0
     )
     assert before == {path: path.stat().st_mtime_ns for path in folder.glob("*.npy")}
+    stopped = ["teachers", "digits-ipc10-mtt", "--scale", "smoke", "--results", str(tmp_path / "later"), "--max-minutes"]
+    assert main([*stopped, "1e-6"]) == 75
+    assert "the same command goes on from here" in capsys.readouterr().err
+    assert main([*stopped, "60"]) == 0
     assert main(["teachers", "digits-ipc10-dm", "--scale", "smoke", "--results", str(tmp_path)]) == 2
     assert "method 'dm' uses no teachers" in capsys.readouterr().err

@@ -10,17 +10,18 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from seqmatch_lib.bench import benchmark as bench
+from seqmatch_lib.bench import cost
 from seqmatch_lib.bench.benchmark import Case, InnerLoop, run_benchmark
 from seqmatch_lib.bench.cost import (
     GRADIENT_PASSES,
+    CostModel,
+    DataSizes,
     count_forward_flops,
     format_cost,
-    format_errors,
     predict_seconds,
     predict_work,
     trajectory_bytes,
 )
-from seqmatch_lib.bench.cost import InnerLoop as Sizes
 from seqmatch_lib.bench.report import format_benchmark, load_benchmark, newest_benchmark, save_benchmark, summarise_ratios
 from seqmatch_lib.engine.networks import NetworkConfig, flatten_parameters, make_network
 from seqmatch_lib.engine.step_functions import StepFunctions, _Compiled
@@ -121,56 +122,78 @@ def test_work_is_counted_stage_by_stage():
     overrides = {"subset_ipcs": [4, 6], "training.epochs": 7, "mtt.batch_syn": 50, "evaluation.num_networks": 3,
                  "evaluation.num_selections": 2, "select_on": "test"}  # fmt: skip
     config = RunConfig.from_preset("cifar10-ipc10-seqmatch_mtt", overrides=overrides)
-    work = predict_work(config, Sizes.of("cifar10"))
+    work = predict_work(config, DataSizes.of("cifar10"))
     forward = count_forward_flops(config.network, *CIFAR)
     start = 3 * 7 * 40
     assert work["teachers"].flops == pytest.approx(forward * 100 * (3 * 50_000 * (42 + 20) + start))
     assert work["distillation"].flops == pytest.approx(forward * 5000 * 30 * 12 * (40 + 50))
     assert work["selection"].flops == pytest.approx(forward * 2 * (3 * 7 * 40 + 3 * 7 * 140 + 2 * 10_000))
     assert work["evaluation"].flops == pytest.approx(forward * 3 * (3 * (3 * 7 * 140 + 10_000) + 3 * 7 * 100 + 10_000))
-    assert trajectory_bytes(config, Sizes.of("cifar10")) == 4 * 320_010 * 100 * (43 + 21)
-    whole = predict_work(RunConfig.from_preset("cifar10-whole"), Sizes.of("cifar10"))
+    assert trajectory_bytes(config, DataSizes.of("cifar10")) == 4 * 320_010 * 100 * (43 + 21)
+    whole = predict_work(RunConfig.from_preset("cifar10-whole"), DataSizes.of("cifar10"))
     assert whole.keys() == {"evaluation"}
     assert whole["evaluation"].flops == pytest.approx(forward * 5 * (3 * 100 * 50_000 + 10_000))
 
 
 def test_seconds_follow_the_rate_of_the_nearest_width(result):
     config = RunConfig.from_preset("cifar10-ipc10-mtt", "reduced", overrides={"mtt.precision": "bfloat16"})
-    work = predict_work(config, Sizes.of("cifar10"))["distillation"]
+    work = predict_work(config, DataSizes.of("cifar10"))["distillation"]
     rows = [row for row in result["inner_steps"] if row["variant"] == "compiled bfloat16"]
     for row in rows:
         row["seconds"] = row["flops"] / 1e9
     assert predict_seconds(work, config.network, result) == pytest.approx(work.flops / 1e9)
-    assert "in all" in format_cost(config, Sizes((3, 224, 224), 1000, 1_281_167, 50_000), result)
-    assert "no run was recorded on this machine" in format_errors([], result)
     del result["inner_steps"][:]
     with pytest.raises(ConfigError, match=r"no rate for 'compiled bfloat16'; measure it with `python -m seqmatch_lib bench`"):
         predict_seconds(work, config.network, result)
 
 
-def test_errors_of_the_prediction_are_pooled_by_method_phase_and_threads(result):
-    result["machine"]["device_name"] = "a machine"
-    (template, *_) = load_runs(ROOT / "paper_results")
+@pytest.fixture
+def recorded(result):
+    """Makes records of one configuration on the machine of the benchmark, that took so many times their prediction."""
+    result["machine"] |= {"device_name": "a machine", "threads": 2}
     config = RunConfig.from_preset("cifar10-ipc10-dm", "reduced")
-    predicted = {
-        phase: predict_seconds(work, config.network, result)
-        for phase, work in predict_work(config, Sizes.of("cifar10")).items()
-    }
-    assert min(predicted.values()) > 0
+    (template, *_) = load_runs(ROOT / "paper_results")
+    model = CostModel(result, [])
 
-    def run(ratio, threads=1):
-        seconds = {phase: max(5.0, one / ratio) for phase, one in predicted.items()}
+    def run(name, factor, threads=1, **changes):
+        seconds = {phase: factor * value for phase, value in model.predict(config, threads).items()}
         data = {"train_images": 45_000, "held_out": 5_000, "test_images": 10_000}
         return replace(
-            template, device_name="a machine", dataset="cifar10", method="dm", config=config.as_dict(), seconds=seconds,
-            data=data, threads=threads,
+            template, run_id=name, device_name="a machine", dataset="cifar10", method="dm", config=config.as_dict(),
+            seconds=seconds, data=data, threads=threads, **changes,
         )  # fmt: skip
 
-    runs = [run(0.5), run(0.2), run(0.4), run(2.0, threads=2), replace(run(9.0), device_name="another machine")]
-    lines = [line.split() for line in format_errors(runs, result).splitlines()]
-    assert ["dm", "distillation", "1", "3", "0.40", "0.20", "0.50"] in lines
-    assert ["dm", "distillation", "2", "1", "2.00", "2.00", "2.00"] in lines
-    assert not any("9.00" in line for line in lines)
+    return result, config, run
+
+
+def test_a_cpu_is_as_much_faster_as_it_has_more_threads(recorded):
+    result, config, _ = recorded
+    one, two = (sum(CostModel(result, []).predict(config, threads).values()) for threads in (1, 2))
+    assert one == pytest.approx(2 * two)
+
+
+def test_predictions_are_corrected_by_recorded_runs_of_the_machine(recorded, monkeypatch):
+    monkeypatch.setattr(cost, "START_SECONDS", 0)
+    monkeypatch.setattr(cost, "LONG_SECONDS", 0)
+    result, config, run = recorded
+    plain = sum(CostModel(result, []).predict(config, 1).values())
+    few = [run("a", 2.0), run("b", 3.0)]
+    elsewhere = replace(run("e", 9.0), device_name="another machine")
+    assert sum(CostModel(result, few).predict(config, 1).values()) == pytest.approx(plain)
+    model = CostModel(result, [*few, run("c", 2.5), run("d", 2.5, threads=2), elsewhere])
+    assert sum(model.predict(config, 1).values()) == pytest.approx(2.5 * plain)
+    # the run that took 3 times its plain prediction is predicted from those that took 2, 2.5 and 2.5 times theirs
+    assert sorted(model.errors()) == pytest.approx(sorted([2.5 / 2, 2.5 / 3, 2.5 / 2.5, 2.5 / 2.5]))
+    text = format_cost(config, DataSizes.of("cifar10"), model, threads=1)
+    assert "4 recorded runs" in text
+    assert text.splitlines()[-1].startswith(f"predicted: {2.5 * plain / 3600:.2f} hours")
+
+
+def test_an_equal_recorded_run_is_shown(recorded):
+    result, config, run = recorded
+    text = format_cost(config.changed({"training.epochs": 999}), DataSizes.of("cifar10"), CostModel(result, [run("a", 2.0)]))
+    assert "recorded:" not in text
+    assert "run a" in format_cost(replace(config, seed=5), DataSizes.of("cifar10"), CostModel(result, [run("a", 2.0)]))
 
 
 def test_a_missing_benchmark_is_named(tmp_path):

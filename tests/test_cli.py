@@ -1,6 +1,7 @@
 """The command line as a user meets it: one-line errors with exit code 2, and commands that do what they say."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -133,3 +134,12 @@ def test_a_shell_sees_exit_code_2_and_no_traceback(tmp_path):
     assert done.stdout == ""
     assert done.stderr == "error: mtt.syn_steps 0 must be at least 1\n"
     assert not list(tmp_path.iterdir())
+
+
+def test_hours_are_announced_before_a_run_begins(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("SEQMATCH_DATA", str(tmp_path))  # without data it ends right after
+    assert main(["run", "cifar10-ipc10-mtt", "--results", str(tmp_path)]) == 2
+    first, *_ = capsys.readouterr().err.splitlines()
+    assert re.match(r"cifar10-ipc10-mtt at scale paper takes about [\d,]+ hours, predicted for ", first)
+    assert main(["run", "digits-ipc10-random", "--scale", "smoke", "--results", str(tmp_path)]) == 0
+    assert "hours" not in capsys.readouterr().err

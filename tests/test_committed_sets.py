@@ -7,7 +7,8 @@ import pytest
 
 from seqmatch_lib.data.datasets import load_dataset
 from seqmatch_lib.runs.config import RunConfig
-from seqmatch_lib.runs.experiment import choose_device, prepare_data
+from seqmatch_lib.runs.experiment import choose_device
+from seqmatch_lib.runs.real_data import prepare_data
 from seqmatch_lib.runs.records import load_runs
 from seqmatch_lib.runs.reevaluation import reevaluate
 from seqmatch_lib.subsets import load_sequence
@@ -37,5 +38,5 @@ def test_a_committed_set_is_worth_what_its_record_says(path):
         pytest.skip(f"needs the real data set {record.dataset}; set SEQMATCH_DATA")
     sequence, config = load_sequence(path), RunConfig.from_dict(record.config)
     data = prepare_data(load_dataset(config.dataset, SHARED), config.zca, config.select_on, choose_device())
-    found = reevaluate(sequence, config, data, joint=False, seed=config.seed, with_random=False).accuracy["convnet"]
+    found = reevaluate(sequence, config, data, seed=config.seed).accuracy["convnet"]
     assert abs(found["mean"] - record.accuracy_last["mean"]) <= 2 * record.accuracy_last["std"]

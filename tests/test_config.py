@@ -191,7 +191,7 @@ def test_override_without_key_or_value(text):
         ("mtt.syn_steps=2.5", "mtt.syn_steps = 2.5 has the wrong type; it must be int"),
         ("intervals=[[0, 99]]", "interval 0-99 of stage 1 exceeds the 42 epochs recorded; raise teachers.epochs"),
         ("intervals=[[0, 20], [0, 21]]", "interval 0-21 of stage 2 exceeds the 20 epochs.*teachers.later_epochs"),
-        ("intervals=[[0, 2]]", "holds no start epoch.*lengthen the interval"),
+        ("intervals=[[0, 2]]", "be longer than mtt.expert_epochs.*change the interval"),
         ("intervals=[[0, 4, 5]]", r"intervals = \[0, 4, 5\] has the wrong type"),
         ("intervals=[[0, 4], [0, 4], [0, 4]]", "must have one entry a subset"),
         ("subset_ipcs=[10, 0]", r"subset_ipcs \[10, 0\] must each be at least 1"),

@@ -11,7 +11,7 @@ from seqmatch_lib.coupling import MatchingLoss
 from seqmatch_lib.engine.evaluation import train_staged
 from seqmatch_lib.engine.networks import flatten_parameters, make_network
 from seqmatch_lib.errors import ConfigError, StorageError
-from seqmatch_lib.methods.mtt import record_stage_teachers
+from seqmatch_lib.methods.teachers import record_stage_teachers
 from seqmatch_lib.runs.config import config_of_subsets
 from seqmatch_lib.runs.coupling_measurements import load_coupling, measure_coupling
 from seqmatch_lib.runs.experiment import run_experiment

@@ -275,7 +275,7 @@ def test_layout_of_tiny_imagenet(tmp_path, monkeypatch):
     assert dataset.class_names == ("n01", "n02")
     assert torch.equal(dataset.train.images, dataset.test.images)
     (folder / "val" / "val_annotations.txt").write_text("val_0.JPEG\tn03")
-    with pytest.raises(DataError, match="val_annotations.txt or an image it names is missing or damaged"):
+    with pytest.raises(DataError, match="val_annotations.txt is missing or damaged"):
         load_dataset("tiny_imagenet", tmp_path)
 
 
@@ -317,7 +317,10 @@ def test_own_images_of_odd_sizes_need_an_image_size(tmp_path):
 
 
 def test_own_folder_errors(tmp_path):
-    with pytest.raises(DataError, match="holds no class folders"):
+    with pytest.raises(DataError, match="has no folder train; give the folder that holds train/<class>/"):
+        DatasetSpec.from_folder(tmp_path)
+    (tmp_path / "train").mkdir()
+    with pytest.raises(DataError, match="train has no class folders"):
         DatasetSpec.from_folder(tmp_path)
     write_own_folder(tmp_path)
     spec = DatasetSpec.from_folder(tmp_path)
@@ -360,7 +363,7 @@ def test_validation_split_is_stratified_disjoint_and_fixed():
     assert torch.equal(labels[validation.images.flatten().long()], validation.labels)
     assert torch.equal(split_validation(split)[1].images, validation.images)
     assert not torch.equal(split_validation(split, seed=1)[1].images, validation.images)
-    with pytest.raises(DataError, match="class 0 has 1 images"):
+    with pytest.raises(DataError, match="class 0 has 1 images; to hold one out"):
         split_validation(split.take(torch.tensor([0])))
 
 

@@ -32,7 +32,7 @@ def test_the_lock_is_sorted_and_pins_one_version_of_each():
 
 def test_the_lock_pins_every_dependency_within_its_range():
     extras = PROJECT["optional-dependencies"]
-    wanted = [Requirement(text) for text in [*PROJECT["dependencies"], *extras["notebooks"], *extras["dev"]]]
+    wanted = [Requirement(text) for text in [*PROJECT["dependencies"], *extras["notebooks"], *extras["dev"], *extras["site"]]]
     for requirement in wanted:
         assert requirement.specifier.contains(pinned(requirement.name)), requirement
 

@@ -7,14 +7,14 @@ import torch
 import torch.nn.functional as F
 from helpers import CLASSES, NETWORK, RECIPE, SHAPE, make_images
 
-from seqmatch_lib.data.datasets import load_dataset
+from seqmatch_lib.data.datasets import Split, load_dataset
 from seqmatch_lib.engine import training
-from seqmatch_lib.engine.evaluation import Accuracy, EvaluationConfig, evaluate_networks, evaluate_sequence, train_staged
+from seqmatch_lib.engine.evaluation import Accuracy, EvaluationConfig, EvaluationProtocol, train_staged
 from seqmatch_lib.engine.networks import NetworkConfig, flatten_parameters, make_network
 from seqmatch_lib.engine.step_functions import batch_loss, centred_one_hot
 from seqmatch_lib.engine.training import TrainingRecipe, measure_accuracy, train_stage
 from seqmatch_lib.errors import ConfigError, DataError, DivergenceError, StorageError
-from seqmatch_lib.runs.experiment import prepare_data
+from seqmatch_lib.runs.real_data import prepare_data
 from seqmatch_lib.seeds import derive_seed, make_generator
 from seqmatch_lib.store.files import save_tensors
 from seqmatch_lib.subsets import (
@@ -29,7 +29,7 @@ from seqmatch_lib.subsets import (
 
 def make_sequence(sizes=(2, 1, 3), lrs=(0.01, 0.02, 0.03)):
     images, labels = make_images(120)
-    sequence = sample_real_sequence(images, labels, CLASSES, sizes, 0.01, seed=0)
+    sequence = sample_real_sequence(Split(images, labels), CLASSES, sizes, 0.01, seed=0)
     return SubsetSequence(tuple(replace(subset, lr=lr) for subset, lr in zip(sequence.subsets, lrs, strict=True)))
 
 
@@ -210,12 +210,12 @@ def test_compiled_and_plain_evaluation_have_one_distribution():
     """On digits, 20 networks each way, with compiled code: means and spreads agree within their own errors."""
     dataset = load_dataset("digits")
     data = prepare_data(dataset, zca=False, select_on="none", device=torch.device("cpu"))
-    sequence = sample_real_sequence(*data.train, 10, (5, 5), 0.02, seed=0)
+    sequence = sample_real_sequence(data.train, 10, (5, 5), 0.02, seed=0)
     network = NetworkConfig(width=8, depth=2)
     values = {}
     for engine in training.TRAINING_ENGINES:
         recipe = TrainingRecipe(epochs=30, augment="color_crop_cutout_scale_rotate", engine=engine)
-        values[engine] = evaluate_sequence(sequence, *data.test, 10, [network], recipe, 0, 20)["convnet"]
+        values[engine] = Accuracy(tuple(EvaluationProtocol(10, recipe, 0).accuracies(sequence, data.test, network, range(20))))
     one, other = values["eager"], values["compiled"]
     assert one.std > 0
     assert abs(one.mean - other.mean) < 3 * one.std * (2 / 20) ** 0.5
@@ -233,20 +233,20 @@ def test_soft_labels_train_as_hard_ones_do():
 
 
 def test_real_images_teach_and_noise_does_not():
-    test = make_images(300, seed=7)
-    recipe = replace(RECIPE, epochs=60, augment="none")
-    good = evaluate_networks(make_sequence(), *test, CLASSES, NETWORK, recipe, seed=0, indices=[0])[0]
+    test = Split(*make_images(300, seed=7))
+    protocol = EvaluationProtocol(CLASSES, replace(RECIPE, epochs=60, augment="none"), seed=0)
+    (good,) = protocol.accuracies(make_sequence(), test, NETWORK, [0])
     noise = SubsetSequence((SyntheticSubset(torch.randn(18, *SHAPE), torch.arange(18) % CLASSES, 0.01),))
-    bad = evaluate_networks(noise, *test, CLASSES, NETWORK, recipe, seed=0, indices=[0])[0]
+    (bad,) = protocol.accuracies(noise, test, NETWORK, [0])
     assert good > 80
     assert bad < 65
 
 
 def test_networks_differ_by_index_and_repeat_by_seed():
-    test = make_images(300, seed=7)
+    test = Split(*make_images(300, seed=7))
 
     def values(seed):
-        return evaluate_sequence(make_sequence(), *test, CLASSES, [NETWORK], RECIPE, seed, 4)["convnet"].values
+        return EvaluationProtocol(CLASSES, RECIPE, seed).accuracies(make_sequence(), test, NETWORK, range(4))
 
     assert values(0) == values(0)
     assert values(0) != values(1)
@@ -259,7 +259,7 @@ def test_accuracy_counts_right_answers():
             return F.one_hot(torch.ones(len(x), dtype=torch.long), 3).float()
 
     labels = torch.tensor([1] * 5 + [0] * 15)
-    assert measure_accuracy(Constant(), torch.zeros(20, 1, 2, 2), labels, batch_size=7) == 25.0
+    assert measure_accuracy(Constant(), Split(torch.zeros(20, 1, 2, 2), labels), batch_size=7) == 25.0
 
 
 def test_accuracy_statistics():

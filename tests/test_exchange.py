@@ -183,7 +183,7 @@ def test_what_does_not_fit_is_told_with_the_remedy(tmp_path, generator):
 
     with pytest.raises(ConfigError, match=r"subsets of \[2, 1\] images per class.*--set ipc=3 --set subset_ipcs=\[2,1\]"):
         read("mtt", "mtt", configure((5, 5)))
-    with pytest.raises(DataError, match=r"subset 1 has images of shape \(1, 8, 8\), but the data set \(3, 32, 32\)"):
+    with pytest.raises(DataError, match=r"subset 1 has images of shape \(1, 8, 8\), but the data set has \(3, 32, 32\)"):
         read("mtt", "mtt", shape=(3, 32, 32))
     with pytest.raises(ConfigError, match=r"holds no step size.*--lr"):
         read("folder", "folder")
@@ -193,7 +193,7 @@ def test_what_does_not_fit_is_told_with_the_remedy(tmp_path, generator):
         read("folder", "folder", lrs=[0.1, -0.1])
     with pytest.raises(StorageError, match=r"images_best.pt does not exist"):
         read("absent", "mtt")
-    with pytest.raises(DataError, match=r"holds classes: import it as mtt"):
+    with pytest.raises(DataError, match=r"not a row of logits an image; if they are classes, import it as mtt"):
         read("mtt", "datm")
     (tmp_path / "mtt" / "SHA256SUMS").unlink()
     (tmp_path / "mtt" / "S_2" / "best_lr.pt").unlink()
@@ -227,8 +227,9 @@ def test_from_the_command_line(tmp_path, generator, capsys):
 
 
 def test_exported_pictures_train_a_torchvision_model_without_this_library(tmp_path, generator):
-    """Runs the example of the README, on a fresh interpreter in which this library cannot be imported."""
-    (example,) = re.findall(r"^```python\n(# plain torchvision.*?)^```$", (ROOT / "README.md").read_text(), re.M | re.S)
+    """Runs the example of the guide, on a fresh interpreter in which this library cannot be imported."""
+    guide = (ROOT / "docs" / "exchange.md").read_text()
+    (example,) = re.findall(r"^```python\n(# plain torchvision.*?)^```$", guide, re.M | re.S)
     labels = torch.arange(10).repeat_interleave(2)
     images = torch.rand(20, 3, 32, 32, generator=generator)
     cifar10 = fit_preprocessing(DATASETS["cifar10"], torch.empty(0), zca=False)

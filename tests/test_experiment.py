@@ -14,9 +14,10 @@ from seqmatch_lib.data.datasets import DatasetSpec, load_dataset, register_datas
 from seqmatch_lib.engine import evaluation
 from seqmatch_lib.errors import DataError, OutOfTime, StorageError
 from seqmatch_lib.methods import get_method
-from seqmatch_lib.methods.mtt import record_stage_teachers
+from seqmatch_lib.methods.teachers import record_stage_teachers
 from seqmatch_lib.runs.config import RunConfig
-from seqmatch_lib.runs.experiment import open_run, prepare_data, run_experiment
+from seqmatch_lib.runs.experiment import open_run, run_experiment
+from seqmatch_lib.runs.real_data import prepare_data
 from seqmatch_lib.runs.records import format_records, load_record, load_runs
 from seqmatch_lib.subsets import load_sequence, sample_real_sequence
 
@@ -39,7 +40,7 @@ def test_the_record_tells_what_was_run(finished):
     _folder, record = finished
     config = configure()
     assert record.run_id == config.run_id
-    assert (record.dataset, record.table, record.method, record.ipc) == ("digits", "digits", "seqmatch_mtt", 10)
+    assert (record.dataset, record.method, record.ipc) == ("digits", "seqmatch_mtt", 10)
     assert (record.num_subsets, record.scale, record.seed) == (2, "smoke", 0)
     assert RunConfig.from_dict(record.config) == config
     assert [len(stage["losses"]) for stage in record.stages] == [4, 4]
@@ -94,7 +95,7 @@ def test_a_finished_run_can_be_opened_with_its_stages_and_teachers(finished):
         (2, 5, (0, 4), 1),
     ]
     assert torch.equal(stages[1].frozen.subsets[0].images, sequence.subsets[0].images)
-    assert len(data.test[0]) == record.data["test_images"]
+    assert len(data.test) == record.data["test_images"]
     for stage in stages:
         assert len(record_stage_teachers(stage)) == 2
     assert before == {path: path.stat().st_mtime_ns for path in (folder / "teachers").rglob("teacher-*.npy")}
@@ -172,7 +173,7 @@ def test_random_is_the_baseline_of_the_others(tmp_path):
 
 def test_random_real_images_are_disjoint_over_stages():
     data = prepare_data(load_dataset("digits"), zca=False, select_on="none", device=torch.device("cpu"))
-    sequence = sample_real_sequence(*data.train, data.num_classes, (3, 2), 0.01, seed=0)
+    sequence = sample_real_sequence(data.train, data.num_classes, (3, 2), 0.01, seed=0)
     images, labels = sequence.union()
     assert torch.bincount(labels).tolist() == [5] * 10
     assert len({image.numpy().tobytes() for image in images}) == 50
@@ -182,13 +183,13 @@ def test_random_real_images_are_disjoint_over_stages():
 def test_validation_images_are_no_training_images():
     dataset = load_dataset("digits")
     data = prepare_data(dataset, zca=False, select_on="validation", device=torch.device("cpu"))
-    train = {image.numpy().tobytes() for image in data.train[0]}
-    held_out = [image.numpy().tobytes() for image in data.selection[0]]
-    assert len(data.train[0]) + len(held_out) == len(dataset.train)
+    train = {image.numpy().tobytes() for image in data.train.images}
+    held_out = [image.numpy().tobytes() for image in data.selection.images]
+    assert len(data.train) + len(held_out) == len(dataset.train)
     assert sum(image in train for image in held_out) <= 1  # the digits hold few exact doubles
     published = prepare_data(dataset, zca=False, select_on="test", device=torch.device("cpu"))
     assert published.selection is published.test
-    assert len(published.train[0]) == len(dataset.train)
+    assert len(published.train) == len(dataset.train)
 
 
 def test_the_whole_data_set_is_a_reference(tmp_path):
@@ -232,7 +233,10 @@ def test_a_budget_too_short_for_anything_still_brings_a_run_to_its_end(tmp_path)
 
 def test_too_few_real_images_are_told_before_anything_is_computed(tmp_path):
     config = configure(ipc=200, subset_ipcs=[100, 100])
-    with pytest.raises(DataError, match=r"class \d has \d+ real images, fewer than ipc 200; lower ipc"):
+    with pytest.raises(
+        DataError,
+        match=r"class '\d' has \d+ real images, fewer than ipc 200; of \d+, held out are \d+ for validation.*; lower ipc",
+    ):
         run_experiment(config, tmp_path)
     assert not (tmp_path / "teachers").exists()
 
@@ -240,7 +244,7 @@ def test_too_few_real_images_are_told_before_anything_is_computed(tmp_path):
 def test_a_second_process_at_the_same_run_is_refused(tmp_path):
     path = tmp_path / "state" / f"{configure().run_id}.lock"
     path.parent.mkdir()
-    with FileLock(path), pytest.raises(StorageError, match=r"another process is at this run.*--results"):
+    with FileLock(path), pytest.raises(StorageError, match=r"another process works on this run.*--results"):
         run_experiment(configure(), tmp_path)
 
 

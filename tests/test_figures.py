@@ -1,17 +1,21 @@
 """Figures: what is drawn, not how it looks."""
 
+from pathlib import Path
+
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 import torch
 
 from seqmatch_lib.errors import OutOfTime, StorageError
-from seqmatch_lib.report import figures
+from seqmatch_lib.report import charts, figures
 from seqmatch_lib.runs.config import RunConfig
 from seqmatch_lib.runs.experiment import run_experiment
-from seqmatch_lib.runs.records import compare_runs
+from seqmatch_lib.runs.records import compare_runs, load_runs
 from seqmatch_lib.runs.stages import StageCheckpoint
 from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset
+
+ROOT = Path(__file__).parents[1]
 
 QUICK = {"mtt.iterations": 6, "training.epochs": 2, "evaluation.num_networks": 1, "evaluation.num_selections": 3}
 
@@ -132,3 +136,15 @@ def test_architectures_stand_beside_random_real_images():
     assert axis.containers[1].lines[0].get_ydata().tolist() == [28.0, 24.0]
     with pytest.raises(StorageError, match="no set was evaluated on two architectures"):
         figures.plot_transfer(frame.iloc[:0], "")
+
+
+def test_the_committed_sets_are_drawn_with_the_accuracies_of_their_records(tmp_path):
+    figure = charts.plot_distilled(ROOT / "paper_results")
+    titles = [axis.get_title() for axis in figure.axes]
+    runs = {run.run_id: run for run in load_runs(ROOT / "paper_results")}
+    (mtt,) = [runs[path.stem] for path in (ROOT / "paper_results" / "distilled").glob("cifar10-mtt-ipc10-*")]
+    assert f"MTT\n{mtt.accuracy_last['mean']:.1f} %" in titles
+    assert "SeqMatch-MTT\n$S_1$" in titles
+    plt.close(figure)
+    with pytest.raises(charts.NothingToDraw, match="has no set of cifar10"):
+        charts.plot_distilled(tmp_path)

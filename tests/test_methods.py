@@ -18,7 +18,8 @@ from seqmatch_lib.methods.dm import DM, DMConfig
 from seqmatch_lib.methods.idc import IDC, METRICS, IDCConfig
 from seqmatch_lib.methods.krr import KRR, KRRConfig, margin_loss, regress
 from seqmatch_lib.methods.lamb import Lamb
-from seqmatch_lib.methods.mtt import MTT, MTTConfig, record_stage_teachers
+from seqmatch_lib.methods.mtt import MTT, MTTConfig
+from seqmatch_lib.methods.teachers import TeacherConfig, record_stage_teachers
 from seqmatch_lib.runs.distillation import distill_stages
 from seqmatch_lib.seeds import make_generator
 from seqmatch_lib.seqmatch import advance
@@ -152,7 +153,7 @@ class LiteralIDC:
 
 
 @pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("omit_default", [False, True])
+@pytest.mark.parametrize("later", [False, True])
 def test_idc_is_its_literal_transcription(tmp_path, float64, metric, later):
     config = replace(IDC_CONFIG, metric=metric)
     method = IDC(config)
@@ -190,7 +191,7 @@ def convnet_features(network, x):
     return x.unfold(2, 2, 2).unfold(3, 2, 2).mean((4, 5)).flatten(1)
 
 
-@pytest.mark.parametrize("omit_default", [False, True])
+@pytest.mark.parametrize("later", [False, True])
 def test_dm_is_its_literal_transcription(tmp_path, float64, later):
     method = METHODS["dm"]
     stage = make_later_stage(tmp_path, method) if later else make_double_stage(tmp_path)
@@ -283,7 +284,7 @@ class LiteralKRR:
         return loss.item(), *moved
 
 
-@pytest.mark.parametrize("omit_default", [False, True])
+@pytest.mark.parametrize("later", [False, True])
 def test_krr_is_its_literal_transcription(tmp_path, float64, later):
     method = METHODS["krr"]
     recipe = TrainingRecipe(epochs=5, optimizer="adam", loss="mse", schedule="cosine", weight_decay=0.0)
@@ -504,7 +505,7 @@ def test_the_gradient_of_soft_labels_equals_finite_differences(tmp_path, float64
         (KRRConfig, {"ridge": 0.0}, "krr.ridge 0.0 must be positive"),
         (MTTConfig, {"lr_label": -1.0}, "mtt.lr_label -1.0 must not be negative"),
         (MTTConfig, {"label_epoch": -2}, "mtt.label_epoch -2"),
-        (MTTConfig, {"max_grad_norm": -0.1}, "mtt.max_grad_norm -0.1 must not be negative; 0 limits nothing"),
+        (MTTConfig, {"max_grad_norm": -0.1}, "mtt.max_grad_norm -0.1 must not be negative; 0 is no bound"),
     ],
 )
 def test_settings_out_of_range_are_named(kind, settings, message):
@@ -518,7 +519,7 @@ def test_what_does_not_go_together_is_named(tmp_path):
     with pytest.raises(ConfigError, match="idc keeps pixels within .* ZCA .* set zca=false"):
         METHODS["idc"].prepare(whitened)
     with pytest.raises(ConfigError, match="training.loss 'cross_entropy' does not fit the labels of krr"):
-        METHODS["krr"].training_recipe(TrainingRecipe())
+        METHODS["krr"].check((), TeacherConfig(), TrainingRecipe())
     with pytest.raises(ConfigError, match=r"idc.iterations \[5, 6\] has no entry for stage 3"):
         IDC(replace(IDC_CONFIG, iterations=(5, 6))).num_iterations(3)
     assert get_method("idc") is IDC

@@ -165,7 +165,7 @@ def test_settings_out_of_range_are_named(settings, message):
 
 
 def test_too_many_poolings_for_the_images():
-    with pytest.raises(ConfigError, match="too small for 4 poolings"):
+    with pytest.raises(ConfigError, match="too small for the 4 poolings"):
         build("convnet", (3, 8, 8), 10, depth=4)
 
 

@@ -10,8 +10,7 @@ import pytest
 from seqmatch_lib.__main__ import EXECUTED, main
 from seqmatch_lib.errors import NotebookError
 from seqmatch_lib.report.notebooks import export_html, list_copies, read_parameters, run_notebook
-from seqmatch_lib.runs.order import load_orders
-from seqmatch_lib.runs.records import load_runs
+from seqmatch_lib.runs.records import load_orders, load_runs
 
 ROOT = Path(__file__).parents[1]
 COPIES = list_copies(ROOT / "notebooks")

@@ -28,7 +28,7 @@ from seqmatch_lib.__main__ import main
 from seqmatch_lib.data.datasets import DATASETS, DatasetSpec, Split, load_dataset, split_validation
 from seqmatch_lib.data.preprocessing import Normalisation, Whitening
 from seqmatch_lib.data.readers import read_header, read_image_files
-from seqmatch_lib.engine.evaluation import evaluate_networks
+from seqmatch_lib.engine.evaluation import EvaluationProtocol
 from seqmatch_lib.engine.networks import NORMS, NetworkConfig
 from seqmatch_lib.engine.training import TRAINING_ENGINES, TrainingRecipe
 from seqmatch_lib.errors import ConfigError, DataError, DivergenceError
@@ -78,12 +78,12 @@ def at_one_place(value: float) -> Callable[[torch.Tensor], torch.Tensor]:
         ("labels.1", at_one_place(-1), False, "labels from -1 to 9"),
         ("labels.1", at_one_place(0), False, "from 1 to 3 images a class; all classes must have the same number"),
         ("labels.1", lambda labels: labels.int(), False, "labels of torch.int32"),
-        ("labels.1", lambda labels: labels[:, None], False, "shape (20, 1), not one class an image"),
-        ("labels.1", lambda labels: labels.double(), True, "finite float32 numbers an image"),
-        ("labels.1", lambda labels: labels[:-1], False, "20 images and labels of shape (19,)"),
+        ("labels.1", lambda labels: labels[:, None], False, "shape (20, 1), not one int64 class an image"),
+        ("labels.1", lambda labels: labels.double(), True, "finite float32 numbers for each image"),
+        ("labels.1", lambda labels: labels[:-1], False, "20 images but labels of shape (19,)"),
         ("images.1", lambda images: images.double(), False, "images of torch.float64 instead of float32"),
         ("images.1", lambda images: images[:0], False, "has no images"),
-        ("images.1", lambda images: images[:, :, :7], False, "images of shape (1, 7, 8), but the data set (1, 8, 8)"),
+        ("images.1", lambda images: images[:, :, :7], False, "images of shape (1, 7, 8), but the data set has (1, 8, 8)"),
     ],
 )  # fmt: skip
 def test_a_set_that_cannot_be_trained_on_is_refused(tmp_path, capsys, name, change, soft, message):
@@ -106,7 +106,7 @@ def test_the_same_set_unchanged_is_evaluated_and_exported(tmp_path, capsys):
         ("images_best.pt", torch.full((3, *SHAPE), math.nan), "subset 2 has pixels that are not finite"),
         ("images_best.pt", torch.zeros(0, *SHAPE), "subset 2 has no images"),
         ("labels_best.pt", torch.tensor([0, 1, 3]), "subset 2 has labels from 0 to 3, but they must lie in 0 … 2"),
-        ("labels_best.pt", torch.tensor(1), r"3 images and labels of shape \(\)"),
+        ("labels_best.pt", torch.tensor(1), r"3 images but labels of shape \(\)"),
         ("best_lr.pt", torch.tensor(math.nan), "subset 2 has a step size of nan"),
         ("best_lr.pt", torch.tensor(-1), "subset 2 has a step size of -1"),
     ],
@@ -185,7 +185,9 @@ def test_what_is_not_finite_leaves_the_state_before_it(tmp_path, monkeypatch, na
         return spoil(loss, trainable) if trainable.iteration == good else loss
 
     monkeypatch.setattr(type(method), "step", spoiled)
-    with pytest.raises(DivergenceError, match=rf"stage 1, iteration {good}: .* is not finite; the state before it is kept"):
+    with pytest.raises(
+        DivergenceError, match=rf"stage 1, iteration {good}: .* is not finite; the state before this iteration is kept"
+    ):
         distil(tmp_path / "spoiled", method)
     monkeypatch.setattr(type(method), "step", step)
     monkeypatch.setattr(type(method), "num_iterations", lambda self, index: good)
@@ -290,9 +292,9 @@ def test_constant_images_distil_to_finite_ones_that_evaluate(tmp_path, name, val
     sequence = SubsetSequence(tuple(progress.last for progress in stages))
     assert all(subset.images.isfinite().all() and 0 < subset.lr < math.inf for subset in sequence.subsets)
     assert all(math.isfinite(loss) for progress in stages for loss in progress.trainable.losses)
-    recipe = METHODS[name].training_recipe(replace(QUICK, loss="mse" if name == "krr" else "cross_entropy"))
-    test = (stage.images[:9], stage.labels[:9])
-    (accuracy,) = evaluate_networks(sequence, *test, CLASSES, stage.network, recipe, 0, [0])
+    recipe = replace(QUICK, loss="mse" if name == "krr" else "cross_entropy")
+    test = Split(stage.images[:9], stage.labels[:9])
+    (accuracy,) = EvaluationProtocol(CLASSES, recipe, 0).accuracies(sequence, test, stage.network, [0])
     assert 0 <= accuracy <= 100
 
 
@@ -339,13 +341,13 @@ def test_batches_of_one_image(tmp_path, name):
 def test_networks_train_on_one_image(norm, engine, uncompiled):
     images, labels = make_images(1)
     sequence = SubsetSequence((SyntheticSubset(images, labels, 0.01),))
-    recipe = replace(QUICK, batch_size=1, engine=engine)
+    protocol, test = EvaluationProtocol(CLASSES, replace(QUICK, batch_size=1, engine=engine), 0), Split(images, labels)
     network = NetworkConfig(width=4, depth=2, norm=norm)
     if (norm, engine) == ("batch", "compiled"):
         with pytest.raises(ConfigError, match="running statistics cannot be trained by engine 'compiled'; use engine 'eager'"):
-            evaluate_networks(sequence, images, labels, CLASSES, network, recipe, 0, [0])
+            protocol.accuracies(sequence, test, network, [0])
         return
-    (accuracy,) = evaluate_networks(sequence, images, labels, CLASSES, network, recipe, 0, [0])
+    (accuracy,) = protocol.accuracies(sequence, test, network, [0])
     assert accuracy in (0.0, 100.0)
 
 
@@ -355,10 +357,11 @@ def test_one_image_of_which_one_pixel_is_left(name):
     images, labels = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(3)
     sequence = SubsetSequence((SyntheticSubset(images, labels, 0.01),))
     recipe = TrainingRecipe(epochs=1, batch_size=2, augment="none")  # two images, then the one that is left over
-    (accuracy,) = evaluate_networks(sequence, images[:1], labels[:1], 3, NetworkConfig(name), recipe, 0, [0])
+    protocol, test = EvaluationProtocol(3, recipe, 0), Split(images[:1], labels[:1])
+    (accuracy,) = protocol.accuracies(sequence, test, NetworkConfig(name), [0])
     assert accuracy in (0.0, 100.0)
     with pytest.raises(ConfigError, match="norm 'batch' cannot normalise a batch of one image.*use norm 'instance'"):
-        evaluate_networks(sequence, images[:1], labels[:1], 3, NetworkConfig(name, norm="batch"), recipe, 0, [0])
+        protocol.accuracies(sequence, test, NetworkConfig(name, norm="batch"), [0])
 
 
 def test_a_run_at_one_image_a_class_with_batches_of_one(tmp_path, capsys):
@@ -462,7 +465,7 @@ def test_a_folder_of_one_class_is_refused(tmp_path):
 
 def test_the_test_split_must_have_the_classes_of_the_training_split(tmp_path):
     folder = write_folder(tmp_path / "lacks", {"train": {"cats": 3, "dogs": 3}, "test": {"cats": 1}})
-    with pytest.raises(DataError, match=r"class folder .*test/dogs holds no images"):
+    with pytest.raises(DataError, match=r"test has no folders of the classes \['dogs'\]; add them"):
         load_dataset(DatasetSpec.from_folder(folder))
     write_folder(folder, {"test": {"dogs": 1, "birds": 1}})
     with pytest.raises(DataError, match=r"test has classes \['birds'\] that train has not"):
@@ -471,7 +474,7 @@ def test_the_test_split_must_have_the_classes_of_the_training_split(tmp_path):
 
 def test_a_class_too_small_to_be_divided_is_named_wherever_it_is_divided(tmp_path):
     folder = write_folder(tmp_path / "few", {"train": {"cats": 3, "dogs": 1}})
-    with pytest.raises(DataError, match="class 1 has 1 images; a validation split needs at least 2"):
+    with pytest.raises(DataError, match="class 'dogs' has 1 images; to hold one out takes at least 2: add one"):
         load_dataset(DatasetSpec.from_folder(folder))
     train, held_out = split_validation(Split(torch.zeros(4, 1, 1, 1, dtype=torch.uint8), torch.tensor([0, 0, 1, 1])), 0.99)
     assert len(train) + len(held_out) == 4

@@ -10,8 +10,8 @@ from seqmatch_lib.errors import ConfigError
 from seqmatch_lib.methods import get_method
 from seqmatch_lib.runs.config import RunConfig, config_of_subsets
 from seqmatch_lib.runs.experiment import open_run, run_experiment
-from seqmatch_lib.runs.order import distil_again, load_orders, measure_order, runs_of_order
-from seqmatch_lib.runs.records import load_runs
+from seqmatch_lib.runs.order import distil_again, measure_order, runs_of_order
+from seqmatch_lib.runs.records import load_orders, load_runs
 
 RESULTS = Path(__file__).parents[1] / "paper_results"
 SETS = [

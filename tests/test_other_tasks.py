@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from seqmatch_lib.data.builtin import ALPHABET, draw_name, read_canvas_digits, read_digits, read_place_names, spell
-from seqmatch_lib.data.datasets import load_dataset
+from seqmatch_lib.data.datasets import Split, load_dataset
 from seqmatch_lib.data.labels import IGNORED, count_right, image_classes
 from seqmatch_lib.engine.inner_loop import InnerBatch, unroll
 from seqmatch_lib.engine.networks import NetworkConfig, flatten_parameters, make_network
@@ -61,7 +61,9 @@ def test_pixels_that_are_ignored_count_neither_as_right_nor_as_wrong():
         def forward(self, x):
             return F.one_hot(torch.zeros(len(x), 2, 2, dtype=torch.long), 3).permute(0, 3, 1, 2).float()
 
-    assert measure_accuracy(Zero(), torch.zeros(5, 1, 2, 2), labels.repeat(5, 1, 1), batch_size=2) == pytest.approx(100 / 3)
+    assert measure_accuracy(Zero(), Split(torch.zeros(5, 1, 2, 2), labels.repeat(5, 1, 1)), batch_size=2) == pytest.approx(
+        100 / 3
+    )
 
 
 def test_engines_agree_on_labels_of_pixels(generator, uncompiled):

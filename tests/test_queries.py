@@ -24,9 +24,8 @@ from seqmatch_lib.report.queries import (
 )
 from seqmatch_lib.report.tables import load_published
 from seqmatch_lib.runs.config import RunConfig
-from seqmatch_lib.runs.order import load_orders, save_order
-from seqmatch_lib.runs.records import changes_of
-from seqmatch_lib.runs.reevaluation import Reevaluation, load_reevaluations, save_reevaluation
+from seqmatch_lib.runs.provenance import describe_provenance
+from seqmatch_lib.runs.records import SCHEMA, OrderRecord, Reevaluation, load_orders, load_reevaluations, overrides_of
 from seqmatch_lib.store.files import read_json, write_json
 
 RESULTS = Path(__file__).parents[1] / "paper_results"
@@ -53,7 +52,8 @@ def make_run(preset, seed=0, last=(40.0, 42.0), joint=None, overrides=None, iter
     return replace(
         TEMPLATE, run_id=config.run_id, dataset=config.dataset, method=config.method, ipc=config.ipc, preset=preset,
         scale=scale, num_subsets=config.num_subsets, seed=seed, config=config.as_dict(), config_hash=config.hash,
-        accuracy_last=accuracy(*last), accuracy_selected=accuracy(*last), random_baseline=accuracy(20.0, 22.0),
+        overrides=overrides_of(config), accuracy_last=accuracy(*last),
+        accuracy_selected=accuracy(*last), random_baseline=accuracy(20.0, 22.0),
         accuracy_joint=None if joint is None else accuracy(*joint),
         stages=[{"iterations": count, "losses": [1.0] * count} for count in iterations],
     )  # fmt: skip
@@ -66,15 +66,19 @@ def make_sequence(seed=0, last=(50.0, 52.0), overrides=None, iterations=(300, 30
 def make_reevaluation(run, joint=False, **training):
     config = {**run.config, "training": {**run.config["training"], **training}}
     return Reevaluation(
-        schema=1, run_id=run.run_id, synthetic_sha256="0", joint=joint, seed=0, config=config, data="", seconds=1.0,
+        schema=SCHEMA, run_id=run.run_id, synthetic_sha256="0", joint=joint, seed=0, config=config, data="", seconds=1.0,
         accuracy={"convnet": accuracy(30.0, 32.0)}, random_baseline={"convnet": accuracy(15.0, 17.0)}, device="cpu",
-        device_name="", threads=1, torch="", python="", git_commit="", dirty=False,
+        device_name="", threads=1, torch="", python="", git_commit="", dirty=False, uncompiled=[],
     )  # fmt: skip
 
 
 def make_order(folder, seed, values, method="mtt", changes=None):
     config = RunConfig.from_preset(f"cifar10-ipc10-seqmatch_{method}", "reduced", seed, changes)
-    return save_order(config, values, torch.device("cpu"), folder)
+    record = OrderRecord(
+        schema=SCHEMA, dataset=config.dataset, ipc=config.ipc, scale=config.scale, seed=seed, config=config.as_dict(),
+        overrides=overrides_of(config), accuracy=values, **describe_provenance(torch.device("cpu")),
+    )  # fmt: skip
+    return record.save(folder)
 
 
 # --- numbers
@@ -197,9 +201,9 @@ def test_records_of_different_images_are_refused(tmp_path):
 
 
 def test_settings_that_differ_from_the_preset_are_found():
-    assert changes_of(make_run("cifar10-ipc10-mtt")) == {}
+    assert make_run("cifar10-ipc10-mtt").overrides == {}
     changed = make_run("cifar10-ipc10-mtt", overrides={"mtt.syn_steps": 7, "select_on": "test"})
-    assert changes_of(changed) == {"mtt.syn_steps": 7, "select_on": "test"}
+    assert changed.overrides == {"mtt.syn_steps": 7, "select_on": "test"}
 
 
 def test_robust_scores_follow_their_definition():
@@ -329,7 +333,7 @@ def test_reevaluations_show_what_was_changed():
 
 def test_reevaluations_are_kept_once_a_question(tmp_path):
     run = make_run("cifar10-ipc10-mtt")
-    paths = {save_reevaluation(make_reevaluation(run, joint), tmp_path) for joint in (False, True, False)}
+    paths = {make_reevaluation(run, joint).save(tmp_path) for joint in (False, True, False)}
     assert len(paths) == 2
     assert {one.joint for one in load_reevaluations(tmp_path)} == {False, True}
     path = min(paths)

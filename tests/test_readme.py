@@ -1,41 +1,71 @@
-"""The README keeps its promises: its commands run, its numbers are those of committed records, its paths exist."""
+"""README and docs keep their promises: their code runs, their numbers are those of committed records, their paths exist."""
 
+import csv
 import re
 import shlex
+import tomllib
 from glob import glob
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import yaml
 from PIL import Image, ImageDraw
 
 from seqmatch_lib.__main__ import main
 from seqmatch_lib.bench.report import format_benchmark, load_benchmark
 from seqmatch_lib.data import datasets as data
+from seqmatch_lib.methods import base as registry
+from seqmatch_lib.report import queries
 from seqmatch_lib.report.tables import load_published, readme_table
-from seqmatch_lib.runs.config import SCALES
-from seqmatch_lib.runs.records import changes_of, format_records, load_runs
+from seqmatch_lib.runs.records import load_runs
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"^```\w*\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
-COMMANDS = [line for block in BLOCKS for line in block.splitlines() if line.startswith("python -m seqmatch_lib ")]
-TABLES = re.findall(r"^<!-- records: (\w+) (\w+) -->\n```\n(.*?)\n```$", README, flags=re.MULTILINE | re.DOTALL)
+PAGES = {path.name: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
+README = PAGES["README.md"]
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
+COMMAND = "python -m seqmatch_lib "
+
+
+def runnable_blocks(page: str) -> list[tuple[str, str]]:
+    """The blocks of a page that a reader would run here, as (language, text)."""
+    blocks = [(language, text) for language, text in BLOCK.findall(page) if language == "python" or COMMAND in text]
+    return [(language, text) for language, text in blocks if "# plain torchvision" not in text]  # see test_exchange
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::UserWarning")  # papermill's own
-def test_the_commands_run_one_after_another(tmp_path, monkeypatch):
-    assert any(" run " in command for command in COMMANDS)
+@pytest.mark.parametrize("name", [name for name, page in PAGES.items() if runnable_blocks(page)])
+def test_the_code_of_a_page_runs_from_top_to_bottom(name, tmp_path, monkeypatch):
     for folder in ("notebooks", "paper_results"):
         (tmp_path / folder).symlink_to(ROOT / folder)
     write_images(tmp_path / "my_images")
-    monkeypatch.setattr(data, "DATASETS", dict(data.DATASETS))  # forget `my_images` afterwards
+    monkeypatch.setattr(data, "DATASETS", dict(data.DATASETS))  # forget `my_images` and `means` afterwards
+    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
     monkeypatch.chdir(tmp_path)
-    for command in COMMANDS:
-        arguments = [one for word in shlex.split(command)[3:] for one in (sorted(glob(word)) or [word])]
-        if "run" in arguments:
-            assert "smoke" in arguments, f"{command!r} would take more than seconds"
-        assert main(arguments) == 0, command
+    names: dict = {"__name__": name}
+    for language, text in runnable_blocks(PAGES[name]):
+        if language == "python":
+            exec(compile(text, name, "exec"), names)
+        else:
+            for command in text.splitlines():
+                run_command(command)
+    plt.close("all")
+
+
+def run_command(command: str) -> None:
+    assert command.startswith(COMMAND), command
+    arguments = [one for word in shlex.split(command)[3:] for one in (sorted(glob(word)) or [word])]
+    if "run" in arguments:
+        assert "smoke" in arguments, f"{command!r} would take more than seconds"
+    assert main(arguments) == 0, command
+
+
+def test_the_pages_have_code_and_the_readme_is_short():
+    assert {"README.md", "runs.md", "data.md", "own_method.md", "exchange.md"} <= {
+        name for name, page in PAGES.items() if runnable_blocks(page)
+    }
+    assert len(README.splitlines()) <= 130
 
 
 def write_images(folder: Path) -> None:
@@ -56,49 +86,64 @@ def write_images(folder: Path) -> None:
             picture.convert("L" if number % 5 == 0 else "RGB").save(folder / "train" / label / f"{number}.png")
 
 
-@pytest.mark.parametrize(("dataset", "scale", "text"), TABLES, ids=[" ".join(table[:2]) for table in TABLES])
-def test_a_table_of_results_is_what_its_records_say(dataset, scale, text):
-    assert scale in SCALES
-    records = [one for one in load_runs(ROOT / "paper_results") if (one.dataset, one.scale) == (dataset, scale)]
-    records = [one for one in records if not changes_of(one)]  # presets as they stand
-    assert records
-    assert text == format_records(records)
-
-
 def test_the_table_of_results_is_the_one_that_the_command_prints():
     table = readme_table(load_runs(ROOT / "paper_results"), load_published(ROOT / "paper_results"))
     assert table in README, "put there what `python -m seqmatch_lib tables --readme` prints"
 
 
 def test_ratios_are_those_of_the_newest_full_benchmark():
-    (text,) = re.findall(r"^<!-- benchmark: cpu full -->\n```\n(.*?)\n```$", README, flags=re.MULTILINE | re.DOTALL)
+    (text,) = re.findall(r"^<!-- benchmark: cpu full -->\n```\n(.*?)\n```$", PAGES["speed.md"], flags=re.MULTILINE | re.DOTALL)
     benchmarks = [load_benchmark(path) for path in (ROOT / "paper_results" / "benchmarks").glob("cpu-full-*.json")]
     newest = max(benchmarks, key=lambda result: result["measured_at"])
-    measured = format_benchmark(newest).splitlines()
     assert len(text.splitlines()) >= 5
-    assert set(text.splitlines()) <= set(measured)
+    assert set(text.splitlines()) <= set(format_benchmark(newest).splitlines())
 
 
-def test_there_are_tables_and_no_other_accuracies():
-    assert {table[:2] for table in TABLES} >= {("digits", "reduced"), ("place_names", "reduced")}
-    outside = README
-    for table in TABLES:
-        outside = outside.replace(table[2], "")
-    shown = {f"{one['mean']:.1f}" for record in load_runs(ROOT / "paper_results") for one in accuracies(record)}
-    for number in re.findall(r"(\d+\.\d) %", outside):
-        assert number in shown, f"{number} % stands in no record"
+def test_errors_of_the_compiled_step_are_those_that_were_measured():
+    columns = ("gradient_error", "adjoint_images_error", "unrolled_50_steps_error")
+    with (ROOT / "paper_results" / "precision" / "compiled_step.csv").open() as lines:
+        rows = {row["precision"]: row for row in csv.DictReader(lines) if row["code"] == "after"}
+    assert set(rows) == {"bfloat16", "float32"}
+    for precision, row in rows.items():
+        assert "| ".join([f"{precision} ", *(f"{row[column]} " for column in columns)]) in PAGES["speed.md"]
 
 
-def accuracies(record):
-    kinds = (record.accuracy_last, record.accuracy_selected, record.accuracy_joint, record.random_baseline)
-    return [one for one in kinds if one is not None]
+def test_faults_are_those_that_were_counted():
+    counted = queries.format_frame(queries.trust(queries.Evidence.load(ROOT / "paper_results")))
+    (table,) = re.findall(r"^<!-- faults -->\n(.*?)\n<!-- end -->$", PAGES["faults.md"], flags=re.MULTILINE | re.DOTALL)
+    rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in table.splitlines()]
+    assert rows[:1] + rows[2:] == [list(counted.columns), *counted.to_numpy().tolist()]
 
 
-def test_make_targets_and_paths_exist():
+def test_accuracies_outside_tables_stand_in_a_record():
+    kinds = ("accuracy_last", "accuracy_selected", "accuracy_joint", "random_baseline")
+    found = [getattr(record, kind) for record in load_runs(ROOT / "paper_results") for kind in kinds]
+    shown = {f"{one['mean']:.1f}" for one in found if one is not None}
+    for name, page in PAGES.items():
+        for number in re.findall(r"(\d+\.\d) %", page):
+            assert number in shown, f"{name}: {number} % stands in no record"
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_make_targets_paths_and_links_exist(name):
     makefile = (ROOT / "Makefile").read_text()
-    targets = re.findall(r"`make (\w+)`|^make (\w+)$", README, flags=re.MULTILINE)
-    assert len(targets) >= 3
-    for target in (first or second for first, second in targets):
-        assert f"\n{target}:" in makefile
-    for path in re.findall(r"`((?:seqmatch_lib|notebooks|tests|paper_results)/[\w./]*)`", README):
+    for target in re.findall(r"`make (\w+)|^make (\w+)$", PAGES[name], flags=re.MULTILINE):
+        assert f"\n{target[0] or target[1]}:" in makefile
+    for path in re.findall(r"`((?:seqmatch_lib|notebooks|tests|paper_results|docs)/[\w./]*)`", PAGES[name]):
         assert (ROOT / path).exists(), path
+    folder = ROOT if name == "README.md" else ROOT / "docs"
+    for link in re.findall(r"\]\(([\w./]+)\)", PAGES[name]):
+        assert (folder / link).exists(), link
+    for notebook in re.findall(r"^\|[^|]*\| `(\d\w+)` \|", PAGES[name], flags=re.MULTILINE):
+        assert (ROOT / "notebooks" / f"{notebook}.ipynb").is_file(), notebook
+
+
+def test_the_citation_names_this_version_and_the_paper():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert citation["cff-version"] == "1.2.0"
+    assert {"message", "title", "authors"} <= set(citation)
+    assert (citation["version"], citation["license"]) == (project["version"], project["license"])
+    (paper,) = citation["references"]
+    assert f"{{{paper['title']}}}" in README  # the title of the BibTeX entry
+    assert " and ".join(f"{one['family-names']}, {one['given-names']}" for one in paper["authors"]) in README

@@ -13,8 +13,8 @@ from seqmatch_lib.engine.evaluation import train_staged
 from seqmatch_lib.engine.networks import flatten_parameters, make_network
 from seqmatch_lib.errors import ConfigError, DivergenceError, OutOfTime, StorageError
 from seqmatch_lib.methods import get_method
-from seqmatch_lib.methods.mtt import MTT, MTTConfig, record_stage_teachers
-from seqmatch_lib.methods.teachers import TrajectorySet
+from seqmatch_lib.methods.mtt import MTT, MTTConfig
+from seqmatch_lib.methods.teachers import TrajectorySet, record_stage_teachers
 from seqmatch_lib.runs.distillation import distill_stages
 from seqmatch_lib.seeds import make_generator
 from seqmatch_lib.seqmatch import distill_sequence
@@ -254,7 +254,8 @@ def test_settings_out_of_range_are_named(settings, message):
 
 
 @pytest.mark.parametrize(
-    ("interval", "message"), [((0, 2), "holds no start epoch"), ((0, 5), "exceeds the 4 epochs recorded"), ((-1, 4), "-1-4")]
+    ("interval", "message"),
+    [((0, 2), "be longer than mtt.expert_epochs"), ((0, 5), "exceeds the 4 epochs recorded"), ((-1, 4), "-1-4")],
 )
 def test_an_interval_that_does_not_fit_is_named(tmp_path, interval, message):
     with pytest.raises(ConfigError, match=message):

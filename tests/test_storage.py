@@ -97,7 +97,7 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_behind(tmp_path, c
         temporary.write_text("half")
         raise OSError(code, os.strerror(code))
 
-    with pytest.raises(StorageError, match=f"value.json cannot be written: {words}, then the same command goes on"):
+    with pytest.raises(StorageError, match=f"value.json cannot be written: {words} and repeat the command"):
         write_atomically(path, fail)
     assert read_json(path) == {"a": 1}
     assert list(tmp_path.iterdir()) == [path]

@@ -106,5 +106,5 @@ def test_a_damaged_file_is_named(tmp_path):
         TrainingCheckpoint(path, OWNER, Budget())
     for lost in ("trainer.0.network.0.weight", "generator.1"):
         save_tensors(path, {name: tensor for name, tensor in tensors.items() if name != lost}, notes)
-        with pytest.raises(StorageError, match=r"networks\.safetensors is no state of these networks.*delete it"):
+        with pytest.raises(StorageError, match=r"networks\.safetensors does not fit these networks.*delete it"):
             train(RECIPE, checkpoint=TrainingCheckpoint(path, OWNER, Budget()))

@@ -17,14 +17,14 @@ from torch import nn
 from torch.func import functional_call
 from torch.utils.data import DataLoader, TensorDataset
 
-from seqmatch_lib.bench.cost import count_forward_flops
+from seqmatch_lib.bench.flops import count_forward_flops
 from seqmatch_lib.engine.augment import DSA_STRATEGY, apply_augmentation, draw_augmentation
 from seqmatch_lib.engine.inner_loop import InnerBatch, unroll
 from seqmatch_lib.engine.memory import keep_freed_memory, peak_memory_mb, release_freed_memory, reset_peak_memory
 from seqmatch_lib.engine.networks import NetworkConfig, flatten_parameters, make_network
 from seqmatch_lib.engine.step_functions import ADJOINT_PASSES, GRADIENT_PASSES
 from seqmatch_lib.engine.training import BatchConfig, OptimizerConfig, make_trainer
-from seqmatch_lib.runs.records import describe_code, describe_environment
+from seqmatch_lib.runs.provenance import describe_code, describe_environment
 from seqmatch_lib.seeds import make_generator
 
 SCHEMA = 1

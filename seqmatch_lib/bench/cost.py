@@ -2,23 +2,27 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property
 from math import log
+from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
+from seqmatch_lib.bench.flops import count_activations, count_forward_flops, count_parameters_of
+from seqmatch_lib.bench.report import load_benchmark, newest_benchmark
 from seqmatch_lib.data.datasets import DATASETS
-from seqmatch_lib.engine.networks import NetworkConfig, count_parameters, make_network
+from seqmatch_lib.engine.networks import NetworkConfig
 from seqmatch_lib.engine.step_functions import GRADIENT_PASSES
 from seqmatch_lib.errors import ConfigError, require
 from seqmatch_lib.methods import get_method
 from seqmatch_lib.runs.config import RunConfig, preset_names
-from seqmatch_lib.runs.records import RunRecord, changes_of
+from seqmatch_lib.runs.real_data import VALIDATION_SHARE
+from seqmatch_lib.runs.records import RunRecord, load_runs
 
-VALIDATION_SHARE = 0.1
+ENOUGH_RECORDS = 3  # of a method and phase, to correct predictions by
+START_SECONDS, LONG_SECONDS = 5, 300  # shorter phases are start-up; and what counts as a long run
 
 
 @dataclass(frozen=True)
@@ -61,39 +65,6 @@ class Work:
     bytes: float
 
 
-@lru_cache(maxsize=64)
-def count_forward_flops(config: NetworkConfig, image_shape: tuple[int, int, int], num_classes: int) -> int:
-    """Returns the floating-point operations of one image's forward pass: products and convolutions, two a multiply-add."""
-    network = make_network(config, image_shape, num_classes, torch.Generator()).to("meta")
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(torch.empty(1, *image_shape, device="meta"))
-    return counter.get_total_flops()
-
-
-@lru_cache(maxsize=64)
-def count_activations(config: NetworkConfig, image_shape: tuple[int, int, int], num_classes: int) -> int:
-    """Returns the numbers that one image's forward pass produces, over all layers."""
-    network = make_network(config, image_shape, num_classes, torch.Generator()).to("meta")
-    total = 0
-
-    def count(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> None:
-        nonlocal total
-        total += output.numel()
-
-    for module in network.modules():
-        if not list(module.children()):
-            module.register_forward_hook(count)
-    with torch.no_grad():
-        network(torch.empty(1, *image_shape, device="meta"))
-    return total
-
-
-@lru_cache(maxsize=64)
-def count_parameters_of(config: NetworkConfig, image_shape: tuple[int, int, int], num_classes: int) -> int:
-    """Returns P of an architecture."""
-    return count_parameters(make_network(config, image_shape, num_classes, torch.Generator()))
-
-
 def predict_work(config: RunConfig, sizes: DataSizes) -> dict[str, Work]:
     """Returns the work of each phase of a run.
 
@@ -104,7 +75,7 @@ def predict_work(config: RunConfig, sizes: DataSizes) -> dict[str, Work]:
     plan = _Plan(config, sizes)
     work = {}
     if config.options is not None:
-        work = {"teachers": plan.teachers()} if get_method(config.base_method).uses_teachers else {}
+        work = {"teachers": plan.teachers()} if config.uses_teachers else {}
         work |= {"distillation": plan.distillation(), "selection": plan.selection()}
     return work | {"evaluation": plan.evaluation()}
 
@@ -130,7 +101,7 @@ class _Plan:
         self.tiles = getattr(config.options, "factor", 1) ** 2
         pixels = sizes.image_shape[0] * sizes.image_shape[1] * sizes.image_shape[2]
         self.data_bytes = 4 * pixels * (self.train_images + self.selection_images + sizes.test_images)
-        self.training_way = f"{config.training.engine} {config.training.precision}"
+        self.training_variant = f"{config.training.engine} {config.training.precision}"
 
     def staged(self, stages: int) -> float:
         """Operations of training one network through the first stages."""
@@ -164,7 +135,7 @@ class _Plan:
         evaluation = self.config.evaluation
         scores = evaluation.num_selections if self.config.select_on != "none" else 0
         each = [self.staged(k) + self.forward * self.selection_images for k in range(1, len(self.sizes) + 1)]
-        return self.work(scores * sum(each), "training", self.training_way, 4, self.unions[-1])
+        return self.work(scores * sum(each), "training", self.training_variant, 4, self.unions[-1])
 
     def evaluation(self) -> Work:
         """The last set, the selected one, random real images, and all subsets jointly where there are several."""
@@ -178,7 +149,7 @@ class _Plan:
         together = evaluation.num_networks if training.engine == "compiled" else 1
         batch = together * min(training.batch_size, self.unions[-1])
         networks = evaluation.num_networks * len(evaluation.networks)
-        return self.work(networks * flops, "training", self.training_way, 3 * together, batch)
+        return self.work(networks * flops, "training", self.training_variant, 3 * together, batch)
 
 
 def predict_seconds(work: Work, network: NetworkConfig, benchmark: Mapping[str, Any]) -> float:
@@ -200,72 +171,166 @@ def predict_seconds(work: Work, network: NetworkConfig, benchmark: Mapping[str, 
     return work.flops / (sum(rates) / len(rates))
 
 
-def format_cost(config: RunConfig, sizes: DataSizes, benchmark: Mapping[str, Any]) -> str:
-    """Returns a table of what a run will cost on the machine of a benchmark."""
-    lines = [f"{config.preset}, scale {config.scale}, on {benchmark['machine']['device_name']}", ""]
-    lines.append(f"{'phase':<14}{'FLOP':>12}{'seconds':>12}{'memory GiB':>12}  variant")
-    total = 0.0
-    for phase, work in predict_work(config, sizes).items():
-        seconds = predict_seconds(work, config.network, benchmark)
-        total += seconds
-        lines.append(f"{phase:<14}{work.flops:>12.2e}{seconds:>12,.0f}{work.bytes / 2**30:>12.1f}  {work.variant}")
-    lines.append(f"in all {total / 3600:.2f} hours; trajectories on disk {trajectory_bytes(config, sizes) / 2**30:.1f} GiB")
+@dataclass(frozen=True)
+class CostModel:
+    """How long runs take on the machine of a benchmark: as long as an equal recorded run, else as long as predicted.
+
+    A prediction is the work of a phase over the benchmark's rate, for as many threads as the run will have (a CPU's rate grows
+    with them), times what recorded runs of that method and phase took over their own predictions, as a median.
+
+    Args:
+        benchmark: whose rates are used.
+        records: of the same machine; those of others are left out.
+    """
+
+    benchmark: Mapping[str, Any]
+    records: Sequence[RunRecord]
+
+    @classmethod
+    def load(cls, results_dir: Path, benchmark: Path | None = None, device: str = "*") -> "CostModel":
+        """Reads the records of a results folder, and a benchmark: the newest there of a kind of device, unless one is given.
+
+        Raises:
+            ConfigError: there is no such benchmark.
+        """
+        path = benchmark or newest_benchmark(results_dir / "benchmarks", device)
+        return cls(load_benchmark(path), load_runs(results_dir))
+
+    @property
+    def machine(self) -> str:
+        """The machine's name."""
+        return self.benchmark["machine"]["device_name"]
+
+    def find_record(self, config: RunConfig) -> RunRecord | None:
+        """Returns the record of an equal run on this machine; the seed makes no difference."""
+        equal = (record for record in self._own_records if record.config | {"seed": config.seed} == config.as_dict())
+        return next(equal, None)
+
+    def predict(
+        self, config: RunConfig, threads: int | None = None, sizes: DataSizes | None = None, without: str = ""
+    ) -> dict[str, float]:
+        """Returns the seconds of each phase of a run.
+
+        Args:
+            config: of the run.
+            threads: that it will have; those of torch by default.
+            sizes: of its data set; those of the whole one by default.
+            without: id of a run whose record is not to be used.
+
+        Raises:
+            ConfigError: the benchmark did not measure what the run would use.
+        """
+        seconds = self._from_benchmark(config, threads or torch.get_num_threads(), sizes or DataSizes.of(config.dataset))
+        return {phase: value * self._correction(config.base_method, phase, without) for phase, value in seconds.items()}
+
+    def errors(self) -> list[float]:
+        """Returns predicted over measured seconds of recorded runs of five minutes and more, each left out in turn."""
+        ratios = []
+        for record in self._own_records:
+            measured = sum(record.seconds.values())
+            if measured >= LONG_SECONDS:
+                config = RunConfig.from_dict(record.config)
+                predicted = self.predict(config, record.threads, _sizes_of(record), without=record.run_id)
+                ratios.append(sum(predicted.values()) / measured)
+        return ratios
+
+    def _from_benchmark(self, config: RunConfig, threads: int, sizes: DataSizes) -> dict[str, float]:
+        machine = self.benchmark["machine"]
+        faster = threads / machine["threads"] if machine["device"] == "cpu" else 1.0
+        work = predict_work(config, sizes)
+        return {phase: predict_seconds(part, config.network, self.benchmark) / faster for phase, part in work.items()}
+
+    def _correction(self, method: str, phase: str, without: str) -> float:
+        """Returns the median of measured over predicted seconds: of this method's runs, or of all if these are few."""
+        ratios = [entry for entry in self._ratios if entry.phase == phase and entry.run_id != without]
+        for chosen in ([entry for entry in ratios if entry.method == method], ratios):
+            if len(chosen) >= ENOUGH_RECORDS:
+                return median(entry.value for entry in chosen)
+        return 1.0
+
+    @cached_property
+    def _own_records(self) -> list[RunRecord]:
+        here = (self.benchmark["machine"]["device"], self.machine)
+        return [one for one in self.records if (one.device, one.device_name) == here and one.dataset in DATASETS]
+
+    @cached_property
+    def _ratios(self) -> "list[_Ratio]":
+        ratios = []
+        for record in self._own_records:
+            config = RunConfig.from_dict(record.config)
+            for phase, predicted in self._from_benchmark(config, record.threads, _sizes_of(record)).items():
+                measured = record.seconds.get(phase, 0.0)
+                if measured >= START_SECONDS:
+                    ratios.append(_Ratio(record.run_id, config.base_method, phase, measured / predicted))
+        return ratios
+
+
+class _Ratio(NamedTuple):
+    """Measured over predicted seconds of one phase of a recorded run."""
+
+    run_id: str
+    method: str
+    phase: str
+    value: float
+
+
+def _sizes_of(record: RunRecord) -> DataSizes:
+    """Returns the sizes of the data that a run had, which may have been a part of the data set."""
+    whole, data = DataSizes.of(record.dataset), record.data
+    return DataSizes(whole.image_shape, whole.num_classes, data["train_images"] + data["held_out"], data["test_images"])
+
+
+def format_cost(config: RunConfig, sizes: DataSizes, model: CostModel, threads: int | None = None) -> str:
+    """Returns what a run will cost: phase by phase, how far such predictions were off, and in all."""
+    threads = threads or torch.get_num_threads()
+    seconds, work = model.predict(config, threads, sizes), predict_work(config, sizes)
+    lines = [f"{config.preset}, scale {config.scale}, {threads} thread{'s' * (threads > 1)} of {model.machine}", ""]
+    lines.append(f"{'phase':<14}{'PFLOP':>10}{'hours':>10}{'memory GiB':>12}")
+    for phase, part in work.items():
+        lines.append(f"{phase:<14}{part.flops / 1e15:>10.3f}{seconds[phase] / 3600:>10.2f}{part.bytes / 2**30:>12.1f}")
+    errors = sorted(model.errors())
+    if len(errors) >= ENOUGH_RECORDS:
+        low, middle, high = (errors[round(share * (len(errors) - 1))] for share in (0.1, 0.5, 0.9))
+        lines += [
+            "",
+            f"{len(errors)} recorded runs of five minutes and more, each predicted from the others: predicted over measured "
+            f"time {middle:.2f} in the median, {low:.2f} to {high:.2f} for four in five",
+        ]
+    record = model.find_record(config)
+    if record is not None:
+        hours = sum(record.seconds.values()) / 3600
+        lines += ["", f"recorded: {hours:.2f} hours, threads: {record.threads}, run {record.run_id}"]
+    memory = max(part.bytes for part in work.values()) / 2**30
+    lines += ["", f"predicted: {sum(seconds.values()) / 3600:.2f} hours, {memory:.1f} GiB of memory, "
+                  f"{trajectory_bytes(config, sizes) / 2**30:.1f} GiB of teachers on disk"]  # fmt: skip
     return "\n".join(lines)
 
 
 def trajectory_bytes(config: RunConfig, sizes: DataSizes) -> float:
     """Returns the bytes of all teacher files of a run."""
-    if config.options is None or not get_method(config.base_method).uses_teachers:
+    if not config.uses_teachers:
         return 0.0
     parameters = count_parameters_of(config.network, sizes.image_shape, sizes.num_classes)
     rows = sum(config.teachers.recorded_epochs(k) + 1 for k in range(1, config.num_subsets + 1))
     return 4.0 * parameters * config.teachers.num_teachers * rows
 
 
-def format_errors(records: Sequence[RunRecord], benchmark: Mapping[str, Any]) -> str:
-    """Returns predicted over measured seconds of runs on the benchmark's machine, by base method, phase and threads."""
-    ratios: dict[tuple[str, str, int], list[float]] = {}
-    for record in records:
-        if record.device_name != benchmark["machine"]["device_name"] or record.dataset not in DATASETS:
-            continue
-        config = RunConfig.from_dict(record.config)
-        sizes = DataSizes.of(record.dataset)
-        held = record.data["train_images"] + record.data["held_out"]
-        sizes = DataSizes(sizes.image_shape, sizes.num_classes, held, record.data["test_images"])
-        for phase, work in predict_work(config, sizes).items():
-            measured = record.seconds[phase]
-            if measured >= 5:  # shorter phases are start-up
-                predicted = predict_seconds(work, config.network, benchmark)
-                ratios.setdefault((config.base_method, phase, record.threads), []).append(predicted / measured)
-    if not ratios:
-        return "no run was recorded on this machine, so no error can be shown"
-    lines = [f"{'method':<10}{'phase':<14}{'threads':>7}{'runs':>6}{'median':>8}{'lowest':>8}{'highest':>9}"]
-    for (method, phase, threads), found in sorted(ratios.items()):
-        numbers = f"{median(found):>8.2f}{min(found):>8.2f}{max(found):>9.2f}"
-        lines.append(f"{method:<10}{phase:<14}{threads:>7}{len(found):>6}{numbers}")
-    return "\n".join(lines)
-
-
-def format_pending(scale: str, records: Sequence[RunRecord], benchmark: Mapping[str, Any], tflops: float) -> str:
-    """Returns the presets without a record at a scale, with predicted operations and hours.
-
-    Args:
-        scale: one of `SCALES`.
-        records: that there are; those with changed settings are other experiments.
-        benchmark: whose rates are used for hours on its machine.
-        tflops: an assumed rate, in 10^12 operations a second, for hours on a machine that nobody has measured.
-    """
-    require(tflops > 0, f"--tflops {tflops} must be positive")
-    done = {(record.preset, record.scale) for record in records if not changes_of(record)}
-    pending = [preset for preset in preset_names() if (preset, scale) not in done]
-    machine = f"hours on {benchmark['machine']['device_name']}"
-    lines = [f"{len(pending)} of {len(preset_names())} presets have no record at scale {scale}", ""]
-    assumed = f"hours at {tflops:g} TFLOP/s, assumed"
-    lines.append(f"{'preset':<34}{'PFLOP':>10}{machine:>30}{assumed:>34}")
-    for preset in pending:
-        config = RunConfig.from_preset(preset, scale)
-        work = predict_work(config, DataSizes.of(config.dataset))
-        seconds = sum(predict_seconds(one, config.network, benchmark) for one in work.values())
-        flops = sum(one.flops for one in work.values())
-        lines.append(f"{preset:<34}{flops / 1e15:>10,.1f}{seconds / 3600:>30,.1f}{flops / tflops / 3.6e15:>34,.2f}")
+def format_pending(scale: str, model: CostModel) -> str:
+    """Returns what has no record at a scale: a line for each data set and method, with predicted hours of one thread."""
+    done = {record.preset for record in model.records if record.scale == scale and not record.overrides}
+    groups: dict[tuple[str, str], list[RunConfig]] = {}
+    for preset in preset_names():
+        if preset not in done:
+            config = RunConfig.from_preset(preset, scale)
+            groups.setdefault((config.dataset, config.method), []).append(config)
+    count = sum(len(configs) for configs in groups.values())
+    lines = [f"{count} of {len(preset_names())} presets have no record at scale {scale}; hours of 1 thread of {model.machine}"]
+    lines += ["", f"{'data set':<16}{'method':<16}{'ipc':<28}{'hours':>12}"]
+    total = 0.0
+    for (dataset, method), configs in sorted(groups.items()):
+        hours = sum(sum(model.predict(config, threads=1).values()) for config in configs) / 3600
+        total += hours
+        ipcs = ", ".join(str(config.ipc or "all") for config in sorted(configs, key=lambda config: config.ipc))
+        lines.append(f"{dataset:<16}{method:<16}{ipcs:<28}{hours:>12,.1f}")
+    lines += ["", f"in all {total:,.0f} hours; for one of them: python -m seqmatch_lib cost PRESET --scale {scale}"]
     return "\n".join(lines)

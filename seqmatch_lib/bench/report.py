@@ -35,13 +35,13 @@ def load_benchmark(path: Path) -> dict[str, Any]:
     return result
 
 
-def newest_benchmark(folder: Path) -> Path:
-    """Returns the benchmark of a folder that was measured last.
+def newest_benchmark(folder: Path, device: str = "*") -> Path:
+    """Returns the benchmark of a folder that was measured last, on "cpu" or "cuda" or any device.
 
     Raises:
         ConfigError: there is none.
     """
-    paths = sorted(folder.glob("*.json"), key=lambda path: load_benchmark(path)["measured_at"])
+    paths = sorted(folder.glob(f"{device}-*.json"), key=lambda path: load_benchmark(path)["measured_at"])
     require(bool(paths), f"{folder} holds no benchmark; measure one with `python -m seqmatch_lib bench`")
     return paths[-1]
 

@@ -3,7 +3,7 @@
 import hashlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +13,23 @@ import numpy as np
 import torch
 
 from seqmatch_lib.data.builtin import NAME_SHAPE, read_canvas_digits, read_digits, read_place_names
+from seqmatch_lib.data.folders import (
+    TEST_FOLDERS,
+    class_folders,
+    describe_left_out,
+    find_test_folders,
+    match_classes,
+    read_class_folders,
+    read_tiny_imagenet,
+)
 from seqmatch_lib.data.labels import IGNORED, image_classes
 from seqmatch_lib.data.preprocessing import Normalisation, Preprocessing, Whitening
 from seqmatch_lib.data.readers import (
+    READABLE,
     count_shards,
     find_shards,
     list_images,
     read_header,
-    read_image_files,
-    read_image_folder,
     read_shards,
 )
 from seqmatch_lib.errors import DataError, require
@@ -33,7 +41,12 @@ from seqmatch_lib.store.settings import is_file_name
 
 @dataclass(frozen=True)
 class Split:
-    """Images (N, C, H, W) uint8 and labels of one split: (N,) int64, or (N, H, W) of pixels as in `labels`."""
+    """Images and labels of one split.
+
+    Args:
+        images: (N, C, H, W), uint8 as read, or float32 after preprocessing.
+        labels: (N,) int64, or (N, H, W) of pixels as in `labels`.
+    """
 
     images: torch.Tensor
     labels: torch.Tensor
@@ -74,17 +87,19 @@ class DatasetSpec:
         require(
             is_file_name(self.name),  # it becomes part of the names of files
             f"data set name {self.name!r:.120} must consist of letters, digits, '_', '.' and '-', and of 100 at most; "
-            "give another name",
+            "give another one (--name NAME on the command line)",
             DataError,
         )
         require(self.num_classes >= 2, f"data set {self.name!r} has one class; there is nothing to tell apart", DataError)
 
     @classmethod
     def from_folder(cls, path: Path | str, image_size: int | None = None, name: str | None = None) -> "DatasetSpec":
-        """Describes `<path>/train/<class>/*.png` and, if there is one, `<path>/test/<class>/*.png`.
+        """Describes `<path>/train/<class>/*` and, if there is one, `<path>/test/<class>/*`, or `val` in its place.
 
         Args:
-            path: the folder; class names are those of the folders below `train`, in alphabetical order.
+            path: the folder; class names are those of the folders below `train`, in alphabetical order, or by number where
+                they are called 0, 1, 2, …. Images are what `IMAGE_FORMATS` of `readers` names; hidden files and folders,
+                whose names begin with a dot, are not read.
             image_size: side of the square that every image is scaled and cut to; None if all have one size already.
             name: of the data set in records; that of the folder by default.
 
@@ -93,9 +108,15 @@ class DatasetSpec:
         """
         path = Path(path)
         require(image_size is None or image_size >= 1, f"image_size {image_size} must be at least 1", DataError)
-        classes = _class_folders(path / "train")
-        files = [file for label in classes for file in list_images(path / "train" / label)]
-        require(bool(files), f"the class folders of {path / 'train'} hold no images; add some", DataError)
+        there = (path / "train").is_dir()
+        require(there, f"{path} has no folder train; give the folder that holds train/<class>/ with the images", DataError)
+        classes = class_folders(path / "train")
+        files = [file for folder in classes for file in list_images(folder)]
+        require(
+            bool(files),
+            f"the class folders of {path / 'train'} hold no images that can be read ({READABLE}); add some",
+            DataError,
+        )
         (width, height), grey = read_header(files[0])
         if image_size is not None:
             width = height = image_size
@@ -127,6 +148,14 @@ class ImageDataset:
     fingerprint: str
     notices: tuple[str, ...]
 
+    def describe_held_out(self, label: int, left: int) -> str:
+        """Returns where the images of a class are if `left` of them are for distilling, and how to have more there."""
+        train, test = (int((image_classes(split.labels) == label).sum()) for split in (self.train, self.test))
+        own = self.spec.folder is not None and not find_test_folders(self.spec.folder)
+        words = [f"{train - left} for validation (none with --set select_on=none)"] if train > left else []
+        words += [f"{test} for testing (none if there is a test folder beside train)"] if own else []
+        return f"of {train + test * own}, held out are {' and '.join(words)}; " if words else ""
+
 
 _CIFAR_MEAN, _CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 _SVHN_MEAN, _SVHN_STD = (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)
@@ -154,7 +183,11 @@ def register_dataset(spec: DatasetSpec) -> None:
         DataError: the name is taken.
     """
     known = DATASETS.get(spec.name, spec)
-    require(known == spec, f"another data set {spec.name!r} is registered already; give another name", DataError)
+    require(
+        known == spec,
+        f"another data set {spec.name!r} is registered already; give this one another name (--name NAME on the command line)",
+        DataError,
+    )
     DATASETS[spec.name] = spec
 
 
@@ -165,7 +198,11 @@ def find_dataset(name: str) -> DatasetSpec:
         DataError: nobody registered the name.
     """
     known = ", ".join(DATASETS)
-    require(name in DATASETS, f"data set {name!r} is unknown; use one of {known}, or --images for a folder", DataError)
+    require(
+        name in DATASETS,
+        f"data set {name!r} is unknown; use one of {known}, or --images for a folder (in Python: register_dataset)",
+        DataError,
+    )
     return DATASETS[name]
 
 
@@ -184,8 +221,10 @@ def load_dataset(dataset: str | DatasetSpec, root: Path | str | None = None, dow
     dataset = find_dataset(dataset) if isinstance(dataset, str) else dataset
     root = Path(root or os.environ.get("SEQMATCH_DATA") or "data")
     train, test, class_names, source, notices = _read(dataset, root, download)
-    for split, name in ((train, "train"), (test, "test")):
+    for split, name, whole in ((train, "train", dataset.train_size), (test, "test", dataset.test_size)):
         check_split(split, name, dataset, f"{source} in {dataset.folder or root}")
+        if len(split) < whole and source != "parquet":  # where the shards are counted
+            notices.append(_describe_part(split, name, dataset, whole))
     class_names = class_names or tuple(str(label) for label in range(dataset.num_classes))
     require(
         len(class_names) == dataset.num_classes,
@@ -198,13 +237,16 @@ def load_dataset(dataset: str | DatasetSpec, root: Path | str | None = None, dow
     return ImageDataset(dataset, train, test, class_names, source, fingerprint(train, test), tuple(notices))
 
 
-def split_validation(split: Split, fraction: float = 0.1, seed: int = 0) -> tuple[Split, Split]:
+def split_validation(
+    split: Split, fraction: float = 0.1, seed: int = 0, class_names: Sequence[str] = ()
+) -> tuple[Split, Split]:
     """Divides a split into a training and a validation part, class by class.
 
     Args:
         split: at least two images a class.
         fraction: of each class that is held out, at least one image.
         seed: of the draw; the same for all runs, so that all are selected on the same images.
+        class_names: what the classes are called in an error; their numbers by default.
 
     Raises:
         DataError: a class with fewer than two images.
@@ -214,7 +256,10 @@ def split_validation(split: Split, fraction: float = 0.1, seed: int = 0) -> tupl
     classes = image_classes(split.labels)
     for label in classes.unique().tolist():
         members = (classes == label).nonzero().flatten()
-        require(len(members) >= 2, f"class {label} has {len(members)} images; a validation split needs at least 2", DataError)
+        name = repr(class_names[label]) if class_names else label
+        require(
+            len(members) >= 2, f"class {name} has {len(members)} images; to hold one out takes at least 2: add one", DataError
+        )
         count = max(1, round(fraction * len(members)))
         held_out[members[torch.randperm(len(members), generator=generator)[:count]]] = True
     return split.take((~held_out).nonzero().flatten()), split.take(held_out.nonzero().flatten())
@@ -237,7 +282,7 @@ def _read(spec: DatasetSpec, root: Path, download: bool) -> _Parts:
     layout, marker = _LAYOUTS[spec.name]
     if (root / marker).exists():
         return (*layout(spec, root), "torchvision layout", [])
-    shards = [find_shards(root / spec.name, names) for names in (("train",), ("test", "valid"))]
+    shards = [find_shards(root / spec.name, names) for names in (("train",), TEST_FOLDERS)]
     if all(shards):
         return _read_parquet(spec, root, *shards)
     if download and spec.name in _DOWNLOADS:
@@ -269,34 +314,37 @@ def _read_parquet(spec: DatasetSpec, root: Path, train_shards: list[Path], test_
     for split, shards, whole in (("train", train_shards, spec.train_size), ("test", test_shards, spec.test_size)):
         images, labels, names = read_shards(shards, spec.shape)
         splits.append(Split(images, labels))
+        total = count_shards(shards)
         if len(images) < whole:
-            counts = torch.bincount(labels.clamp(0), minlength=spec.num_classes)
-            each = f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
-            notices.append(
-                f"{spec.name} {split}: {len(shards)} of {count_shards(shards)} shards found, {len(images):,} of {whole:,} "
-                f"images, {each} per class"
-            )
+            notices.append(_describe_part(splits[-1], split, spec, whole, f"{len(shards)} of {total} shards found, "))
     if unchecked:
         notices.append(f"no {SHA256SUMS} names all files of {spec.name}, so that damage inside an image could go unseen")
     return splits[0], splits[1], names, "parquet", notices
 
 
+def _describe_part(split: Split, name: str, spec: DatasetSpec, whole: int, found: str = "") -> str:
+    counts = torch.bincount(image_classes(split.labels).clamp(0), minlength=spec.num_classes)
+    each = f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
+    return f"{spec.name} {name}: {found}{len(split):,} of {whole:,} images, {each} per class"
+
+
 def _read_own_folder(spec: DatasetSpec) -> _Parts:
-    classes = _class_folders(spec.folder / "train")
-    train = Split(*read_image_folder(spec.folder / "train", classes, spec.shape, spec.resize))
-    if (spec.folder / "test").is_dir():
-        unknown = sorted(set(_class_folders(spec.folder / "test")) - set(classes))
-        require(not unknown, f"{spec.folder / 'test'} has classes {unknown} that train has not; name both alike", DataError)
-        test = Split(*read_image_folder(spec.folder / "test", classes, spec.shape, spec.resize))
-        return train, test, classes, "image folder", []
-    train, test = split_validation(train, fraction=0.2)
-    return train, test, classes, "image folder", [f"{spec.folder} has no test folder: 20 % of each class is held out"]
-
-
-def _class_folders(folder: Path) -> tuple[str, ...]:
-    classes = tuple(sorted(path.name for path in folder.glob("*") if path.is_dir()))
-    require(bool(classes), f"{folder} holds no class folders; put the images into {folder}/<class>/", DataError)
-    return classes
+    folders = class_folders(spec.folder / "train")
+    classes = tuple(folder.name for folder in folders)
+    train = Split(*read_class_folders(folders, spec.shape, spec.resize))
+    notices = describe_left_out(spec.folder / "train", folders)
+    test_folder, *others = find_test_folders(spec.folder) or [None]
+    if test_folder is None:
+        train, test = split_validation(train, fraction=0.2, class_names=classes)
+        notices.append(f"{spec.folder} has no test folder: 20 % of each class is held out")
+        return train, test, classes, "image folder", notices
+    test_folders = match_classes(test_folder, classes)
+    test = Split(*read_class_folders(test_folders, spec.shape, spec.resize))
+    notices += describe_left_out(test_folder, test_folders)
+    if test_folder.name != "test":
+        notices.append(f"{spec.folder} has no test folder: its {test_folder.name} folder is the test split")
+    notices += [f"{other} is not read: {test_folder.name} is the test split" for other in others]
+    return train, test, classes, "image folder", notices
 
 
 def _read_cifar(spec: DatasetSpec, root: Path) -> tuple[Split, Split, tuple[str, ...]]:
@@ -336,24 +384,8 @@ def _read_fashion_mnist(spec: DatasetSpec, root: Path) -> tuple[Split, Split, tu
 
 
 def _read_tiny_imagenet(spec: DatasetSpec, root: Path) -> tuple[Split, Split, tuple[str, ...]]:
-    """The layout of the archive: train/<wnid>/images/*.JPEG, val/images/*.JPEG with val/val_annotations.txt."""
-    folder = root / "tiny-imagenet-200"
-    wnids = _class_folders(folder / "train")
-    train = Split(*read_image_folder(folder / "train", wnids, spec.shape, resize=False, subfolder="images"))
-    annotations = folder / "val" / "val_annotations.txt"
-    try:
-        rows = [line.split("\t")[:2] for line in annotations.read_text().splitlines()]
-        outside = [file for file, _ in rows if Path(file).name != file]
-        require(not outside, f"{annotations} names {outside[:1]} outside its folder; unpack the archive again", DataError)
-        labels = torch.tensor([wnids.index(wnid) for _, wnid in rows])
-        images = read_image_files([folder / "val" / "images" / file for file, _ in rows], spec.shape)
-    except (OSError, ValueError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(
-            f"{annotations} or an image it names is missing or damaged ({error}); unpack the archive again"
-        ) from error
-    return train, Split(images, labels), wnids
+    train, test, wnids = read_tiny_imagenet(root / "tiny-imagenet-200", spec.shape)
+    return Split(*train), Split(*test), wnids
 
 
 def _check_md5(path: Path, md5: str) -> None:

@@ -1,4 +1,4 @@
-"""Readers of image files: parquet shards, folders of images. Whatever is damaged is named, nothing is skipped."""
+"""Readers of image files: parquet shards, folders of images. Whatever is damaged is named; hidden files are no images."""
 
 import io
 import json
@@ -6,32 +6,51 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from seqmatch_lib.errors import DataError, require
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
-IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "WEBP")  # nothing else is opened: Pillow gives PostScript to a program of its own
+# Nothing else is opened: Pillow gives PostScript to a program of its own, and takes nearly anything for a TGA file.
+IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
+READABLE = ", ".join(IMAGE_FORMATS)  # for messages
 MAX_PIXELS = 2**26  # of one image: a file of some kilobytes can claim to hold any number
 SHARD_BYTES, SHARD_PIXELS = 2**24, 2**28  # that a shard may always unfold to, however small its file is …
 SHARD_GROWTH = 100  # … and how many times the size of its file
 MODES_OF_16_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
-SHARD_NAME = re.compile(r"-(\d{5})-of-(\d{5})\.parquet$")
+TURNS = {  # what brings a picture of this EXIF orientation upright; from 5 on it lies on its side
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+SHARD_NAME = re.compile(r"-(\d{5})-of-(\d{5})(-[0-9a-f]+)?\.parquet$")
+SHARD_FOLDERS = ("", "plain_text", "data", "default", "cropped_digits")  # below a data set's folder, as Hugging Face has them
+IMAGE_COLUMNS, LABEL_COLUMNS = ("img", "image"), ("label", "fine_label")  # the first that is there
 
 
 def find_shards(folder: Path, splits: tuple[str, ...]) -> list[Path]:
-    """Returns the shards `<split>-0000i-of-0000n.parquet` of the first split name that has any, in order."""
-    for split in splits:
-        shards = sorted(path for path in folder.glob(f"{split}-*.parquet") if SHARD_NAME.search(path.name))
-        if shards:
-            return shards
+    """Returns the shards `<split>-0000i-of-0000n.parquet` of the first split name that has any, in order.
+
+    Args:
+        folder: of the data set; the shards lie in it, or one folder deeper, as Hugging Face arranges them.
+        splits: names of the split.
+    """
+    for deeper in (*SHARD_FOLDERS, folder.name):
+        for split in splits:
+            shards = sorted(path for path in (folder / deeper).glob(f"{split}-*.parquet") if SHARD_NAME.search(path.name))
+            if shards:
+                return shards
     return []
 
 
@@ -39,15 +58,18 @@ def count_shards(shards: list[Path]) -> int:
     """Returns how many shards the names say the whole split has.
 
     Raises:
-        DataError: the names speak of different numbers.
+        DataError: the names speak of different numbers, or two are the same shard.
     """
-    totals = {int(SHARD_NAME.search(path.name)[2]) for path in shards}
+    names = [SHARD_NAME.search(path.name) for path in shards]
+    totals = {int(name[2]) for name in names}
     require(len(totals) == 1, f"{shards[0].parent} mixes shards of {sorted(totals)} parts; keep one kind", DataError)
+    twice = [path.name for path, name, after in zip(shards, names, names[1:], strict=False) if name[1] == after[1]]
+    require(not twice, f"{shards[0].parent} holds {twice[:1]} a second time under another name; keep one of them", DataError)
     return totals.pop()
 
 
 def read_shards(shards: list[Path], shape: tuple[int, int, int]) -> tuple[torch.Tensor, torch.Tensor, tuple[str, ...]]:
-    """Reads Hugging Face style parquet: columns `img` (struct with encoded `bytes`) and `label`.
+    """Reads Hugging Face style parquet: columns `img` or `image` (struct with encoded `bytes`), `label` or `fine_label`.
 
     Returns:
         (N, C, H, W) uint8 images, (N,) int64 labels, and the class names in the schema's metadata, if any.
@@ -57,14 +79,22 @@ def read_shards(shards: list[Path], shape: tuple[int, int, int]) -> tuple[torch.
     """
     images, labels, names = [], [], ()
     for path in shards:
-        shard_images, shard_labels, _, metadata = read_rows(path, shape)
+        shard_images, shard_labels, table, metadata = read_rows(path, shape)
         images.append(shard_images)
         labels.append(shard_labels)
         try:
-            names = tuple(map(str, json.loads(metadata.get(b"class_names", b"[]"))))
-        except (ValueError, TypeError, RecursionError) as error:
+            names = _class_names(metadata, _find_column(table, LABEL_COLUMNS))
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise DataError(f"{path} has damaged class names ({_first_line(error)}); get the file again") from error
     return torch.cat(images), torch.cat(labels), names
+
+
+def _class_names(metadata: dict[bytes, bytes], label: str) -> tuple[str, ...]:
+    """Returns the names in our metadata, else in those of Hugging Face, else none; errors are Python's own."""
+    if b"huggingface" in metadata and b"class_names" not in metadata:
+        features = json.loads(metadata[b"huggingface"]).get("info", {}).get("features", {})
+        return tuple(map(str, features.get(label, {}).get("names", [])))
+    return tuple(map(str, json.loads(metadata.get(b"class_names", b"[]"))))
 
 
 def read_rows(path: Path, shape: tuple[int, int, int]) -> tuple[torch.Tensor, torch.Tensor, Any, dict[bytes, bytes]]:
@@ -78,14 +108,22 @@ def read_rows(path: Path, shape: tuple[int, int, int]) -> tuple[torch.Tensor, to
     require(path.is_file(), f"{path} is no file; get the file again", DataError)
     try:
         table = _read_table(path, math.prod(shape))
-        encoded = [row["bytes"] for row in table["img"].to_pylist()]
-        labels = torch.from_numpy(whole_numbers(table, "label"))
+        encoded = [row["bytes"] for row in table[_find_column(table, IMAGE_COLUMNS)].to_pylist()]
+        labels = torch.from_numpy(whole_numbers(table, _find_column(table, LABEL_COLUMNS)))
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{path} is damaged or not an image shard ({_first_line(error)}); get the file again") from error
     require(len(encoded) > 0, f"{path} has no rows; get the file again", DataError)
     origins = [f"image {row} of {path}" for row in range(len(encoded))]
     images = decode_images(encoded, origins, shape)
     return images, labels, table, table.schema.metadata or {}
+
+
+def _find_column(table: Any, names: Sequence[str]) -> str:
+    """Returns the first of the names that a table has; without any, a ValueError says which columns there are."""
+    for name in names:
+        if name in table.column_names:
+            return name
+    raise ValueError(f"it has no column {' or '.join(names)}, but {', '.join(table.column_names)[:120]}")
 
 
 def _read_table(path: Path, pixels: int) -> Any:
@@ -124,39 +162,32 @@ def whole_numbers(table: Any, name: str) -> np.ndarray:
     return column.cast(pa.int64()).to_numpy().copy()  # a view of a table cannot be written to, which torch warns of
 
 
-def read_image_folder(
-    folder: Path, classes: tuple[str, ...], shape: tuple[int, int, int], resize: bool, subfolder: str = ""
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Reads `<folder>/<class>/<subfolder>/*` for each class, in the order of the file names.
-
-    Args:
-        folder: of one split.
-        classes: names of the class folders; their order gives the labels.
-        shape: (C, H, W) of the result; grey images become colour images and the other way round.
-        resize: whether images of another size are scaled by the shorter side and cut to the middle.
-        subfolder: between the class folder and the images, as in Tiny ImageNet.
-
-    Raises:
-        DataError: a class without images, an undecodable image, or one of another size without `resize`.
-    """
-    paths, labels = [], []
-    for label, name in enumerate(classes):
-        found = list_images(folder / name / subfolder)
-        require(
-            bool(found), f"class folder {folder / name / subfolder} holds no images; add some or remove the class", DataError
-        )
-        paths += found
-        labels += [label] * len(found)
-    return read_image_files(paths, shape, resize), torch.tensor(labels)
-
-
 def list_images(folder: Path) -> list[Path]:
-    """Returns the image files of a folder, sorted by name."""
-    return sorted(path for path in folder.glob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    """Returns the image files in a folder, sorted by name, and then those in the folders below it; none that is hidden."""
+    return [path for path in list_files(folder, set()) if path.suffix.lower() in _image_suffixes()]
+
+
+def list_files(folder: Path, seen: set[Path]) -> Iterable[Path]:
+    """Yields what is no folder, or is called like an image; links are followed, but nowhere twice."""
+    seen.add(folder.resolve())
+    below = []
+    for path in sorted(folder.glob("[!.]*")):
+        if path.is_dir() and path.suffix.lower() not in _image_suffixes():
+            below.append(path)
+        else:
+            yield path
+    for path in below:
+        if path.resolve() not in seen:
+            yield from list_files(path, seen)
+
+
+@cache
+def _image_suffixes() -> frozenset[str]:
+    return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in IMAGE_FORMATS)
 
 
 def read_header(path: Path) -> tuple[tuple[int, int], bool]:
-    """Returns the (width, height) of an image file, and whether it is grey; decodes nothing.
+    """Returns the (width, height) of an image file, upright, and whether it is grey; decodes nothing.
 
     Raises:
         DataError: it is no image.
@@ -166,22 +197,25 @@ def read_header(path: Path) -> tuple[tuple[int, int], bool]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image = _open_image(content)
-        return image.size, image.mode in ("1", "L", *MODES_OF_16_BITS)
+            size = _upright_size(image)
+        return size, image.mode in ("1", "L", *MODES_OF_16_BITS)
     except Exception as error:  # as in `decode_images`
         raise DataError(f"{path} cannot be decoded ({_first_line(error)}); get the file again") from error
 
 
 def read_image_files(paths: list[Path], shape: tuple[int, int, int], resize: bool = False) -> torch.Tensor:
-    """Reads image files to (N, C, H, W) uint8; errors as in `read_image_folder`."""
+    """Reads image files to (N, C, H, W) uint8; errors as in `decode_images`, and of a file that cannot be read."""
     return decode_images((_read_bytes(path) for path in paths), [str(path) for path in paths], shape, resize)
 
 
 def _read_bytes(path: Path) -> bytes:
-    require(path.is_file(), f"{path} is no file, or a link to none; remove it, or get it again", DataError)  # a pipe waits
     try:
-        return path.read_bytes()
+        is_file = path.is_file()  # reading a pipe would wait
+        content = path.read_bytes() if is_file else b""
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}); make it readable, or get it again") from error
+    require(is_file, f"{path} is no file, or a link to none; remove it, or get it again", DataError)
+    return content
 
 
 def _open_image(content: bytes) -> Image.Image:
@@ -190,7 +224,12 @@ def _open_image(content: bytes) -> Image.Image:
     Raises:
         Exception: of nearly any kind, as Pillow's readers do on damaged files.
     """
-    image = Image.open(io.BytesIO(content), formats=IMAGE_FORMATS)
+    if not content:
+        raise ValueError("it is empty")
+    try:
+        image = Image.open(io.BytesIO(content), formats=IMAGE_FORMATS)
+    except UnidentifiedImageError:  # whose own message names an address in memory
+        raise ValueError(f"it is none of {READABLE}") from None
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(f"it is {image.width}x{image.height}, more than {MAX_PIXELS:,} pixels: make it smaller")
     return image
@@ -199,9 +238,10 @@ def _open_image(content: bytes) -> Image.Image:
 def decode_images(
     encoded: Iterable[bytes], origins: list[str], shape: tuple[int, int, int], resize: bool = False
 ) -> torch.Tensor:
-    """Decodes images on all cores: PNG, JPEG, BMP and WebP.
+    """Decodes images of `IMAGE_FORMATS` on all cores, and turns them upright as their EXIF data say.
 
-    Of 16 bits a colour the upper 8 are kept, and transparency is left out, as torchvision does.
+    Of 16 bits a colour the upper 8 are kept, and transparency is left out, as torchvision does; of an animation or of
+    several pages the first is taken.
 
     Args:
         encoded: contents of image files.
@@ -221,13 +261,15 @@ def decode_images(
         content, origin = item
         try:
             image = _open_image(content)
-            fits = resize or image.size == (width, height)
+            size = _upright_size(image)
+            fits = resize or size == (width, height)
             image = _convert(image, "L" if channels == 1 else "RGB") if fits else image
         except Exception as error:  # Pillow's readers end in all kinds of exceptions on damaged files
             raise DataError(f"{origin} cannot be decoded ({_first_line(error)}); get the file again") from error
         require(
             fits,
-            f"{origin} is {image.size[0]}x{image.size[1]}, but the data set has {width}x{height} images; give image_size",
+            f"{origin} is {size[0]}x{size[1]}, but the data set has {width}x{height} images; give image_size "
+            "(--image-size PIXELS) if they are your own, or get the files again",
             DataError,
         )
         return np.asarray(_cover(image, (height, width)) if resize else image)
@@ -238,10 +280,31 @@ def decode_images(
     return torch.from_numpy(pixels).view(-1, height, width, channels).permute(0, 3, 1, 2).contiguous()
 
 
+def _orientation(image: Image.Image) -> int:
+    """Returns how EXIF says that a picture which is not decoded yet lies: a key of `TURNS`, or 1 for upright."""
+    if image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info):
+        return 1  # Pillow turns the first itself, and would decode the second to look for more
+    try:
+        found = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # damaged EXIF data say nothing, and the pixels may be whole
+        return 1
+    return found if found in TURNS else 1
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    return image.size if _orientation(image) < 5 else image.size[::-1]
+
+
 def _convert(image: Image.Image, mode: str) -> Image.Image:
-    if image.mode in MODES_OF_16_BITS:  # which Pillow would cut off at 255 instead of dividing them
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    return image.convert(mode)
+    """Decodes a picture to 8 bits a colour, upright."""
+    turn = TURNS.get(_orientation(image))
+    if image.mode in MODES_OF_16_BITS or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        pixels = np.asarray(image) >> 8  # Pillow would cut them off at 255 instead of dividing them
+        image = Image.fromarray(pixels.astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError("nobody knows what is white in its 32 bits a pixel: save it with 8 or 16")
+    image = image.convert(mode)
+    return image if turn is None else image.transpose(turn)
 
 
 def _cover(image: Image.Image, size: tuple[int, int]) -> Image.Image:

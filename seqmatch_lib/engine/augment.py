@@ -1,11 +1,11 @@
-"""Differentiable Siamese augmentation (DSA): draw the parameters, then apply a pure function of (images, parameters).
+"""Differentiable Siamese augmentation (DSA): draw the parameters, then apply a pure function of images and parameters.
 
-A strategy is written as operations: of those joined by "_" one is drawn a call, groups joined by "+" follow one another.
-"color_crop_flip" is the way of the public MTT and DM codes (`DiffAugment`, `aug_mode = "S"`), "flip+color+crop_scale+cutout"
-that of the public IDC code (`DiffAug`). Parameters are drawn for each image, or once for the whole batch when `shared`.
+A strategy is a text of operations. One operation is drawn from each group joined by "_"; groups joined by "+" are applied in
+turn. The public MTT and DM codes (`DiffAugment`, `aug_mode = "S"`) use strategies such as "color_crop_flip", the public IDC
+code (`DiffAug`) such as "flip+color+crop_scale+cutout".
 
-Source: Zhao and Bilen, "Dataset Condensation with Differentiable Siamese Augmentation", ICML 2021, with the parameter
-ranges of those codes.
+Source: Zhao and Bilen, "Dataset Condensation with Differentiable Siamese Augmentation", ICML 2021; parameter ranges of
+these public codes.
 """
 
 import math
@@ -33,23 +33,23 @@ class Operation:
 
     Args:
         name: one of `OPERATIONS`.
-        values: (parameters, batch) float32; the meaning of each row is in the function of the operation.
+        values: (parameters, batch) float32; `_draw_parameters` says what each row means.
     """
 
     name: str
     values: torch.Tensor
 
 
-Augmentation = tuple[Operation, ...]  # applied in this order; empty for none
+Augmentation = tuple[Operation, ...]  # in the order of application
 
 
 def check_strategy(strategy: str) -> None:
-    """Raises ConfigError unless the strategy is `"none"`, or names of `OPERATIONS` joined by underscores and pluses."""
+    """Raises ConfigError unless the strategy is "none", or names of `OPERATIONS` joined by "_" and "+"."""
     unknown = set(strategy.replace("+", "_").split("_")) - set(OPERATIONS)
     require(
         strategy == "none" or not unknown,
-        f"augmentation {strategy!r} has unknown parts {sorted(unknown)}; use 'none' or any of {DSA_STRATEGY!r}, "
-        "joined by '_' (one of them) or '+' (one after the other)",
+        f"augmentation {strategy!r} has unknown operations {sorted(unknown)}; use 'none' or any of {DSA_STRATEGY!r}, "
+        "joined by '_' (one of them is drawn) or '+' (applied in turn)",
     )
 
 
@@ -64,35 +64,30 @@ def draw_augmentation(
     """Draws one operation of each group of the strategy, and its parameters.
 
     Args:
-        strategy: `"none"`, or operations as described above, all of a group equally likely.
+        strategy: "none", or operations as described above; those of a group are equally likely.
         batch: number of images.
         image_size: (height, width) in pixels.
-        generator: a CPU generator; nothing else is random.
+        generator: a CPU generator, the only source of randomness.
         shared: whether all images of the batch get the same parameters.
-        device: where the parameters are needed.
+        device: of the result.
     """
     check_strategy(strategy)
     if strategy == "none":
         return ()
-    drawn = []
+    operations = []
     for group in strategy.split("+"):
         names = group.split("_")
         name = names[int(torch.randint(len(names), (), generator=generator))]
         u = torch.rand(3, 1 if shared else batch, generator=generator).expand(3, batch)
-        values = _DRAW[name](u, *image_size)
-        drawn.append(Operation(name, values.to(device, non_blocking=True)))
-    return tuple(drawn)
+        values = _draw_parameters(name, u, *image_size)
+        operations.append(Operation(name, values.to(device, non_blocking=True)))
+    return tuple(operations)
 
 
 def apply_augmentation(images: torch.Tensor, augmentation: Augmentation) -> torch.Tensor:
-    """Applies a drawn augmentation; differentiable in the images.
+    """Applies a drawn augmentation to normalised images (batch, C, H, W) of any floating dtype, differentiably.
 
-    Args:
-        images: (batch, C, H, W), any floating dtype, normalised; zero is the fill value of the geometric operations.
-        augmentation: drawn for this batch and image size.
-
-    Returns:
-        (batch, C, H, W), same dtype.
+    Geometric operations fill with zero.
     """
     for operation in augmentation:
         values = operation.values.to(images.dtype)[:, :, None, None, None]  # (parameters, batch, 1, 1, 1)
@@ -101,56 +96,31 @@ def apply_augmentation(images: torch.Tensor, augmentation: Augmentation) -> torc
 
 
 def augment_alike(batches: Sequence[torch.Tensor], strategy: str, generator: torch.Generator) -> list[torch.Tensor]:
-    """Applies one draw, the same for every image, to several batches: what makes real and synthetic images comparable.
-
-    Args:
-        batches: (B, C, H, W) each, with B of their own, on one device.
-        strategy: as in `draw_augmentation`.
-        generator: a CPU generator.
-    """
+    """Applies one draw to all images of several (B, C, H, W) batches, such as real and synthetic ones; B may differ."""
     images = torch.cat(list(batches))
-    drawn = draw_augmentation(strategy, len(images), images.shape[2:], generator, shared=True, device=images.device)
-    return list(apply_augmentation(images, drawn).split([len(batch) for batch in batches]))
+    augmentation = draw_augmentation(strategy, len(images), images.shape[2:], generator, shared=True, device=images.device)
+    return list(apply_augmentation(images, augmentation).split([len(batch) for batch in batches]))
 
 
-def _draw_color(u: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Rows: brightness shift in [-0.5, 0.5), saturation factor in [0, 2), contrast factor in [0.5, 1.5)."""
-    return torch.stack([u[0] - 0.5, 2.0 * u[1], u[2] + 0.5])
-
-
-def _draw_crop(u: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Rows: whole-pixel shifts, down and right, each uniform in -round(ratio * side) ... +round(ratio * side)."""
-    return torch.stack([_whole(u[0], _rounded(height * CROP_RATIO)), _whole(u[1], _rounded(width * CROP_RATIO))])
-
-
-def _draw_cutout(u: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Rows: row and column of the square's middle, anywhere in the image (so that the square may be cut off)."""
-    rows = height + 1 - _rounded(height * CUTOUT_RATIO) % 2
-    columns = width + 1 - _rounded(width * CUTOUT_RATIO) % 2
-    return torch.stack([(u[0] * rows).floor(), (u[1] * columns).floor()])
-
-
-def _draw_flip(u: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Row: 1 for images to mirror, else 0."""
-    return (u[:1] < FLIP_PROBABILITY).float()
-
-
-def _draw_scale(u: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Rows: sampling factors along x and y in [1 / 1.2, 1.2); below 1 enlarges."""
-    return u[:2] * (SCALE_RATIO - 1 / SCALE_RATIO) + 1 / SCALE_RATIO
-
-
-def _draw_rotate(u: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Row: angle in radians, within 15 degrees to either side."""
-    return (u[:1] - 0.5) * 2 * math.radians(ROTATE_DEGREES)
+def _draw_parameters(name: str, u: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Returns the (parameters, batch) parameters of an operation from (3, batch) numbers `u` that are uniform in [0, 1)."""
+    if name == "color":  # brightness shift in [-0.5, 0.5), saturation factor in [0, 2), contrast factor in [0.5, 1.5)
+        return torch.stack([u[0] - 0.5, 2.0 * u[1], u[2] + 0.5])
+    if name == "crop":  # whole-pixel shifts down and right, each uniform in -limit ... +limit
+        limits = torch.tensor([[_rounded(side * CROP_RATIO)] for side in (height, width)])
+        return (u[:2] * (2 * limits + 1)).floor() - limits
+    if name == "cutout":  # row and column of the square's middle, anywhere in the image: a part of the square may lie outside
+        positions = torch.tensor([[side + 1 - _rounded(side * CUTOUT_RATIO) % 2] for side in (height, width)])
+        return (u[:2] * positions).floor()
+    if name == "flip":  # 1 for images to mirror, else 0
+        return (u[:1] < FLIP_PROBABILITY).float()
+    if name == "scale":  # sampling factors along x and y in [1 / 1.2, 1.2); a factor below 1 enlarges
+        return u[:2] * (SCALE_RATIO - 1 / SCALE_RATIO) + 1 / SCALE_RATIO
+    return (u[:1] - 0.5) * 2 * math.radians(ROTATE_DEGREES)  # angle in radians, within 15 degrees to either side
 
 
 def _rounded(value: float) -> int:
     return int(value + 0.5)
-
-
-def _whole(u: torch.Tensor, limit: int) -> torch.Tensor:
-    return (u * (2 * limit + 1)).floor() - limit
 
 
 def _color(x: torch.Tensor, brightness: torch.Tensor, saturation: torch.Tensor, contrast: torch.Tensor) -> torch.Tensor:
@@ -199,12 +169,4 @@ def _sample(x: torch.Tensor, matrix: list[torch.Tensor]) -> torch.Tensor:
     return F.grid_sample(x, F.affine_grid(theta, list(x.shape), align_corners=True), align_corners=True)
 
 
-_DRAW = {
-    "color": _draw_color,
-    "crop": _draw_crop,
-    "cutout": _draw_cutout,
-    "flip": _draw_flip,
-    "scale": _draw_scale,
-    "rotate": _draw_rotate,
-}
 _APPLY = {"color": _color, "crop": _crop, "cutout": _cutout, "flip": _flip, "scale": _scale, "rotate": _rotate}

@@ -1,4 +1,4 @@
-"""What a distilled set is worth: the test accuracy of fresh networks trained on it, stage by stage."""
+"""Evaluation of a distilled set: the test accuracy of fresh networks that are trained on it, stage by stage."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from seqmatch_lib.data.datasets import Split
 from seqmatch_lib.engine.networks import NETWORKS, NetworkConfig, make_network
+from seqmatch_lib.engine.step_functions import batch_loss
 from seqmatch_lib.engine.training import TrainingRecipe, measure_accuracy, train_stage
 from seqmatch_lib.engine.training_checkpoint import TrainingCheckpoint
 from seqmatch_lib.errors import require
@@ -19,15 +21,15 @@ from seqmatch_lib.subsets import SubsetSequence
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """Which networks a distilled set is evaluated with.
+    """The networks that a distilled set is evaluated with, and how iterates are scored during distillation.
 
     Args:
         num_networks: networks of each architecture, at least 1; the published protocol has 5.
         networks: architectures of `NETWORKS`; the first one gives the headline accuracy.
-        real_lr: step size for training on real images, whose step size nobody learned.
-        num_selections: how many iterates a stage are scored to select one, evenly spaced, the last among them.
-        score_test: whether scored iterates are also scored on the test images, which select nothing. The public codes report
-            the best accuracy of all iterates on these; with both scores one run shows either protocol.
+        real_lr: step size for training on real images, for which none is learned.
+        num_selections: iterates of each stage that are scored to select the best; evenly spaced, the last one included.
+        score_test: whether the same iterates are also scored on the test images. These scores select nothing; they show the
+            protocol of the public codes, which report the best test accuracy of all iterates.
     """
 
     num_networks: int = 5
@@ -45,33 +47,40 @@ class EvaluationConfig:
         require(self.num_selections >= 1, f"evaluation.num_selections {self.num_selections} must be at least 1")
 
 
+NOT_LEARNED = "on the set itself they are no better than guessing; the step size may be too large"
+
+
 @dataclass(frozen=True)
 class Accuracy:
     """Accuracies in per cent of networks that differ in their seed alone.
 
     Args:
         values: one a network, in the order of the network's index.
+        not_learned: how many of the networks learned nothing at all, so that theirs mean nothing.
     """
 
     values: tuple[float, ...]
+    not_learned: int = 0
 
     @property
     def mean(self) -> float:
-        """Their mean."""
+        """Mean of the values."""
         return fmean(self.values)
 
     @property
     def std(self) -> float:
-        """Their sample standard deviation (n - 1); 0 for a single network."""
+        """Sample standard deviation of the values (n - 1); 0 for a single network."""
         return stdev(self.values) if len(self.values) > 1 else 0.0
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns mean, std, n and the values, rounded to 4 decimals, as records hold them."""
+        """Returns mean, std, n and the values, rounded to 4 decimals, as records hold them; `not_learned` unless it is 0."""
         values = [round(value, 4) for value in self.values]
-        return {"mean": round(self.mean, 4), "std": round(self.std, 4), "n": len(values), "values": values}
+        failed = {"not_learned": self.not_learned} if self.not_learned else {}
+        return {"mean": round(self.mean, 4), "std": round(self.std, 4), "n": len(values), "values": values, **failed}
 
     def __str__(self) -> str:
-        return f"{self.mean:.1f} ± {self.std:.1f} % (n = {len(self.values)})"
+        failed = f"; {self.not_learned} of them learned nothing: {NOT_LEARNED}" if self.not_learned else ""
+        return f"{self.mean:.1f} ± {self.std:.1f} % (n = {len(self.values)}{failed})"
 
 
 def train_staged(
@@ -82,18 +91,12 @@ def train_staged(
     after_stage: Callable[[], None] = lambda: None,
     checkpoint: TrainingCheckpoint | None = None,
 ) -> None:
-    """Trains networks in place on S_1, then on S_1 ∪ S_2, …, each stage with that stage's own step size.
+    """Trains networks in place on S_1, then on S_1 ∪ S_2, …, each stage with its own step size.
 
-    Args:
-        networks: fresh, of one architecture, on the device of the sequence.
-        sequence: S_1 … S_K; K = 1 is ordinary training, and `sequence.joint()` makes any sequence K = 1.
-        recipe: epochs, batch size, momentum, weight decay and augmentation of each stage.
-        generators: CPU generators for batch order and augmentation, one a network.
-        after_stage: called after each stage, for whoever watches.
-        checkpoint: as in `train_stage`.
+    K = 1 is ordinary training, and `sequence.joint()` turns any sequence into K = 1. `after_stage` is called after each stage,
+    for example to measure the networks. The other arguments are those of `train_stage`.
 
-    Source: Algorithm 1 of SeqMatch, and the evaluation of its public code without its fault of dropping the stages
-    2 … K - 1.
+    Source: Algorithm 1 of SeqMatch. The evaluation in its public code drops the stages 2 … K - 1; this one does not.
     """
     for stage, subset in enumerate(sequence.subsets, start=1):
         images, labels = sequence.union(stage)
@@ -101,95 +104,92 @@ def train_staged(
         after_stage()
 
 
-def evaluate_networks(
-    sequence: SubsetSequence,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    num_classes: int,
-    network_config: NetworkConfig,
-    recipe: TrainingRecipe,
-    seed: int,
-    indices: Sequence[int],
-    checkpoint: TrainingCheckpoint | None = None,
-) -> list[float]:
-    """Returns the accuracies in per cent of fresh networks trained stage by stage on the sequence.
+@dataclass(frozen=True)
+class EvaluationProtocol:
+    """How fresh networks are trained on a set and tested.
 
     Args:
-        sequence: on the device of the images.
-        images: (N, C, H, W) normalised held-out images.
-        labels: (N,) int64.
-        num_classes: logits of the networks.
-        network_config: their architecture.
-        recipe: how they are trained; its engine says whether one by one or together.
+        num_classes: number of logits.
+        recipe: of each stage of training.
         seed: of the evaluation.
-        indices: of the networks within the evaluation; they decide each network's start and batches.
-        checkpoint: as in `train_stage`.
     """
-    networks = _train_fresh(sequence, tuple(images.shape[1:]), num_classes, network_config, recipe, seed, indices, checkpoint)
-    return [measure_accuracy(network, images, labels) for network in networks]
+
+    num_classes: int
+    recipe: TrainingRecipe
+    seed: int
+
+    def train(
+        self,
+        sequence: SubsetSequence,
+        network: NetworkConfig,
+        indices: Sequence[int],
+        checkpoint: TrainingCheckpoint | None = None,
+    ) -> list[nn.Module]:
+        """Returns networks trained on a set.
+
+        Args:
+            sequence: the set; the networks are made on its device.
+            network: their architecture.
+            indices: of the networks within the evaluation; they decide each network's start and batches.
+            checkpoint: as in `train_stage`.
+        """
+        networks = self._make_networks(sequence, network, indices)
+        train_staged(networks, sequence, self.recipe, self._generators(network, indices, "batches"), checkpoint=checkpoint)
+        return networks
+
+    def _make_networks(self, sequence: SubsetSequence, network: NetworkConfig, indices: Sequence[int]) -> list[nn.Module]:
+        images = sequence.subsets[0].images
+        shape = tuple(images.shape[1:])
+        starts = self._generators(network, indices, "start")
+        return [make_network(network, shape, self.num_classes, start).to(images.device) for start in starts]
+
+    def _generators(self, network: NetworkConfig, indices: Sequence[int], purpose: str) -> list[torch.Generator]:
+        return [make_generator(self.seed, "evaluation", network.name, index, purpose) for index in indices]
+
+    def accuracies(
+        self,
+        sequence: SubsetSequence,
+        test: Split,
+        network: NetworkConfig,
+        indices: Sequence[int],
+        checkpoint: TrainingCheckpoint | None = None,
+    ) -> list[float]:
+        """Returns the accuracies in per cent of such networks on held-out images; arguments as in `train`."""
+        return self.evaluate(sequence, test, network, indices, checkpoint)[0]
+
+    def evaluate(
+        self,
+        sequence: SubsetSequence,
+        test: Split,
+        network: NetworkConfig,
+        indices: Sequence[int],
+        checkpoint: TrainingCheckpoint | None = None,
+    ) -> tuple[list[float], list[bool]]:
+        """Returns the accuracies, and for each network whether it has learned anything.
+
+        Where the step size is too large, training ends in an accuracy like any other. A network has learned nothing if it
+        answers the same to all images of the set, or if its loss on them is neither below that of equal probabilities for
+        all classes nor below what it was before training.
+        """
+        kind = self.recipe.loss
+        fresh = self._make_networks(sequence, network, indices)
+        before = [batch_loss(kind, *_answer(one, sequence)).item() for one in fresh]
+        networks, learned = self.train(sequence, network, indices, checkpoint), []
+        for trained, first in zip(networks, before, strict=True):
+            logits, targets = _answer(trained, sequence)
+            loss, guessing = (batch_loss(kind, answer, targets).item() for answer in (logits, torch.zeros_like(logits)))
+            learned.append(bool((logits != logits[:1]).any()) and (loss < guessing or loss < first))
+        return [measure_accuracy(trained, test) for trained in networks], learned
+
+    def score(self, sequence: SubsetSequence, splits: Sequence[Split], network: NetworkConfig) -> list[float]:
+        """Trains the network of index 0 and returns its accuracy on each split in per cent."""
+        (trained,) = self.train(sequence, network, [0])
+        return [measure_accuracy(trained, split) for split in splits]
 
 
-def score_sequence(
-    sequence: SubsetSequence,
-    splits: Sequence[tuple[torch.Tensor, torch.Tensor]],
-    num_classes: int,
-    network_config: NetworkConfig,
-    recipe: TrainingRecipe,
-    seed: int,
-) -> list[float]:
-    """Returns the accuracies in per cent of one fresh network, the first of an evaluation, on several splits.
-
-    Args:
-        sequence: on the device of the images.
-        splits: (images, labels) each, as in `evaluate_networks`.
-        num_classes: and all else: as in `evaluate_networks`.
-        network_config: see there.
-        recipe: see there.
-        seed: see there.
-    """
-    shape = tuple(splits[0][0].shape[1:])
-    (network,) = _train_fresh(sequence, shape, num_classes, network_config, recipe, seed, [0])
-    return [measure_accuracy(network, images, labels) for images, labels in splits]
-
-
-def _train_fresh(
-    sequence: SubsetSequence,
-    image_shape: tuple[int, int, int],
-    num_classes: int,
-    network_config: NetworkConfig,
-    recipe: TrainingRecipe,
-    seed: int,
-    indices: Sequence[int],
-    checkpoint: TrainingCheckpoint | None = None,
-) -> list[nn.Module]:
-    """Returns networks trained on the sequence; arguments as in `evaluate_networks`."""
-    device = sequence.subsets[0].images.device
-
-    def generators(purpose: str) -> list[torch.Generator]:
-        return [make_generator(seed, "evaluation", network_config.name, index, purpose) for index in indices]
-
-    networks = [make_network(network_config, image_shape, num_classes, start).to(device) for start in generators("start")]
-    train_staged(networks, sequence, recipe, generators("batches"), checkpoint=checkpoint)
-    return networks
-
-
-def evaluate_sequence(
-    sequence: SubsetSequence,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    num_classes: int,
-    network_configs: Sequence[NetworkConfig],
-    recipe: TrainingRecipe,
-    seed: int,
-    num_networks: int,
-) -> dict[str, Accuracy]:
-    """Evaluates a sequence on several networks of each architecture; arguments as in `evaluate_networks`.
-
-    Returns:
-        Architecture name -> accuracies, in the order given.
-    """
-    indices = range(num_networks)
-    return {
-        config.name: Accuracy(tuple(evaluate_networks(sequence, images, labels, num_classes, config, recipe, seed, indices)))
-        for config in network_configs
-    }
+@torch.no_grad()
+def _answer(network: nn.Module, sequence: SubsetSequence) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns a network's logits on all images of the set, without augmentation, and the labels."""
+    images, targets = sequence.union()
+    network.eval()
+    return torch.cat([network(part) for part in images.split(1000)]), targets

@@ -13,19 +13,19 @@ from torch.autograd.function import once_differentiable
 
 from seqmatch_lib.engine.augment import Augmentation, apply_augmentation
 from seqmatch_lib.engine.networks import count_parameters, load_parameters
-from seqmatch_lib.engine.step_functions import StepFunctions, check_precision, step_functions
+from seqmatch_lib.engine.step_functions import StepFunctions, check_engine, step_functions
 from seqmatch_lib.errors import require
 
 UNROLL_ENGINES = ("higher", "compiled")
-TRAIL_BYTES = 2**30  # parameter vectors the compiled engine keeps of one unroll before it keeps fewer and repeats steps
+TRAIL_BYTES = 2**30  # the compiled engine keeps every parameter vector of an unroll up to this size in all
 
 
 @dataclass(frozen=True)
 class InnerBatch:
-    """What one inner step trains on.
+    """The batch of one inner step.
 
     Args:
-        rows: (B,) int64, which of the images.
+        rows: (B,) int64 indices into the images.
         augmentation: drawn for these B images.
     """
 
@@ -33,7 +33,7 @@ class InnerBatch:
     augmentation: Augmentation
 
     def take(self, images: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns the augmented images (B, C, H, W) and their targets."""
+        """Returns the augmented images, (B, C, H, W), and their targets."""
         return apply_augmentation(images[self.rows], self.augmentation), targets[self.rows]
 
 
@@ -47,73 +47,55 @@ def unroll(
     engine: str = "higher",
     precision: str = "float32",
 ) -> torch.Tensor:
-    """Trains a network for one SGD step a batch and returns where it arrives, as a function of the data.
+    """Makes one SGD step on each batch and returns the final parameters, differentiable in the data.
 
     theta_{s+1} = theta_s - lr * grad CE(network(augmented images of batch s), targets of batch s)
 
     Args:
-        network: the architecture, without buffers; "higher" overwrites its parameters.
-        start: (P,) parameters to begin from, in the order of `network.parameters()`.
+        network: the architecture, without buffers; engine "higher" overwrites its parameters.
+        start: (P,) initial parameters, in the order of `network.parameters()`.
         images: (N, C, H, W).
         targets: (N,) int64 classes or (N, classes) probabilities.
-        batches: one a step; they may differ in size.
+        batches: one for each step; their sizes may differ.
         lr: step size, a positive scalar tensor.
-        engine: "higher", the reference: the graph of all steps is kept, so memory grows with their number; or
-            "compiled": the same gradient with one (P,) vector a step kept, for higher speed and hardly growing memory;
-            where all of them would take more than `TRAIL_BYTES`, every sqrt(steps)-th is kept and a quarter more computed.
-        precision: of the compiled engine, see `StepFunctions`; "higher" knows "float32" alone.
+        engine: "higher", the reference, keeps the graph of all steps, so its memory grows with their number. "compiled" gives
+            the same gradient faster, and keeps only one (P,) vector for each step; where these would take more than
+            `TRAIL_BYTES`, it keeps every sqrt(steps)-th and computes a quarter more.
+        precision: of engine "compiled", see `StepFunctions`; engine "higher" has only "float32".
 
     Returns:
-        (P,) final parameters, differentiable with respect to images, probabilities and `lr` (not `start`).
+        (P,) final parameters, differentiable with respect to images, probabilities and `lr`, but not `start`.
 
     Raises:
-        ConfigError: an unknown engine or precision, a `start` of another size, or a network with running statistics.
+        ConfigError: the engine or precision is unknown, `start` has another size, or the network has running statistics.
 
     Source: the inner loop of MTT (Cazenavette et al., 2022, Algorithm 1, lines 8-12): plain SGD, no momentum.
     """
-    check_engine(engine, precision)
+    check_engine(engine, precision, UNROLL_ENGINES)
     size = count_parameters(network)
     require(start.shape == (size,), f"start has shape {tuple(start.shape)}, but this network has {size} parameters")
     require(
         next(network.buffers(), None) is None,
-        "the network keeps running statistics, which an unrolled inner loop cannot follow; use norm 'instance'",
+        "the network has running statistics, which an unrolled inner loop cannot update; use norm 'instance'",
     )
     if engine == "compiled":
         return _CompiledUnroll.apply(step_functions(network, precision), batches, start, images, targets, lr)
-    return _unroll_with_higher(network, start, images, targets, batches, lr)
-
-
-def check_engine(engine: str, precision: str) -> None:
-    """Raises ConfigError unless the engine exists and can work in that precision."""
-    require(engine in UNROLL_ENGINES, f"engine {engine!r} is unknown; use one of {', '.join(UNROLL_ENGINES)}")
-    check_precision(precision)
-    require(engine == "compiled" or precision == "float32", f"engine {engine!r} has no precision {precision!r}; use 'float32'")
-
-
-def _unroll_with_higher(
-    network: nn.Module,
-    start: torch.Tensor,
-    images: torch.Tensor,
-    targets: torch.Tensor,
-    batches: Sequence[InnerBatch],
-    lr: torch.Tensor,
-) -> torch.Tensor:
     load_parameters(network, start)
     network.train()
-    optimizer = torch.optim.SGD(network.parameters(), lr=1.0)  # `override` puts the learned step size in its place
+    optimizer = torch.optim.SGD(network.parameters(), lr=1.0)  # `override` replaces this by the learned step size
     with higher.innerloop_ctx(network, optimizer, override={"lr": [lr]}) as (functional, differentiable_sgd):
         for batch in batches:
-            augmented, wanted = batch.take(images, targets)
-            differentiable_sgd.step(F.cross_entropy(functional(augmented), wanted))
+            batch_images, batch_targets = batch.take(images, targets)
+            differentiable_sgd.step(F.cross_entropy(functional(batch_images), batch_targets))
         return torch.cat([parameter.reshape(-1) for parameter in functional.parameters()])
 
 
 class _CompiledUnroll(torch.autograd.Function):
-    """The same steps, keeping only theta_s of each; the backward pass makes every step again, from the last to the first.
+    """The same steps, of which only the parameters are kept. The backward pass repeats each step, from the last to the first.
 
-    With v the derivative of the result with respect to theta_{s+1}, g the gradient of step s and lr the step size,
-    theta_{s+1} = theta_s - lr * g(theta_s, x_s) gives: v <- v - lr * d<g, v>/d theta; x_s takes -lr * d<g, v>/d x_s;
-    lr takes -<g, v>.
+    Step s is theta_{s+1} = theta_s - lr * g(theta_s, x_s). Let v be the derivative of the result in theta_{s+1}. Then step s
+    contributes -lr * d<g, v>/d x_s to the derivative in the images and -<g, v> to that in lr, and the derivative in theta_s,
+    which is the v of the step before, is v - lr * d<g, v>/d theta_s.
     """
 
     @staticmethod
@@ -126,12 +108,13 @@ class _CompiledUnroll(torch.autograd.Function):
         targets: torch.Tensor,
         lr: torch.Tensor,
     ) -> torch.Tensor:
-        every = _spacing(len(batches), start)
+        steps = len(batches)
+        spacing = 1 if steps * start.nbytes <= TRAIL_BYTES else ceil(sqrt(steps))  # steps from one kept vector to the next
         trail = []
         for step, theta in enumerate(_walk(functions, batches, start, images, targets, lr)):
-            if step % every == 0 and step < len(batches):
+            if step % spacing == 0 and step < steps:
                 trail.append(theta)
-        context.functions, context.batches, context.every, context.trail = functions, batches, every, trail
+        context.functions, context.batches, context.spacing, context.trail = functions, batches, spacing, trail
         context.save_for_backward(images, targets, lr)
         return theta.clone()
 
@@ -143,20 +126,21 @@ class _CompiledUnroll(torch.autograd.Function):
         targets_grad = torch.zeros_like(targets) if targets.is_floating_point() else None
         lr_grad = torch.zeros_like(lr)
         for index in reversed(range(len(context.trail))):
-            batches = context.batches[index * context.every : (index + 1) * context.every]
+            batches = context.batches[index * context.spacing : (index + 1) * context.spacing]
             thetas = list(_walk(context.functions, batches[:-1], context.trail[index], images, targets, lr))
             for theta, batch in zip(reversed(thetas), reversed(batches), strict=True):
                 with torch.enable_grad():
-                    chosen = images[batch.rows].requires_grad_()
-                    augmented = apply_augmentation(chosen, batch.augmentation)
-                wanted = targets[batch.rows]
-                theta_part, x_part, *y_part, product = context.functions.adjoint(theta, augmented.detach(), wanted, v)
-                (pixels,) = torch.autograd.grad(augmented, chosen, x_part)
-                images_grad.index_add_(0, batch.rows, -lr * pixels)
+                    batch_images = images[batch.rows].requires_grad_()
+                    augmented = apply_augmentation(batch_images, batch.augmentation)
+                theta_grad, augmented_grad, *batch_targets_grad, product = context.functions.adjoint(
+                    theta, augmented.detach(), targets[batch.rows], v
+                )
+                (batch_images_grad,) = torch.autograd.grad(augmented, batch_images, augmented_grad)
+                images_grad.index_add_(0, batch.rows, -lr * batch_images_grad)
                 if targets_grad is not None:
-                    targets_grad.index_add_(0, batch.rows, -lr * y_part[0])
+                    targets_grad.index_add_(0, batch.rows, -lr * batch_targets_grad[0])
                 lr_grad -= product
-                v = v - lr * theta_part
+                v = v - lr * theta_grad
         return None, None, None, images_grad, targets_grad, lr_grad
 
 
@@ -168,14 +152,9 @@ def _walk(
     targets: torch.Tensor,
     lr: torch.Tensor,
 ) -> Iterator[torch.Tensor]:
-    """Yields the parameters before the first step, and after each."""
+    """Yields the parameters before the first step and after each step."""
     yield theta
     for batch in batches:
         gradient, _ = functions.gradient(theta, *batch.take(images, targets))
         theta = theta - lr * gradient
         yield theta
-
-
-def _spacing(steps: int, theta: torch.Tensor) -> int:
-    """Returns how many steps lie between two kept vectors: 1, or about sqrt(steps) where all would take too much memory."""
-    return 1 if steps * theta.nbytes <= TRAIL_BYTES else ceil(sqrt(steps))

@@ -1,4 +1,4 @@
-"""Memory of this process: kept for speed on a CPU, and measured by phase."""
+"""Memory of this process: freed blocks are kept for speed on a CPU, and peaks are measured by phase."""
 
 import ctypes
 import resource
@@ -13,9 +13,9 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # names of glibc's malloc.h
 def keep_freed_memory() -> None:
     """Tells glibc to reuse freed blocks of any size instead of giving them back to the operating system.
 
-    By default every tensor above 32 MiB is mapped anew and its pages are cleared at first touch, step after step:
-    a ConvNet of width 32 with batches of 256 spends more time on that than on arithmetic. Does nothing where the C
-    library is not glibc, and nothing to GPU memory.
+    By default every tensor above 32 MiB is mapped anew in every step, and the system clears its pages at first touch. A
+    ConvNet of width 32 with batches of 256 spends more time on that than on arithmetic. This function does nothing where the
+    C library is not glibc, and does not change GPU memory.
     """
     if not sys.platform.startswith("linux"):
         return
@@ -26,7 +26,7 @@ def keep_freed_memory() -> None:
 
 
 def release_freed_memory(device: torch.device) -> None:
-    """Gives freed memory back, so that what is measured next is not hidden in it."""
+    """Gives freed memory back to the system, so that the next measurement of memory does not reuse it unseen."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
     elif sys.platform.startswith("linux"):
@@ -36,22 +36,22 @@ def release_freed_memory(device: torch.device) -> None:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Begins a new measurement of the peak, of the GPU's memory or of this process; the latter on Linux alone."""
+    """Starts a new measurement of the peak memory of the GPU, or on Linux of this process."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif sys.platform.startswith("linux"):
-        Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets the peak resident set size
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # proc(5): resets the peak resident set size
 
 
 def peak_memory_mb(device: torch.device) -> float:
     """Returns the peak since `reset_peak_memory` in MiB: allocated on the GPU, or resident in this process.
 
-    Elsewhere than on Linux the peak of a process cannot be reset, and the number is that of its whole life.
+    Outside Linux the peak of a process cannot be reset; the result is then its peak since it started.
     """
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
     if sys.platform.startswith("linux"):
-        status = Path("/proc/self/status").read_text().split("VmHWM:")[1]
+        status = Path("/proc/self/status").read_text(encoding="utf-8").split("VmHWM:")[1]
         return round(int(status.split()[0]) / 2**10, 1)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)

@@ -1,13 +1,14 @@
 """The networks of the field: ConvNet, the cross-architecture set (AlexNet, VGG-11, ResNet-18) and a small ViT.
 
-Source: the variants of the public MTT code (`networks.py`), which work on 32x32 images: no biases and no stem pooling
-in ResNet, one linear layer as head, instance norm throughout. `resnet18_ap` replaces each strided convolution by a
-convolution and an average pooling. Other image sizes work as well, because heads take their size from the images.
+Source: the variants of the public MTT code (`networks.py`) for 32x32 images: no biases and no pooling in the stem of ResNet,
+one linear layer as head, instance norm. `resnet18_ap` replaces each strided convolution by a convolution and an average
+pooling. Other image sizes work too: the size of the head follows from that of the images.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -17,19 +18,19 @@ from seqmatch_lib.errors import require
 
 NORMS = ("instance", "group", "layer", "batch", "none")
 POOLINGS = ("avg", "max", "none")
-GROUPS = 4  # channels are split in this many groups by norm = "group", as in the public code
+GROUPS = 4  # of norm "group", as in the public code
 
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """An architecture without its data set.
+    """An architecture, independent of the data set.
 
     Args:
         name: one of `NETWORKS`.
-        width: channels of every block of "convnet" and "fcn"; other networks keep their published widths.
-        depth: blocks of "convnet" and "fcn"; other networks keep their published depths.
-        norm: one of `NORMS`; "batch" keeps running statistics, which no trajectory holds, so it serves evaluation only.
-        pooling: one of `POOLINGS`, 2x2 after each ConvNet block.
+        width: channels of every block of "convnet" and "fcn"; other networks have their published widths.
+        depth: blocks of "convnet" and "fcn"; other networks have their published depths.
+        norm: one of `NORMS`; "batch" is for evaluation only, because trajectories hold no running statistics.
+        pooling: one of `POOLINGS`, 2x2 after each block of "convnet".
     """
 
     name: str = "convnet"
@@ -58,31 +59,41 @@ def make_network(
 
     Args:
         config: the architecture.
-        image_shape: (C, H, W) of its input.
+        image_shape: (C, H, W) of the input.
         num_classes: number of logits.
-        generator: a CPU generator, the only source of randomness; torch's global generator is left alone.
+        generator: a CPU generator, the only source of randomness; torch's global generator is not used.
 
     Returns:
-        A module on the CPU that maps (batch, C, H, W) to (batch, num_classes), "fcn" to (batch, num_classes, H, W); its
-        last part is the linear classifier, so that `network[:-1]` maps to the features.
+        A module on the CPU that maps (batch, C, H, W) to (batch, num_classes), or for "fcn" to (batch, num_classes, H, W).
+        The last layer is the linear classifier, so `network[:-1]` maps to the features.
 
     Raises:
         ConfigError: the images are too small for the number of poolings.
     """
-    with torch.device("meta"):
-        network = NETWORKS[config.name](config, image_shape, num_classes)
-    network = network.to_empty(device="cpu")
+    network = _lay_out(config, image_shape, num_classes).to_empty(device="cpu")
     draw_parameters(network, generator)
-    network.architecture = (config, image_shape, num_classes)  # equal ones share compiled code
+    network.architecture = (config, image_shape, num_classes)  # networks of equal architecture share compiled code
     return network
+
+
+def check_networks(configs: Iterable[NetworkConfig], image_shape: tuple[int, int, int], num_classes: int) -> None:
+    """Raises the ConfigError that `make_network` would raise for any of them: before the first is trained."""
+    for config in configs:
+        _lay_out(config, image_shape, num_classes)
+
+
+def _lay_out(config: NetworkConfig, image_shape: tuple[int, int, int], num_classes: int) -> nn.Sequential:
+    """Returns a network without parameter values."""
+    with torch.device("meta"):
+        return NETWORKS[config.name](config, image_shape, num_classes)
 
 
 @torch.no_grad()
 def draw_parameters(network: nn.Module, generator: torch.Generator) -> None:
-    """Fills a network's parameters in place with PyTorch's default distributions, drawn from `generator`.
+    """Draws a network's parameters in place from PyTorch's default distributions.
 
-    Convolutions and linear layers: uniform within 1 / sqrt(fan in), weights and biases alike; norms: one and zero;
-    position and class embeddings: normal with standard deviation 0.02.
+    Weights and biases of convolutions and linear layers are uniform within ±1 / sqrt(fan in). Weights of norms are one, their
+    biases zero. Position and class embeddings are normal with standard deviation 0.02.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
@@ -118,23 +129,23 @@ def load_parameters(network: nn.Module, flat: torch.Tensor) -> None:
 
 
 class InstanceNorm(nn.GroupNorm):
-    """Group norm with one channel a group, as in the public code: affine, no running statistics.
+    """Group norm with one channel in each group, as in the public code: affine, no running statistics.
 
-    Where a compiler reads it, it is written out in operations that the compiler joins with their neighbours: sums and one
-    multiply-add for each pixel. It would take the library's group norm as a block.
+    A compiler cannot fuse torch's group norm with its neighbours. For the compiler the norm is therefore written out in
+    operations that can be fused: sums, and one multiply-add for each pixel.
     """
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Maps (B, C, H, W) to the same shape and dtype; statistics of bfloat16 images are taken in float32."""
+        """Maps (B, C, H, W) to the same shape and dtype; statistics of bfloat16 images are computed in float32."""
         if not torch.compiler.is_compiling():
-            # what the module's own forward does, except that it refuses one image of one pixel, whose norm is the bias
+            # `super().forward` does the same, but rejects a single image of one pixel, for which the result is the bias
             return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
         full = x.float() if x.dtype == torch.bfloat16 else x
-        # Mean and variance come from two sums, which one pass takes. The shift changes no result, so it needs no gradient;
-        # with it the sums lose no digits where the mean is large and the variance small.
+        # Mean and variance come from two sums, computed in one pass. Subtracting the mean first keeps the sums accurate where
+        # the mean is large and the variance small. This shift does not change the result, so it needs no gradient.
         full = full - full.mean((2, 3), keepdim=True).detach()
         mean = full.mean((2, 3), keepdim=True)
         variance = full.square().mean((2, 3), keepdim=True) - mean.square()
@@ -145,11 +156,11 @@ class InstanceNorm(nn.GroupNorm):
 class LayerNorm(nn.LayerNorm):
     """Layer norm, written out in single operations.
 
-    The derivative of torch's own forward-mode derivative is wrong: it takes mean and variance for constants.
+    Torch's own layer norm cannot be used: the derivative of its forward-mode derivative treats mean and variance as constants.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Maps (…, *normalized_shape) to the same shape and dtype; statistics of bfloat16 values are taken in float32."""
+        """Maps (…, *normalized_shape) to the same shape and dtype; statistics of bfloat16 values are computed in float32."""
         full = x.float() if x.dtype == torch.bfloat16 else x
         dims = tuple(range(-len(self.normalized_shape), 0))
         centred = full - full.mean(dims, keepdim=True)
@@ -158,9 +169,9 @@ class LayerNorm(nn.LayerNorm):
 
 
 class NormalisedConv(nn.Conv2d):
-    """A convolution whose result goes into `InstanceNorm`, which takes its bias away again, whatever it is.
+    """A convolution before an `InstanceNorm`, which subtracts the convolution's bias again.
 
-    Compiled, the bias is left out, as is the pass over all pixels that its gradient, which is zero, would take.
+    Compiled code therefore leaves out the bias, and saves the pass over all pixels for its gradient, which is zero.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -171,22 +182,23 @@ class NormalisedConv(nn.Conv2d):
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Batch norm that says in our words what it cannot do."""
+    """Batch norm with an error that names the remedy for batches that it cannot normalise."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Maps (B, C, H, W) to the same shape."""
         require(
             not self.training or x.numel() > x.shape[1],
-            "norm 'batch' cannot normalise a batch of one image where one pixel of it is left; use norm 'instance', or "
-            "batches whose last one holds more than one image",
+            "norm 'batch' cannot normalise a batch of one image that the poolings have reduced to one pixel; use norm "
+            "'instance', or a batch size that leaves more than one image for the last batch",
         )
         return super().forward(x)
 
 
-def _conv_norm(kind: str, channels: int, width: int, padding: int, size: tuple[int, int]) -> tuple[nn.Module, nn.Module]:
-    """A 3x3 convolution and its norm, for images of `size`."""
-    convolution = NormalisedConv if kind == "instance" else nn.Conv2d
-    return convolution(channels, width, 3, padding=padding), _norm(kind, width, size)
+def _block(norm: str | None, channels: int, width: int, kernel: int, padding: int, size: tuple[int, int]) -> list[nn.Module]:
+    """A convolution with an output of `size`, its norm unless that is None, and ReLU."""
+    convolution = NormalisedConv if norm == "instance" else nn.Conv2d
+    norms = [] if norm is None else [_norm(norm, width, size)]
+    return [convolution(channels, width, kernel, padding=padding), *norms, nn.ReLU()]
 
 
 def _norm(kind: str, channels: int, size: tuple[int, int]) -> nn.Module:
@@ -199,82 +211,84 @@ def _norm(kind: str, channels: int, size: tuple[int, int]) -> nn.Module:
     return BatchNorm(channels) if kind == "batch" else nn.Identity()
 
 
-def _first_padding(image_shape: tuple[int, int, int], kernel_size: int) -> int:
-    """28x28 images are padded to 32x32 by the first convolution, as in the public code; others keep their size."""
-    return kernel_size // 2 + (2 if image_shape[1:] == (28, 28) else 0)
+def _first_layer(image_shape: tuple[int, int, int], kernel: int) -> tuple[int, tuple[int, int]]:
+    """Padding and output size of the first convolution, which pads 28x28 images to 32x32, as in the public code."""
+    return (kernel // 2 + 2, (32, 32)) if image_shape[1:] == (28, 28) else (kernel // 2, image_shape[1:])
 
 
-def _padded_size(image_shape: tuple[int, int, int]) -> tuple[int, int]:
-    return (32, 32) if image_shape[1:] == (28, 28) else image_shape[1:]
-
-
-def _halve(size: tuple[int, int], layers: int) -> tuple[int, int]:
-    """Size after one more 2x2 pooling; the error speaks of the layer at which the image vanished."""
+def _halve(size: tuple[int, int], name: str, poolings: int) -> tuple[int, int]:
+    """Size after a 2x2 pooling, one of the `poolings` of a network called `name`."""
     size = (size[0] // 2, size[1] // 2)
-    require(min(size) >= 1, f"the images are too small for {layers} poolings; lower the network depth or use pooling 'none'")
+    others = "lower the network depth, use pooling 'none'" if name == "convnet" else "use 'resnet18'"
+    require(
+        min(size) >= 1,
+        f"the images are too small for the {poolings} poolings of {name!r}, which needs {2**poolings}x{2**poolings} pixels; "
+        f"{others}, or larger images",
+    )
     return size
 
 
-def _convnet(config: NetworkConfig, image_shape: tuple[int, int, int], num_classes: int) -> nn.Sequential:
-    """Blocks of 3x3 convolution, norm, ReLU and 2x2 pooling, then one linear layer."""
+def _plain(
+    name: str,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    blocks: list[tuple[int, int, bool]],
+    norm: str | None,
+    pooling: type[nn.Module] = nn.MaxPool2d,
+) -> nn.Sequential:
+    """Blocks of convolution, norm and ReLU, given by width, kernel size and whether a pooling follows; then a linear layer."""
     layers: list[nn.Module] = []
-    channels, size = image_shape[0], _padded_size(image_shape)
-    for block in range(config.depth):
-        padding = _first_padding(image_shape, 3) if block == 0 else 1
-        layers += [*_conv_norm(config.norm, channels, config.width, padding, size), nn.ReLU()]
-        channels = config.width
-        if config.pooling != "none":
-            layers.append(nn.AvgPool2d(2) if config.pooling == "avg" else nn.MaxPool2d(2))
-            size = _halve(size, block + 1)
+    channels = image_shape[0]
+    first_padding, size = _first_layer(image_shape, kernel=blocks[0][1])
+    poolings = sum(pools for _, _, pools in blocks)
+    for width, kernel, pools in blocks:
+        layers += _block(norm, channels, width, kernel, kernel // 2 if layers else first_padding, size)
+        channels = width
+        if pools:
+            layers.append(pooling(2))
+            size = _halve(size, name, poolings)
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * size[0] * size[1], num_classes))
 
 
+def _convnet(config: NetworkConfig, image_shape: tuple[int, int, int], num_classes: int) -> nn.Sequential:
+    blocks = [(config.width, 3, config.pooling != "none")] * config.depth
+    pooling = nn.AvgPool2d if config.pooling == "avg" else nn.MaxPool2d
+    return _plain("convnet", image_shape, num_classes, blocks, config.norm, pooling)
+
+
+def _alexnet(config: NetworkConfig, image_shape: tuple[int, int, int], num_classes: int) -> nn.Sequential:
+    blocks = [(128, 5, True), (192, 5, True), (256, 3, False), (192, 3, False), (192, 3, True)]
+    return _plain("alexnet", image_shape, num_classes, blocks, norm=None)
+
+
+def _vgg11(config: NetworkConfig, image_shape: tuple[int, int, int], num_classes: int) -> nn.Sequential:
+    widths = [(64, True), (128, True), (256, False), (256, True), (512, False), (512, True), (512, False), (512, True)]
+    return _plain("vgg11", image_shape, num_classes, [(width, 3, pools) for width, pools in widths], config.norm)
+
+
 def _fcn(config: NetworkConfig, image_shape: tuple[int, int, int], num_classes: int) -> nn.Sequential:
-    """A fully convolutional network for labels of pixels: the ConvNet without pooling, and a classifier of each pixel."""
+    """A fully convolutional network for labels of pixels: the ConvNet without pooling, with a 1x1 convolution at the end."""
     layers: list[nn.Module] = []
     channels = image_shape[0]
     for _ in range(config.depth):
-        layers += [*_conv_norm(config.norm, channels, config.width, 1, image_shape[1:]), nn.ReLU()]
+        layers += _block(config.norm, channels, config.width, 3, 1, image_shape[1:])
         channels = config.width
     return nn.Sequential(*layers, nn.Conv2d(channels, num_classes, 1))
 
 
-def _alexnet(config: NetworkConfig, image_shape: tuple[int, int, int], num_classes: int) -> nn.Sequential:
-    """Five convolutions without norm, three 2x2 max poolings."""
-    layers: list[nn.Module] = []
-    channels, size = image_shape[0], _padded_size(image_shape)
-    for width, kernel_size, pools in ((128, 5, True), (192, 5, True), (256, 3, False), (192, 3, False), (192, 3, True)):
-        padding = _first_padding(image_shape, kernel_size) if not layers else kernel_size // 2
-        layers += [nn.Conv2d(channels, width, kernel_size, padding=padding), nn.ReLU()]
-        channels = width
-        if pools:
-            layers.append(nn.MaxPool2d(2))
-            size = _halve(size, 3)
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * size[0] * size[1], num_classes))
-
-
-def _vgg11(config: NetworkConfig, image_shape: tuple[int, int, int], num_classes: int) -> nn.Sequential:
-    """Eight 3x3 convolutions, each with a norm, five 2x2 max poolings, one linear layer."""
-    layers: list[nn.Module] = []
-    channels, size = image_shape[0], _padded_size(image_shape)
-    for widths in ((64,), (128,), (256, 256), (512, 512), (512, 512)):
-        for width in widths:
-            padding = _first_padding(image_shape, 3) if not layers else 1
-            layers += [*_conv_norm(config.norm, channels, width, padding, size), nn.ReLU()]
-            channels = width
-        layers.append(nn.MaxPool2d(2))
-        size = _halve(size, 5)
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * size[0] * size[1], num_classes))
+def _shrink(size: tuple[int, int], pools: bool) -> tuple[int, int]:
+    """Size after a residual block that halves: a pooling leaves out the last row of an odd number, a stride keeps it."""
+    return _halve(size, "resnet18_ap", 3) if pools else ((size[0] + 1) // 2, (size[1] + 1) // 2)
 
 
 class _ResidualBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut; halves the image by a stride, or by average pooling if `pools`."""
+    """Two 3x3 convolutions and a shortcut; `halves` the image by average pooling if `pools`, else by a stride."""
 
     def __init__(self, channels: int, width: int, halves: bool, pools: bool, norm: str, size: tuple[int, int]) -> None:
         super().__init__()
         stride = 2 if halves and not pools else 1
         shrink = nn.AvgPool2d(2) if halves and pools else nn.Identity()
-        out = _halve(size, 3) if halves else size
+        out = _shrink(size, pools) if halves else size
         self.conv1 = nn.Conv2d(channels, width, 3, stride=stride, padding=1, bias=False)
         self.norm1 = _norm(norm, width, size if pools else out)
         self.shrink = shrink
@@ -290,29 +304,27 @@ class _ResidualBlock(nn.Module):
         return F.relu(self.norm2(self.conv2(out)) + self.shortcut(x))
 
 
-def _resnet18(pools: bool) -> Callable[[NetworkConfig, tuple[int, int, int], int], nn.Sequential]:
-    """Four groups of two residual blocks. With a stride the head averages over the image, with `pools` it does not."""
-
-    def build(config: NetworkConfig, image_shape: tuple[int, int, int], num_classes: int) -> nn.Sequential:
-        size = _padded_size(image_shape)
-        stem = nn.Conv2d(image_shape[0], 64, 3, padding=_first_padding(image_shape, 3), bias=False)
-        layers: list[nn.Module] = [stem, _norm(config.norm, 64, size), nn.ReLU()]
-        channels = 64
-        for width in (64, 128, 256, 512):
-            for block in range(2):
-                halves = block == 0 and width > 64
-                layers.append(_ResidualBlock(channels, width, halves, pools, config.norm, size))
-                channels, size = width, (_halve(size, 3) if halves else size)
-        if not pools:
-            layers.append(nn.AdaptiveAvgPool2d(1))
-            size = (1, 1)
-        return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * size[0] * size[1], num_classes))
-
-    return build
+def _resnet18(
+    config: NetworkConfig, image_shape: tuple[int, int, int], num_classes: int, pools: bool = False
+) -> nn.Sequential:
+    """Four groups of two residual blocks; without `pools` the head averages over the image."""
+    padding, size = _first_layer(image_shape, kernel=3)
+    stem = nn.Conv2d(image_shape[0], 64, 3, padding=padding, bias=False)
+    layers: list[nn.Module] = [stem, _norm(config.norm, 64, size), nn.ReLU()]
+    channels = 64
+    for width in (64, 128, 256, 512):
+        for block in range(2):
+            halves = block == 0 and width > 64
+            layers.append(_ResidualBlock(channels, width, halves, pools, config.norm, size))
+            channels, size = width, (_shrink(size, pools) if halves else size)
+    if not pools:
+        layers.append(nn.AdaptiveAvgPool2d(1))
+        size = (1, 1)
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * size[0] * size[1], num_classes))
 
 
 class _Embedding(nn.Module):
-    """A learned tensor that is added to, or put before, the tokens."""
+    """A learned tensor that is added to the tokens or placed before them."""
 
     def __init__(self, *shape: int) -> None:
         super().__init__()
@@ -320,7 +332,7 @@ class _Embedding(nn.Module):
 
 
 class _TransformerBlock(nn.Module):
-    """Pre-norm attention and a two-layer perceptron; the attention is written out, so it can be differentiated twice."""
+    """Pre-norm attention and a two-layer perceptron; the attention is written out so that it can be differentiated twice."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -339,7 +351,7 @@ class _TransformerBlock(nn.Module):
 
 
 class _ViTFeatures(nn.Module):
-    """What a small vision transformer makes of its class token: at most 8 patches a side, 6 blocks of width 192, 3 heads."""
+    """The class token after a small vision transformer: at most 8 patches a side, 6 blocks of width 192 with 3 heads."""
 
     width, heads, blocks, patches_per_side = 192, 3, 6, 8
 
@@ -349,7 +361,7 @@ class _ViTFeatures(nn.Module):
         patch = math.ceil(min(height, width) / self.patches_per_side)
         require(
             height % patch == 0 and width % patch == 0,
-            f"vit cuts images into {patch}x{patch} patches, which {height}x{width} is no multiple of; resize the images",
+            f"vit cuts images into {patch}x{patch} patches, but {height}x{width} is not a multiple of that; resize the images",
         )
         self.patches = nn.Conv2d(channels, self.width, patch, stride=patch)
         self.token = _Embedding(1, 1, self.width)
@@ -367,13 +379,12 @@ def _vit(config: NetworkConfig, image_shape: tuple[int, int, int], num_classes: 
     return nn.Sequential(_ViTFeatures(image_shape), nn.Linear(_ViTFeatures.width, num_classes))
 
 
-# Each is a Sequential whose last module is the linear classifier, of images or (fcn) of pixels: `network[:-1]` gives features.
 NETWORKS: dict[str, Callable[[NetworkConfig, tuple[int, int, int], int], nn.Sequential]] = {
     "convnet": _convnet,
     "alexnet": _alexnet,
     "vgg11": _vgg11,
-    "resnet18": _resnet18(pools=False),
-    "resnet18_ap": _resnet18(pools=True),
+    "resnet18": _resnet18,
+    "resnet18_ap": partial(_resnet18, pools=True),
     "vit": _vit,
     "fcn": _fcn,
 }

@@ -1,11 +1,11 @@
-"""The two functions behind every fast loop: the gradient of one SGD step, and the adjoint of that gradient.
+"""The two functions of the compiled engines: the gradient of one SGD step, and the adjoint of that gradient.
 
-Both are pure functions of flat parameters and one batch, of fixed shape, so each is compiled once a shape; on a GPU the
+Both are pure functions of flat parameters and one batch. Each is compiled once for each shape of its arguments; on a GPU the
 compiled code is replayed as a CUDA graph.
 """
 
 import warnings
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import ClassVar
@@ -19,29 +19,30 @@ from torch.func import functional_call, grad_and_value, jvp, vmap
 from seqmatch_lib.errors import require
 
 PRECISIONS = ("float32", "tf32", "bfloat16")
-# What the functions cost, in units of one forward pass: a gradient is a forward pass and two products backward for each one
-# forward; the adjoint carries tangents through all three, which doubles and adds: 3 + 6; that of the images alone leaves out
-# the products that would give the parameters' part.
+# Costs in units of one forward pass. A gradient takes a forward pass, and a backward pass with two products for each forward
+# product. The adjoint carries tangents through all of that: 3 + 6. The adjoint of the images alone leaves out the products
+# that give the derivative in the parameters.
 GRADIENT_PASSES, ADJOINT_PASSES, IMAGE_ADJOINT_PASSES = 3, 9, 6
 LOSSES = ("cross_entropy", "mse")
-MAX_SHAPES = 64  # shapes and networks compiled in one process before torch would quietly stop compiling
+MAX_SHAPES = 64  # most shapes of one function that are compiled; beyond torch's lower default it stops compiling
 
 
 def batch_loss(kind: str, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Returns the mean loss of a batch.
 
     Args:
-        kind: "cross_entropy", or "mse": half the squared distance of the logits from the targets.
+        kind: "cross_entropy", or "mse", which is half the squared distance of the logits from the targets.
         logits: (B, classes).
-        targets: (B,) int64 classes, or (B, classes): probabilities for "cross_entropy", any numbers for "mse", which
-            takes a class as its one-hot vector minus 1 / classes.
+        targets: (B,) int64 classes, which "mse" turns into one-hot vectors minus 1 / classes; or (B, classes), probabilities
+            for "cross_entropy" and any numbers for "mse".
 
     Source: "mse" with centred labels is the loss of the public FRePo code (`mean_squared_loss`, `y_transform`).
     """
     if kind == "cross_entropy":
         return F.cross_entropy(logits, targets)
-    wanted = targets if targets.is_floating_point() else centred_one_hot(targets, logits.shape[1], logits.dtype)
-    return 0.5 * (logits - wanted).square().sum(1).mean()
+    if not targets.is_floating_point():
+        targets = centred_one_hot(targets, logits.shape[1], logits.dtype)
+    return 0.5 * (logits - targets).square().sum(1).mean()
 
 
 def centred_one_hot(labels: torch.Tensor, num_classes: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -53,11 +54,11 @@ class StepFunctions:
     """Gradient and adjoint of the loss of a network, as functions of its (P,) flat parameters.
 
     Args:
-        network: the architecture, without buffers; its own parameter values are never used.
+        network: the architecture, without buffers; its own parameter values are not used.
         loss: one of `LOSSES`.
-        compiled: whether the functions are compiled, or called as they are.
-        precision: "float32": the dtype of the tensors, in full; "tf32": the same with TF32 products on a GPU;
-            "bfloat16": convolutions and products in bfloat16 (autocast), parameters and sums as they are.
+        compiled: whether the functions are compiled.
+        precision: "float32" computes in the dtype of the tensors, "tf32" also, but with TF32 products on a GPU; "bfloat16"
+            computes convolutions and products in bfloat16 (autocast), and keeps the dtype of parameters and sums.
     """
 
     def __init__(
@@ -87,11 +88,13 @@ class StepFunctions:
     ) -> torch.Tensor:
         """Returns the mean loss; images (B, C, H, W), targets (B,) int64 or (B, classes) as in `batch_loss`."""
         parts = [part.view(shape) for part, shape in zip(parameters.split(self._sizes), self._shapes, strict=True)]
-        if channels_last and torch.compiler.is_compiling() and images.device.type == "cpu":  # a GPU's compiler does so itself
+        if not torch.compiler.is_compiling():
+            # torch's derivatives of group norm take rows of pixels for granted. `contiguous` would leave one channel as it is.
+            images = images.clone(memory_format=torch.contiguous_format)
+        elif channels_last and images.device.type == "cpu":  # a GPU's compiler does so itself
             images, *parts = [_channels_last(tensor) for tensor in (images, *parts)]
-        named = dict(zip(self._names, parts, strict=True))
         with self._autocast(images.device.type):
-            logits = functional_call(self._network, named, (images,))
+            logits = functional_call(self._network, dict(zip(self._names, parts, strict=True)), (images,))
         return batch_loss(self._loss, logits.to(parameters.dtype), targets)
 
     def gradient(
@@ -99,8 +102,8 @@ class StepFunctions:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns the (P,) gradient with respect to the parameters, and the scalar loss.
 
-        With parameters (M, P), images (M, B, C, H, W) and targets (M, B), M networks at once: (M, P) and (M,).
-        On a GPU the next call of any compiled function frees the results of this one: use them before, or copy them.
+        For M networks at once, with parameters (M, P), images (M, B, C, H, W) and targets (M, B), the results are (M, P) and
+        (M,). On a GPU the next call of any compiled function overwrites the results: use or copy them first.
         """
         function = self._stacked_gradient if parameters.dim() == 2 else self._gradient
         with _tf32(self._precision == "tf32"):
@@ -109,50 +112,48 @@ class StepFunctions:
     def adjoint(
         self, parameters: torch.Tensor, images: torch.Tensor, targets: torch.Tensor, direction: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
-        """Returns the derivatives of <gradient, direction>, for a constant (P,) direction, and that product itself.
+        """Returns the derivatives of <gradient, direction>, for a constant (P,) direction, and this product.
 
-        <gradient, direction> is the derivative of the loss along the direction: one forward-mode pass gives it, and one
-        backward pass over that its own derivatives.
+        <gradient, direction> is the derivative of the loss along the direction. One forward-mode pass computes it, and one
+        backward pass over that its derivatives.
 
         Returns:
             d/d parameters (P,); d/d images; d/d targets if they are probabilities; and the scalar product.
         """
-        soft = targets.is_floating_point()
+        function = self._adjoint_of_probabilities if targets.is_floating_point() else self._adjoint_of_classes
         with _tf32(self._precision == "tf32"):
-            return (self._adjoint_of_probabilities if soft else self._adjoint_of_classes)(
-                parameters, images, targets, direction
-            )
+            return function(parameters, images, targets, direction)
 
     def image_adjoint(
         self, parameters: torch.Tensor, images: torch.Tensor, targets: torch.Tensor, direction: torch.Tensor
     ) -> torch.Tensor:
-        """Returns the derivative of <gradient, direction> with respect to the images alone, at half the cost of `adjoint`.
+        """Returns the derivative of <gradient, direction> with respect to the images, at less cost than `adjoint`.
 
-        It is what matching of gradients needs: for a distance D of the gradient from another, `direction` is the
-        derivative of D with respect to the gradient, and the result that of D with respect to the images.
+        Gradient matching uses it. If `direction` is the derivative of a distance D with respect to the gradient, the result is
+        the derivative of D with respect to the images.
         """
         with _tf32(self._precision == "tf32"):
             return self._adjoint_of_images(parameters, images, targets, direction)[0]
 
     def _differentiate(self, arguments: tuple[int, ...]) -> Callable[..., tuple[torch.Tensor, ...]]:
-        def slope(
+        """Returns the adjoint with respect to the arguments of these indices."""
+
+        def product(
             parameters: torch.Tensor, images: torch.Tensor, targets: torch.Tensor, direction: torch.Tensor
         ) -> torch.Tensor:
-            return jvp(lambda moved: self.loss(moved, images, targets), (parameters,), (direction,))[1]
+            return jvp(lambda point: self.loss(point, images, targets), (parameters,), (direction,))[1]
 
-        # the forward-mode pass inside, so that the gradient itself, which nobody asks for here, is not computed
-        derivatives_and_slope = grad_and_value(slope, argnums=arguments)
+        # forward mode is the inner pass, so that the gradient itself is not computed
+        derivatives_and_product = grad_and_value(product, argnums=arguments)
 
-        def adjoint(
-            parameters: torch.Tensor, images: torch.Tensor, targets: torch.Tensor, direction: torch.Tensor
-        ) -> tuple[torch.Tensor, ...]:
-            derivatives, product = derivatives_and_slope(parameters, images, targets, direction)
-            return (*derivatives, product)
+        def adjoint(*inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            derivatives, value = derivatives_and_product(*inputs)
+            return (*derivatives, value)
 
         return adjoint
 
     def _autocast(self, device: str) -> AbstractContextManager:
-        """Uncompiled, bfloat16 is left out: autocast does not go with forward mode there, nor would it be faster."""
+        """Autocast for bfloat16 in compiled code; in uncompiled code it does not work with forward mode, and is not faster."""
         if self._precision != "bfloat16" or not torch.compiler.is_compiling():
             return nullcontext()
         return torch.autocast(device, torch.bfloat16)
@@ -162,11 +163,18 @@ _CACHE: dict[tuple[Hashable, str, str, bool], StepFunctions] = {}
 
 
 def step_functions(network: nn.Module, precision: str, loss: str = "cross_entropy", compiled: bool = True) -> StepFunctions:
-    """Returns the step functions of a network; networks of equal architecture share them, so each is compiled once."""
+    """Returns the step functions of a network; networks of equal architecture share them."""
     key = (getattr(network, "architecture", network), precision, loss, compiled)
     if key not in _CACHE:
         _CACHE[key] = StepFunctions(network, precision, loss, compiled)
     return _CACHE[key]
+
+
+def check_engine(engine: str, precision: str, engines: Sequence[str]) -> None:
+    """Raises ConfigError unless the engine is one of `engines` and has that precision: only "compiled" has more than one."""
+    require(engine in engines, f"engine {engine!r} is unknown; use one of {', '.join(engines)}")
+    check_precision(precision)
+    require(engine == "compiled" or precision == "float32", f"engine {engine!r} has no precision {precision!r}; use 'float32'")
 
 
 def check_precision(precision: str) -> None:
@@ -185,55 +193,78 @@ def _channels_last(tensor: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def _tf32(allowed: bool) -> Iterator[None]:
-    """Allows or forbids TF32 in convolutions and products on a GPU, whatever the process says otherwise."""
+    """Allows or forbids TF32 in convolutions and products on a GPU, and restores the process's own settings afterwards."""
     backends = (torch.backends.cudnn, torch.backends.cuda.matmul)
-    before = [backend.allow_tf32 for backend in backends]
+    previous = [backend.allow_tf32 for backend in backends]
     for backend in backends:
         backend.allow_tf32 = allowed
     try:
         yield
     finally:
-        for backend, value in zip(backends, before, strict=True):
+        for backend, value in zip(backends, previous, strict=True):
             backend.allow_tf32 = value
 
 
 class _Compiled:
-    """A function that is compiled at its first call, or called as it is where that is not possible.
+    """A function that is compiled at its first call; if compiling fails, it runs uncompiled.
 
-    bfloat16 is refused there: uncompiled it would be computed in float32, under the name of a run that asks for bfloat16.
+    With bfloat16 a failure is an error, because uncompiled code would compute in float32.
     """
 
     enabled = True
-    reasons: ClassVar[set[str]] = set()  # why something could not be compiled, each told once
+    reasons: ClassVar[set[str]] = set()  # why functions ran uncompiled since the last `forget_uncompiled`
 
     def __init__(self, function: Callable, precision: str = "float32") -> None:
-        mode = "reduce-overhead" if torch.cuda.is_available() else "default"  # the former replays CUDA graphs
+        mode = "reduce-overhead" if torch.cuda.is_available() else "default"  # "reduce-overhead" replays CUDA graphs
         self._function = function
         self._precision = precision
         self._compiled = torch.compile(function, fullgraph=True, dynamic=False, mode=mode)
+        self._failure, self._remedy = "", ""
 
     def __call__(self, *arguments: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        if not self.enabled or self._compiled is None:
+        if not self.enabled:
             return self._function(*arguments)
-        try:
-            with torch._dynamo.config.patch(recompile_limit=MAX_SHAPES):
-                if arguments[0].is_cuda:
-                    torch.compiler.cudagraph_mark_step_begin()
-                return self._compiled(*arguments)
-        except BackendCompilerFailed as error:
-            reason = f"{type(error.inner_exception).__name__}: {str(error.inner_exception).strip().splitlines()[0]}"
-            require(
-                self._precision != "bfloat16",
-                f"precision 'bfloat16' needs compiled code, and compiling failed ({reason}); install g++, or set float32 in "
-                "every section that has bfloat16: --set teachers.precision=float32 --set training.precision=float32",
+        if self._compiled is self._function or torch._dynamo.config.disable:  # of which torch says nothing
+            self._note("torch.compile is turned off", "unset TORCHDYNAMO_DISABLE and TORCH_COMPILE_DISABLE")
+        if not self._failure:
+            try:
+                with torch._dynamo.config.patch(recompile_limit=MAX_SHAPES):
+                    if arguments[0].is_cuda:
+                        torch.compiler.cudagraph_mark_step_begin()
+                    return self._compiled(*arguments)
+            except (BackendCompilerFailed, OSError) as error:
+                cause = getattr(error, "inner_exception", error)
+                remedy = "a missing compiler is the usual cause: install g++"
+                if isinstance(cause, OSError):  # compiled code is kept in a folder, and there is no way without
+                    remedy = "set TORCHINDUCTOR_CACHE_DIR to a folder that can be written to"
+                self._note(f"{type(cause).__name__}: {str(cause).strip().splitlines()[0]}", remedy)
+        require(
+            self._precision != "bfloat16",
+            f"precision 'bfloat16' needs compiled code, and compiling failed ({self._failure}); {self._remedy}, or set "
+            "float32 in every section that has bfloat16: --set teachers.precision=float32 --set training.precision=float32",
+        )
+        if self._failure not in self.reasons:
+            self.reasons.add(self._failure)
+            warnings.warn(
+                f"running uncompiled, which is slower, because compiling failed ({self._failure}); {self._remedy}",
+                stacklevel=3,
             )
-            self._compiled = None
-            self._tell(reason)
-            return self._function(*arguments)
+        return self._function(*arguments)
 
-    @classmethod
-    def _tell(cls, reason: str) -> None:
-        if reason not in cls.reasons:
-            cls.reasons.add(reason)
-            warnings.warn(f"running uncompiled, which is slower, because compiling failed ({reason}); "
-                          "a missing compiler is the usual cause: install g++", stacklevel=4)  # fmt: skip
+    def _note(self, failure: str, remedy: str) -> None:
+        self._failure, self._remedy = failure, remedy
+
+
+def uncompiled_reasons() -> list[str]:
+    """Returns why functions ran uncompiled since the last `forget_uncompiled`; empty if all were compiled."""
+    return sorted(_Compiled.reasons)
+
+
+def note_uncompiled(reasons: Iterable[str]) -> None:
+    """Adds the reasons of an earlier process, whose work this process resumes."""
+    _Compiled.reasons.update(reasons)
+
+
+def forget_uncompiled() -> None:
+    """Clears `uncompiled_reasons`, for a new run in the same process."""
+    _Compiled.reasons.clear()

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from seqmatch_lib.data.datasets import load_dataset
 from seqmatch_lib.data.preprocessing import Preprocessing
 from seqmatch_lib.errors import ConfigError, require
 from seqmatch_lib.exchange.pixel_layouts import read_folder, read_parquet, write_folder, write_parquet
@@ -99,8 +100,12 @@ def import_sequence(
         require(len(paths) == 1, f"format {kind!r} has all subsets in one place; give one path instead of {len(paths)}")
         if kind == "idc":
             subsets = read_idc(paths[0], config, preprocessing, shape, lrs)
+        elif kind == "parquet":
+            subsets = read_parquet(paths[0], preprocessing, shape, lrs)
         else:
-            subsets = (read_parquet if kind == "parquet" else read_folder)(paths[0], preprocessing, shape, lrs)
+            subsets = read_folder(
+                paths[0], preprocessing, shape, lrs, num_classes, lambda: load_dataset(config.dataset).class_names
+            )
     metadata = {"config": config.as_dict(), "imported": {"format": kind, "paths": [path.name for path in paths]}}
     sequence = SubsetSequence(tuple(_sort_by_class(subset) for subset in subsets), metadata)
     origin = ", ".join(map(str, paths))

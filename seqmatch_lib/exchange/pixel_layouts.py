@@ -3,7 +3,7 @@
 import io
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from seqmatch_lib.store.files import write_atomically
 from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset, spread_lrs
 
 SHARD = "train-00000-of-00001.parquet"
+NUMBER_OF_FOLDER = re.compile(r"^(\d{1,9})(-.*)?$", re.ASCII | re.DOTALL)
 SUBSET_OF_FILE = re.compile(r"^s(\d+)-")
 
 
@@ -91,12 +92,22 @@ def _folder_names(class_names: Sequence[str]) -> list[str]:
 
 
 def read_folder(
-    path: Path, preprocessing: Preprocessing, shape: tuple[int, int, int], lrs: Sequence[float]
+    path: Path,
+    preprocessing: Preprocessing,
+    shape: tuple[int, int, int],
+    lrs: Sequence[float],
+    num_classes: int,
+    find_names: Callable[[], Sequence[str]],
 ) -> list[SyntheticSubset]:
-    """Reads such a folder; images of other names all belong to one subset."""
-    classes = sorted(folder for folder in (path / "train").glob("*") if folder.is_dir())
-    files = [(file, label) for label, folder in enumerate(classes) for file in list_images(folder)]
-    require(bool(files), f"{path} holds no images train/<class>/*.png; export the set again", DataError)
+    """Reads such a folder; images of other names all belong to one subset.
+
+    Class folders are called by their numbers, `3` or `3-cat`, or by the names of the classes, which `find_names` returns.
+    """
+    train = path / "train"
+    folders = sorted(folder for folder in train.glob("*") if folder.is_dir())
+    labels = _match_classes([folder.name for folder in folders], num_classes, find_names, train)
+    files = [(file, label) for label, folder in zip(labels, folders, strict=True) for file in list_images(folder)]
+    require(bool(files), f"{train} holds no images; put them into {train}/<class>/*.png", DataError)
     found = [SUBSET_OF_FILE.match(file.name) for file, _ in files]
     subset_of = [int(match[1]) if match else 1 for match in found]
     numbers = sorted(set(subset_of))
@@ -108,6 +119,41 @@ def read_folder(
         images = read_image_files([file for file, _ in chosen], shape)
         subsets.append(SyntheticSubset(preprocessing(images), torch.tensor([label for _, label in chosen]), lr))
     return subsets
+
+
+def _match_classes(
+    folders: Sequence[str], num_classes: int, find_names: Callable[[], Sequence[str]], origin: Path
+) -> list[int]:
+    """Returns the label of each folder, by its number or else by its name; never by its place in the alphabet.
+
+    Raises:
+        DataError: they are not all of the classes, each once, in one of the two ways.
+    """
+    require(bool(folders), f"{origin} holds no class folders; put the images into {origin}/<class>/*.png", DataError)
+    numbers = [NUMBER_OF_FOLDER.match(folder) for folder in folders]
+    labels = [int(match[1]) for match in numbers if match]
+    if sorted(labels) == list(range(num_classes)) and all(numbers):
+        return labels
+    names = list(find_names())
+    label_of = {_simplify(name): label for label, name in enumerate(names)}
+    labels = [label_of.get(_simplify(folder), -1) for folder in folders]
+    require(
+        sorted(labels) == list(range(num_classes)),
+        f"{origin} has folders {_shorten(folders)}, which are neither the numbers 0 … {num_classes - 1} nor the names of the "
+        f"classes, {_shorten(names)}, each once; rename them to either",
+        DataError,
+    )
+    return labels
+
+
+def _simplify(name: str) -> str:
+    """Returns what is left of a name that has to serve as a folder, however it was written."""
+    return re.sub(r"[^a-z0-9]+", "_", name.lower())
+
+
+def _shorten(names: Sequence[str], most: int = 5) -> str:
+    shown = ", ".join(f"{name:.40}" for name in map(ascii, names[:most]))
+    return shown + (f", … ({len(names)})" if len(names) > most else "")
 
 
 def _pixels_of(sequence: SubsetSequence, preprocessing: Preprocessing) -> list[tuple[np.ndarray, torch.Tensor]]:

@@ -4,12 +4,14 @@ Sources: `distill.py` of MTT, `distill_eval_new.py` of SeqMatch, `DATM.py`, `con
 SeqMatch-IDC.
 """
 
+import sys
 import warnings
 import zipfile
 from collections.abc import Sequence
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -22,6 +24,9 @@ from seqmatch_lib.store.files import write_parts
 from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset, spread_lrs
 
 LR_FILES = ("best_lr.pt", "lr_best.pt")  # of SeqMatch and of DATM
+MAX_OUTSIDE = 0.1  # of colours from [0, 1], on average: distilled ones have 0.01 and less, normalised ones 0.25 and more
+SUM_TOLERANCE = 0.01  # of probabilities, from 1: those of bfloat16 sum to no better
+_NUMPY = ("numpy.", "_codecs.encode")  # what pickled arrays ask for
 IDC_FILES = ("data_com_best.pt", "data_best.pt", "data.pt")  # all subsets of SeqMatch-IDC; the best and the last of IDC
 
 
@@ -92,20 +97,19 @@ def match_lrs(folders: Sequence[Path], lrs: Sequence[float]) -> list[tuple[Path,
 
 def read_pt_subset(folder: Path, soft: bool, lr: float | None) -> SyntheticSubset:
     """Reads one subset of MTT and SeqMatch, or of DATM if `soft`; a step size given goes before one found."""
-    images = _read_tensor(folder / "images_best.pt")
-    labels = _read_tensor(folder / "labels_best.pt")
+    path = folder / "images_best.pt"
+    images = _read_images(_load_pt(path), path, "save (images.float() / 255 - mean) / std")
     require(
-        soft == labels.is_floating_point(),
-        f"{folder / 'labels_best.pt'} holds {'classes: import it as mtt' if soft else 'soft labels: import it as datm'}",
+        bool((images < 0).any()),
+        f"{path} holds values from {images.min():.4g} to {images.max():.4g}, none negative, but this format stores images as "
+        "networks see them, normalised to mean 0; save (images / 255 - mean) / std if they are pixels up to 255, or "
+        "(images - mean) / std if they are colours up to 1",
         DataError,
     )
-    found = [folder / name for name in LR_FILES if (folder / name).is_file()]
-    if lr is None:
-        require(bool(found), f"{folder} holds no step size ({' or '.join(LR_FILES)}); give it with --lr")
-        value = _read_tensor(found[0])
-        require(value.numel() == 1, f"{found[0]} holds {value.numel()} values instead of a step size", StorageError)
-        lr = value.item()
-    return SyntheticSubset(images, labels.softmax(1) if soft and labels.dim() == 2 else labels, lr)
+    path = folder / "labels_best.pt"
+    labels = _plain(_load_pt(path), path)
+    labels = _read_soft_labels(labels, path) if soft else _read_classes(labels, path, "import it as datm")
+    return SyntheticSubset(images, labels, _read_lr(folder) if lr is None else lr)
 
 
 def read_idc(
@@ -116,10 +120,13 @@ def read_idc(
     require(bool(found), f"{folder} holds none of {', '.join(IDC_FILES)}; give the folder of a run of IDC", StorageError)
     value = _load_pt(found[0])
     is_pair = isinstance(value, list | tuple) and len(value) == 2
-    require(is_pair, f"{found[0]} does not hold a list of images and labels", StorageError)
-    images, labels = (_plain(part, found[0]) for part in value)
+    require(is_pair, f"{found[0]} holds {_kind(value)} instead of a list of images and labels; save that", StorageError)
+    images = _read_images(value[0], found[0], "save images.float() / 255")
+    labels = _plain(value[1], found[0])
     fits = tuple(images.shape[1:]) == shape and labels.dim() > 0
     require(fits, f"{found[0]} holds images and labels of {images.shape} and {labels.shape}, not images of {shape}", DataError)
+    _check_colours(images, found[0])
+    labels = _read_classes(labels, found[0], "the format has none; save classes, one whole number an image")
     sizes = [len(images) * ipc // config.ipc for ipc in config.subset_ipcs]
     require(
         sum(sizes) == len(images) == len(labels),
@@ -133,18 +140,97 @@ def read_idc(
     return [SyntheticSubset(*part, formation) for part in parts]
 
 
-def _read_tensor(path: Path) -> torch.Tensor:
-    return _plain(_load_pt(path), path)
+def _read_images(value: Any, path: Path, remedy: str) -> torch.Tensor:
+    images = _plain(value, path)
+    require(images.is_floating_point(), f"{path} holds images of {images.dtype} instead of float32; {remedy}", DataError)
+    require(images.numel() > 0, f"{path} holds no images (shape {tuple(images.shape)}); get the set again", DataError)
+    return images
+
+
+def _check_colours(images: torch.Tensor, path: Path) -> None:
+    """Raises DataError unless images are colours in [0, 1], which distillation may have moved a little beyond."""
+    low, high = images.min().item(), images.max().item()
+    outside = (images - images.clamp(0, 1)).abs().mean().item()
+    remedy = "save images / 255" if low >= 0 else "undo the normalisation: save images * std + mean"
+    require(
+        outside <= MAX_OUTSIDE,  # nor if that is not a number
+        f"{path} holds values from {low:.4g} to {high:.4g}, on average {outside:.2g} outside [0, 1], in which this format "
+        f"stores colours; {remedy}",
+        DataError,
+    )
+
+
+def _read_classes(labels: torch.Tensor, path: Path, remedy: str) -> torch.Tensor:
+    """Returns int64 classes, (N,) or of pixels, from whole numbers of any dtype, or from one-hot rows.
+
+    Raises:
+        DataError: soft labels, for which `remedy` says what to do, or no whole numbers.
+    """
+    found = f"{path} holds labels of {labels.dtype} and shape {tuple(labels.shape)}"
+    values = labels.double() if labels.is_floating_point() else labels.long()
+    if values.dim() == 2 and values.shape[1] > 1:
+        is_one_hot = bool(((values == 0) | (values == 1)).all() and (values.sum(1) == 1).all())
+        require(is_one_hot or not labels.is_floating_point(), f"{found}, which are soft labels: {remedy}", DataError)
+        values = values.argmax(1) if is_one_hot else values
+    whole = values.dim() != 2 and bool((values.long() == values).all())
+    require(whole, f"{found}, not one whole number an image; save labels.long() of shape (images,)", DataError)
+    return values.long()
+
+
+def _read_soft_labels(labels: torch.Tensor, path: Path) -> torch.Tensor:
+    """Returns (N, classes) probabilities: rows that are probabilities already as they are, others by a softmax.
+
+    DATM stores logits, but sets made otherwise hold probabilities, which a second softmax would flatten. A row is one of
+    probabilities if no entry is negative and they sum to 1, which logits hardly ever do. All rows are, or none.
+    """
+    is_soft = labels.is_floating_point() and labels.dim() == 2
+    found = f"{path} holds labels of {labels.dtype} and shape {tuple(labels.shape)}, not a row of logits an image"
+    require(is_soft, f"{found}; if they are classes, import it as mtt", DataError)
+    are_probabilities = (labels > -SUM_TOLERANCE).all(1) & ((labels.sum(1) - 1).abs() < SUM_TOLERANCE)
+    count = int(are_probabilities.sum())
+    require(
+        count in (0, len(labels)),
+        f"{path} holds {count} rows of probabilities (none negative, sum 1) among {len(labels)}, the others logits; save "
+        "either for all images",
+        DataError,
+    )
+    if not count:
+        return labels.softmax(1)
+    print(f"notice: {path} holds probabilities, not logits (all rows sum to 1); they are taken as they are", file=sys.stderr)
+    return labels
+
+
+def _read_lr(folder: Path) -> float:
+    """Returns the step size in a subset's folder: a tensor, a number, or a list of one."""
+    found = [folder / name for name in LR_FILES if (folder / name).is_file()]
+    require(bool(found), f"{folder} holds no step size ({' or '.join(LR_FILES)}); give it with --lr")
+    value = _load_pt(found[0])
+    if isinstance(value, list | tuple) and len(value) == 1:
+        (value,) = value
+    if isinstance(value, torch.Tensor):
+        value = _plain(value, found[0])
+        value = value.item() if value.numel() == 1 else value
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    require(is_number, f"{found[0]} holds {_kind(value)} instead of one step size; give it with --lr", StorageError)
+    return float(value)
+
+
+def _kind(value: Any) -> str:
+    """Returns what a file holds, in words."""
+    if isinstance(value, torch.Tensor):
+        return f"a tensor of {value.dtype} and shape {tuple(value.shape)}"
+    return f"a {type(value).__name__}" + (f" of {len(value)}" if isinstance(value, list | tuple | dict) else "")
 
 
 def _plain(value: Any, path: Path) -> torch.Tensor:
     """Returns a tensor of ordinary numbers, all of which are in the file: a view can claim to be of any size."""
-    require(isinstance(value, torch.Tensor), f"{path} holds a {type(value).__name__} instead of a tensor", StorageError)
+    remedy = "save one plain tensor, torch.save(tensor, path)"
+    require(isinstance(value, torch.Tensor), f"{path} holds {_kind(value)} instead of a tensor; {remedy}", StorageError)
     ordinary = value.layout is torch.strided and value.device.type == "cpu" and not (value.is_quantized or value.is_complex())
     whole = ordinary and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
     require(whole, f"{path} holds an unusual tensor ({value.dtype}, {value.layout}); save plain numbers", StorageError)
     value = value.detach()
-    return value.float() if value.is_floating_point() else value.long()
+    return value.float() if value.is_floating_point() else value
 
 
 def _load_pt(path: Path) -> Any:
@@ -156,9 +242,23 @@ def _load_pt(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a malformed or hostile pickle can end in any exception that its opcodes lead to
         reason = (str(error).splitlines() or [""])[0] or type(error).__name__
-        if "weights_only" in reason:  # torch's advice to read it without the protection is nothing to pass on
-            reason = "objects that only running code could make"
+        if isinstance(error, UnpicklingError):  # torch's advice to read it without the protection is nothing to pass on
+            reason = _describe_objects(path)
         raise StorageError(f"{path} is damaged or holds more than tensors ({reason}); it is not read") from error
+
+
+def _describe_objects(path: Path) -> str:
+    """Returns what a pickle asks for beside tensors, and what to do about it."""
+    try:
+        names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    except Exception:  # as above
+        names = []
+    if any(name.startswith("numpy") for name in names) and not [name for name in names if not name.startswith(_NUMPY)]:
+        return (
+            "it holds arrays of numpy; load it where it was saved, and save tensors: torch.save(torch.as_tensor(array), path)"
+        )
+    what = ", ".join(f"{name:.60}" for name in map(ascii, names[:3]))
+    return f"objects that only running code could make: {what}" if names else "its list of objects cannot be read"
 
 
 def _check_stored(path: Path) -> None:
@@ -168,7 +268,10 @@ def _check_stored(path: Path) -> None:
     torch 1.6, a bare pickle, in which four bytes can ask for gigabytes. Torch tells the two apart by the first bytes alone.
     """
     with path.open("rb") as file:
-        if file.read(4) != b"PK\x03\x04":
+        first = file.read(6)
+        if first == b"\x93NUMPY":
+            raise ValueError("it is an array saved by numpy; save torch.as_tensor(numpy.load(path)) with torch.save")
+        if not first.startswith(b"PK\x03\x04"):
             raise ValueError("it is no file of torch 1.6 or newer; load it with the torch that wrote it, save it with a newer")
     with zipfile.ZipFile(path) as archive:
         size = sum(entry.file_size for entry in archive.infolist())

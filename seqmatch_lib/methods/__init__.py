@@ -1,6 +1,6 @@
-"""Base distillation methods: each optimises one subset, and `seqmatch_lib.seqmatch` puts any of them in sequence."""
+"""Base distillation methods: each optimises one subset, and `seqmatch_lib.seqmatch` applies it to the subsets in turn."""
 
-# each registers itself
+# Importing a method's module registers the method.
 from seqmatch_lib.methods import dm as dm
 from seqmatch_lib.methods import idc as idc
 from seqmatch_lib.methods import krr as krr
@@ -16,13 +16,4 @@ from seqmatch_lib.methods.base import (
     register_method,
 )
 
-__all__ = [
-    "BaseConfig",
-    "BaseMethod",
-    "MethodState",
-    "Stage",
-    "Trainable",
-    "get_method",
-    "method_names",
-    "register_method",
-]
+__all__ = ["BaseConfig", "BaseMethod", "MethodState", "Stage", "Trainable", "get_method", "method_names", "register_method"]

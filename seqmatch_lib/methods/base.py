@@ -1,44 +1,11 @@
 """The interface of a base method A, as Algorithm 1 of SeqMatch uses it, and the registry of methods.
 
-A method of your own
-====================
-A base method optimises the images of one stage. It knows nothing of the sequence except what `Stage` tells it, so a method
-that works alone works under SeqMatch. It takes four things:
-
-1. a frozen dataclass of settings, with at least `iterations`, `lr_img`, `momentum_img`, `syn_lr`;
-2. `prepare(stage)`: what the steps need of the real data and the frozen subsets, made once a stage;
-3. `step(prepared, trainable, frozen, generator)`: one iteration's loss, its gradient added to `trainable.images.grad`;
-4. a name. This is all of a method that matches the class means of pixels (`tests/test_own_method.py` runs it):
-
-       @dataclass(frozen=True)
-       class MeansConfig(BaseConfig):
-           iterations: int = 30
-
-       @register_method("means")
-       class Means(BaseMethod):
-           config_class = MeansConfig
-
-           def prepare(self, stage):
-               return RealMeans(0.0, class_means(stage.images, stage.labels))
-
-           def step(self, prepared, trainable, frozen, generator):
-               loss = (class_means(*frozen.then(trainable.freeze_view()).union()) - prepared.means).square().sum()
-               loss.backward()
-               return loss.detach()
-
-A package of your own makes it known by an entry point, and `seqmatch_means` comes with it:
-
-       [project.entry-points."seqmatch_lib.methods"]
-       means = "my_package.means:Means"
-
-`RunConfig.from_dict` then builds runs of it from a dictionary; presets are for published settings. Rules: all randomness
-comes from `generator` or from seeds of `stage`; nothing of `frozen` is changed; what must survive a restart beside the
-images stands in `MethodState.state`. Override `initialise` for another start or other optimisers, `training_recipe` if
-networks must be trained on the result in one way only, `num_iterations` and `initial_lr` if they depend on the stage.
+A base method optimises one subset. It learns about the earlier subsets only from `Stage`, so a method that works for K = 1
+also works under SeqMatch. The guide to a method of your own, with a complete example, is `docs/own_method.md`.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -66,7 +33,7 @@ ENTRY_POINTS = "seqmatch_lib.methods"
 
 @dataclass(frozen=True)
 class Stage:
-    """Everything a base method may know while it distils S_k.
+    """Input of a base method for one stage, the distillation of S_k.
 
     Args:
         index: k = 1, 2, …
@@ -76,14 +43,14 @@ class Stage:
         images: (N, C, H, W) float32 normalised real training images, on the device.
         labels: (N,) int64.
         num_classes: number of classes.
-        preprocessing: what made `images` from pixels.
-        data_identity: JSON values that name data set, split and preprocessing, for files made from them.
+        preprocessing: how `images` were made from pixels.
+        data_identity: JSON values that identify data set, split and preprocessing, for files made from them.
         network: architecture that is trained on the subset.
         teachers: how teachers are trained, for methods that use them.
         recipe: how a network is trained on the frozen subsets.
         seed: of the run.
-        folder: where teachers are kept.
-        budget: to be asked in long loops whether the time is up.
+        folder: of the teachers' files.
+        budget: time budget, for long loops to check.
     """
 
     index: int
@@ -103,18 +70,16 @@ class Stage:
     budget: Budget
 
     def make_network(self, seed: int, *purpose: str | int) -> nn.Sequential:
-        """Returns a fresh network for this data, on the device."""
+        """Returns a fresh network for the real data, on the device; seed and purpose determine its parameters."""
         generator = make_generator(seed, *purpose)
         return make_network(self.network, tuple(self.images.shape[1:]), self.num_classes, generator).to(self.images.device)
 
     def start_networks(self, seed: int, *purposes: tuple[str | int, ...]) -> list[nn.Sequential]:
-        """Returns networks as stage k meets them: fresh ones, trained on S_1, then on S_1 ∪ S_2, …, S_1 ∪ … ∪ S_{k-1}.
+        """Returns networks from which stage k starts: trained on S_1, then on S_1 ∪ S_2, …, then on S_1 ∪ … ∪ S_{k-1}.
 
-        Args:
-            seed: of starts and training.
-            *purposes: one a network; they name its random numbers.
+        Each network has its own purpose, which seeds its initial parameters and its training; see `make_generator`.
 
-        Source: Algorithm 1 of SeqMatch, the line that carries the network from subset to subset.
+        Source: Algorithm 1 of SeqMatch, the line that saves the network for the next subset.
         """
         networks = [self.make_network(seed, *purpose, "start") for purpose in purposes]
         generators = [make_generator(seed, *purpose, "earlier stages") for purpose in purposes]
@@ -122,24 +87,24 @@ class Stage:
         return networks
 
     def rows_by_class(self) -> list[torch.Tensor]:
-        """Returns, for each class, the rows of its real images."""
+        """Returns, for each class, the indices of its real images."""
         classes = image_classes(self.labels)
         return [(classes == label).nonzero().flatten() for label in range(self.num_classes)]
 
 
 @dataclass
 class Trainable:
-    """The subset while it is optimised, with its optimisers; the one object of a stage that changes in place.
+    """S_k and its optimisers during the optimisation, which changes them in place.
 
     Args:
         images: (classes * ipc, C, H, W) leaf that requires a gradient.
         labels: (classes * ipc,) int64 classes, or a (classes * ipc, classes) leaf that requires a gradient.
-        lr: scalar leaf, the step size; it requires a gradient where it is learned.
-        optimizers: by the name of the leaf that they change: "images", and "labels" and "lr" where those are learned.
-        logits: whether learned labels are logits, of which networks are shown the probabilities.
+        lr: scalar leaf, the step size; it requires a gradient if it is learned.
+        optimizers: "images", and "labels" and "lr" if these are learned; each changes the leaf of its name.
+        logits: whether learned labels are logits; networks are then trained on their softmax.
         formation: how the stored images become training images.
-        iteration: finished iterations.
-        losses: one a finished iteration.
+        iteration: number of finished iterations.
+        losses: of the finished iterations.
     """
 
     images: torch.Tensor
@@ -153,29 +118,30 @@ class Trainable:
 
     @property
     def leaves(self) -> dict[str, torch.Tensor]:
-        """Images, labels and step size, by the names that optimisers have."""
+        """Images, labels and step size, by the names of their optimisers."""
         return {"images": self.images, "labels": self.labels, "lr": self.lr}
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Returns the leaves and the optimisers' states, from which `load_state` goes on bit for bit."""
+        """Returns the leaves and the optimisers' states."""
         tensors = self.leaves
         for name, optimizer in self.optimizers.items():
-            found = optimizer.state[self.leaves[name]].items()
-            tensors |= {f"optimizer.{name}.{key}": value for key, value in found}
+            optimizer_state = optimizer.state[self.leaves[name]].items()
+            tensors |= {f"optimizer.{name}.{key}": value for key, value in optimizer_state}
         return tensors
 
     def load_state(self, state: dict[str, torch.Tensor], losses: list[float]) -> None:
-        """Takes over what `state` returned, and the losses of the finished iterations.
+        """Restores what `state` returned, and the losses of the finished iterations; the results stay bit-identical.
 
         Raises:
-            KeyError: a leaf is missing; ValueError: a tensor has another shape or dtype.
+            KeyError: a leaf is missing.
+            ValueError: a tensor has another shape or dtype.
         """
         leaves = self.leaves
         with torch.no_grad():
             for name, leaf in leaves.items():
                 leaf.copy_(saved_like(state[name], leaf))
         for name, optimizer in self.optimizers.items():
-            # counters of steps stay on the CPU, as the optimisers of torch keep them
+            # step counters stay on the CPU, as in torch's optimisers
             optimizer.state[leaves[name]] = {
                 key: saved_like(value, leaves[name]).to(leaves[name].device) if value.dim() or name == "lr" else value
                 for key, value in tensors_under(state, f"optimizer.{name}.").items()
@@ -184,24 +150,24 @@ class Trainable:
         self.iteration = len(losses)
 
     def targets(self) -> torch.Tensor:
-        """Returns what networks are trained on: the labels, or the probabilities of logits; differentiable."""
+        """Returns the targets of training, differentiable: the labels, or the softmax of logits."""
         return self.labels.softmax(1) if self.logits else self.labels
 
     def freeze_view(self) -> SyntheticSubset:
-        """Returns the present state as a subset through which gradients flow back; it changes with the next step.
+        """Returns the leaves as a subset, without a copy: gradients flow back to them.
 
-        Its step size is left at 0: reading it would wait for the device, and losses take it from `lr`.
+        The step size of this subset is 0, because reading it would wait for the device; losses use `lr`.
         """
         return SyntheticSubset(self.images, self.targets(), 0.0, self.formation)
 
     def freeze(self) -> SyntheticSubset:
-        """Returns a copy of the present state as a subset that no later step can change."""
+        """Returns a copy as a subset, which later steps do not change."""
         labels = self.targets().detach().clone()
         return SyntheticSubset(self.images.detach().clone(), labels, self.lr.item(), self.formation)
 
 
 def saved_like(saved: torch.Tensor, leaf: torch.Tensor) -> torch.Tensor:
-    """Returns a saved tensor after making sure that it has the shape and dtype of what it is to become, else ValueError."""
+    """Returns the saved tensor; raises ValueError unless it has the shape and dtype of the leaf."""
     if saved.shape != leaf.shape or saved.dtype != leaf.dtype:
         raise ValueError(f"{saved.dtype} of shape {tuple(saved.shape)} instead of {leaf.dtype} of {tuple(leaf.shape)}")
     return saved
@@ -209,20 +175,20 @@ def saved_like(saved: torch.Tensor, leaf: torch.Tensor) -> torch.Tensor:
 
 @dataclass
 class MethodState:
-    """What `prepare` returns: a method subclasses it with whatever its steps need.
+    """Result of `prepare` and input of each `step`; a method adds its own attributes in a subclass.
 
     Args:
-        seconds: spent on teachers, in this run or in the one that left them on disk; 0 without teachers.
+        seconds: of training the teachers, by this run or an earlier one; 0 without teachers.
     """
 
     seconds: float
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Returns what beside the subset changes from step to step, to be saved with it."""
+        """Returns the tensors that steps change, other than the subset; they are saved with it."""
         return {}
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
-        """Takes over what `state` returned in the process that was stopped."""
+        """Restores what `state` returned in an earlier process."""
 
 
 @dataclass(frozen=True)
@@ -230,10 +196,10 @@ class BaseConfig:
     """Settings that every method has.
 
     Args:
-        iterations: steps of a stage.
+        iterations: of each stage.
         lr_img: learning rate of the images.
         momentum_img: of the image optimiser (SGD).
-        syn_lr: step size that networks are trained with on the result, or that its learning begins with.
+        syn_lr: step size of training on the set; the initial one, if the method learns it.
     """
 
     iterations: int = 1000
@@ -244,15 +210,15 @@ class BaseConfig:
 
 @dataclass(frozen=True)
 class Effort:
-    """What a method computes and holds.
+    """Computation and memory that distillation by a method takes.
 
     Args:
-        passes: forward passes of one image, over all stages.
-        images: whose activations it holds at a time.
-        vectors: of parameters that it holds.
+        passes: forward passes of single images, over all stages.
+        images: number whose activations are held at a time.
+        vectors: number of parameter vectors held.
         variant: engine and precision, as the benchmark names them.
-        rate: what the benchmark measures that is like it: "inner_steps" or "training".
-        starts: networks, one number a stage, that are trained through the stages before.
+        rate: the benchmark's most similar measurement: "inner_steps" or "training".
+        starts: for each stage, the number of networks that are trained through the earlier stages.
     """
 
     passes: float
@@ -271,65 +237,70 @@ class BaseMethod(ABC):
     """
 
     config_class: ClassVar[type]
-    uses_teachers: ClassVar[bool] = False  # whether stages have an interval of teacher epochs
+    uses_teachers: ClassVar[bool] = False
 
     def __init__(self, config: Any) -> None:
         self.config = config
+
+    def check(self, intervals: Sequence[tuple[int, int]], teachers: TeacherConfig, training: TrainingRecipe) -> None:
+        """Raises ConfigError unless the method's settings fit the other settings of its run; by default all fit.
+
+        Args:
+            intervals: teacher epochs of each subset; empty for methods without teachers.
+            teachers: how teachers are trained.
+            training: how networks are trained on the distilled set.
+        """
 
     def num_iterations(self, index: int) -> int:
         """Returns the iterations of stage k = `index`."""
         return self.config.iterations
 
     def initial_lr(self, index: int) -> float:
-        """Returns the step size that stage k = `index` begins with."""
+        """Returns the initial step size of stage k = `index`."""
         return self.config.syn_lr
 
     def initialise(self, stage: Stage) -> Trainable:
-        """Returns the subset before its first iteration: random real images, as the public codes start."""
+        """Returns the subset before its first iteration: random real images, as in the public codes."""
         lr = self.initial_lr(stage.index)
         purpose = ("stage", stage.index, "initial images")
-        start = sample_real_subset(stage.images, stage.labels, stage.num_classes, stage.ipc, lr, stage.seed, *purpose)
-        images = start.images.requires_grad_()
+        subset = sample_real_subset(stage.images, stage.labels, stage.num_classes, stage.ipc, lr, stage.seed, *purpose)
+        images = subset.images.requires_grad_()
         optimizers = {"images": self.image_optimizer(images)}
-        return Trainable(images, start.labels, torch.tensor(lr, device=images.device), optimizers)
+        return Trainable(images, subset.labels, torch.tensor(lr, device=images.device), optimizers)
 
     def image_optimizer(self, images: torch.Tensor) -> torch.optim.Optimizer:
-        """Returns what changes the images: SGD with momentum."""
+        """Returns the optimiser of the images: SGD with momentum."""
         return torch.optim.SGD([images], lr=self.config.lr_img, momentum=self.config.momentum_img)
 
     @abstractmethod
     def prepare(self, stage: Stage) -> MethodState:
-        """Makes or loads what the steps need from the real data and the frozen subsets; called once a stage."""
+        """Computes or loads whatever all steps of the stage share, such as teachers."""
 
     @abstractmethod
     def step(self, prepared: Any, trainable: Trainable, frozen: SubsetSequence, generator: torch.Generator) -> torch.Tensor:
         """Computes one iteration's loss and adds its gradients to the leaves of `trainable`.
 
         Args:
-            prepared: what `prepare` returned.
-            trainable: S_k; only gradients are written.
+            prepared: result of `prepare`.
+            trainable: S_k; only the gradients are changed.
             frozen: S_1 … S_{k-1}, constant.
-            generator: the iteration's own CPU generator, the only source of randomness.
+            generator: CPU generator of this iteration, the only source of randomness.
 
         Returns:
             The detached scalar loss.
         """
 
-    def training_recipe(self, recipe: TrainingRecipe) -> TrainingRecipe:
-        """Returns how networks are trained on the result; a method that needs a loss of its own changes the recipe."""
-        return recipe
-
     def effort(self, sizes: list[int], num_classes: int) -> Effort:
-        """Returns what distilling all stages costs, for `python -m seqmatch_lib cost`.
+        """Returns the cost of distilling all stages, for `python -m seqmatch_lib cost`.
 
         Args:
-            sizes: stored images of each stage.
+            sizes: number of stored images of each stage.
             num_classes: of the data.
 
         Raises:
-            ConfigError: the method does not say.
+            ConfigError: the method does not define it.
         """
-        raise ConfigError(f"{type(self).__name__} does not say what its steps cost; give it a method `effort`")
+        raise ConfigError(f"{type(self).__name__} does not define the cost of its steps; define its method `effort`")
 
 
 _METHODS: dict[str, type[BaseMethod]] = {}
@@ -347,29 +318,29 @@ def register_method(name: str) -> Callable[[type[BaseMethod]], type[BaseMethod]]
 
 
 @cache
-def _named_elsewhere() -> tuple[EntryPoint, ...]:
-    """Methods of other packages; looking for them takes a tenth of a second, and every configuration asks."""
-    return tuple(entry_points(group=ENTRY_POINTS))
+def _entry_points() -> dict[str, EntryPoint]:
+    """Methods that installed packages register; cached, because the look-up reads the metadata of every package."""
+    return {entry.name: entry for entry in entry_points(group=ENTRY_POINTS)}
 
 
 def method_names() -> tuple[str, ...]:
-    """Returns the names of all base methods: those of this library, and those that other packages name."""
-    return tuple(sorted({*_METHODS, *(entry.name for entry in _named_elsewhere())}))
+    """Returns the names of all base methods, of this library and of other packages."""
+    return tuple(sorted({*_METHODS, *_entry_points()}))
 
 
 def get_method(name: str) -> type[BaseMethod]:
     """Returns a base method by its name.
 
     Raises:
-        ConfigError: no method has that name, or the package that names one does not give a method.
+        ConfigError: no method has that name, or an entry point of that name is not a method.
     """
-    if name not in _METHODS:
-        for entry in (one for one in _named_elsewhere() if one.name == name):
-            method = entry.load()
-            require(
-                isinstance(method, type) and issubclass(method, BaseMethod),
-                f"entry point {name!r} ({entry.value}) is no BaseMethod; name a subclass of seqmatch_lib.methods.BaseMethod",
-            )
-            _METHODS.setdefault(name, method)
+    if name not in _METHODS and name in _entry_points():
+        entry = _entry_points()[name]
+        method = entry.load()
+        require(
+            isinstance(method, type) and issubclass(method, BaseMethod),
+            f"entry point {name!r} ({entry.value}) is not a BaseMethod; name a subclass of seqmatch_lib.methods.BaseMethod",
+        )
+        _METHODS.setdefault(name, method)
     require(name in _METHODS, f"method {name!r} is unknown; use one of {', '.join(method_names())}")
     return _METHODS[name]

@@ -1,6 +1,7 @@
 """DM: match the mean features of random networks, class by class (Zhao and Bilen, WACV 2023)."""
 
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import nn
@@ -10,7 +11,7 @@ from seqmatch_lib.errors import require
 from seqmatch_lib.methods.base import BaseMethod, Effort, MethodState, Stage, Trainable, register_method
 from seqmatch_lib.subsets import SubsetSequence
 
-FEATURE_PASSES = 3  # of a synthetic image: its features, and their derivative in the image
+FEATURE_PASSES = 3  # cost of a synthetic image: its features, and their derivative in the image
 
 
 @dataclass(frozen=True)
@@ -18,16 +19,16 @@ class DMConfig:
     """Hyperparameters of DM, named as in its public code.
 
     Args:
-        iterations: steps, each on all classes.
+        iterations: each on all classes.
         lr_img: learning rate of the images.
         momentum_img: of the image optimiser.
-        batch_real: real images of a class in a step.
-        augment: DSA strategy, one draw for the real and synthetic images of a class.
-        syn_lr: step size for training on the set (`lr_net`); DM learns none.
-        fix_iter: steps before a new random network is drawn; 1 in the public code.
+        batch_real: real images of each class in an iteration.
+        augment: DSA strategy, with one draw for the real and synthetic images of a class.
+        syn_lr: step size for training on the set (`lr_net`), not learned.
+        fix_iter: iterations with the same random network; 1 in the public code.
         later_fix_iter: the same in stages k >= 2, where each network is first trained on S_1 … S_{k-1}.
 
-    Source: `main_DM.py` of the public code; under SeqMatch as in SeqMatch-IDC, whose option `fix_iter` this is.
+    Source: `main_DM.py` of the public code; `fix_iter` is from the public code of SeqMatch-IDC.
     """
 
     iterations: int = 20_000
@@ -50,7 +51,7 @@ class DMConfig:
 
 @dataclass
 class DMPrepared(MethodState):
-    """The real images by class, and the network of the present block of steps."""
+    """The indices of the real images of each class, and the features of the network of the current block of iterations."""
 
     stage: Stage
     rows: list[torch.Tensor]
@@ -58,7 +59,7 @@ class DMPrepared(MethodState):
     features: nn.Module | None = None
 
     def features_of(self, block: int) -> nn.Module:
-        """Returns the features of the network of a block of steps; it follows from the seed, whatever came before."""
+        """Returns the features of the network of a block of iterations, which depends only on the seed and the block."""
         if block != self.block:
             (network,) = self.stage.start_networks(self.stage.seed, ("stage", self.stage.index, "features", block))
             self.features = network[:-1].requires_grad_(False)
@@ -68,21 +69,20 @@ class DMPrepared(MethodState):
 
 @register_method("dm")
 class DM(BaseMethod):
-    """Matching the distributions of features."""
+    """Matching of feature distributions."""
 
     config_class = DMConfig
 
     def prepare(self, stage: Stage) -> DMPrepared:
-        """Sorts the real images by class."""
+        """Groups the real images by class; networks are made in `step`."""
         return DMPrepared(0.0, stage, stage.rows_by_class())
 
     def step(
         self, prepared: DMPrepared, trainable: Trainable, frozen: SubsetSequence, generator: torch.Generator
     ) -> torch.Tensor:
-        """Matches the mean features of every class, those of S_1 ∪ … ∪ S_k with those of real images.
+        """Matches, for every class, the mean features of S_1 ∪ … ∪ S_k with those of real images.
 
-        Returns:
-            The squared distances of the means, added up over classes, detached.
+        The loss is the squared distance of the means, summed over classes.
         """
         config, stage = self.config, prepared.stage
         fix_iter = config.fix_iter if stage.index == 1 else config.later_fix_iter
@@ -91,19 +91,18 @@ class DM(BaseMethod):
         losses = []
         for label, members in enumerate(prepared.rows):
             rows = members[torch.randperm(len(members), generator=generator)[: config.batch_real].to(members.device)]
-            own = torch.cat([subset.of_class(label, stage.num_classes)[0] for subset in sequence.subsets])
-            real, synthetic = augment_alike([stage.images[rows], own], config.augment, generator)
+            images = torch.cat([subset.of_class(label, stage.num_classes)[0] for subset in sequence.subsets])
+            real, synthetic = augment_alike([stage.images[rows], images], config.augment, generator)
             with torch.no_grad():
-                wanted = features(real.detach()).mean(0)
-            loss = (features(synthetic).mean(0) - wanted).square().sum()
-            loss.backward()  # class by class, so that one class's activations are kept at a time
+                real_mean = features(real.detach()).mean(0)
+            loss = (features(synthetic).mean(0) - real_mean).square().sum()
+            loss.backward()  # for each class, so that only the activations of one class are kept
             losses.append(loss.detach())
         return torch.stack(losses).sum()
 
     def effort(self, sizes: list[int], num_classes: int) -> Effort:
-        """Returns what the features of all images cost."""
-        config, passes = self.config, 0.0
-        for index in range(1, len(sizes) + 1):
-            passes += config.iterations * (num_classes * config.batch_real + FEATURE_PASSES * sum(sizes[:index]))
+        """Returns the cost of computing the features."""
+        config = self.config
+        images = [num_classes * config.batch_real + FEATURE_PASSES * union for union in accumulate(sizes)]
         starts = (config.iterations / config.fix_iter, *(config.iterations / config.later_fix_iter for _ in sizes[1:]))
-        return Effort(passes, config.batch_real, 2, "eager float32", starts=starts)
+        return Effort(config.iterations * sum(images), config.batch_real, 2, "eager float32", starts=starts)

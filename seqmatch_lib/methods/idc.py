@@ -1,8 +1,8 @@
 """IDC: match gradients class by class along the training of a network on real data (Kim et al., ICML 2022).
 
-Departures from the public code: the images of all classes take their step together, after the matches of one round (classes
-do not meet in the match, so only the moment differs at which momentum acts); images are kept normalised, with gradients
-scaled so that `lr_img` is in units of pixels in [0, 1] as published; real images are drawn anew in each round.
+Departures from the public code: the images of all classes take one step together, after all classes have been matched (a
+match involves one class, so this changes only when momentum acts). Images are stored normalised, and their gradients are
+scaled so that `lr_img` applies to pixels in [0, 1], as published. Real images are drawn anew in each iteration.
 """
 
 from collections.abc import Callable
@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from math import ceil
 
 import torch
+import torch.nn.functional as F
 
 from seqmatch_lib.data.multi_formation import Formation, store_tiles
 from seqmatch_lib.data.preprocessing import Normalisation
 from seqmatch_lib.engine.augment import augment_alike, check_strategy
 from seqmatch_lib.engine.networks import flatten_parameters, load_parameters
-from seqmatch_lib.engine.step_functions import GRADIENT_PASSES, IMAGE_ADJOINT_PASSES, step_functions
-from seqmatch_lib.engine.training import BatchConfig, OptimizerConfig, StackedTrainer, check_trainer, one_hot
+from seqmatch_lib.engine.step_functions import GRADIENT_PASSES, IMAGE_ADJOINT_PASSES, check_engine, step_functions
+from seqmatch_lib.engine.training import TRAINING_ENGINES, BatchConfig, OptimizerConfig, StackedTrainer
 from seqmatch_lib.errors import require
 from seqmatch_lib.methods.base import BaseMethod, Effort, MethodState, Stage, Trainable, register_method
 from seqmatch_lib.seeds import make_generator
@@ -26,52 +27,47 @@ from seqmatch_lib.subsets import SubsetSequence
 STARTS = ("mix", "random")
 
 
-def _squared(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    return (x - y).square().sum()
-
-
-def _absolute(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    return (x - y).abs().sum()
-
-
 def _cosine(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """One minus the cosine of each filter's gradients, added up."""
+    """One minus the cosine of the gradients of each filter, summed over filters."""
     x, y = x.flatten(1), y.flatten(1)
     return (1 - (x * y).sum(1) / (x.norm(dim=1) * y.norm(dim=1) + 1e-6)).sum()
 
 
-# Distances of two gradients of one weight tensor (`dist` in the public code).
+# Distances between two gradients of one weight tensor (`dist` in the public code).
 METRICS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
-    "mse": _squared,
-    "l1": _absolute,
+    "mse": lambda x, y: (x - y).square().sum(),
+    "l1": lambda x, y: (x - y).abs().sum(),
     "cosine": _cosine,
 }
 
 
 @dataclass(frozen=True)
 class IDCConfig:
-    """Hyperparameters of IDC, with the names of the public code where it has one.
+    """Hyperparameters of IDC, named as in the public code where it has a name.
+
+    An iteration matches every class once, then trains the network on real images.
 
     Args:
-        iterations: rounds of matching of each subset, one entry for all or one each: 100 times the `niter` of the code.
-        inner_loop: rounds, each followed by training on real images, before the network begins anew; likewise.
-        fix_iter: how many times it begins from the same start, before that is drawn anew.
+        iterations: of each stage, one entry for all stages or one for each; 100 times the `niter` of the public code.
+        inner_loop: iterations before the network returns to its start; entries as for `iterations`.
+        fix_iter: how many times the same start is used before a new one is drawn.
         factor: of multi-formation; 1 is IDC-I.
         decode: of multi-formation in the match; sets matched with "bound" are trained on as "single".
-        start: "mix", tiles of different real images, or "random", whole real images.
+        start: initial images: "mix", tiles of different real images, or "random", whole real images.
         metric: distance of gradients: "mse", "l1" or "cosine".
-        lr_img: learning rate of the images in [0, 1] at 10 images per class; it grows with the stage's ipc.
+        lr_img: learning rate for pixels in [0, 1] at 10 images per class; it is scaled by ipc / 10.
         momentum_img: of the image optimiser.
-        batch_real: real images of a class in a match.
-        batch_syn_max: most training images of a class and subset in a match.
-        n_data: real images that the network is trained on after a round; 0 for none.
-        net_epoch: passes over them.
-        net_lr: of that training, as are `net_momentum`, `net_weight_decay` and `net_batch_size`.
-        match_augment: DSA strategy of the match, one draw for the real and synthetic images of a class.
-        net_augment: DSA strategy of the training on real images.
-        cutmix: probability of CutMix in that training.
-        syn_lr: step size for training on the set; IDC learns none.
-        engine: "eager" or "compiled", and `precision`, of gradients, their derivatives and the training.
+        batch_real: real images of each class in a match.
+        batch_syn_max: most training images of each class and subset in a match.
+        n_data: real images that the network is trained on in each iteration; 0 for no training.
+        net_epoch: passes over these images.
+        net_lr: of the network's training, as are `net_momentum`, `net_weight_decay` and `net_batch_size`.
+        match_augment: DSA strategy of the match, with one draw for the real and synthetic images of a class.
+        net_augment: DSA strategy of the network's training.
+        cutmix: probability of CutMix in the network's training.
+        syn_lr: step size for training on the set, not learned.
+        engine: "eager" or "compiled", for matches and the network's training.
+        precision: of engine "compiled", see `StepFunctions`.
 
     Source: `argument.py`, `misc/reproduce.py` and `condense.py` of the public code; `inner_loops`, `niters` and `fix_iter` in
     `condense_new.py` of SeqMatch-IDC.
@@ -119,30 +115,25 @@ class IDCConfig:
         Formation(self.factor, self.decode)
         check_strategy(self.match_augment)
         check_strategy(self.net_augment)
-        check_trainer(self.engine, self.precision)
+        check_engine(self.engine, self.precision, TRAINING_ENGINES)
 
 
 class IDCPrepared(MethodState):
-    """The real images by class, and the network that the gradients are those of, at its place in training.
-
-    Args:
-        stage: S_k's.
-        config: of the method.
-    """
+    """The indices of the real images of each class, and the network whose gradients are matched, with its trainer."""
 
     def __init__(self, stage: Stage, config: IDCConfig) -> None:
         super().__init__(seconds=0.0)
         require(
             isinstance(stage.preprocessing, Normalisation),
-            "idc keeps pixels within [0, 1], which ZCA whitened images have no bounds for; set zca=false",
+            "idc keeps pixels within [0, 1], but ZCA whitened images have no such bounds; set zca=false",
         )
         low, high = stage.preprocessing.range()
-        device = stage.images.device
         self.stage = stage
-        self.low, self.high = low.to(device), high.to(device)
+        self.low, self.high = low.to(stage.images.device), high.to(stage.images.device)
         self.rows = stage.rows_by_class()
-        labels = stage.labels
-        self.targets = one_hot(labels, stage.num_classes).to(stage.images.dtype) if config.cutmix else labels
+        self.targets = stage.labels
+        if config.cutmix:
+            self.targets = F.one_hot(stage.labels, stage.num_classes).to(stage.images.dtype)
         self._network = stage.make_network(stage.seed, "matching network")
         self.shapes = [parameter.shape for parameter in self._network.parameters()]
         self.functions = step_functions(self._network, config.precision, compiled=config.engine == "compiled")
@@ -152,7 +143,7 @@ class IDCPrepared(MethodState):
         self.trainer: StackedTrainer | None = None
 
     def begin_again(self, block: int, renew: bool) -> None:
-        """Sets the network back to its start; `renew` draws the start of that block of rounds first."""
+        """Resets the network to its start; with `renew`, first draws the start of that block of iterations."""
         if renew:
             (network,) = self.stage.start_networks(self.stage.seed, ("stage", self.stage.index, "matching", block))
             self._start = flatten_parameters(network)
@@ -163,13 +154,13 @@ class IDCPrepared(MethodState):
         self.trainer = StackedTrainer([self._network], self._optimizer_config, **self._engine)
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Returns the network's start, and its present place in training."""
+        """Returns the network's start, and the state of its training."""
         if self.trainer is None:
             return {}
         return {"start": self._start, **{f"trainer.{name}": value for name, value in self.trainer.state().items()}}
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
-        """Puts the network back to where it was."""
+        """Restores what `state` returned."""
         self._start = state["start"]
         self._make_trainer()
         self.trainer.load_state(tensors_under(state, "trainer."))
@@ -182,14 +173,14 @@ class IDC(BaseMethod):
     config_class = IDCConfig
 
     def num_iterations(self, index: int) -> int:
-        """Returns the rounds of stage k = `index`."""
+        """Returns the iterations of stage k = `index`."""
         return _entry(self.config.iterations, index, "idc.iterations")
 
     def initialise(self, stage: Stage) -> Trainable:
-        """Returns real images, factor² of them in each stored image if `start` is "mix".
+        """Returns real images; if `start` is "mix", each stored image consists of factor² of them.
 
         Raises:
-            ConfigError: more tiles than pixels a side.
+            ConfigError: `factor` exceeds the side of the images in pixels.
         """
         config = self.config
         side = min(stage.images.shape[2:])
@@ -203,36 +194,31 @@ class IDC(BaseMethod):
         return trainable
 
     def _tiled_start(self, stage: Stage) -> torch.Tensor:
-        """Returns stored images of factor² real ones each; a class with too few real images gives some of them twice."""
+        """Returns stored images of factor² real ones each; a class with too few real images repeats some of them."""
         tiles = self.config.factor**2
         generator = make_generator(stage.seed, "stage", stage.index, "initial tiles")
-        chosen = []
+        rows = []
         for members in stage.rows_by_class():
-            rounds = ceil(stage.ipc * tiles / len(members))
-            order = torch.cat([torch.randperm(len(members), generator=generator) for _ in range(rounds)])
-            chosen.append(members[order[: stage.ipc * tiles].to(members.device)])
-        real = stage.images[torch.cat(chosen)]
+            repetitions = ceil(stage.ipc * tiles / len(members))
+            order = torch.cat([torch.randperm(len(members), generator=generator) for _ in range(repetitions)])
+            rows.append(members[order[: stage.ipc * tiles].to(members.device)])
+        real = stage.images[torch.cat(rows)]
         return store_tiles(real.unflatten(0, (-1, tiles)), self.config.factor)
 
     def prepare(self, stage: Stage) -> IDCPrepared:
-        """Sorts the real images by class.
-
-        Raises:
-            ConfigError: ZCA whitened images, or a batch too small for "bound".
-        """
+        """Makes the network and groups the real images by class; raises ConfigError for ZCA whitened images."""
         return IDCPrepared(stage, self.config)
 
     def step(
         self, prepared: IDCPrepared, trainable: Trainable, frozen: SubsetSequence, generator: torch.Generator
     ) -> torch.Tensor:
-        """Matches every class once, then trains the network on real images; pixels are clipped where it begins again.
+        """Matches every class once, then trains the network on real images; pixels are clipped when the network is reset.
 
-        Returns:
-            The distance of real and synthetic gradients, added up over classes and weight tensors, detached.
+        The loss is the distance of real and synthetic gradients, summed over classes and weight tensors.
         """
         config, stage = self.config, prepared.stage
-        block, place = divmod(trainable.iteration, _entry(config.inner_loop, stage.index, "idc.inner_loop"))
-        if place == 0:
+        block, inner_iteration = divmod(trainable.iteration, _entry(config.inner_loop, stage.index, "idc.inner_loop"))
+        if inner_iteration == 0:
             prepared.begin_again(block // config.fix_iter, renew=block % config.fix_iter == 0)
             with torch.no_grad():
                 trainable.images.clamp_(prepared.low, prepared.high)
@@ -242,7 +228,7 @@ class IDC(BaseMethod):
             self._match(prepared, parameters, label, *self._training_images(sequence, label, stage, generator), generator)
             for label in range(stage.num_classes)
         ]
-        # pixels are std times the stored values, so a step of lr in pixels is one of lr / std² here
+        # pixel = std * stored value + mean, with std = 1 / (high - low): a step of lr in pixels is lr / std² in stored values
         trainable.images.grad.mul_((prepared.high - prepared.low).square())
         self._train(prepared, generator)
         return torch.stack(losses).sum()
@@ -250,17 +236,17 @@ class IDC(BaseMethod):
     def _training_images(
         self, sequence: SubsetSequence, label: int, stage: Stage, generator: torch.Generator
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns the training images of a class in all subsets, at most `batch_syn_max` of each subset."""
+        """Returns the training images of a class and their labels, at most `batch_syn_max` of each subset."""
         images, labels = [], []
         bound = self.config.batch_syn_max
         formation = Formation(self.config.factor, self.config.decode)
         for subset in sequence.subsets:
-            decoded, repeated = formation(*subset.of_class(label, stage.num_classes), bound)
-            if len(decoded) > bound:
-                chosen = torch.randperm(len(decoded), generator=generator)[:bound].to(decoded.device)
-                decoded, repeated = decoded[chosen], repeated[chosen]
-            images.append(decoded)
-            labels.append(repeated)
+            subset_images, subset_labels = formation(*subset.of_class(label, stage.num_classes), bound)
+            if len(subset_images) > bound:
+                rows = torch.randperm(len(subset_images), generator=generator)[:bound].to(subset_images.device)
+                subset_images, subset_labels = subset_images[rows], subset_labels[rows]
+            images.append(subset_images)
+            labels.append(subset_labels)
         return torch.cat(images), torch.cat(labels)
 
     def _match(
@@ -272,21 +258,21 @@ class IDC(BaseMethod):
         labels: torch.Tensor,
         generator: torch.Generator,
     ) -> torch.Tensor:
-        """Adds the gradient of one class's distance to the images it came from, and returns the distance."""
+        """Returns the distance of one class's real and synthetic gradients, and adds its gradient to the synthetic images."""
         stage, config = prepared.stage, self.config
         members = prepared.rows[label]
         rows = members[torch.randperm(len(members), generator=generator)[: config.batch_real].to(members.device)]
         real, synthetic = augment_alike([stage.images[rows], images], config.match_augment, generator)
-        wanted = prepared.functions.gradient(parameters, real, stage.labels[rows])[0].clone()
-        reached = prepared.functions.gradient(parameters, synthetic.detach(), labels)[0].clone().requires_grad_()
+        real_gradient = prepared.functions.gradient(parameters, real, stage.labels[rows])[0].clone()
+        gradient = prepared.functions.gradient(parameters, synthetic.detach(), labels)[0].clone().requires_grad_()
         sizes = [shape.numel() for shape in prepared.shapes]
         loss = sum(
-            METRICS[config.metric](mine.view(shape), other.view(shape))
-            for mine, other, shape in zip(reached.split(sizes), wanted.split(sizes), prepared.shapes, strict=True)
-            if len(shape) > 2  # neither biases and norms nor the linear layer
+            METRICS[config.metric](part.view(shape), real_part.view(shape))
+            for part, real_part, shape in zip(gradient.split(sizes), real_gradient.split(sizes), prepared.shapes, strict=True)
+            if len(shape) > 2  # only weights of convolutions
         )
-        (direction,) = torch.autograd.grad(loss, reached)
-        # the loss depends on the images through the gradient alone: d loss / d x = d <gradient, direction> / d x
+        (direction,) = torch.autograd.grad(loss, gradient)
+        # the loss depends on the images x only through the gradient: d loss / d x = d <gradient, direction> / d x
         synthetic.backward(prepared.functions.image_adjoint(parameters, synthetic.detach(), labels, direction))
         return loss.detach()
 
@@ -299,7 +285,7 @@ class IDC(BaseMethod):
             prepared.trainer.epoch(stage.images[rows], prepared.targets[rows], batch_config, [generator])
 
     def effort(self, sizes: list[int], num_classes: int) -> Effort:
-        """Returns what matches, and training on real images, cost."""
+        """Returns the cost of matches and of training on real images."""
         config = self.config
         tiles = sum(factor**2 for factor in range(1, config.factor + 1)) if config.decode == "multi" else config.factor**2
         passes, starts = 0.0, []
@@ -307,17 +293,17 @@ class IDC(BaseMethod):
             synthetic = sum(min(size // num_classes * tiles, config.batch_syn_max) for size in sizes[:index])
             match = GRADIENT_PASSES * config.batch_real + (GRADIENT_PASSES + IMAGE_ADJOINT_PASSES) * synthetic
             training = GRADIENT_PASSES * config.n_data * config.net_epoch
-            rounds = self.num_iterations(index)
-            passes += rounds * (num_classes * match + training)
-            starts.append(rounds / _entry(config.inner_loop, index, "idc.inner_loop") / config.fix_iter)
+            iterations = self.num_iterations(index)
+            passes += iterations * (num_classes * match + training)
+            starts.append(iterations / _entry(config.inner_loop, index, "idc.inner_loop") / config.fix_iter)
         variant = f"{config.engine} {config.precision}"
         return Effort(passes, config.batch_real + config.batch_syn_max, 8, variant, starts=tuple(starts))
 
 
 def _entry(values: tuple[int, ...], index: int, name: str) -> int:
-    """Returns the entry of stage k = `index`; a single one stands for all stages."""
+    """Returns the entry of stage k = `index`; a single entry is for all stages."""
     require(
         len(values) == 1 or index <= len(values),
-        f"{name} {list(values)} has no entry for stage {index}; give one for all stages, or one each",
+        f"{name} {list(values)} has no entry for stage {index}; give one entry for all stages, or one for each",
     )
     return values[0] if len(values) == 1 else values[index - 1]

@@ -1,45 +1,48 @@
-"""KRR: predict real labels by kernel ridge regression on features of networks that are trained on the set meanwhile.
+"""KRR: predict the labels of real images by kernel ridge regression, on features of networks that are trained on the set.
 
-In the manner of FRePo (Zhou, Nezhadarya and Ba, "Dataset Distillation using Neural Feature Regression", NeurIPS 2022). It
-differs in the networks, which are those of this project instead of FRePo's wider ones with batch norm.
+The method is FRePo (Zhou, Nezhadarya and Ba, "Dataset Distillation using Neural Feature Regression", NeurIPS 2022), but with
+the networks of this project instead of FRePo's wider ones with batch norm.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from math import cos, pi, sqrt
 
 import torch
 from torch import nn
 
 from seqmatch_lib.engine.networks import load_parameters
-from seqmatch_lib.engine.step_functions import GRADIENT_PASSES, centred_one_hot
-from seqmatch_lib.engine.training import BatchConfig, OptimizerConfig, StackedTrainer, TrainingRecipe, check_trainer
+from seqmatch_lib.engine.step_functions import GRADIENT_PASSES, centred_one_hot, check_engine
+from seqmatch_lib.engine.training import TRAINING_ENGINES, BatchConfig, OptimizerConfig, StackedTrainer, TrainingRecipe
 from seqmatch_lib.errors import require
 from seqmatch_lib.methods.base import BaseMethod, Effort, MethodState, Stage, Trainable, register_method
 from seqmatch_lib.methods.lamb import Lamb
+from seqmatch_lib.methods.teachers import TeacherConfig
 from seqmatch_lib.store.files import tensors_under
 from seqmatch_lib.subsets import SubsetSequence
 
-FINAL_LR = 0.1  # what the cosine schedule leaves of the learning rate
+FINAL_LR = 0.1  # factor on the learning rate at the end of the cosine schedule
 
 
 @dataclass(frozen=True)
 class KRRConfig:
-    """Hyperparameters of FRePo, with the names of its public code where it has one.
+    """Hyperparameters of FRePo, named as in its public code where it has a name.
 
     Args:
-        iterations: steps (`num_train_steps`).
+        iterations: of each stage (`num_train_steps`).
         lr_img: learning rate of images and labels, relative to their norms; it falls to a tenth by half a cosine.
         learn_labels: whether labels are learned with the images.
-        batch_real: real images a step, whose labels are predicted.
+        batch_real: real images in each iteration, whose labels are predicted.
         ridge: regularisation, relative to the mean of the kernel's diagonal.
-        flip: whether mirrored synthetic images take part in the regression.
-        num_networks: size of the pool (`num_nn_state`).
-        max_online_updates: training steps of a network before another takes its place.
-        batch_syn: most synthetic images that a network is trained on in a step.
-        net_lr: of Adam, which trains the networks.
-        syn_lr: step size for training on the set, of Adam too; nobody learns it.
-        engine: "eager" or "compiled", and `precision`, of the networks' training.
+        flip: whether the regression also uses mirrored synthetic images.
+        num_networks: size of the pool of networks (`num_nn_state`).
+        max_online_updates: training steps of a network before it is replaced by a fresh one.
+        batch_syn: most synthetic images in a training step of a network.
+        net_lr: step size of Adam, which trains the networks.
+        syn_lr: step size of Adam for training on the set, not learned.
+        engine: "eager" or "compiled", for the networks' training.
+        precision: of engine "compiled", see `StepFunctions`.
 
     Source: `script/distill.py` and `lib/datadistillation/frepo.py` of the public code.
     """
@@ -63,56 +66,57 @@ class KRRConfig:
             require(getattr(self, name) >= 1, f"krr.{name} {getattr(self, name)} must be at least 1")
         for name in ("lr_img", "ridge", "net_lr", "syn_lr"):
             require(getattr(self, name) > 0, f"krr.{name} {getattr(self, name)} must be positive")
-        check_trainer(self.engine, self.precision)
+        check_engine(self.engine, self.precision, TRAINING_ENGINES)
 
 
 class KRRPrepared(MethodState):
-    """The pool of networks.
-
-    Args:
-        stage: S_k's.
-        config: of the method.
-    """
+    """The pool of networks, each with its trainer."""
 
     def __init__(self, stage: Stage, config: KRRConfig) -> None:
         super().__init__(seconds=0.0)
         self.stage = stage
         self.targets = centred_one_hot(stage.labels, stage.num_classes, stage.images.dtype)
-        self.network = stage.make_network(stage.seed, "pool network")  # shows the features of whichever is chosen
+        self.network = stage.make_network(stage.seed, "pool network")  # `features` loads parameters from the pool into it
         self._optimizer_config = OptimizerConfig(config.net_lr, optimizer="adam", loss="mse")
         self._engine = {"precision": config.precision, "compiled": config.engine == "compiled"}
-        count, most = config.num_networks, config.max_online_updates
-        # staggered, as in the public code, so that they do not all begin again at once
-        self.updates = torch.tensor([most // count * index for index in range(count)])
-        self.starts = torch.zeros(count, dtype=torch.long)
-        self.trainers = self._make_trainers(range(count))
+        self._config = config
+        size = config.num_networks
+        # staggered, as in the public code, so that the networks are not all replaced at once
+        self.updates = torch.tensor([config.max_online_updates // size * index for index in range(size)])
+        self.starts = torch.zeros(size, dtype=torch.long)
+        self.trainers = self._make_trainers(range(size))
 
-    def _make_trainers(self, places: Iterable[int]) -> list[StackedTrainer]:
-        """Returns trainers of new networks for these places of the pool."""
-        purposes = [("stage", self.stage.index, "pool", index, int(self.starts[index])) for index in places]
+    def _make_trainers(self, indices: Iterable[int]) -> list[StackedTrainer]:
+        """Returns trainers of fresh networks for these indices of the pool."""
+        purposes = [("stage", self.stage.index, "pool", index, int(self.starts[index])) for index in indices]
         networks = self.stage.start_networks(self.stage.seed, *purposes)
         return [StackedTrainer([network], self._optimizer_config, **self._engine) for network in networks]
 
-    def replace(self, index: int) -> None:
-        """Puts a new network into a place of the pool."""
-        self.starts[index] += 1
-        self.updates[index] = 0
-        (self.trainers[index],) = self._make_trainers([index])
+    def train(self, index: int, images: torch.Tensor, labels: torch.Tensor, generator: torch.Generator) -> None:
+        """Trains a network for one step on the synthetic set, or replaces it after `max_online_updates` steps."""
+        if self.updates[index] > self._config.max_online_updates:
+            self.starts[index] += 1
+            self.updates[index] = 0
+            (self.trainers[index],) = self._make_trainers([index])
+        else:
+            rows = torch.randperm(len(images), generator=generator)[: self._config.batch_syn].to(images.device)
+            self.trainers[index].epoch(images[rows], labels[rows], BatchConfig(len(rows)), [generator])
+            self.updates[index] += 1
 
     def features(self, index: int) -> nn.Module:
-        """Returns the features of a network of the pool, as they are now."""
+        """Returns the current features of a network of the pool."""
         load_parameters(self.network, self.trainers[index].parameters()[0])
         return self.network[:-1].requires_grad_(False)
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Returns all networks at their places in training."""
+        """Returns the training states of all networks."""
         tensors = {"updates": self.updates, "starts": self.starts}
         for index, trainer in enumerate(self.trainers):
             tensors |= {f"{index}.{name}": value for name, value in trainer.state().items()}
         return tensors
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
-        """Puts all networks back to where they were."""
+        """Restores what `state` returned."""
         self.updates, self.starts = state["updates"].cpu(), state["starts"].cpu()
         for index, trainer in enumerate(self.trainers):
             trainer.load_state(tensors_under(state, f"{index}."))
@@ -135,71 +139,49 @@ class KRR(BaseMethod):
         return trainable
 
     def image_optimizer(self, images: torch.Tensor) -> torch.optim.Optimizer:
-        """Returns LAMB, for images as for labels."""
+        """Returns LAMB, for images and for labels."""
         return Lamb([images], self.config.lr_img)
 
-    def training_recipe(self, recipe: TrainingRecipe) -> TrainingRecipe:
-        """Returns the recipe, after making sure that its loss knows what these labels mean."""
-        require(recipe.loss == "mse", f"training.loss {recipe.loss!r} does not fit the labels of krr; set training.loss=mse")
-        return recipe
+    def check(self, intervals: Sequence[tuple[int, int]], teachers: TeacherConfig, training: TrainingRecipe) -> None:
+        """Raises ConfigError unless networks are trained with "mse": the learned labels are not probabilities."""
+        loss = training.loss
+        require(loss == "mse", f"training.loss {loss!r} does not fit the labels of krr; set training.loss=mse")
 
     def prepare(self, stage: Stage) -> KRRPrepared:
-        """Makes the pool of networks, each trained on S_1 … S_{k-1} first."""
+        """Makes the pool of networks, each first trained on S_1 … S_{k-1}."""
         return KRRPrepared(stage, self.config)
 
     def step(
         self, prepared: KRRPrepared, trainable: Trainable, frozen: SubsetSequence, generator: torch.Generator
     ) -> torch.Tensor:
-        """Predicts the labels of a real batch from S_1 ∪ … ∪ S_k, then trains the network that gave the features.
+        """Predicts the labels of a real batch from S_1 ∪ … ∪ S_k on one network's features, then trains that network.
 
-        Returns:
-            The mean squared error of the prediction and the label margin loss, detached.
+        The loss is half the squared error of the prediction plus `margin_loss`.
         """
         config, stage = self.config, prepared.stage
-        self._set_learning_rates(trainable)
+        factor = FINAL_LR + (1 - FINAL_LR) * (1 + cos(pi * (trainable.iteration / config.iterations))) / 2
+        for optimizer in trainable.optimizers.values():
+            optimizer.param_groups[0]["lr"] = config.lr_img * factor
         index = int(torch.randint(config.num_networks, (), generator=generator))
         rows = torch.randperm(len(stage.images), generator=generator)[: config.batch_real].to(stage.images.device)
         features = prepared.features(index)
         images, labels = frozen.then(trainable.freeze_view()).union()
         with torch.no_grad():
-            real = features(stage.images[rows])
+            real_features = features(stage.images[rows])
         support = torch.cat([images, images.flip(3)]) if config.flip else images
         targets = torch.cat([labels, labels]) if config.flip else labels
-        prediction = regress(real, features(support), targets, config.ridge)
+        prediction = regress(real_features, features(support), targets, config.ridge)
         loss = 0.5 * (prediction - prepared.targets[rows]).square().sum(1).mean() + margin_loss(trainable.labels)
         loss.backward()
-        self._train(prepared, index, images.detach(), labels.detach(), generator)
+        prepared.train(index, images.detach(), labels.detach(), generator)
         return loss.detach()
 
-    def _set_learning_rates(self, trainable: Trainable) -> None:
-        share = trainable.iteration / self.config.iterations
-        factor = FINAL_LR + (1 - FINAL_LR) * (1 + cos(pi * share)) / 2
-        for optimizer in trainable.optimizers.values():
-            optimizer.param_groups[0]["lr"] = self.config.lr_img * factor
-
-    def _train(
-        self,
-        prepared: KRRPrepared,
-        index: int,
-        images: torch.Tensor,
-        labels: torch.Tensor,
-        generator: torch.Generator,
-    ) -> None:
-        """Trains a network for one step on the synthetic set, or replaces it if it has had its steps."""
-        if prepared.updates[index] > self.config.max_online_updates:
-            prepared.replace(index)
-            return
-        rows = torch.randperm(len(images), generator=generator)[: self.config.batch_syn].to(images.device)
-        prepared.trainers[index].epoch(images[rows], labels[rows], BatchConfig(len(rows)), [generator])
-        prepared.updates[index] += 1
-
     def effort(self, sizes: list[int], num_classes: int) -> Effort:
-        """Returns what regressions and the networks' training cost."""
+        """Returns the cost of regressions and of the networks' training."""
         config, passes = self.config, 0.0
-        for index in range(1, len(sizes) + 1):
-            count = sum(sizes[:index])
-            regression = config.batch_real + GRADIENT_PASSES * count * (1 + config.flip)
-            passes += config.iterations * (regression + GRADIENT_PASSES * min(count, config.batch_syn))
+        for union in accumulate(sizes):
+            regression = config.batch_real + GRADIENT_PASSES * union * (1 + config.flip)
+            passes += config.iterations * (regression + GRADIENT_PASSES * min(union, config.batch_syn))
         starts = (config.num_networks + config.iterations / config.max_online_updates,) * len(sizes)
         variant = f"{config.engine} {config.precision}"
         return Effort(passes, config.batch_real + 2 * sum(sizes), 4 * config.num_networks, variant, starts=starts)
@@ -208,7 +190,7 @@ class KRR(BaseMethod):
 def regress(queries: torch.Tensor, support: torch.Tensor, targets: torch.Tensor, ridge: float) -> torch.Tensor:
     """Returns the predictions K_qs (K_ss + ridge tr(K_ss) / n I)^-1 Y of kernel ridge regression, differentiable.
 
-    Solved in float64: the kernel of many images in few features is singular but for the ridge.
+    The system is solved in float64: without the ridge, the kernel of more images than features is singular.
 
     Args:
         queries: (Q, features).
@@ -220,16 +202,16 @@ def regress(queries: torch.Tensor, support: torch.Tensor, targets: torch.Tensor,
     """
     kernel = (support @ support.T).double()
     kernel = kernel + ridge * kernel.diagonal().mean() * torch.eye(len(kernel), dtype=kernel.dtype, device=kernel.device)
-    # features that are zero throughout leave nothing to solve: NaN, so that the loss tells, not an error of the solver
+    # if all features are zero, the system has no solution: NaN leads to a DivergenceError, not to an error of the solver
     weights, failed = torch.linalg.solve_ex(kernel, targets.double())
     weights = torch.where(failed == 0, weights, torch.nan)
     return (queries @ support.T) @ weights.to(queries.dtype)
 
 
 def margin_loss(labels: torch.Tensor) -> torch.Tensor:
-    """Returns the mean of -min(largest - second largest, 1 / classes) over (n, classes) labels: keeps classes apart.
+    """Returns the mean of -min(largest - second largest, 1 / classes) over (n, classes) labels.
 
     Source: `lb_margin_th` of the public FRePo code.
     """
-    first, second = labels.topk(2, dim=1).values.unbind(1)
-    return -(first - second).clamp(max=1 / labels.shape[1]).mean()
+    largest, second = labels.topk(2, dim=1).values.unbind(1)
+    return -(largest - second).clamp(max=1 / labels.shape[1]).mean()

@@ -1,4 +1,4 @@
-"""LAMB: Adam's direction, with steps in proportion to the size of what is changed (You et al., ICLR 2020)."""
+"""LAMB: Adam's direction, with steps in proportion to the norm of the tensor (You et al., ICLR 2020)."""
 
 from collections.abc import Iterable
 
@@ -6,15 +6,13 @@ import torch
 
 
 class Lamb(torch.optim.Optimizer):
-    """LAMB without weight decay, as `optax.lamb`: each tensor moves by `lr` times its own norm.
-
-    torch has none; its Adam lacks the trust ratio, which FRePo's learning rate is given for.
+    """LAMB without weight decay, as `optax.lamb`; torch has no LAMB, and its Adam lacks the trust ratio.
 
     Args:
         parameters: leaves.
-        lr: of a step, relative to the norm of the tensor.
+        lr: length of a step, relative to the norm of the tensor.
         betas: decay of the two moments.
-        eps: added to the root of the second.
+        eps: added to the root of the second moment.
     """
 
     def __init__(
@@ -30,21 +28,21 @@ class Lamb(torch.optim.Optimizer):
     def step(self) -> None:
         """Changes every parameter that has a gradient."""
         for group in self.param_groups:
-            first, second = group["betas"]
+            beta1, beta2 = group["betas"]
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
                 state = self.state[parameter]
                 if not state:
-                    state["step"] = torch.zeros(())  # on the CPU, as in torch's own optimisers
+                    state["step"] = torch.zeros(())  # on the CPU, as in torch's optimisers
                     state["exp_avg"] = torch.zeros_like(parameter)
                     state["exp_avg_sq"] = torch.zeros_like(parameter)
                 state["step"] += 1
                 step = state["step"].item()
-                state["exp_avg"].lerp_(parameter.grad, 1 - first)
-                state["exp_avg_sq"].lerp_(parameter.grad.square(), 1 - second)
-                mean = state["exp_avg"] / (1 - first**step)
-                direction = mean / ((state["exp_avg_sq"] / (1 - second**step)).sqrt() + group["eps"])
-                size, length = parameter.norm(), direction.norm()
-                ratio = torch.where((size > 0) & (length > 0), size / length, 1.0)
-                parameter.sub_(group["lr"] * ratio * direction)
+                state["exp_avg"].lerp_(parameter.grad, 1 - beta1)
+                state["exp_avg_sq"].lerp_(parameter.grad.square(), 1 - beta2)
+                mean = state["exp_avg"] / (1 - beta1**step)
+                direction = mean / ((state["exp_avg_sq"] / (1 - beta2**step)).sqrt() + group["eps"])
+                norm, direction_norm = parameter.norm(), direction.norm()
+                trust_ratio = torch.where((norm > 0) & (direction_norm > 0), norm / direction_norm, 1.0)
+                parameter.sub_(group["lr"] * trust_ratio * direction)

@@ -1,20 +1,21 @@
-"""MTT: match the parameters that real training reaches (Cazenavette et al., CVPR 2022, Algorithm 1)."""
+"""MTT: match the parameters that teachers reach on real data (Cazenavette et al., CVPR 2022, Algorithm 1)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import nn
 
 from seqmatch_lib.engine.augment import DSA_STRATEGY, check_strategy, draw_augmentation
-from seqmatch_lib.engine.inner_loop import InnerBatch, check_engine, unroll
+from seqmatch_lib.engine.inner_loop import UNROLL_ENGINES, InnerBatch, unroll
 from seqmatch_lib.engine.networks import load_parameters
-from seqmatch_lib.engine.step_functions import ADJOINT_PASSES, GRADIENT_PASSES
+from seqmatch_lib.engine.step_functions import ADJOINT_PASSES, GRADIENT_PASSES, check_engine
 from seqmatch_lib.engine.training import TrainingRecipe
 from seqmatch_lib.errors import require
 from seqmatch_lib.methods.base import BaseMethod, Effort, MethodState, Stage, Trainable, register_method
-from seqmatch_lib.methods.teachers import TeacherConfig, TrajectorySet, record_trajectories
-from seqmatch_lib.store.files import digest_json
-from seqmatch_lib.store.settings import as_settings, omit_default
+from seqmatch_lib.methods.teachers import TeacherConfig, TrajectorySet, record_stage_teachers
+from seqmatch_lib.store.settings import omit_default
 from seqmatch_lib.subsets import SubsetSequence
 
 
@@ -23,26 +24,26 @@ class MTTConfig:
     """Hyperparameters of MTT, named as in the public code.
 
     Args:
-        iterations: outer steps, each on one teacher segment.
+        iterations: outer steps of each stage, each with one teacher segment.
         syn_steps: inner steps on the synthetic images (N in the paper).
-        expert_epochs: epochs between the teacher's start and its target (M).
-        batch_syn: synthetic images an inner step; 0 takes as many as the stage's subset holds, the public default.
+        expert_epochs: epochs of a teacher segment (M); the papers call teachers experts.
+        batch_syn: synthetic images in each inner step; 0 for the size of the stage's subset, the public default.
         lr_img: learning rate of the images.
         lr_lr: learning rate of the step size.
-        syn_lr: step size to begin with in stage 1 (`lr_teacher` in the public code).
-        later_syn_lr: the same for stages k >= 2.
+        syn_lr: initial step size in stage 1 (`lr_teacher` in the public code).
+        later_syn_lr: initial step size in stages k >= 2.
         momentum_img: of the image optimiser.
         momentum_lr: of the step-size optimiser.
         augment: DSA strategy in the inner loop, or "none".
-        engine: and `precision`: of `unroll`.
-        lr_label: learning rate of soft labels, learned with the images as logits (`lr_y` in the public DATM code); 0 keeps
-            the classes.
-        momentum_label: of their optimiser (SGD).
-        label_epoch: epochs of the teacher whose logits on the initial images the labels begin with; at most the recorded
-            ones (`Label_Model_Timestamp`; -1 there and here for the last one).
-        max_grad_norm: all gradients of an iteration are scaled by one factor so that that of the images is at most this
-            long; 0 leaves them as they are, as the public codes do. Single iterations can have gradients many times as long
-            as the others, and one of them can undo a hundred iterations.
+        engine: of `unroll`.
+        precision: of `unroll`.
+        lr_label: learning rate of soft labels, learned as logits (`lr_y` in the public DATM code); 0 keeps the classes.
+        momentum_label: of the label optimiser (SGD).
+        label_epoch: the initial soft labels are a teacher's logits on the initial images after this many epochs; -1 for the
+            last recorded epoch (`Label_Model_Timestamp` in the public DATM code).
+        max_grad_norm: upper bound on the norm of the images' gradient; where it is exceeded, all gradients of the iteration
+            are scaled by one factor. 0 for no bound, as in the public codes, where one iteration with a gradient many times
+            as long as the others can undo a hundred iterations.
 
     Source: the public MTT code; for soft labels Guo et al., "Towards Lossless Dataset Distillation via Difficulty-Aligned
     Trajectory Matching" (DATM), ICLR 2024.
@@ -69,22 +70,22 @@ class MTTConfig:
     def __post_init__(self) -> None:
         for name in ("iterations", "syn_steps", "expert_epochs"):
             require(getattr(self, name) >= 1, f"mtt.{name} {getattr(self, name)} must be at least 1")
-        require(self.batch_syn >= 0, f"mtt.batch_syn {self.batch_syn} must not be negative; 0 takes a whole subset")
+        require(self.batch_syn >= 0, f"mtt.batch_syn {self.batch_syn} must not be negative; 0 is the size of the subset")
         for name in ("lr_img", "syn_lr", "later_syn_lr"):
             require(getattr(self, name) > 0, f"mtt.{name} {getattr(self, name)} must be positive")
         require(self.lr_lr >= 0, f"mtt.lr_lr {self.lr_lr} must not be negative; 0 keeps the step size fixed")
         require(self.lr_label >= 0, f"mtt.lr_label {self.lr_label} must not be negative; 0 keeps the classes as labels")
-        require(self.max_grad_norm >= 0, f"mtt.max_grad_norm {self.max_grad_norm} must not be negative; 0 limits nothing")
-        require(self.label_epoch >= -1, f"mtt.label_epoch {self.label_epoch} must be an epoch, or -1 for the last one")
+        require(self.max_grad_norm >= 0, f"mtt.max_grad_norm {self.max_grad_norm} must not be negative; 0 is no bound")
+        require(self.label_epoch >= -1, f"mtt.label_epoch {self.label_epoch} must be at least 0, or -1 for the last epoch")
         for name in ("momentum_img", "momentum_lr", "momentum_label"):
             require(0 <= getattr(self, name) < 1, f"mtt.{name} {getattr(self, name)} must lie in [0, 1)")
         check_strategy(self.augment)
-        check_engine(self.engine, self.precision)
+        check_engine(self.engine, self.precision, UNROLL_ENGINES)
 
 
 @dataclass
 class MTTPrepared(MethodState):
-    """What MTT needs in a stage: the teachers, their interval, and a network to unroll."""
+    """The teachers of the stage, their interval, and the network to unroll."""
 
     teachers: TrajectorySet
     interval: tuple[int, int]
@@ -98,12 +99,17 @@ class MTT(BaseMethod):
     config_class = MTTConfig
     uses_teachers = True
 
+    def check(self, intervals: Sequence[tuple[int, int]], teachers: TeacherConfig, training: TrainingRecipe) -> None:
+        """Raises ConfigError unless `check_interval` accepts the interval of every stage."""
+        for index, interval in enumerate(intervals, start=1):
+            check_interval(interval, index, self.config.expert_epochs, teachers)
+
     def initial_lr(self, index: int) -> float:
-        """Returns the step size that stage k = `index` begins with."""
+        """Returns the initial step size of stage k = `index`."""
         return self.config.syn_lr if index == 1 else self.config.later_syn_lr
 
     def initialise(self, stage: Stage) -> Trainable:
-        """Returns random real images, their classes or a teacher's logits on them (learned), and a step size (learned)."""
+        """Returns random real images and a learned step size; with `lr_label`, the labels are learned too."""
         config = self.config
         trainable = super().initialise(stage)
         trainable.lr.requires_grad_()
@@ -116,7 +122,7 @@ class MTT(BaseMethod):
         return trainable
 
     def _teacher_logits(self, stage: Stage, images: torch.Tensor) -> torch.Tensor:
-        """Returns the first teacher's logits after `label_epoch` epochs."""
+        """Returns the logits of the first teacher after `label_epoch` epochs."""
         recorded = stage.teachers.recorded_epochs(stage.index)
         epoch = recorded if self.config.label_epoch == -1 else self.config.label_epoch
         require(
@@ -128,27 +134,25 @@ class MTT(BaseMethod):
         return network.eval()(images).detach()
 
     def prepare(self, stage: Stage) -> MTTPrepared:
-        """Records the teachers of the stage, or opens them if another run with the same settings made them.
-
-        Raises:
-            ConfigError: the stage's interval is shorter than a segment, or reaches beyond the recorded epochs.
-        """
+        """Records the teachers of the stage, or opens them if another run has recorded them."""
         check_interval(stage.interval, stage.index, self.config.expert_epochs, stage.teachers)
         teachers = record_stage_teachers(stage)
-        network = stage.make_network(stage.seed, "unrolled network")  # every start overwrites its parameters
+        network = stage.make_network(stage.seed, "unrolled network")  # `unroll` does not use its parameters
         return MTTPrepared(teachers.seconds, teachers, stage.interval, network)
 
     def step(
         self, prepared: MTTPrepared, trainable: Trainable, frozen: SubsetSequence, generator: torch.Generator
     ) -> torch.Tensor:
-        """Trains on S_1 ∪ … ∪ S_k from a teacher's epoch e and matches the teacher's epoch e + M.
+        """Trains on S_1 ∪ … ∪ S_k from a teacher's parameters at epoch e, and matches its parameters at epoch e + M.
 
-        Returns:
-            ‖θ̂_N − θ*_{e+M}‖² / ‖θ*_e − θ*_{e+M}‖², detached.
+        The loss is ‖θ̂_N − θ*_{e+M}‖² / ‖θ*_e − θ*_{e+M}‖².
         """
         config = self.config
-        start, target = self._draw_segment(prepared, generator)
-        start, target = start.to(trainable.images), target.to(trainable.images)
+        first, end = prepared.interval
+        teacher = int(torch.randint(len(prepared.teachers), (), generator=generator))
+        epoch = int(torch.randint(first, end - config.expert_epochs, (), generator=generator))
+        segment = prepared.teachers.segment(teacher, epoch, epoch + config.expert_epochs)
+        start, target = (parameters.to(trainable.images) for parameters in segment)
         images, labels = frozen.then(trainable.freeze_view()).union()
         batch_size = config.batch_syn or len(trainable.images)
         batches = draw_batches(images, batch_size, config.syn_steps, config.augment, generator)
@@ -160,42 +164,33 @@ class MTT(BaseMethod):
         return loss.detach()
 
     def effort(self, sizes: list[int], num_classes: int) -> Effort:
-        """Returns what the inner loops cost; `higher` keeps the graph of all steps, about four times the activations."""
+        """Returns the cost of the inner loops; "higher" keeps the graph of all steps, about 4 times their activations."""
         config = self.config
-        unions = [sum(sizes[: k + 1]) for k in range(len(sizes))]
-        batches = [min(config.batch_syn or size, union) for size, union in zip(sizes, unions, strict=True)]
+        batches = [min(config.batch_syn or size, union) for size, union in zip(sizes, accumulate(sizes), strict=True)]
         passes = config.iterations * config.syn_steps * sum(batches) * (GRADIENT_PASSES + ADJOINT_PASSES)
         higher = config.engine == "higher"
-        kept = 4 * config.syn_steps if higher else 1
+        images = max(batches) * (4 * config.syn_steps if higher else 1)
         variant = "higher" if higher else f"compiled {config.precision}"
-        return Effort(passes, kept * max(batches), config.syn_steps + 4, variant, "inner_steps")
-
-    def _draw_segment(self, prepared: MTTPrepared, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Draws a teacher, and a start epoch uniformly from [first, end - M)."""
-        first, end = prepared.interval
-        length = self.config.expert_epochs
-        teacher = int(torch.randint(len(prepared.teachers), (), generator=generator))
-        epoch = int(torch.randint(first, end - length, (), generator=generator))
-        return prepared.teachers.segment(teacher, epoch, epoch + length)
+        return Effort(passes, images, config.syn_steps + 4, variant, "inner_steps")
 
 
 def clip_gradients(trainable: Trainable, max_grad_norm: float) -> None:
-    """Scales the gradients of an iteration by one factor, in place, so that the images' norm is at most `max_grad_norm`."""
+    """Scales all gradients in place by one factor, so that the norm of the images' gradient is at most `max_grad_norm`."""
     factor = (max_grad_norm / trainable.images.grad.norm()).clamp(max=1)
-    for leaf in (trainable.images, trainable.labels, trainable.lr):
+    for leaf in trainable.leaves.values():
         if leaf.grad is not None:
             leaf.grad.mul_(factor)
 
 
 def check_interval(interval: tuple[int, int], index: int, expert_epochs: int, teachers: TeacherConfig) -> None:
-    """Raises ConfigError unless a segment of `expert_epochs` fits the interval and the recorded epochs of stage `index`."""
+    """Raises ConfigError unless the interval of stage `index` is longer than a segment and within the recorded epochs."""
     first, end = interval
     recorded = teachers.recorded_epochs(index)
     field = "teachers.epochs" if index == 1 else "teachers.later_epochs"
     require(
         first >= 0 and first + expert_epochs < end,
-        f"interval {first}-{end} of stage {index} holds no start epoch below end - mtt.expert_epochs ({expert_epochs}); "
-        "lengthen the interval or lower mtt.expert_epochs",
+        f"interval {first}-{end} of stage {index} must start at 0 or later and be longer than mtt.expert_epochs "
+        f"({expert_epochs}); change the interval or lower mtt.expert_epochs",
     )
     require(
         end <= recorded,
@@ -206,11 +201,11 @@ def check_interval(interval: tuple[int, int], index: int, expert_epochs: int, te
 def draw_batches(
     images: torch.Tensor, batch_size: int, steps: int, augment: str, generator: torch.Generator
 ) -> list[InnerBatch]:
-    """Draws the batches of an inner loop: random order, cut into chunks, a new order when the chunks are used up.
+    """Draws the batches of an inner loop: a random order is cut into batches, and then a new order is drawn.
 
     Args:
-        images: (N, C, H, W), from which the batches will be taken.
-        batch_size: images a step, clipped to N; the smaller last chunk of an order comes first, as in the public code.
+        images: (N, C, H, W).
+        batch_size: images in each batch, at most N; the smaller last batch of an order comes first, as in the public code.
         steps: number of batches.
         augment: DSA strategy, drawn anew for each batch.
         generator: a CPU generator.
@@ -222,40 +217,6 @@ def draw_batches(
             order = torch.randperm(len(images), generator=generator).to(images.device, non_blocking=True)
             chunks = list(order.split(batch_size))
         rows = chunks.pop()
-        drawn = draw_augmentation(augment, len(rows), images.shape[2:], generator, device=images.device)
-        batches.append(InnerBatch(rows, drawn))
+        augmentation = draw_augmentation(augment, len(rows), images.shape[2:], generator, device=images.device)
+        batches.append(InnerBatch(rows, augmentation))
     return batches
-
-
-def record_stage_teachers(stage: Stage) -> TrajectorySet:
-    """Records the teachers of a stage: real training from a random start, or from a network trained on S_1 … S_{k-1}.
-
-    Source: Algorithm 1 of SeqMatch, the line that carries the network from subset to subset; `buffer.py` of its
-    public code, with the augmentation of the earlier subsets that is lost there.
-    """
-    epochs = stage.teachers.recorded_epochs(stage.index)
-    identity: dict[str, object] = {
-        "data": stage.data_identity,
-        "network": as_settings(stage.network),
-        "stage": stage.index,
-        "epochs": epochs,
-        "teachers": _without_engine(stage.teachers),
-    }
-    if stage.index > 1:
-        identity |= {"frozen": stage.frozen.sha256(), "recipe": _without_engine(stage.recipe)}
-    name = f"{stage.network.name}-stage{stage.index}-{digest_json(identity)[:8]}"
-
-    def make_starts(teachers: list[int]) -> list[nn.Module]:
-        return list(stage.start_networks(stage.teachers.seed, *(("teacher", teacher) for teacher in teachers)))
-
-    return record_trajectories(
-        stage.folder / name, identity, stage.teachers, epochs, make_starts, stage.images, stage.labels, stage.budget
-    )
-
-
-def _without_engine(config: TeacherConfig | TrainingRecipe) -> dict[str, object]:
-    """Returns the settings that decide a result: engines differ in speed and rounding alone, precisions in more.
-
-    The number of teachers is left out: each is trained by itself, so a run that needs more of them adds to a set.
-    """
-    return {key: value for key, value in as_settings(config).items() if key not in ("engine", "together", "num_teachers")}

@@ -1,9 +1,9 @@
-"""Teachers: networks trained on real data, and the files that hold their parameters after every epoch.
+"""Teachers: networks trained on real data, and the files of their parameters after every epoch.
 
-A set of teachers is a folder: `manifest.json` says what the set is, and for each teacher there is `teacher-000.npy`,
-float32 of shape (epochs + 1, P) whose row e holds the parameters after e epochs, with `teacher-000.json` beside it,
-written last, holding the checksum of each row. Files are memory-mapped: a segment costs two rows of reading. While teachers
-are trained, `teacher-000.safetensors`, named for the first of them, is their checkpoint.
+A set of teachers is a folder. Its `manifest.json` identifies the set. Each teacher has a file `teacher-000.npy`, float32 of
+shape (epochs + 1, P), whose row e holds the parameters after e epochs, and a file `teacher-000.json` with a checksum for each
+row, which is written last. The rows are memory-mapped, so a segment reads two rows. While a group of teachers is trained,
+`teacher-000.safetensors`, named after the first of them, is their checkpoint.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,7 +22,8 @@ from tqdm import tqdm
 
 from seqmatch_lib.engine.augment import DSA_STRATEGY, check_strategy
 from seqmatch_lib.engine.networks import count_parameters
-from seqmatch_lib.engine.training import BatchConfig, OptimizerConfig, check_trainer, make_trainer
+from seqmatch_lib.engine.step_functions import check_engine
+from seqmatch_lib.engine.training import TRAINING_ENGINES, BatchConfig, OptimizerConfig, TrainingRecipe, make_trainer
 from seqmatch_lib.engine.training_checkpoint import TrainingCheckpoint
 from seqmatch_lib.errors import DivergenceError, StorageError, require
 from seqmatch_lib.progress import progress_bar
@@ -37,6 +38,10 @@ from seqmatch_lib.store.files import (
     write_json,
     write_parts,
 )
+from seqmatch_lib.store.settings import as_settings
+
+if TYPE_CHECKING:  # `base` imports this module
+    from seqmatch_lib.methods.base import Stage
 
 
 @dataclass(frozen=True)
@@ -45,17 +50,18 @@ class TeacherConfig:
 
     Args:
         num_teachers: teachers of each stage.
-        epochs: epochs recorded for the teachers of stage 1. The learning rate is constant, so no later epoch can
-            change an earlier row: record as many as the intervals use (the published number is 50).
-        later_epochs: the same for stage k >= 2, whose teachers start from a network trained on the earlier subsets.
+        epochs: epochs recorded in stage 1. The learning rate is constant, so it is enough to record the epochs that the
+            intervals use (the published number is 50).
+        later_epochs: epochs recorded in stages k >= 2, where teachers start from networks trained on the earlier subsets.
         lr: of SGD.
         momentum: of SGD, in [0, 1).
         weight_decay: of SGD.
-        batch_size: real images a step.
+        batch_size: real images in each step.
         augment: DSA strategy, or "none".
-        seed: of the teachers alone, so that runs with different seeds share them as published work does.
-        engine: and `precision`: of `make_trainer`.
-        together: teachers that engine "compiled" trains at a time.
+        seed: of the teachers, separate from the run's: runs with different seeds share their teachers, as in published work.
+        engine: "eager" or "compiled", see `make_trainer`.
+        precision: of engine "compiled", see `StepFunctions`.
+        together: teachers that are trained as one group.
 
     Source: `buffer.py` of the public MTT and SeqMatch codes.
     """
@@ -80,7 +86,7 @@ class TeacherConfig:
         require(0 <= self.momentum < 1, f"teachers.momentum {self.momentum} must lie in [0, 1)")
         require(self.weight_decay >= 0, f"teachers.weight_decay {self.weight_decay} must not be negative")
         check_strategy(self.augment)
-        check_trainer(self.engine, self.precision)
+        check_engine(self.engine, self.precision, TRAINING_ENGINES)
 
     def recorded_epochs(self, stage: int) -> int:
         """Returns the epochs recorded for stage k, counted from 1."""
@@ -92,23 +98,23 @@ class TrajectorySet:
 
     def __init__(self, folder: Path, num_teachers: int) -> None:
         self.folder = folder
-        self._paths = [_rows_path(folder, teacher) for teacher in range(num_teachers)]
+        self._paths = [_teacher_path(folder, teacher, ".npy") for teacher in range(num_teachers)]
         self._manifests = [read_json(path.with_suffix(".json")) for path in self._paths]
 
     def __len__(self) -> int:
         return len(self._paths)
 
     def segment(self, teacher: int, start_epoch: int, end_epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns copies of a teacher's parameters, two (P,) float32 tensors, after `start_epoch` and `end_epoch` epochs.
+        """Returns a teacher's parameters after `start_epoch` and after `end_epoch` epochs, each (P,) float32.
 
         Raises:
-            StorageError: an epoch that was not recorded, or a row that does not match its checksum.
+            StorageError: an epoch is not recorded, or its row does not match its checksum.
         """
         return self._row(teacher, start_epoch), self._row(teacher, end_epoch)
 
     @property
     def seconds(self) -> float:
-        """Seconds that training all teachers took, whoever trained them."""
+        """Seconds of training all teachers, by this or by earlier processes."""
         return sum(manifest["seconds"] for manifest in self._manifests)
 
     def train_losses(self, teacher: int) -> list[float]:
@@ -127,15 +133,47 @@ class TrajectorySet:
         try:
             with np.errstate(over="raise"):  # a damaged shape can be of any size
                 rows = np.load(path, mmap_mode="r")
-            # the checksums cover the rows' bytes, not the header that says how to read them
+            # the checksums cover the bytes of the rows, but not the header of the file
             fits = rows.dtype == np.dtype(np.float32) and rows.ndim == 2
             require(fits, f"it holds {rows.dtype.str} of shape {rows.shape}, not rows of float32", StorageError)
             row = rows[epoch].copy()
-        except Exception as error:  # a damaged header can make numpy raise nearly anything
+        except Exception as error:  # a damaged header can make numpy raise almost any error
             raise StorageError(f"{path} is damaged ({error}); {remedy}") from error
         if hashlib.sha256(row).hexdigest() != checksums[epoch]:
             raise StorageError(f"epoch {epoch} of {path} does not match its checksum; {remedy}")
         return torch.from_numpy(row)
+
+
+def record_stage_teachers(stage: "Stage") -> TrajectorySet:
+    """Records the teachers of a stage: networks trained on real data after they were trained on S_1 … S_{k-1}.
+
+    Source: Algorithm 1 of SeqMatch, the line that saves the network for the next subset; `buffer.py` of its public code,
+    which however loses the augmentation of the earlier subsets.
+    """
+    epochs = stage.teachers.recorded_epochs(stage.index)
+    identity: dict[str, object] = {
+        "data": stage.data_identity,
+        "network": as_settings(stage.network),
+        "stage": stage.index,
+        "epochs": epochs,
+        "teachers": _without_engine(stage.teachers),
+    }
+    if stage.index > 1:
+        identity |= {"frozen": stage.frozen.sha256(), "recipe": _without_engine(stage.recipe)}
+    folder = stage.folder / f"{stage.network.name}-stage{stage.index}-{digest_json(identity)[:8]}"
+
+    def make_starts(teachers: list[int]) -> list[nn.Module]:
+        return list(stage.start_networks(stage.teachers.seed, *(("teacher", teacher) for teacher in teachers)))
+
+    return record_trajectories(folder, identity, stage.teachers, epochs, make_starts, stage.images, stage.labels, stage.budget)
+
+
+def _without_engine(config: TeacherConfig | TrainingRecipe) -> dict[str, object]:
+    """Returns the settings that identify teachers: without the engine, which changes only speed and rounding.
+
+    The number of teachers is left out too: a run that needs more teachers adds them to the set.
+    """
+    return {key: value for key, value in as_settings(config).items() if key not in ("engine", "together", "num_teachers")}
 
 
 def record_trajectories(
@@ -150,94 +188,83 @@ def record_trajectories(
 ) -> TrajectorySet:
     """Trains the teachers that are still missing in a folder and returns the whole set.
 
-    Several processes may record into one folder: each teacher is trained by the one that holds its lock, the others
-    take the next and wait at the end. A process that goes on for a stopped or killed one begins with the teachers that
-    the other was at, after the epoch that it last saved.
+    Several processes may record into one folder: each trains the teachers whose locks it holds, and waits at the end for
+    those of the others. The group of teachers of a stopped process is resumed after its last saved epoch.
 
     Args:
         folder: of the set; made if missing.
-        identity: whatever decides the content (data, network, stage, earlier subsets), written into the manifest.
+        identity: JSON values that determine the teachers (data, network, stage, earlier subsets), for the manifest.
         config: how each teacher is trained.
-        epochs: rows to record after row 0.
-        make_starts: teacher indices -> the networks they start from, on the device of the images.
+        epochs: recorded epochs.
+        make_starts: teacher indices -> the initial networks, on the device of the images.
         images: (N, C, H, W) normalised real images.
         labels: (N,) int64.
-        budget: asked between epochs whether time is up.
+        budget: checked after every epoch.
 
     Raises:
         StorageError: the folder holds another set.
         DivergenceError: a teacher's loss is not finite.
         OutOfTime: the budget is spent.
     """
-    manifest = {"identity": identity, "torch": torch.__version__}
-    _claim_folder(folder, manifest)
-    waiting = _missing(folder, range(config.num_teachers))
+    _claim_folder(folder, {"identity": identity, "torch": torch.__version__})
+    waiting = _unfinished(folder, range(config.num_teachers))
     with progress_bar(config.num_teachers * epochs, f"teachers {folder.name}", "epoch") as bar:
         bar.update(epochs * (config.num_teachers - len(waiting)))
         while waiting:
             with ExitStack() as locks:
-                group = _take_free(folder, waiting, config.together, locks)
-                missing = _missing(folder, group)  # without those that another process has finished since
-                bar.update(epochs * (len(group) - len(missing)))
-                if missing:
-                    state = _rows_path(folder, missing[0]).with_suffix(".safetensors")
-                    checkpoint = TrainingCheckpoint(state, {"teachers": missing, "engine": config.engine}, budget)
-                    rows, losses = _train_teachers(
-                        make_starts(missing), missing, config, epochs, images, labels, checkpoint, bar
-                    )
-                    for index, teacher in enumerate(missing):
-                        seconds = checkpoint.seconds / len(missing)
-                        _write_teacher(_rows_path(folder, teacher), rows[index], losses[index], seconds)
-                    remove_file(state)
-            waiting = [teacher for teacher in waiting if teacher not in group]
-    for state in folder.glob("teacher-*.safetensors"):  # of a process that was killed when its teachers were finished
-        with suppress(StorageError):  # finished teachers may lie where nothing can be removed
-            remove_file(state)
+                locked = _lock_some(folder, waiting, config.together, locks)
+                group = _unfinished(folder, locked)  # without those that another process has finished meanwhile
+                bar.update(epochs * (len(locked) - len(group)))
+                if group:
+                    path = _teacher_path(folder, group[0], ".safetensors")
+                    checkpoint = TrainingCheckpoint(path, {"teachers": group, "engine": config.engine}, budget)
+                    rows, losses = _train_teachers(make_starts(group), group, config, epochs, images, labels, checkpoint, bar)
+                    for index, teacher in enumerate(group):
+                        seconds = checkpoint.seconds / len(group)
+                        _write_teacher(_teacher_path(folder, teacher, ".npy"), rows[index], losses[index], seconds)
+                    remove_file(path)
+            waiting = [teacher for teacher in waiting if teacher not in locked]
+    for path in folder.glob("teacher-*.safetensors"):  # left by a process that was killed after its teachers were finished
+        with suppress(StorageError):  # the folder may be read-only
+            remove_file(path)
     return TrajectorySet(folder, config.num_teachers)
 
 
-def _rows_path(folder: Path, teacher: int) -> Path:
-    return folder / f"teacher-{teacher:03d}.npy"
+def _teacher_path(folder: Path, teacher: int, suffix: str) -> Path:
+    return folder / f"teacher-{teacher:03d}{suffix}"
 
 
-def _manifest_path(folder: Path, teacher: int) -> Path:
-    return _rows_path(folder, teacher).with_suffix(".json")
+def _unfinished(folder: Path, teachers: Iterable[int]) -> list[int]:
+    """Returns the teachers that are not finished; finished ones need no lock, so their folder may be read-only."""
+    return [teacher for teacher in teachers if not _teacher_path(folder, teacher, ".json").is_file()]
 
 
-def _missing(folder: Path, teachers: Iterable[int]) -> list[int]:
-    """Returns those of the teachers that are not finished; finished ones need no lock, and so no folder to write into."""
-    return [teacher for teacher in teachers if not _manifest_path(folder, teacher).is_file()]
-
-
-def _take_free(folder: Path, waiting: list[int], count: int, locks: ExitStack) -> list[int]:
-    """Locks up to `count` teachers that no other process is at; if there is none, waits for the first of them."""
-    taken = []
+def _lock_some(folder: Path, waiting: list[int], count: int, locks: ExitStack) -> list[int]:
+    """Locks up to `count` teachers that no other process trains; if there are none, waits for the first teacher."""
+    locked = []
     for teacher in waiting:
-        try:
-            locks.enter_context(acquire_lock(_rows_path(folder, teacher).with_suffix(".lock"), timeout=0))
-        except Timeout:
-            continue
-        taken.append(teacher)
-        if len(taken) == count:
+        with suppress(Timeout):
+            locks.enter_context(acquire_lock(_teacher_path(folder, teacher, ".lock"), timeout=0))
+            locked.append(teacher)
+        if len(locked) == count:
             break
-    if not taken:
-        locks.enter_context(acquire_lock(_rows_path(folder, waiting[0]).with_suffix(".lock")))
-        taken = waiting[:1]
-    for teacher in taken:
-        remove_leftovers(folder, f"{_rows_path(folder, teacher).stem}.")
-    return taken
+    if not locked:
+        locks.enter_context(acquire_lock(_teacher_path(folder, waiting[0], ".lock")))
+        locked = waiting[:1]
+    for teacher in locked:
+        remove_leftovers(folder, _teacher_path(folder, teacher, ".").name)
+    return locked
 
 
 def _claim_folder(folder: Path, manifest: dict[str, Any]) -> None:
-    """Writes the manifest of a new folder, or checks that an old one says the same, the torch version aside."""
+    """Writes the manifest of a new folder, or checks that an existing one is equal, except for the torch version."""
     path = folder / "manifest.json"
     if not path.is_file():
         with acquire_lock(path.with_suffix(".lock")):
             remove_leftovers(folder, path.name)
             if not path.is_file():
                 write_json(path, manifest)
-    found = read_json(path)
-    same = digest_json({**found, "torch": ""}) == digest_json({**manifest, "torch": ""})
+    same = digest_json({**read_json(path), "torch": ""}) == digest_json({**manifest, "torch": ""})
     require(same, f"{folder} holds other teachers than this run needs; use another --results folder", StorageError)
 
 
@@ -251,18 +278,18 @@ def _train_teachers(
     checkpoint: TrainingCheckpoint,
     bar: tqdm,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Trains teachers; returns their (teachers, epochs + 1, P) rows and their (teachers, epochs) mean training losses."""
+    """Trains a group of teachers; returns (teachers, epochs + 1, P) parameters and (teachers, epochs) mean training losses."""
     optimizer_config = OptimizerConfig(config.lr, config.momentum, config.weight_decay)
     trainer = make_trainer(networks, optimizer_config, config.engine, config.precision)
     batch_config = BatchConfig(config.batch_size, config.augment)
     rows = np.empty((len(networks), epochs + 1, count_parameters(networks[0])), dtype=np.float32)
     rows[:, 0] = trainer.parameters().cpu().numpy()  # a copy: a view would follow the live weights
     losses = np.empty((len(networks), epochs))
-    done, saved = checkpoint.resume(1, epochs, trainer, (), images.device)
-    if done:
-        rows[:, : done + 1], losses[:, :done] = saved["rows"], saved["losses"]
-        bar.update(done * len(teachers))
-    for epoch in range(done, epochs):
+    finished, saved = checkpoint.resume(1, epochs, trainer, (), images.device)
+    if finished:
+        rows[:, : finished + 1], losses[:, :finished] = saved["rows"], saved["losses"]
+        bar.update(finished * len(teachers))
+    for epoch in range(finished, epochs):
         generators = [make_generator(config.seed, "teacher", teacher, "epoch", epoch) for teacher in teachers]
         losses[:, epoch] = trainer.epoch(images, labels, batch_config, generators).tolist()
         for teacher, loss in zip(teachers, losses[:, epoch], strict=True):
@@ -280,8 +307,8 @@ def _train_teachers(
 
 
 def _write_teacher(path: Path, rows: np.ndarray, losses: np.ndarray, seconds: float) -> None:
-    """Writes the rows under their final name when all are there; the checksums, which make them count, follow."""
-    header = BytesIO()  # `np.save` would not say why a write failed
+    """Writes the rows, then the .json with their checksums, which marks the teacher as finished."""
+    header = BytesIO()  # written by hand, because the errors of `np.save` do not name the cause of a failed write
     np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(rows))
     write_parts(path, header.getvalue(), rows.data)
     checksums = [hashlib.sha256(row).hexdigest() for row in rows]

@@ -1,1 +1,1 @@
-"""What people read: tables, figures, notebooks and the site, all made from records."""
+"""What people read: tables, figures and notebooks, all made from records."""

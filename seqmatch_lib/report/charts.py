@@ -9,17 +9,20 @@ from typing import Any
 import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from seqmatch_lib.data.datasets import find_dataset, fit_preprocessing
 from seqmatch_lib.errors import StorageError, require
 from seqmatch_lib.methods import method_names
 from seqmatch_lib.report import queries
-from seqmatch_lib.report.figures import PALETTE, save_figure, set_style, whole_ticks
+from seqmatch_lib.report.figures import PALETTE, save_figure, set_style, show_pictures, whole_ticks
 from seqmatch_lib.report.queries import HALVES, ONE_SET, PUBLISHED_SETTINGS, SETS, STAGED, Evidence, label_scale
 from seqmatch_lib.report.tables import DATASETS, UNVERIFIED, build_table, load_published
 from seqmatch_lib.runs.config import SEQUENTIAL_PREFIX
-from seqmatch_lib.runs.records import RunRecord
+from seqmatch_lib.runs.records import RunRecord, load_runs
+from seqmatch_lib.subsets import load_sequence
 
 
 class NothingToDraw(StorageError):
@@ -270,6 +273,39 @@ def plot_curves(
     return figure
 
 
+def plot_distilled(results_dir: Path | str = "paper_results", dataset: str = "cifar10", max_per_class: int = 2) -> Figure:
+    """Draws the distilled sets of a results folder side by side, every other class, a block for each subset.
+
+    Args:
+        results_dir: folder of records and sets; sets of whitened images and of changed presets are left out.
+        dataset: that the sets were distilled from.
+        max_per_class: images per class shown of each subset.
+
+    Raises:
+        NothingToDraw: the folder has no such set.
+    """
+    results_dir, spec = Path(results_dir), find_dataset(dataset)
+    runs = [run for run in load_runs(results_dir) if run.dataset == dataset and not run.overrides and not run.config["zca"]]
+    runs = [run for run in runs if _set_path(results_dir, run).is_file()]
+    require(bool(runs), f"{results_dir / 'distilled'} has no set of {dataset} as a preset makes it", NothingToDraw)
+    to_pixels = fit_preprocessing(spec, torch.empty(0), zca=False).inverse
+    blocks, names = {}, [str(label) for label in range(spec.num_classes)]
+    for run in sorted(runs, key=lambda run: (run.method.removeprefix(SEQUENTIAL_PREFIX), run.num_subsets)):
+        sequence = load_sequence(_set_path(results_dir, run))
+        names = sequence.metadata.get("class_names", names)
+        base = run.method.removeprefix(SEQUENTIAL_PREFIX)
+        method = run.method.replace(SEQUENTIAL_PREFIX, "SeqMatch-").replace(base, base.upper())
+        for k, subset in enumerate(sequence.subsets, start=1):
+            accuracy = f"{run.accuracy_last['mean']:.1f} %"
+            shown = f"$S_{k}$" + f" (all: {accuracy})" * (k == len(sequence)) if len(sequence) > 1 else accuracy
+            blocks[f"{method}\n{shown}"] = to_pixels(subset.images)
+    return show_pictures(blocks, names, max_per_class=max_per_class, classes=range(0, spec.num_classes, 2))
+
+
+def _set_path(results_dir: Path, run: RunRecord) -> Path:
+    return results_dir / "distilled" / f"{run.run_id}.safetensors"
+
+
 def write_figures(
     results_dir: Path | str = "paper_results", out_dir: Path | str | None = None, kinds: Sequence[str] = ("svg", "png")
 ) -> list[Path]:
@@ -293,6 +329,7 @@ def write_figures(
     drawn += [
         (f"curves_{ipc}", partial(plot_curves, evidence, published, results_dir, "cifar10", ipc, "short")) for ipc in (1, 10)
     ]
+    drawn += [("distilled", partial(plot_distilled, results_dir))]
     folder, paths = Path(out_dir or results_dir) / "figures", []
     for name, draw in drawn:
         with suppress(NothingToDraw):

@@ -70,7 +70,7 @@ def run_notebook(path: Path | str, out: Path | str, parameters: Mapping[str, Any
             warnings.simplefilter("ignore")
             executed = papermill.execute_notebook(
                 _literally(path), _literally(unfinished), dict(parameters), kernel_name="python3", progress_bar=False,
-                coalesce_streams=True, extra_arguments=["--log-level=CRITICAL"],
+                coalesce_streams=True, extra_arguments=["--log-level=CRITICAL"], kernel_manager_class=_own_kernel(),
             )  # fmt: skip
     except papermill.PapermillExecutionError as error:
         raise NotebookError(
@@ -164,6 +164,20 @@ def export_html(path: Path | str) -> Path:
     out = Path(path).with_suffix(".html")
     write_atomically(out, lambda temporary: temporary.write_text(page))
     return out
+
+
+def _own_kernel() -> type:
+    """Returns what starts this very Python as a kernel, whatever else is called "python3" on JUPYTER_PATH."""
+    from jupyter_client import AsyncKernelManager
+    from jupyter_client.kernelspec import KernelSpecManager
+    from traitlets import default
+
+    class OwnKernelManager(AsyncKernelManager):
+        @default("kernel_spec_manager")
+        def _without_folders(self) -> KernelSpecManager:
+            return KernelSpecManager(kernel_dirs=[])  # what is left is the kernel of `sys.executable`
+
+    return OwnKernelManager
 
 
 def _literally(path: Path | str) -> str:

@@ -27,9 +27,17 @@ from pandas.io.formats.style import Styler
 from seqmatch_lib.errors import StorageError, require
 from seqmatch_lib.methods import method_names
 from seqmatch_lib.runs.config import REFERENCES, SEQUENTIAL_PREFIX, RunConfig, even_subsets, preset_names
-from seqmatch_lib.runs.order import OrderRecord, load_orders
-from seqmatch_lib.runs.records import RunRecord, changes_of, check_same_images, describe_changes, flatten_settings, load_runs
-from seqmatch_lib.runs.reevaluation import Reevaluation, load_reevaluations
+from seqmatch_lib.runs.records import (
+    OrderRecord,
+    Reevaluation,
+    RunRecord,
+    check_same_images,
+    describe_changes,
+    flatten_settings,
+    load_orders,
+    load_reevaluations,
+    load_runs,
+)
 from seqmatch_lib.runs.stages import read_progress
 from seqmatch_lib.store.files import digest_json, read_json
 
@@ -107,7 +115,7 @@ def _accuracies_of(run: RunRecord, reevaluations: Sequence[Reevaluation]) -> Ite
         "iterations": sum(stage["iterations"] for stage in run.stages),
         "each": _sum(stage["iterations"] for stage in run.stages),
         "train_images": run.data["train_images"],
-        "changes": changes_of(run),
+        "changes": run.overrides,
         "record": run.config_hash[:8],
     }
 
@@ -429,7 +437,7 @@ def order(
     """Sets of equal size that are divided or not, in sequence or not; `difference` is that from SeqMatch."""
     groups: dict[str, list[OrderRecord]] = {}
     for one in sorted(evidence.orders, key=lambda one: (one.method, one.seed)):
-        changes = {f"{key}={value}" for key, value in changes_of(one).items()}
+        changes = {f"{key}={value}" for key, value in one.overrides.items()}
         if (one.dataset, one.ipc, one.scale) == (dataset, ipc, scale) and changes == set(settings):
             groups.setdefault(one.method.removeprefix(SEQUENTIAL_PREFIX), []).append(one)
     rows = []
@@ -467,7 +475,7 @@ def curves(evidence: Evidence, results_dir: Path | str, dataset: str, ipc: int, 
     rows = []
     for method in (base, SEQUENTIAL_PREFIX + base):
         name = (dataset, ipc, method, scale)
-        runs = [run for run in evidence.runs if (run.dataset, run.ipc, run.method, run.scale) == name and not changes_of(run)]
+        runs = [run for run in evidence.runs if (run.dataset, run.ipc, run.method, run.scale) == name and not run.overrides]
         found = {run.seed: (run.stages, run.run_id, True) for run in runs}
         preset = f"{dataset}-ipc{ipc}-{method}"
         unfinished = Path(results_dir).glob(f"[sc]*/{dataset}-{method}-ipc{ipc}-*-seed*-*/")  # in state/ and checkpoints/

@@ -9,10 +9,9 @@ from typing import Any
 import pandas as pd
 
 from seqmatch_lib.errors import StorageError, require
-from seqmatch_lib.methods import get_method
 from seqmatch_lib.report.queries import PUBLISHED_SETTINGS, format_frame, label_scale, mean_and_std
 from seqmatch_lib.runs.config import REFERENCES, RunConfig, preset_names
-from seqmatch_lib.runs.records import RunRecord, changes_of, check_same_images, load_runs
+from seqmatch_lib.runs.records import RunRecord, check_same_images, load_runs
 from seqmatch_lib.store.files import write_atomically
 
 DATASETS = ("svhn", "cifar10", "cifar100", "tiny_imagenet")  # with published numbers, in the order of the paper
@@ -121,7 +120,7 @@ def _cells_of(dataset: str) -> list[RunConfig]:
 
 def _runs_of(preset: str, scale: str, records: Sequence[RunRecord]) -> list[RunRecord]:
     """Returns the runs of a preset as it stands, one a seed; a run with overrides is another experiment."""
-    return [record for record in records if (record.preset, record.scale) == (preset, scale) and not changes_of(record)]
+    return [record for record in records if (record.preset, record.scale) == (preset, scale) and not record.overrides]
 
 
 def _published(known: pd.DataFrame, ipc: int, method: str) -> dict[str, Any]:
@@ -138,10 +137,9 @@ def _summarise(runs: Sequence[RunRecord], scale: str) -> dict[str, Any]:
     if not runs:
         return row
     config = RunConfig.from_dict(runs[0].config)
-    uses_teachers = config.options is not None and get_method(config.base_method).uses_teachers
     return row | {
         "iterations": sum(stage["iterations"] for stage in runs[0].stages) or None,
-        "teachers": config.teachers.num_teachers if uses_teachers else None,
+        "teachers": config.teachers.num_teachers if config.uses_teachers else None,
         "train_images": runs[0].data["train_images"],
         "core_hours": sum(run.threads * sum(run.seconds.values()) for run in runs) / 3600,
         "device": ", ".join(sorted({run.device_name for run in runs})),

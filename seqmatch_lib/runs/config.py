@@ -19,7 +19,6 @@ from seqmatch_lib.engine.networks import NetworkConfig
 from seqmatch_lib.engine.training import TrainingRecipe
 from seqmatch_lib.errors import ConfigError, require
 from seqmatch_lib.methods import get_method, method_names
-from seqmatch_lib.methods.mtt import check_interval
 from seqmatch_lib.methods.teachers import TeacherConfig
 from seqmatch_lib.store.files import digest_json
 from seqmatch_lib.store.settings import as_settings, is_file_name
@@ -97,21 +96,16 @@ class RunConfig:
             f"method {self.method!r} distils one subset, but subset_ipcs {list(self.subset_ipcs)} names {self.num_subsets}; "
             f"use method '{SEQUENTIAL_PREFIX}{self.method}' or one subset",
         )
-        if not get_method(self.base_method).uses_teachers:
-            require(
-                not self.intervals,
-                f"intervals {[list(interval) for interval in self.intervals]} mean nothing to method {self.method!r}, which "
-                "has no teachers; leave them out",
-            )
-            return
+        intervals = [list(interval) for interval in self.intervals]
         require(
-            len(self.intervals) == self.num_subsets,
-            f"intervals {[list(interval) for interval in self.intervals]} and subset_ipcs {list(self.subset_ipcs)} "
-            "must have one entry a subset; set both",
+            self.uses_teachers or not intervals,
+            f"intervals {intervals} mean nothing to method {self.method!r}, which has no teachers; leave them out",
         )
-        if hasattr(self.options, "expert_epochs"):  # a method that matches teacher segments
-            for index, interval in enumerate(self.intervals, start=1):
-                check_interval(interval, index, self.options.expert_epochs, self.teachers)
+        require(
+            len(intervals) == (self.num_subsets if self.uses_teachers else 0),
+            f"intervals {intervals} and subset_ipcs {list(self.subset_ipcs)} must have one entry a subset; set both",
+        )
+        get_method(self.base_method)(self.options).check(self.intervals, self.teachers, self.training)
 
     @classmethod
     def from_preset(
@@ -139,7 +133,7 @@ class RunConfig:
         settings: dict[str, Any] = {}
         for layer in layers:
             settings = _merge(settings, layer)
-        if not _uses_teachers(base):
+        if not _has_intervals(base):
             settings["intervals"] = []  # those of a scale are meant for the others
         for key, value in (overrides or {}).items():
             settings = _merge(settings, _nested(key, value, settings))
@@ -166,7 +160,7 @@ class RunConfig:
             values["subset_ipcs"] = [values.get("ipc", 0)]
         intervals, ipcs = values.get("intervals"), values["subset_ipcs"]
         both = isinstance(intervals, list | tuple) and isinstance(ipcs, list | tuple)
-        if both and len(intervals) == 1 and _uses_teachers(base):
+        if both and len(intervals) == 1 and _has_intervals(base):
             values["intervals"] = list(intervals) * len(ipcs)
         return _build(cls, {**values, "options": options}, "")
 
@@ -181,9 +175,13 @@ class RunConfig:
             settings = _merge(settings, _nested(key, value, settings))
         return RunConfig.from_dict(settings)
 
-    def as_dict(self) -> dict[str, Any]:
-        """Returns the configuration as nested JSON values; the base method's section stands under its name."""
-        values = as_settings(self)
+    def as_dict(self, with_defaults: bool = False) -> dict[str, Any]:
+        """Returns the configuration as nested JSON values; the base method's section stands under its name.
+
+        Args:
+            with_defaults: whether fields of `omit_default` are there also at their default; hashes and files leave them out.
+        """
+        values = as_settings(self, with_defaults)
         options = values.pop("options")
         return values if options is None else {**values, self.base_method: options}
 
@@ -203,11 +201,14 @@ class RunConfig:
         return self.method.removeprefix(SEQUENTIAL_PREFIX)
 
     @property
-    def recipe(self) -> TrainingRecipe:
-        """How networks are trained on the set: `training`, as the base method has it."""
-        if self.options is None:
-            return self.training
-        return get_method(self.base_method)(self.options).training_recipe(self.training)
+    def uses_teachers(self) -> bool:
+        """Whether the run needs teachers, networks that were trained on real data."""
+        return self.options is not None and get_method(self.base_method).uses_teachers
+
+    @property
+    def stage_intervals(self) -> tuple[tuple[int, int] | None, ...]:
+        """Teacher epochs of each subset; None for each where there are no teachers."""
+        return self.intervals or (None,) * self.num_subsets
 
     @property
     def hash(self) -> str:
@@ -277,14 +278,14 @@ def parse_override(text: str) -> tuple[str, Any]:
     return key, parsed
 
 
-def _uses_teachers(base: str) -> bool:
-    """Whether a method has intervals of teacher epochs; references keep the ones of the methods they stand beside."""
+def _has_intervals(base: str) -> bool:
+    """Whether settings of a method name intervals of teacher epochs; references keep those of the methods beside them."""
     return base in REFERENCES or get_method(base).uses_teachers
 
 
 @cache
 def _read_presets() -> dict[str, Any]:
-    return tomllib.loads(files("seqmatch_lib.runs").joinpath("presets.toml").read_text())
+    return tomllib.loads(files("seqmatch_lib.runs").joinpath("presets.toml").read_text(encoding="utf-8"))
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,11 +13,11 @@ import torch
 from torch import nn
 
 from seqmatch_lib import coupling
+from seqmatch_lib.data.datasets import Split
 from seqmatch_lib.engine.evaluation import train_staged
 from seqmatch_lib.errors import StorageError, require
 from seqmatch_lib.methods import Stage
-from seqmatch_lib.methods.mtt import record_stage_teachers
-from seqmatch_lib.methods.teachers import TrajectorySet
+from seqmatch_lib.methods.teachers import TrajectorySet, record_stage_teachers
 from seqmatch_lib.runs.config import RunConfig
 from seqmatch_lib.runs.experiment import open_run
 from seqmatch_lib.runs.records import load_record
@@ -148,7 +148,7 @@ class _Pair:
         found = {"real data": watched}
         for name, sequence in (("MTT", self.joint[0]), ("SeqMatch", self.sequence[0])):
             network, generator = self.network("watched", name), make_generator(seed, name)
-            found[name] = coupling.follow_staged_training(network, sequence, self.joint_config.recipe, *real, generator)
+            found[name] = coupling.follow_staged_training(network, sequence, self.joint_config.training, *real, generator)
         return pd.concat([coupling.mean_losses(losses, easy, name) for name, losses in found.items()], ignore_index=True)
 
     def deciles(self) -> pd.DataFrame:
@@ -158,15 +158,13 @@ class _Pair:
         network, after = self.network("stages"), []
         generator = make_generator(self.config.seed, "stages")
         train_staged(
-            [network], sequence, self.config.recipe, [generator],
-            lambda: after.append(coupling.group_accuracies(network, *data.test, deciles)),
+            [network], sequence, self.config.training, [generator],
+            lambda: after.append(coupling.group_accuracies(network, data.test.images, data.test.labels, deciles)),
         )  # fmt: skip
         rows = [(decile, value, f"stage {k}") for k, found in enumerate(after, start=1) for decile, value in found.items()]
         return pd.DataFrame(rows, columns=["decile", "accuracy", "after"])
 
-    def _follow_real(
-        self, purpose: str, generator: torch.Generator, watched: tuple[torch.Tensor, torch.Tensor] | None = None
-    ) -> torch.Tensor:
+    def _follow_real(self, purpose: str, generator: torch.Generator, watched: Split | None = None) -> torch.Tensor:
         """Returns the losses of the watched images while a fresh network trains on real ones."""
         stage, config = self.joint[1], self.joint_config.teachers
         network = self.network(purpose)

@@ -1,57 +1,22 @@
 """The ablation of order and division: sets of equal size that are divided or not, in sequence or not; a record a seed."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from seqmatch_lib.engine.evaluation import evaluate_networks
+from seqmatch_lib.engine.evaluation import EvaluationProtocol
 from seqmatch_lib.errors import require
 from seqmatch_lib.methods import BaseMethod, Stage, get_method
 from seqmatch_lib.runs.config import RunConfig, config_of_subsets
 from seqmatch_lib.runs.experiment import open_run, run_experiment
-from seqmatch_lib.runs.records import describe_code, describe_environment, load_fields
+from seqmatch_lib.runs.provenance import describe_provenance
+from seqmatch_lib.runs.records import SCHEMA, OrderRecord, overrides_of
 from seqmatch_lib.seqmatch import iterate
-from seqmatch_lib.store.files import write_json
 from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset, sample_real_sequence
 
-SCHEMA = 1
 OTHER_SEED = 1000  # what is added to a run's seed for the second of two independent halves
-
-
-@dataclass(frozen=True)
-class OrderRecord:
-    """What sets of equal size, divided and ordered in other ways, are worth.
-
-    Args:
-        schema: version of this format.
-        dataset: and `ipc`, `scale`, `seed`: of the SeqMatch run that the others are compared with.
-        config: of that run.
-        accuracy: set -> accuracy in per cent, one a network.
-        device: and all that follows: as in `RunRecord`.
-    """
-
-    schema: int
-    dataset: str
-    ipc: int
-    scale: str
-    seed: int
-    config: dict[str, Any]
-    accuracy: dict[str, list[float]]
-    device: str
-    device_name: str
-    threads: int
-    torch: str
-    python: str
-    git_commit: str
-    dirty: bool
-
-    @property
-    def method(self) -> str:
-        """The sequence that the others are compared with, for example seqmatch_mtt."""
-        return self.config["method"]
 
 
 def runs_of_order(config: RunConfig) -> dict[str, RunConfig]:
@@ -99,12 +64,25 @@ def measure_order(config: RunConfig, results_dir: Path | str, num_networks: int 
     sets |= {"divided, staged": divided, "divided, joint": divided.joint()}
     again = distil_again(get_method(config.base_method)(runs["one set"].options), stage, stages[1].interval, plain)
     sets |= {"undivided, staged": plain.then(again), "undivided, last": SubsetSequence((again,))}
-    real = (*data.train, data.num_classes, config.subset_ipcs, config.evaluation.real_lr, config.seed)
-    sets["random real"] = sample_real_sequence(*real)
-    common = (*data.test, data.num_classes, config.network, config.recipe, config.seed, range(num_networks))
-    accuracy = {name: evaluate_networks(one, *common) for name, one in sets.items()}
-    path = save_order(config, accuracy, data.test[0].device, results_dir)
-    return load_order(path)
+    lr = config.evaluation.real_lr
+    sets["random real"] = sample_real_sequence(data.train, data.num_classes, config.subset_ipcs, lr, config.seed)
+    protocol = EvaluationProtocol(data.num_classes, config.training, config.seed)
+    accuracy = {
+        name: protocol.accuracies(sequence, data.test, config.network, range(num_networks)) for name, sequence in sets.items()
+    }
+    record = OrderRecord(
+        schema=SCHEMA,
+        dataset=config.dataset,
+        ipc=config.ipc,
+        scale=config.scale,
+        seed=config.seed,
+        config=config.as_dict(),
+        overrides=overrides_of(config),
+        accuracy={name: [round(value, 4) for value in values] for name, values in accuracy.items()},
+        **describe_provenance(data.test.images.device),
+    )
+    record.save(Path(results_dir))
+    return record
 
 
 def _reordered(sequence: SubsetSequence, stages: Sequence[Stage], method: BaseMethod) -> dict[str, SubsetSequence]:
@@ -147,46 +125,3 @@ def distil_again(
     for _ in iterate(method, alone, prepared, trainable):
         pass
     return trainable.freeze()
-
-
-def save_order(
-    config: RunConfig, accuracy: Mapping[str, Sequence[float]], device: torch.device, results_dir: Path | str
-) -> Path:
-    """Writes `results_dir/order/<run_id>.json`, named by the SeqMatch run; returns the path.
-
-    Args:
-        config: of the SeqMatch run.
-        accuracy: set -> accuracy in per cent, one a network.
-        device: that networks were trained on.
-        results_dir: of all records.
-    """
-    commit, dirty = describe_code()
-    record = OrderRecord(
-        schema=SCHEMA,
-        dataset=config.dataset,
-        ipc=config.ipc,
-        scale=config.scale,
-        seed=config.seed,
-        config=config.as_dict(),
-        accuracy={name: [round(value, 4) for value in found] for name, found in accuracy.items()},
-        **describe_environment(device),
-        git_commit=commit,
-        dirty=dirty,
-    )
-    path = Path(results_dir) / "order" / f"{config.run_id}.json"
-    write_json(path, asdict(record))
-    return path
-
-
-def load_order(path: Path) -> OrderRecord:
-    """Reads one of them.
-
-    Raises:
-        StorageError: damaged, or of another schema version.
-    """
-    return OrderRecord(**load_fields(OrderRecord, path, SCHEMA, "run 21_ablation_order again"))
-
-
-def load_orders(results_dir: Path) -> list[OrderRecord]:
-    """Reads all of them below a results folder, sorted by file name."""
-    return [load_order(path) for path in sorted((results_dir / "order").glob("*.json"))]

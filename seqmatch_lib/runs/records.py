@@ -1,44 +1,44 @@
-"""Run records: one JSON file a run, with everything needed to understand and repeat it."""
+"""Records: one JSON file each for a run, a re-evaluation of a finished set, and a comparison of orders of subsets.
 
-import platform
-import subprocess
+Each holds everything needed to understand and repeat it, `overrides` included: what differed from the preset when the record
+was made, so that editing a preset never changes what an older record means.
+"""
+
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, get_args, get_origin
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin
 
-import torch
-
-from seqmatch_lib.errors import StorageError, require
-from seqmatch_lib.runs.config import RunConfig
-from seqmatch_lib.store.files import read_json, write_json
+from seqmatch_lib.errors import ConfigError, StorageError, require
+from seqmatch_lib.runs.config import RunConfig, preset_names
+from seqmatch_lib.runs.provenance import Provenance
+from seqmatch_lib.store.files import digest_json, read_json, write_json
 from seqmatch_lib.subsets import format_html
 
-if TYPE_CHECKING:  # the library runs without the notebook packages; order.py imports this file
+if TYPE_CHECKING:  # the library runs without the notebook packages
     from pandas import DataFrame
 
-    from seqmatch_lib.runs.order import OrderRecord
-
-SCHEMA = 1
+SCHEMA = 2
 VOLATILE = ("seconds", "peak_memory_mb", "started_at")  # differ between two runs that are otherwise equal
 ACCURACY = {"mean": float, "std": float, "n": int, "values": list[float]}  # what an accuracy holds, beside `by_network`
 
 
 @dataclass(frozen=True, repr=False)
-class RunRecord:
+class RunRecord(Provenance):
     """What a finished run leaves behind.
 
     Accuracies are in per cent, as `{mean, std, n, values}` of the first evaluation architecture, with
     `by_network` beneath for all of them; std is the sample standard deviation over networks.
+    `not_learned`, if it is there, is the number of networks that learned nothing, see `EvaluationProtocol.evaluate`.
 
     Args:
         schema: version of this format.
         run_id: names the run; see `RunConfig.run_id`.
-        table: the table of the paper that the run belongs to: the data set.
         preset: and `scale`, `dataset`, `method`, `ipc`, `num_subsets`, `seed`, `config`: see `RunConfig`.
         config_hash: sha256 of `config`.
+        overrides: dotted key -> value, what differed from the preset when the run was made; see `overrides_of`.
         accuracy_last: of the set after the last iteration, trained on stage by stage.
         accuracy_selected: of the iterate that scored best on the images named in `selected_on`.
         selected_on: "validation", "test" or "none" (then the last iterate stands for the selected one).
@@ -48,16 +48,12 @@ class RunRecord:
         data: fingerprint, numbers of images, preprocessing, notices about missing parts.
         seconds: by phase; "teachers" is what training them took, whoever did it.
         peak_memory_mb: by phase, of the process, or of the GPU where there is one.
-        device: "cpu" or "cuda"; `device_name`, `threads`: which one, and how many threads torch had.
-        torch: its version, and `python`: that of Python.
-        git_commit: of the code at the start, and `dirty`: whether files differed from it.
         synthetic_sha256: of the last set.
         started_at: UTC, ISO 8601.
     """
 
     schema: int
     run_id: str
-    table: str
     preset: str
     scale: str
     dataset: str
@@ -67,6 +63,7 @@ class RunRecord:
     seed: int
     config: dict[str, Any]
     config_hash: str
+    overrides: dict[str, Any]
     accuracy_last: dict[str, Any]
     accuracy_selected: dict[str, Any]
     selected_on: str
@@ -76,13 +73,6 @@ class RunRecord:
     data: dict[str, Any]
     seconds: dict[str, float]
     peak_memory_mb: dict[str, float]
-    device: str
-    device_name: str
-    threads: int
-    torch: str
-    python: str
-    git_commit: str
-    dirty: bool
     synthetic_sha256: str
     started_at: str
 
@@ -97,7 +87,7 @@ class RunRecord:
         }  # fmt: skip
         rows = {"scale": self.scale}
         rows |= {f"accuracy, {name}": _format_accuracy(found) for name, found in accuracies.items() if found is not None}
-        changes = ", ".join(f"{key} = {value}" for key, value in changes_of(self).items())
+        changes = ", ".join(f"{key} = {value}" for key, value in self.overrides.items())
         rows["changed from the preset"] = changes or "nothing"
         rows["minutes"] = f"{sum(self.seconds.values()) / 60:.1f} on {self.device_name}"
         rows["code"] = self.git_commit[:8] + (" and uncommitted changes" if self.dirty else "")
@@ -112,43 +102,146 @@ class RunRecord:
         write_json(path, asdict(self))
 
 
-def load_record(path: Path) -> RunRecord:
-    """Reads one record.
+@dataclass(frozen=True)
+class Reevaluation(Provenance):
+    """A finished set evaluated once more: by other networks, after other training, or jointly.
 
-    Raises:
-        StorageError: damaged, of another schema version, with keys missing or unknown, or with values of other types.
-    """
-    values = load_fields(RunRecord, path, SCHEMA, "run its preset again")
-    names = ("accuracy_last", "accuracy_selected", "accuracy_joint", "random_baseline")
-    found = {name: values[name] for name in names if values[name] is not None}
-    wrong = [name for name, one in found.items() if not all(_fits(one.get(key), kind) for key, kind in ACCURACY.items())]
-    require(not wrong, f"{path} is no valid record: {wrong} hold values of another type; run its preset again", StorageError)
-    return RunRecord(**values)
-
-
-def load_fields(kind: type, path: Path, schema: int, remedy: str) -> dict[str, Any]:
-    """Reads the fields of a dataclass from a JSON file and checks their names and types.
+    Accuracies are in per cent: architecture -> `{mean, std, n, values}`.
 
     Args:
-        kind: the dataclass; it has a field `schema`.
-        path: of the file.
-        schema: the version that is read.
-        remedy: what makes the file anew, for the error.
+        schema: version of this format.
+        run_id: of the run that made the set; "imported" for a set from elsewhere.
+        synthetic_sha256: of the set.
+        joint: whether networks were trained on all subsets at once instead of stage by stage.
+        seed: of the networks and of the random real images.
+        config: of the run, with the settings changed for this re-evaluation.
+        accuracy: of networks trained on the set.
+        random_baseline: of networks trained alike on as many random real images; None if nobody asked.
+        data: fingerprint of the real data.
+        seconds: for all networks.
+    """
+
+    schema: int
+    run_id: str
+    synthetic_sha256: str
+    joint: bool
+    seed: int
+    config: dict[str, Any]
+    accuracy: dict[str, dict[str, Any]]
+    random_baseline: dict[str, dict[str, Any]] | None
+    data: str
+    seconds: float
+
+    @property
+    def name(self) -> str:
+        """`<run id>-<8 hex of the question>`, of which the record's file has its name."""
+        return f"{self.run_id}-{digest_json([self.synthetic_sha256, self.joint, self.seed, self.config])[:8]}"
+
+    def save(self, results_dir: Path) -> Path:
+        """Writes `results_dir/reevaluations/<dataset>/<name>.json`; returns the path."""
+        path = results_dir / "reevaluations" / self.config["dataset"] / f"{self.name}.json"
+        write_json(path, asdict(self))
+        return path
+
+
+@dataclass(frozen=True)
+class OrderRecord(Provenance):
+    """What sets of equal size are worth that are divided and ordered differently; see `notebooks/21_ablation_order.ipynb`.
+
+    Args:
+        schema: version of this format.
+        dataset: and `ipc`, `scale`, `seed`: of the SeqMatch run that the other sets are compared with.
+        config: of that run.
+        overrides: as in `RunRecord`.
+        accuracy: set -> accuracy in per cent, one a network.
+    """
+
+    schema: int
+    dataset: str
+    ipc: int
+    scale: str
+    seed: int
+    config: dict[str, Any]
+    overrides: dict[str, Any]
+    accuracy: dict[str, list[float]]
+
+    @property
+    def method(self) -> str:
+        """The sequence that the other sets are compared with, for example seqmatch_mtt."""
+        return self.config["method"]
+
+    def save(self, results_dir: Path) -> Path:
+        """Writes `results_dir/order/<run id>.json`, named by the SeqMatch run; returns the path."""
+        path = results_dir / "order" / f"{RunConfig.from_dict(self.config).run_id}.json"
+        write_json(path, asdict(self))
+        return path
+
+
+Record = TypeVar("Record", RunRecord, Reevaluation, OrderRecord)
+
+
+def load_record(path: Path) -> RunRecord:
+    """Reads the record of a run.
 
     Raises:
         StorageError: damaged, of another schema version, with keys missing or unknown, or with values of other types.
     """
+    record = _load(RunRecord, path, "run its preset again")
+    names = ("accuracy_last", "accuracy_selected", "accuracy_joint", "random_baseline")
+    accuracies = {name: getattr(record, name) for name in names if getattr(record, name) is not None}
+    wrong = [
+        name
+        for name, accuracy in accuracies.items()
+        if not all(_fits(accuracy.get(key), kind) for key, kind in ACCURACY.items())
+    ]
+    require(not wrong, f"{path} is no valid record: {wrong} hold values of another type; run its preset again", StorageError)
+    return record
+
+
+def load_runs(results_dir: Path) -> list[RunRecord]:
+    """Reads all records below `results_dir/runs`, sorted by data set, ipc, scale, method and seed."""
+    records = [load_record(path) for path in sorted((results_dir / "runs").rglob("*.json"))]
+    return sorted(records, key=lambda record: (record.dataset, record.ipc, record.scale, record.method, record.seed))
+
+
+def load_reevaluations(results_dir: Path) -> list[Reevaluation]:
+    """Reads all re-evaluations of a results folder, sorted by file name; raises as `load_record` does."""
+    paths = sorted((results_dir / "reevaluations").rglob("*.json"))
+    return [_load(Reevaluation, path, "evaluate the set again") for path in paths]
+
+
+def load_orders(results_dir: Path) -> list[OrderRecord]:
+    """Reads all comparisons of orders of a results folder, sorted by file name; raises as `load_record` does."""
+    paths = sorted((results_dir / "order").glob("*.json"))
+    return [_load(OrderRecord, path, "run 21_ablation_order again") for path in paths]
+
+
+def _load(kind: type[Record], path: Path, remedy: str) -> Record:
+    """Reads a record and checks the names and types of its fields."""
     values = read_json(path)
+    if values.get("schema") == 1:
+        values = _upgrade(kind, values)
     require(
-        values.get("schema") == schema,
-        f"{path} has record schema {values.get('schema')!r:.40}, but this version reads {schema}; {remedy}",
+        values.get("schema") == SCHEMA,
+        f"{path} has record schema {values.get('schema')!r:.40}, but this version reads {SCHEMA}; {remedy}",
         StorageError,
     )
     wrong = sorted({field.name for field in fields(kind)} ^ values.keys())
     require(not wrong, f"{path} is no valid record: keys {wrong} are missing or unknown; {remedy}", StorageError)
     wrong = [field.name for field in fields(kind) if not _fits(values[field.name], field.type)]
     require(not wrong, f"{path} is no valid record: {wrong} hold values of another type; {remedy}", StorageError)
-    return values
+    return kind(**values)
+
+
+def _upgrade(kind: type, values: dict[str, Any]) -> dict[str, Any]:
+    """Turns schema 1 into schema 2, which adds overrides (from the preset as it stands now) and uncompiled code."""
+    values = {key: value for key, value in values.items() if key != "table"} | {"schema": 2, "uncompiled": None}
+    if kind is Reevaluation:
+        return values
+    try:
+        return values | {"overrides": overrides_of(RunConfig.from_dict(values["config"]))}
+    except (KeyError, ConfigError):  # the checks that follow name what is wrong
+        return values
 
 
 def _fits(value: Any, kind: Any) -> bool:
@@ -165,12 +258,6 @@ def _fits(value: Any, kind: Any) -> bool:
     if kind is float:
         return type(value) in (int, float) and abs(value) != float("inf")
     return value is None if kind is NoneType else type(value) is kind
-
-
-def load_runs(folder: Path) -> list[RunRecord]:
-    """Reads all records below `folder/runs`, sorted by data set, ipc, scale and method."""
-    records = [load_record(path) for path in sorted((folder / "runs").rglob("*.json"))]
-    return sorted(records, key=lambda record: (record.table, record.ipc, record.scale, record.method, record.seed))
 
 
 def check_same_images(runs: Iterable[RunRecord]) -> None:
@@ -195,23 +282,27 @@ def _format_accuracy(found: Mapping[str, Any]) -> str:
     return f"{found['mean']:.1f} ± {found['std']:.1f} %, n = {found['n']}"
 
 
-def changes_of(record: "RunRecord | OrderRecord") -> dict[str, Any]:
-    """Returns the settings in which a run differs from its preset; one interval for all subsets fits any number of them."""
-    config = record.config
-    return describe_changes(_preset_settings(config["preset"], record.scale, record.seed), _compared_settings(config))
+def overrides_of(config: RunConfig) -> dict[str, Any]:
+    """Returns what differs from the run's preset as it stands: dotted key -> value, as `RunConfig.from_preset` takes them.
+
+    One interval that stands for all subsets is the same for any number of them. A configuration that was not made from a
+    preset has no overrides.
+    """
+    if config.preset not in preset_names():
+        return {}
+    return describe_changes(_preset_settings(config.preset, config.scale, config.seed), _comparable_settings(config))
 
 
 @cache
 def _preset_settings(preset: str, scale: str, seed: int) -> dict[str, Any]:
-    """Flat settings of a preset; a report asks for the same ones many times."""
-    return _compared_settings(RunConfig.from_preset(preset, scale, seed).as_dict())
+    """Flat settings of a preset; many records ask for the same ones."""
+    return _comparable_settings(RunConfig.from_preset(preset, scale, seed))
 
 
-def _compared_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    settings = flatten_settings(config)
-    if all(one == settings["intervals"][0] for one in settings["intervals"]):
-        settings["intervals"] = settings["intervals"][:1]  # one that stands for all subsets
-    return settings
+def _comparable_settings(config: RunConfig) -> dict[str, Any]:
+    settings = flatten_settings(config.as_dict(with_defaults=True))
+    intervals = settings["intervals"]
+    return settings | {"intervals": intervals[:1] if all(one == intervals[0] for one in intervals) else intervals}
 
 
 def describe_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
@@ -232,7 +323,7 @@ def format_records(records: Iterable[RunRecord]) -> str:
     ]
     for record in records:
         accuracies = (record.accuracy_last, record.accuracy_selected, record.accuracy_joint, record.random_baseline)
-        cells = ["-" if one is None else f"{one['mean']:.1f} ± {one['std']:.1f}" for one in accuracies]
+        cells = ["-" if one is None else f"{one['mean']:.1f} ± {one['std']:.1f}{_mark(one)}" for one in accuracies]
         names = (record.dataset, record.ipc or "all", record.method, record.num_subsets, record.scale, record.seed)
         changed = ", ".join(f"{key}={value}" for key, value in told_apart[record.run_id].items())
         rows.append((*map(str, names), *cells, str(record.accuracy_last["n"]), record.config_hash[:8], changed))
@@ -248,13 +339,17 @@ def _differing_changes(records: Sequence[RunRecord]) -> dict[str, dict[str, Any]
     groups: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
     for one in records:
         group = groups.setdefault((one.dataset, one.ipc, one.method, one.num_subsets, one.scale), {})
-        group[one.run_id] = changes_of(one)
+        group[one.run_id] = one.overrides
     told: dict[str, dict[str, Any]] = {}
     for group in groups.values():
         settings = {(key, str(value)) for changes in group.values() for key, value in changes.items()}
         common = {key for key, text in settings if all(str(changes.get(key)) == text for changes in group.values())}
         told |= {run: {key: value for key, value in one.items() if key not in common} for run, one in group.items()}
     return told
+
+
+def _mark(accuracy: Mapping[str, Any]) -> str:
+    return f" ({accuracy['not_learned']} learned nothing)" if "not_learned" in accuracy else ""
 
 
 def tabulate_accuracies(records: Mapping[Any, Sequence[RunRecord]], names: str | Sequence[str]) -> "DataFrame":
@@ -317,38 +412,3 @@ def flatten_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str,
     for key, value in settings.items():
         flat |= flatten_settings(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat
-
-
-def describe_environment(device: torch.device) -> dict[str, Any]:
-    """Returns what the numbers of a run may depend on besides its configuration."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor_name()
-    return {
-        "device": device.type,
-        "device_name": name,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
-
-
-def _processor_name() -> str:
-    """Returns the processor's name where Linux tells it, or the kind of machine."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
-def describe_code() -> tuple[str, bool]:
-    """Returns the git commit of this package's checkout and whether files differ from it; "unknown" outside git."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown", False

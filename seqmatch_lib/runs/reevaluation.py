@@ -1,60 +1,33 @@
-"""Re-evaluation of a finished set: by other networks, after other training, jointly, without augmentation; one record each."""
+"""Re-evaluation of a finished set: by other networks, after other training, jointly, without augmentation."""
 
-import time
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from seqmatch_lib.engine.evaluation import Accuracy, evaluate_sequence
+from seqmatch_lib.engine.evaluation import Accuracy, EvaluationProtocol
+from seqmatch_lib.engine.step_functions import forget_uncompiled
 from seqmatch_lib.errors import DataError, require
 from seqmatch_lib.runs.config import RunConfig
-from seqmatch_lib.runs.experiment import RealData
-from seqmatch_lib.runs.records import describe_code, describe_environment, load_fields
-from seqmatch_lib.store.files import digest_json, write_json
+from seqmatch_lib.runs.evaluation import ResumableEvaluation
+from seqmatch_lib.runs.provenance import describe_provenance
+from seqmatch_lib.runs.real_data import RealData
+from seqmatch_lib.runs.records import SCHEMA, Reevaluation
+from seqmatch_lib.store.budget import Budget
+from seqmatch_lib.store.files import digest_json, only_process, remove_leftovers
 from seqmatch_lib.subsets import SubsetSequence, check_sequence, sample_real_sequence
-
-SCHEMA = 1
-
-
-@dataclass(frozen=True)
-class Reevaluation:
-    """The record of one re-evaluation. Accuracies are in per cent: architecture -> `{mean, std, n, values}`.
-
-    Args:
-        schema: version of this format.
-        run_id: of the run that made the set; "imported" for a set from elsewhere.
-        synthetic_sha256: of the set.
-        joint: whether networks were trained on all subsets at once instead of stage by stage.
-        seed: of the networks and of the random real images.
-        config: of the run, with the settings changed for this re-evaluation.
-        accuracy: of networks trained on the set.
-        random_baseline: of networks trained alike on as many random real images; None if nobody asked.
-        data: fingerprint of the real data.
-        seconds: for all networks.
-        device: and all that follows: as in `RunRecord`.
-    """
-
-    schema: int
-    run_id: str
-    synthetic_sha256: str
-    joint: bool
-    seed: int
-    config: dict[str, Any]
-    accuracy: dict[str, dict[str, Any]]
-    random_baseline: dict[str, dict[str, Any]] | None
-    data: str
-    seconds: float
-    device: str
-    device_name: str
-    threads: int
-    torch: str
-    python: str
-    git_commit: str
-    dirty: bool
 
 
 def reevaluate(
-    sequence: SubsetSequence, config: RunConfig, data: RealData, joint: bool, seed: int, with_random: bool
+    sequence: SubsetSequence,
+    config: RunConfig,
+    data: RealData,
+    joint: bool = False,
+    seed: int = 0,
+    with_random: bool = False,
+    results_dir: Path | None = None,
+    budget: Budget | None = None,
 ) -> Reevaluation:
     """Trains fresh networks on a set and tests them.
 
@@ -64,71 +37,79 @@ def reevaluate(
         data: its real data, on the device that is to be used.
         joint: whether to train on all subsets at once, with the last step size.
         seed: of the networks and of the random real images.
-        with_random: whether as many random real images, divided alike, are evaluated beside it.
+        with_random: whether networks are trained on as many random real images, too, divided alike.
+        results_dir: where the record, and the state from which a killed process goes on, are kept; nowhere by default.
+        budget: says when to save, and when to stop.
 
     Raises:
         DataError: the set does not fit the data.
+        StorageError: another process is at the same re-evaluation.
+        OutOfTime: the budget is spent; the state is saved in `results_dir`.
     """
-    began = time.perf_counter()
     _check(sequence, config, data)
-
-    def measure(one: SubsetSequence) -> dict[str, Accuracy]:
-        one = (one.joint() if joint else one).to(data.test[0].device)
-        networks = [config.network.named(name) for name in config.evaluation.networks]
-        return evaluate_sequence(
-            one, *data.test, data.num_classes, networks, config.recipe, seed, config.evaluation.num_networks
-        )
-
-    accuracy, random = measure(sequence), None
+    run_id = sequence.metadata.get("run_id", "imported")
+    name = f"{run_id}-{digest_json([sequence.sha256(), joint, seed, config.as_dict()])[:8]}"
+    device = data.test.images.device
+    sets = {"accuracy": sequence.joint() if joint else sequence}
     if with_random:
         ipcs = [len(subset.images) // data.num_classes for subset in sequence.subsets]
-        random = measure(sample_real_sequence(*data.train, data.num_classes, ipcs, config.evaluation.real_lr, seed))
-    commit, dirty = describe_code()
-    return Reevaluation(
-        schema=SCHEMA,
-        run_id=sequence.metadata.get("run_id", "imported"),
-        synthetic_sha256=sequence.sha256(),
-        joint=joint,
-        seed=seed,
-        config=config.as_dict(),
-        accuracy=_as_dicts(accuracy),
-        random_baseline=None if random is None else _as_dicts(random),
-        data=data.identity["fingerprint"],
-        seconds=round(time.perf_counter() - began, 1),
-        **describe_environment(data.test[0].device),
-        git_commit=commit,
-        dirty=dirty,
-    )
+        random = sample_real_sequence(data.train, data.num_classes, ipcs, config.evaluation.real_lr, seed)
+        sets["random_baseline"] = random.joint() if joint else random
+    forget_uncompiled()
+    with _state_folder(results_dir, name) as folder:
+        evaluation = ResumableEvaluation(
+            EvaluationProtocol(data.num_classes, config.training, seed),
+            tuple(config.network.named(network) for network in config.evaluation.networks),
+            config.evaluation.num_networks,
+            data.test,
+            folder,
+            budget or Budget(),
+        )
+        accuracies, seconds = evaluation.run({key: one.to(device) for key, one in sets.items()})
+        record = Reevaluation(
+            schema=SCHEMA,
+            run_id=run_id,
+            synthetic_sha256=sequence.sha256(),
+            joint=joint,
+            seed=seed,
+            config=config.as_dict(),
+            accuracy=_as_dicts(accuracies["accuracy"]),
+            random_baseline=_as_dicts(accuracies["random_baseline"]) if with_random else None,
+            data=data.identity["fingerprint"],
+            seconds=round(seconds, 1),
+            **describe_provenance(device),
+        )
+        if results_dir is not None:
+            record.save(results_dir)
+    return record
+
+
+@contextmanager
+def _state_folder(results_dir: Path | None, name: str) -> Iterator[Path]:
+    """Yields the folder for the state of a re-evaluation, which no other process uses; one that goes away if none is kept."""
+    if results_dir is None:
+        with TemporaryDirectory(prefix="seqmatch-") as folder:
+            yield Path(folder)
+        return
+    folder = results_dir / "state" / name
+    with only_process(folder.with_name(f"{name}.lock")):
+        remove_leftovers(folder)
+        yield folder
 
 
 def _check(sequence: SubsetSequence, config: RunConfig, data: RealData) -> None:
-    distilled_from = sequence.metadata.get("data", data.identity)["fingerprint"]  # a set from elsewhere does not say
+    check_sequence(sequence, "the set", tuple(data.test.images.shape[1:]), data.num_classes)
+    then = sequence.metadata.get("data", data.summary)  # a set from elsewhere does not say
+    before, now = (f"{one.get('train_images')} to train and {one.get('test_images')} to test" for one in (then, data.summary))
+    remedy = "set SEQMATCH_DATA to them"
+    if data.summary["source"] == "image folder":
+        remedy = "give --images a folder with the same pictures as then, or distil these with `run`"
     require(
-        data.identity["fingerprint"] == distilled_from,
-        f"the set was distilled from other {config.dataset} images than those found; set SEQMATCH_DATA to them",
+        data.identity["fingerprint"] == then["fingerprint"],
+        f"the set was distilled from other {config.dataset} images ({before}) than those found ({now}); {remedy}",
         DataError,
     )
-    check_sequence(sequence, "the set", tuple(data.test[0].shape[1:]), data.num_classes)
 
 
 def _as_dicts(accuracies: dict[str, Accuracy]) -> dict[str, dict[str, Any]]:
     return {name: accuracy.as_dict() for name, accuracy in accuracies.items()}
-
-
-def save_reevaluation(reevaluation: Reevaluation, results_dir: Path) -> Path:
-    """Writes `results_dir/reevaluations/<dataset>/<run id>-<8 hex of the question>.json`; returns the path."""
-    question = [reevaluation.synthetic_sha256, reevaluation.joint, reevaluation.seed, reevaluation.config]
-    name = f"{reevaluation.run_id}-{digest_json(question)[:8]}.json"
-    path = results_dir / "reevaluations" / reevaluation.config["dataset"] / name
-    write_json(path, asdict(reevaluation))
-    return path
-
-
-def load_reevaluations(results_dir: Path) -> list[Reevaluation]:
-    """Reads all re-evaluations of a results folder, sorted by file name.
-
-    Raises:
-        StorageError: one is damaged, or of another schema version.
-    """
-    paths = sorted((results_dir / "reevaluations").rglob("*.json"))
-    return [Reevaluation(**load_fields(Reevaluation, path, SCHEMA, "evaluate the set again")) for path in paths]

@@ -7,9 +7,11 @@ from typing import Any
 import torch
 
 from seqmatch_lib.engine.memory import peak_memory_mb
+from seqmatch_lib.engine.step_functions import note_uncompiled, uncompiled_reasons
 from seqmatch_lib.errors import StorageError, require
 from seqmatch_lib.methods.base import Trainable, saved_like
-from seqmatch_lib.store.files import load_tensors, save_tensors, tensors_under
+from seqmatch_lib.store.checkpoint import Checkpoint
+from seqmatch_lib.store.files import tensors_under
 from seqmatch_lib.subsets import SyntheticSubset
 
 
@@ -57,37 +59,26 @@ class StageProgress:
             self.test_scores.append((self.trainable.iteration, round(test_accuracy, 4)))
 
 
-class StageCheckpoint:
-    """The file of one stage.
-
-    Args:
-        path: of the safetensors file.
-        owner: what the state belongs to (the hash of the run's configuration); another owner's state is refused.
-    """
-
-    def __init__(self, path: Path, owner: str) -> None:
-        self._path = path
-        self._owner = owner
+class StageCheckpoint(Checkpoint):
+    """The checkpoint of one stage; its owner is the hash of the run's configuration."""
 
     def save(self, progress: StageProgress, state: dict[str, torch.Tensor]) -> None:
-        """Writes progress, and the method's own state, atomically."""
-        trainable = progress.trainable
-        tensors = trainable.state()
-        tensors |= {f"method.{key}": value for key, value in state.items()}
-        best = progress.best
+        """Writes progress, and the method's own state."""
+        trainable, best = progress.trainable, progress.best
+        tensors = trainable.state() | {f"method.{key}": value for key, value in state.items()}
         if best is not None:
             tensors |= {"best.images": best.images, "best.labels": best.labels}
             tensors["best.lr"] = torch.tensor(best.lr, dtype=torch.float64)
-        metadata = {
-            "owner": self._owner,
+        notes = {
             "iteration": trainable.iteration,
             "losses": trainable.losses,
             "scores": progress.scores,
             "test_scores": progress.test_scores,
             "seconds": progress.seconds,
             "peak_memory_mb": progress.peak_memory_mb,
+            "uncompiled": uncompiled_reasons(),
         }
-        save_tensors(self._path, tensors, metadata)
+        self.write(tensors, notes)
 
     def load(self, fresh: Trainable) -> tuple[StageProgress, dict[str, torch.Tensor]]:
         """Returns the saved progress put into a fresh trainable, and the method's own state.
@@ -97,27 +88,25 @@ class StageCheckpoint:
         Raises:
             StorageError: the file is damaged or belongs to another run.
         """
-        if not self._path.is_file():
+        saved = self.read()
+        if saved is None:
             return StageProgress(fresh), {}
-        tensors, metadata = load_tensors(self._path)
-        owner = metadata.get("owner") if isinstance(metadata, dict) else None
+        tensors, notes, is_own = saved
         require(
-            owner == self._owner,
+            is_own,
             f"{self._path} belongs to a run with other settings; use another --results folder or delete it",
             StorageError,
         )
-        try:
-            return self._restore(fresh, tensors, metadata)
-        except (ArithmeticError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:  # of another version
-            raise StorageError(f"{self._path} is no state of this stage ({error!r}); delete it to begin it again") from error
+        with self.restoring("this stage"):
+            return self._restore(fresh, tensors, notes)
 
     def _restore(
-        self, fresh: Trainable, tensors: dict[str, torch.Tensor], metadata: dict[str, Any]
+        self, fresh: Trainable, tensors: dict[str, torch.Tensor], notes: dict[str, Any]
     ) -> tuple[StageProgress, dict[str, torch.Tensor]]:
         device = fresh.images.device
-        losses = [float(loss) for loss in metadata["losses"]]
-        if type(metadata["iteration"]) is not int or metadata["iteration"] != len(losses):
-            raise ValueError(f"iteration {metadata['iteration']!r:.40} with {len(losses)} losses")
+        losses = [float(loss) for loss in notes["losses"]]
+        if type(notes["iteration"]) is not int or notes["iteration"] != len(losses):
+            raise ValueError(f"iteration {notes['iteration']!r:.40} with {len(losses)} losses")
         fresh.load_state(tensors, losses)
         best = None
         if "best.images" in tensors:
@@ -125,12 +114,13 @@ class StageCheckpoint:
             labels = saved_like(tensors["best.labels"], fresh.labels).to(device)
             best = SyntheticSubset(images, labels, tensors["best.lr"].item(), fresh.formation)
         scores, test_scores = (
-            [(int(iteration), float(accuracy)) for iteration, accuracy in metadata.get(name, [])]
+            [(int(iteration), float(accuracy)) for iteration, accuracy in notes.get(name, [])]
             for name in ("scores", "test_scores")
         )
         progress = StageProgress(fresh, best, scores, test_scores)
-        progress.seconds |= {phase: float(value) for phase, value in metadata["seconds"].items()}
-        progress.peak_memory_mb |= {phase: float(value) for phase, value in metadata["peak_memory_mb"].items()}
+        progress.seconds |= {phase: float(value) for phase, value in notes["seconds"].items()}
+        progress.peak_memory_mb |= {phase: float(value) for phase, value in notes["peak_memory_mb"].items()}
+        note_uncompiled(notes.get("uncompiled", []))
         return progress, {key: value.to(device) for key, value in tensors_under(tensors, "method.").items()}
 
 
@@ -148,9 +138,8 @@ def read_progress(state_dir: Path) -> list[dict[str, Any]]:
     """
     stages = []
     for path in sorted(state_dir.glob("stage-*.safetensors")):
-        metadata = load_tensors(path)[1]
-        try:
-            stages.append({name: metadata[name] for name in ("losses", "scores", "test_scores", "seconds")})
-        except (KeyError, TypeError) as error:
-            raise StorageError(f"{path} is no state of a stage ({error!r}); delete it to begin it again") from error
+        checkpoint = StageCheckpoint(path, None)
+        with checkpoint.restoring("a stage"):
+            _, notes, _ = checkpoint.read()
+            stages.append({name: notes[name] for name in ("losses", "scores", "test_scores", "seconds")})
     return stages

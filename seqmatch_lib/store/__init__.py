@@ -1,1 +1,1 @@
-"""Files that survive kills and damage: atomic, checksummed, locked; and the settings and time budgets they hold."""
+"""Files that are written atomically, checksummed and locked; checkpoints, canonical settings and time budgets."""

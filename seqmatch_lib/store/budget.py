@@ -1,4 +1,4 @@
-"""When a long computation saves its state, and when it stops because its time is spent."""
+"""The time budget of a run: when a long computation saves its state, and when it stops."""
 
 import time
 
@@ -20,15 +20,15 @@ class Budget:
         self._last_save = time.monotonic()
 
     def wants_save(self) -> bool:
-        """Whether the state is due to be saved, because of its age or because the time is spent."""
+        """Whether to save now, because the last save is old enough or the time is spent."""
         return time.monotonic() >= min(self._last_save + self._save_seconds, self._deadline)
 
     def saved(self) -> None:
-        """Notes that the state is saved, and stops the run if its time is spent."""
+        """Notes a save; raises OutOfTime if the time is spent."""
         self._last_save = time.monotonic()
         self.check()
 
     def check(self) -> None:
-        """Raises OutOfTime if the time is spent; called where nothing unsaved is worth keeping."""
+        """Raises OutOfTime if the time is spent; to be called where no unsaved work would be lost."""
         if time.monotonic() >= self._deadline:
             raise OutOfTime

@@ -1,4 +1,4 @@
-"""`SHA256SUMS`: the checksums of files that have none of their own, in the format of the program `sha256sum`."""
+"""`SHA256SUMS`: checksums of data files, in the format of the program `sha256sum`."""
 
 import hashlib
 import re
@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from seqmatch_lib.errors import DataError, require
-from seqmatch_lib.store.files import write_atomically
+from seqmatch_lib.store.files import write_text
 
 NAME = "SHA256SUMS"
 LINE = re.compile(r"^([0-9a-f]{64}) [ *](.+)$")
 
 
 def write_checksums(folder: Path, files: Sequence[Path]) -> Path:
-    """Writes the checksums of files below a folder into its `SHA256SUMS`, in place of an older one."""
+    """Writes the checksums of files below a folder into its `SHA256SUMS` and returns its path."""
     lines = [f"{hash_file(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
-    write_atomically(folder / NAME, lambda temporary: temporary.write_text("".join(lines)))
+    write_text(folder / NAME, "".join(lines))
     return folder / NAME
 
 
@@ -23,27 +23,27 @@ def check_files(folder: Path, files: Sequence[Path]) -> list[Path]:
     """Compares files below a folder with its `SHA256SUMS`, if there is one.
 
     Returns:
-        The files that it does not name: nobody knows whether they are whole.
+        The files without a checksum.
 
     Raises:
-        DataError: a file that is not what its checksum says, or a line that is none of a checksum.
+        DataError: a file does not match its checksum, or a line is not a checksum.
     """
     path = folder / NAME
     if not path.is_file():
         return list(files)
     expected = {}
-    for line in path.read_text(errors="replace").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         match = LINE.match(line)
-        require(match is not None, f"{path} has the line {line[:80]!r}, which is no checksum; write the file again", DataError)
+        require(match is not None, f"{path} has the line {line[:80]!r}, not a checksum; write the file again", DataError)
         expected[match[2]] = match[1]
-    unknown = []
+    unlisted = []
     for file in files:
         name = file.relative_to(folder).as_posix()
         if name not in expected:
-            unknown.append(file)
+            unlisted.append(file)
             continue
         require(hash_file(file) == expected[name], f"{file} does not match {path}: it was damaged; get it again", DataError)
-    return unknown
+    return unlisted
 
 
 def hash_file(path: Path) -> str:

@@ -1,7 +1,7 @@
-"""Files that are whole or absent: written to a temporary name, renamed, and checked against their own digest.
+"""Files that are complete or absent: written under a temporary name, renamed, and checked against a digest when read.
 
-A process killed while it writes leaves a temporary file, `.<name>.<pid>.tmp`. The process that next holds the lock under
-which that file is written removes it (`remove_leftovers`); nobody else does, as it may belong to a living process.
+A process that is killed while it writes leaves a temporary file, `.<name>.<pid>.tmp`. `remove_leftovers` removes it later;
+only the holder of the lock for that file may call it, because the temporary file may belong to a running process.
 """
 
 import errno
@@ -31,27 +31,23 @@ REMEDIES = {
 
 @contextmanager
 def explain_refusal(path: Path) -> Iterator[None]:
-    """Turns the operating system's refusal to write into an error that names the file, the reason and the remedy.
-
-    Raises:
-        StorageError: instead of any OSError but a lock's Timeout.
-    """
+    """Turns an OSError of writing, except a lock's Timeout, into a StorageError with the file, the reason and the remedy."""
     try:
         yield
     except Timeout:
         raise
     except OSError as error:
         reason = REMEDIES.get(error.errno, f"{error.strerror or error}; remove the cause")
-        raise StorageError(f"{path} cannot be written: {reason}, then the same command goes on from there") from error
+        raise StorageError(f"{path} cannot be written: {reason} and repeat the command, which then resumes") from error
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Calls `write` with a temporary path beside `path`, flushes it to disk and renames it into place.
+    """Calls `write` with a temporary path beside `path`, flushes that file to disk and renames it.
 
-    A process killed at any moment leaves either the old file or the new one, never half of one.
+    A process killed at any moment leaves either the old file or the new one.
 
     Raises:
-        StorageError: the disk is full, or the folder cannot be written; the old file, if any, is still there.
+        StorageError: the file cannot be written; an old file is kept.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with explain_refusal(path):
@@ -62,7 +58,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
                 os.fsync(handle.fileno())
             os.replace(temporary, path)
         finally:
-            with suppress(OSError):  # where nothing can be written, nothing can be removed
+            with suppress(OSError):  # it was renamed, or the folder is read-only
                 temporary.unlink()
 
 
@@ -77,9 +73,9 @@ def remove_file(path: Path) -> None:
 
 
 def remove_leftovers(folder: Path, prefix: str = "") -> None:
-    """Removes what killed writers have left of the files in a folder whose names begin with a prefix.
+    """Removes the temporary files of killed processes for those files in a folder whose names begin with a prefix.
 
-    Only for the holder of the lock under which these files are written: no other process can be writing them then.
+    The caller holds the lock for these files, so no running process is writing them.
     """
     for path in folder.glob(".*.tmp"):
         if path.name.startswith(f".{prefix}"):
@@ -87,22 +83,37 @@ def remove_leftovers(folder: Path, prefix: str = "") -> None:
 
 
 def acquire_lock(path: Path, timeout: float = -1) -> AcquireReturnProxy:
-    """Takes a lock, which the operating system frees when the process ends, however it ends.
+    """Acquires a lock, which the operating system releases when the process ends or is killed.
 
     Args:
-        path: of the lock file, which stays when the lock is freed; its folder is made if missing.
-        timeout: seconds to wait for another holder; -1 waits without end.
+        path: of the lock file, which stays; its folder is made if missing.
+        timeout: seconds to wait for another holder; -1 for no limit.
 
     Returns:
-        A context manager that holds the lock already and frees it at its end.
+        A context manager that already holds the lock and releases it at its end.
 
     Raises:
-        Timeout: another process holds it.
+        Timeout: another process holds the lock.
         StorageError: the file cannot be made.
     """
     with explain_refusal(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         return FileLock(path).acquire(timeout=timeout)
+
+
+@contextmanager
+def only_process(path: Path) -> Iterator[None]:
+    """Holds the lock of a long computation, such as a run.
+
+    Raises:
+        StorageError: another process holds it.
+    """
+    try:
+        lock = acquire_lock(path, timeout=0)
+    except Timeout as error:
+        raise StorageError(f"another process works on this run ({path} is locked); wait, or use another --results") from error
+    with lock:
+        yield
 
 
 def digest_json(value: Any) -> str:
@@ -120,10 +131,14 @@ def digest_tensors(tensors: dict[str, torch.Tensor]) -> str:
     return sha.hexdigest()
 
 
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file atomically, as UTF-8 in every locale."""
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Writes a JSON object atomically, with a `checksum` key over the rest of it."""
-    text = json.dumps({**value, "checksum": digest_json(value)}, indent=1) + "\n"
-    write_atomically(path, lambda temporary: temporary.write_text(text))
+    """Writes a JSON object atomically, with its digest as an additional key `checksum`."""
+    write_text(path, json.dumps({**value, "checksum": digest_json(value)}, indent=1) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -133,11 +148,11 @@ def read_json(path: Path) -> dict[str, Any]:
         StorageError: the file cannot be read, is not JSON, or its content does not match its checksum.
     """
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_text(encoding="utf-8"))
         checksum = value.pop("checksum")
     except OSError as error:
-        raise StorageError(f"{path} cannot be read: {error.strerror}; see that it is there and readable") from error
-    except (ValueError, RecursionError, AttributeError, TypeError, KeyError) as error:  # numbers too long, lists too deep, …
+        raise StorageError(f"{path} cannot be read: {error.strerror}; give the path of a readable file") from error
+    except (ValueError, RecursionError, AttributeError, TypeError, KeyError) as error:  # also of too long numbers, deep lists
         raise StorageError(f"{path} is not a JSON file of this project ({error!r}); delete it to make it again") from error
     if checksum != digest_json(value):
         raise StorageError(f"{path} does not match its checksum: it was damaged or edited; delete it to make it again")
@@ -156,7 +171,7 @@ def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[st
 
 
 def write_parts(path: Path, *parts: bytes | memoryview) -> None:
-    """Writes bytes one after another into one file, atomically."""
+    """Writes the parts one after another into one file, atomically."""
 
     def write(temporary: Path) -> None:
         with open(temporary, "wb") as handle:
@@ -167,44 +182,46 @@ def write_parts(path: Path, *parts: bytes | memoryview) -> None:
 
 
 def _serialise(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> tuple[bytes, memoryview]:
-    """Returns the head and the data of a safetensors file.
+    """Returns the header and the data of a safetensors file.
 
-    Not by `save_file`: it orders metadata at random, so that equal sets differ in bytes, and has a temporary file of its
-    own, which a killed process leaves behind under a name that tells nobody whose it is.
+    safetensors' own `save_file` is not used: it writes metadata in random order, so equal sets would differ in bytes, and a
+    killed process would leave a temporary file with a name that `remove_leftovers` does not know.
     """
-    plain = memoryview(save(tensors))
-    start = _data_start(plain)
-    header = json.dumps({"__metadata__": metadata, **json.loads(bytes(plain[8:start]))}, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)  # so that the data stay aligned
-    return len(header).to_bytes(8, "little") + header, plain[start:]
+    content = memoryview(save(tensors))
+    start = _data_start(content)
+    header = json.dumps({"__metadata__": metadata, **json.loads(bytes(content[8:start]))}, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # keeps the data aligned
+    return len(header).to_bytes(8, "little") + header, content[start:]
 
 
 def _data_start(content: bytes | memoryview) -> int:
-    """Returns where the data of a safetensors file begin: after 8 bytes of the header's length, and the header in JSON."""
+    """Returns the offset of the data in a safetensors file: 8 bytes with the length of the header, then the header."""
     return 8 + int.from_bytes(content[:8], "little")
 
 
 def tensors_under(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    """Returns the tensors whose names begin with a prefix, under the rest of their names."""
+    """Returns the tensors whose names begin with a prefix, by their names without it."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Reads what `save_tensors` wrote: tensors by name, and the metadata.
+    """Returns the tensors and the metadata of a file of `save_tensors`.
 
     Raises:
-        StorageError: the file is missing, damaged, or not one of this project's.
+        StorageError: the file is missing, damaged, or not a file of this project.
     """
     if not path.is_file():
         raise StorageError(f"{path} does not exist; give the path of a .safetensors file made by a run")
     try:
-        content = path.read_bytes()  # at once: `safe_open` opens it twice, and a running process may replace it in between
+        content = path.read_bytes()  # `safe_open` would open the file twice, and a running process may replace it in between
         tensors = load(content)
         header = json.loads(content[8 : _data_start(content)])["__metadata__"]
         metadata = json.loads(header["metadata"])
         intact = header["sha256_tensors"] == digest_tensors(tensors) and header["sha256_metadata"] == digest_json(metadata)
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError, AssertionError) as error:
-        raise StorageError(f"{path} is damaged or no file of this project ({error!r}); delete it to make it again") from error
+        raise StorageError(
+            f"{path} is damaged or not a file of this project ({error!r}); delete it to make it again"
+        ) from error
     if not intact:
         raise StorageError(f"{path} does not match its checksum: it was damaged; delete it to make it again")
     return tensors, metadata

@@ -1,4 +1,4 @@
-"""What of a configuration names a run: its settings as JSON values, steady while the library grows; and names themselves."""
+"""Configurations as JSON values, from which run ids are hashed; and the rule for names of files."""
 
 import json
 import re
@@ -7,24 +7,24 @@ from typing import Any
 
 
 def is_file_name(name: Any, longest: int = 100) -> bool:
-    """Whether a text from anywhere can become part of a path: it names one file, in place, on every system."""
+    """Whether a name is safe in a path on every system: of letters, digits, "_", "-" and ".", with a letter or digit first."""
     return isinstance(name, str) and len(name) <= longest and bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*", name, re.ASCII))
 
 
 def omit_default(default: Any) -> Any:
-    """Returns a dataclass field that was added after runs had been recorded.
+    """Returns a dataclass field that `as_settings` leaves out at its default.
 
-    At its default it is left out of the settings, so that ids and teachers of earlier runs stay what they were.
+    It is for fields that are added after runs have been recorded, so that the run ids and teachers of these runs stay valid.
     """
     return field(default=default, metadata={"omit_default": True})
 
 
-def as_settings(config: Any) -> dict[str, Any]:
-    """Returns a configuration as nested JSON values, without later fields that have their default."""
+def as_settings(config: Any, with_defaults: bool = False) -> dict[str, Any]:
+    """Returns a configuration as nested JSON values, `with_defaults` including all fields of `omit_default`."""
     values = {
-        one.name: as_settings(value) if is_dataclass(value) else value
-        for one in fields(config)
-        for value in [getattr(config, one.name)]
-        if not (one.metadata.get("omit_default") and value == one.default)
+        setting.name: as_settings(value, with_defaults) if is_dataclass(value) else value
+        for setting in fields(config)
+        for value in [getattr(config, setting.name)]
+        if with_defaults or not (setting.metadata.get("omit_default") and value == setting.default)
     }
-    return json.loads(json.dumps(values))  # tuples become lists, as they are in a file
+    return json.loads(json.dumps(values))  # tuples become lists, as in a file

@@ -1,0 +1,65 @@
+"""The real images of a run: split, preprocessed, on the device."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from seqmatch_lib.data.datasets import ImageDataset, Split, fit_preprocessing, split_validation
+from seqmatch_lib.data.preprocessing import Preprocessing
+
+VALIDATION_SHARE = 0.1  # of the training images, where iterates are selected on validation images
+
+
+@dataclass(frozen=True)
+class RealData:
+    """The real images of a run, preprocessed, on the device.
+
+    Args:
+        train: what teachers learn and synthetic images start from.
+        selection: what iterates are selected on, or None.
+        test: the whole test split.
+        num_classes: number of classes.
+        preprocessing: what was done to the pixels.
+        identity: JSON values that decide `train`.
+        summary: what the record says of the data.
+        class_names: one a class.
+    """
+
+    train: Split
+    selection: Split | None
+    test: Split
+    num_classes: int
+    preprocessing: Preprocessing
+    identity: dict[str, Any]
+    summary: dict[str, Any]
+    class_names: list[str]
+
+
+def prepare_data(dataset: ImageDataset, zca: bool, select_on: str, device: torch.device) -> RealData:
+    """Splits and preprocesses a data set; ZCA is fitted on the whole training set, as in the public code."""
+    preprocessing = fit_preprocessing(dataset.spec, dataset.train.images, zca)
+
+    def ready(split: Split) -> Split:
+        return Split(preprocessing(split.images).to(device), split.labels.to(device))
+
+    train, selection = dataset.train, None
+    if select_on == "validation":
+        train, validation = split_validation(train, VALIDATION_SHARE, class_names=dataset.class_names)
+        selection = ready(validation)
+    test = ready(dataset.test)
+    identity = {
+        "dataset": dataset.spec.name,
+        "fingerprint": dataset.fingerprint,
+        "preprocessing": preprocessing.describe(),
+        "held_out": len(dataset.train) - len(train),
+    }
+    summary = identity | {
+        "source": dataset.source,
+        "train_images": len(train),
+        "test_images": len(dataset.test),
+        "notices": list(dataset.notices),
+    }
+    selection = test if select_on == "test" else selection
+    names = list(dataset.class_names)
+    return RealData(ready(train), selection, test, dataset.spec.num_classes, preprocessing, identity, summary, names)
