@@ -8,6 +8,10 @@
 | `parquet` | `train-00000-of-00001.parquet`: `img`, `label`, `subset`          | 8 bits           | both    | yes        |
 | `folder`  | `train/<class>/s<subset>-<number>.png`                            | 8 bits           | classes | no         |
 
+Sets of others are read by what is in them, or refused: `datm` takes rows that sum to 1 for probabilities, not logits; `folder`
+takes `<class>` for a class's number, `3` or `3-cat`, or its name, never for its place in the alphabet; pixels that are not
+what the format stores are refused.
+
 A sequence of K > 1 subsets has folders `S_1` … `S_K` in the first two. The stored images of a multi-formation set are written
 as they are by `idc`, whose reader takes them apart, and taken apart by the others. Our own files, written by `save_sequence`,
 are the only ones that keep everything.
