@@ -88,10 +88,7 @@ class StepFunctions:
     ) -> torch.Tensor:
         """Returns the mean loss; images (B, C, H, W), targets (B,) int64 or (B, classes) as in `batch_loss`."""
         parts = [part.view(shape) for part, shape in zip(parameters.split(self._sizes), self._shapes, strict=True)]
-        if not torch.compiler.is_compiling():
-            # torch's derivatives of group norm take rows of pixels for granted. `contiguous` would leave one channel as it is.
-            images = images.clone(memory_format=torch.contiguous_format)
-        elif channels_last and images.device.type == "cpu":  # a GPU's compiler does so itself
+        if channels_last and torch.compiler.is_compiling() and images.device.type == "cpu":  # for GPUs the compiler does this
             images, *parts = [_channels_last(tensor) for tensor in (images, *parts)]
         with self._autocast(images.device.type):
             logits = functional_call(self._network, dict(zip(self._names, parts, strict=True)), (images,))
@@ -141,6 +138,9 @@ class StepFunctions:
         def product(
             parameters: torch.Tensor, images: torch.Tensor, targets: torch.Tensor, direction: torch.Tensor
         ) -> torch.Tensor:
+            if not torch.compiler.is_compiling():
+                # torch's forward mode of group norm takes rows of pixels for granted; `contiguous` leaves one channel as it is
+                images = images.clone(memory_format=torch.contiguous_format)
             return jvp(lambda point: self.loss(point, images, targets), (parameters,), (direction,))[1]
 
         # forward mode is the inner pass, so that the gradient itself is not computed
