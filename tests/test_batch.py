@@ -30,7 +30,7 @@ def run_snakemake(results, *arguments, folder=ROOT, python=sys.executable):
         "scale=smoke",
         f"results={results}",
         "presets=digits-ipc10-random,digits-ipc10-dm",
-        "notebooks=02_seqmatch_step_by_step",
+        "notebooks=10_tables_svhn",
     ]
     command = [python, "-m", "snakemake", "--cores", "all", *arguments, "--config", *settings]
     return subprocess.Popen(
@@ -59,7 +59,7 @@ def test_a_batch_with_a_broken_cell_finishes_the_rest_and_goes_on_later(tmp_path
     assert code != 0
     assert f"1 of 3 cells and notebooks are missing; the rest is finished:\n  {results}/runs/digits/{dm.run_id}.json" in out
     record = results / "runs" / "digits" / f"{random.run_id}.json"
-    executed = results / "executed" / "02_seqmatch_step_by_step.ipynb"
+    executed = results / "executed" / "10_tables_svhn.ipynb"
     first = record.stat().st_mtime_ns, executed.stat().st_mtime_ns
     broken.rmdir()
     code, out = snakemake(results)
@@ -122,11 +122,11 @@ def test_a_batch_runs_in_folders_with_spaces(tmp_path):
 
 
 def test_a_mistyped_name_stops_a_batch_before_anything_starts(tmp_path):
-    settings = ["notebooks=02_seqmatch", f"results={tmp_path / 'results'}"]
+    settings = ["notebooks=10_table", f"results={tmp_path / 'results'}"]
     command = [sys.executable, "-m", "snakemake", "--cores", "1", "--config", *settings]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode != 0
-    assert done.stderr.splitlines()[-1].startswith("error: unknown notebook '02_seqmatch'; known are 00_quickstart")
+    assert done.stderr.splitlines()[-1].startswith("error: unknown notebook '10_table'; known are 00_quickstart")
     assert not (tmp_path / "results").exists()
 
 
