@@ -13,11 +13,12 @@ endif
 export PATH := $(if $(filter /%,$(BIN)),,$(CURDIR)/)$(BIN):$(PATH)
 export JUPYTER_PREFER_ENV_PATH := 1
 
-.PHONY: help install quickstart test lab lab-copies tables plan gpu site clean
+.PHONY: help install quickstart test test-all style lab lab-copies tables plan gpu site clean
 
 help:
 	@echo "make quickstart  distil the built-in digits and show what comes out (2 minutes on 2 cores)"
-	@echo "make test        check style, imports and all tests (8 to 17 minutes on 2 cores)"
+	@echo "make test        check style and imports and run the tests (TEST_MINUTES minutes on 2 cores)"
+	@echo "make test-all    the same with notebooks, site, batches, faults and fuzzing (ALL_MINUTES minutes)"
 	@echo "make lab         open copies of the notebooks in JupyterLab; ARGS=\"--no-browser --port 9999\" are passed on to it"
 	@echo "make site        build the site (notebooks, guides, library reference) in build/site; needs no network"
 	@echo "make tables      run all presets and notebooks and make the tables; SCALE=smoke|reduced|short|paper,"
@@ -46,11 +47,19 @@ quickstart: $(STAMP)
 	@python -m seqmatch_lib show build/quickstart
 
 # One torch thread in each of two processes is quicker than two threads in one.
-test: $(STAMP)
+PYTEST := OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile
+
+test: style
+	$(PYTEST)
+
+# Notebooks, site, batches, faults, fuzzing and the pretended GPU on top.
+test-all: style
+	$(PYTEST) -m "not (slow or browser or gpu or slurm)"
+
+style: $(STAMP)
 	ruff check
 	ruff format --check
 	lint-imports
-	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile
 
 tables: $(STAMP)
 	snakemake --cores all --quiet rules \

@@ -91,10 +91,12 @@ def read_parameter(folder: Path, drawn: tuple[str, str]) -> Any:
     key, value = parse_override(f"{drawn[0]}={drawn[1]}")
     sources = []
 
-    def capture(path: str, out: str, parameters: dict[str, Any], **options: Any) -> None:
+    def capture(path: str, out: str, parameters: dict[str, Any], **options: Any) -> nbformat.NotebookNode:
         notebook = nbformat.read(path, 4)
         notebook.metadata["papermill"] = {}
         sources.extend(cell.source for cell in parameterize_notebook(notebook, parameters).cells[1:])
+        Path(out).touch()
+        return notebook
 
     with patch.object(papermill, "execute_notebook", capture):
         run_notebook(folder / "one.ipynb", folder / "out.ipynb", {key: value})

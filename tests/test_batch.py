@@ -21,7 +21,10 @@ from seqmatch_lib.runs.config import RunConfig
 ROOT = Path(__file__).parents[1]
 QUICKSTART = ROOT / "notebooks" / "00_quickstart.ipynb"
 # papermill and its kernel warn about their own internals
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::UserWarning")
+pytestmark = [
+    pytest.mark.batch,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::UserWarning"),
+]
 
 
 def run_snakemake(results, *arguments, folder=ROOT, python=sys.executable):

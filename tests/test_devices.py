@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+pytestmark = pytest.mark.devices
+
 METHODS = ("mtt", "seqmatch_mtt", "seqmatch_idc", "seqmatch_dm", "seqmatch_krr")
 
 

@@ -1,4 +1,4 @@
-"""Faults, in short: kills, full disks, read-only folders, damage, two processes, clocks; the long form: `pytest -m faults`."""
+"""Faults, in short: kills, full disks, read-only folders, damage, two processes, clocks; the long form: `pytest -m slow`."""
 
 import re
 from pathlib import Path
@@ -9,6 +9,8 @@ from fault_runs import KRR, MTT, phases
 from faults import Harness, Table, run_all, why_no_namespace
 
 import seqmatch_lib
+
+pytestmark = pytest.mark.faults
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +84,6 @@ def test_the_clock_may_jump(harness):
     assert not [name for name, text in sources.items() if re.search(r"time\.time\(|mtime|utcnow", text)]
 
 
-@pytest.mark.faults
+@pytest.mark.slow
 def test_faults_in_their_long_form(tmp_path):
     assert all_right(run_all(tmp_path, SEED, moments=100, flips=2000))

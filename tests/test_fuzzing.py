@@ -1,4 +1,4 @@
-"""Damaged and hostile inputs to every reader: a few in the default run, a hundred thousand with `pytest -m faults`."""
+"""Damaged and hostile inputs to every reader: a few in the default run, a hundred thousand with `pytest -m slow`."""
 
 import time
 import warnings
@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 
 from seqmatch_lib.errors import DataError
 
+pytestmark = pytest.mark.fuzz
+
 FEW, MANY = 2_500, 100_000
 
 
@@ -26,7 +28,7 @@ def test_a_few_inputs(name):
     assert count_faults(tallies) == 0, format_table(tallies)
 
 
-@pytest.mark.faults
+@pytest.mark.slow
 def test_many_inputs():
     tallies = fuzz_apart(list(TARGETS.values()), MANY, SEED)
     print(format_table(tallies))
@@ -126,7 +128,7 @@ TARGETS = {name: Target(name, st.integers(0, most), read) for name, most in (("k
 """
 
 
-@pytest.mark.faults
+@pytest.mark.slow
 def test_an_input_that_ends_the_process_is_a_crash_and_the_others_are_still_tried(tmp_path, monkeypatch):
     (tmp_path / "fuzzing_that_kills.py").write_text(MODULE)
     monkeypatch.syspath_prepend(tmp_path)

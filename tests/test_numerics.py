@@ -103,8 +103,8 @@ def test_the_same_set_unchanged_is_evaluated_and_exported(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("images_best.pt", torch.full((3, *SHAPE), math.nan), "subset 2 has pixels that are not finite"),
-        ("images_best.pt", torch.zeros(0, *SHAPE), "subset 2 has no images"),
+        ("images_best.pt", torch.full((3, *SHAPE), math.nan), "S_2/images_best.pt holds pixels that are not finite"),
+        ("images_best.pt", torch.zeros(0, *SHAPE), "S_2/images_best.pt holds no images"),
         ("labels_best.pt", torch.tensor([0, 1, 3]), "subset 2 has labels from 0 to 3, but they must lie in 0 … 2"),
         ("labels_best.pt", torch.tensor(1), r"3 images but labels of shape \(\)"),
         ("best_lr.pt", torch.tensor(math.nan), "subset 2 has a step size of nan"),

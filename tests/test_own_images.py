@@ -255,7 +255,7 @@ def test_a_set_is_evaluated_and_exported_with_its_images_wherever_they_are(tmp_p
     assert main(["export", distilled, "--images", str(moved), "--to", "mtt", "--out", str(tmp_path / "out")]) == 0
     capsys.readouterr()
     line = fails_in_one_line(capsys, "evaluate", distilled, "--images", str(moved), "--image-size", "9")
-    assert "images of shape (3, 12, 12), but the data set (3, 9, 9)" in line
+    assert "images of shape (3, 12, 12), but the data set has (3, 9, 9)" in line
     Image.new("RGB", (8, 8)).save(moved / "test" / "cats" / "added.png")
     line = fails_in_one_line(capsys, "evaluate", distilled, "--images", str(moved))
     assert "other pets images (6 to train and 8 to test) than those found (6 to train and 9 to test)" in line

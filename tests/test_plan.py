@@ -16,6 +16,9 @@ KNOWN = Path(__file__).parents[1] / "paper_results"
 DIGITS = {"presets": "digits-ipc10-mtt digits-ipc10-seqmatch_mtt digits-ipc10-dm"}
 
 
+pytestmark = pytest.mark.batch
+
+
 @pytest.fixture(autouse=True)
 def _at_root(monkeypatch):
     monkeypatch.chdir(KNOWN.parent)

@@ -11,6 +11,8 @@ import torch
 
 from seqmatch_lib.runs.records import RunRecord, load_record, load_runs
 
+pytestmark = pytest.mark.processes
+
 COMMITTED = Path(__file__).parents[1] / "paper_results" / "smoke"
 METHODS = ("mtt", "idc", "dm", "krr")
 CODE = ("git_commit", "dirty")  # of the checkout, not of the run

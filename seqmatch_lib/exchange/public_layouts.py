@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -144,6 +143,7 @@ def _read_images(value: Any, path: Path, remedy: str) -> torch.Tensor:
     images = _plain(value, path)
     require(images.is_floating_point(), f"{path} holds images of {images.dtype} instead of float32; {remedy}", DataError)
     require(images.numel() > 0, f"{path} holds no images (shape {tuple(images.shape)}); get the set again", DataError)
+    require(bool(images.isfinite().all()), f"{path} holds pixels that are not finite; get the set again", DataError)
     return images
 
 
@@ -242,7 +242,8 @@ def _load_pt(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a malformed or hostile pickle can end in any exception that its opcodes lead to
         reason = (str(error).splitlines() or [""])[0] or type(error).__name__
-        if isinstance(error, UnpicklingError):  # torch's advice to read it without the protection is nothing to pass on
+        # pickle's error, by its name; torch's advice in it, to read the file without the protection, is not passed on
+        if type(error).__name__ == "UnpicklingError":
             reason = _describe_objects(path)
         raise StorageError(f"{path} is damaged or holds more than tensors ({reason}); it is not read") from error
 

@@ -13,7 +13,7 @@ import nbformat
 
 from seqmatch_lib.errors import ConfigError, NotebookError, require
 from seqmatch_lib.runs.config import describe_unknown
-from seqmatch_lib.store.files import write_atomically
+from seqmatch_lib.store.files import write_text
 
 
 def show(figure: Any, alt: str) -> None:
@@ -77,7 +77,7 @@ def run_notebook(path: Path | str, out: Path | str, parameters: Mapping[str, Any
             f"cell {error.exec_count} of {path} failed: {error.ename}: {error.evalue}; the copy up to there is {unfinished}"
         ) from error
     _clean(executed)
-    write_atomically(out, lambda temporary: temporary.write_text(f"{nbformat.writes(executed)}\n"))
+    write_text(out, f"{nbformat.writes(executed)}\n")
     unfinished.unlink()
     if not any(unfinished.parent.iterdir()):
         unfinished.parent.rmdir()
@@ -162,7 +162,7 @@ def export_html(path: Path | str) -> Path:
     exporter = HTMLExporter(extra_loaders=[DictLoader({"alt.html.j2": ALT_TEXT})], template_file="alt.html.j2")
     page, _ = exporter.from_notebook_node(nbformat.read(path, as_version=4))
     out = Path(path).with_suffix(".html")
-    write_atomically(out, lambda temporary: temporary.write_text(page))
+    write_text(out, page)
     return out
 
 

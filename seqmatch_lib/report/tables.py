@@ -12,7 +12,7 @@ from seqmatch_lib.errors import StorageError, require
 from seqmatch_lib.report.queries import PUBLISHED_SETTINGS, format_frame, label_scale, mean_and_std
 from seqmatch_lib.runs.config import REFERENCES, RunConfig, preset_names
 from seqmatch_lib.runs.records import RunRecord, check_same_images, load_runs
-from seqmatch_lib.store.files import write_atomically
+from seqmatch_lib.store.files import write_text
 
 DATASETS = ("svhn", "cifar10", "cifar100", "tiny_imagenet")  # with published numbers, in the order of the paper
 COLUMNS = (  # of `build_table`
@@ -244,6 +244,6 @@ def write_tables(results_dir: Path | str = "paper_results", out_dir: Path | str 
         }  # fmt: skip
         for kind, text in texts.items():
             path = Path(out_dir or results_dir) / "tables" / f"{dataset}.{kind}"
-            write_atomically(path, lambda temporary, text=text: temporary.write_text(text))
+            write_text(path, text)
             paths.append(path)
     return paths
