@@ -4,6 +4,7 @@ import doctest
 import re
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ from torch.utils.data import TensorDataset
 import seqmatch_lib as sm
 from seqmatch_lib import front
 from seqmatch_lib.data.arrays import dataset_from_arrays
-from seqmatch_lib.errors import ConfigError, DataError, StorageError
+from seqmatch_lib.errors import ConfigError, DataError, OutOfTime, StorageError
+from seqmatch_lib.runs.records import load_reevaluations
 
 ROOT = Path(__file__).parents[1]
 QUICK = {"network.depth": 1, "training.epochs": 2}
@@ -176,3 +178,17 @@ def test_presets_stand_beside_what_was_published():
     assert bare["minutes"].isna().all()
     with pytest.raises(ConfigError, match="data set 'cifar1O' is unknown"):
         sm.presets("cifar1O")
+
+
+def test_a_reevaluation_that_was_stopped_goes_on(tmp_path, monkeypatch):
+    """Stopped after each network; the networks that are finished are not trained again."""
+    run = sm.run("digits-ipc10-dm", scale="smoke", results_dir=tmp_path, set={"evaluation.num_networks": 3})
+    whole = run.evaluate(seed=7, random=True)
+    parts = 0
+    while not (tmp_path / "reevaluations").is_dir():
+        parts += 1
+        with suppress(OutOfTime):
+            sm.evaluate(run.distilled, seed=7, random=True, results_dir=tmp_path, max_minutes=1e-6)
+    (resumed,) = load_reevaluations(tmp_path)
+    assert parts > 1
+    assert (resumed.accuracy, resumed.random_baseline) == (whole.accuracy, whole.random_baseline)

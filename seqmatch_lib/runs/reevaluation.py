@@ -50,22 +50,19 @@ def reevaluate(
     run_id = sequence.metadata.get("run_id", "imported")
     name = f"{run_id}-{digest_json([sequence.sha256(), joint, seed, config.as_dict()])[:8]}"
     device = data.test.images.device
-    sets = {"accuracy": sequence.joint() if joint else sequence}
+    sets = {"accuracy": sequence}
     if with_random:
         ipcs = [len(subset.images) // data.num_classes for subset in sequence.subsets]
-        random = sample_real_sequence(data.train, data.num_classes, ipcs, config.evaluation.real_lr, seed)
-        sets["random_baseline"] = random.joint() if joint else random
+        sets["random_baseline"] = sample_real_sequence(data.train, data.num_classes, ipcs, config.evaluation.real_lr, seed)
+    sets = {key: (trained_on.joint() if joint else trained_on).to(device) for key, trained_on in sets.items()}
+    protocol = EvaluationProtocol(data.num_classes, config.training, seed)
+    networks = tuple(config.network.named(network) for network in config.evaluation.networks)
     forget_uncompiled()
     with _state_folder(results_dir, name) as folder:
         evaluation = ResumableEvaluation(
-            EvaluationProtocol(data.num_classes, config.training, seed),
-            tuple(config.network.named(network) for network in config.evaluation.networks),
-            config.evaluation.num_networks,
-            data.test,
-            folder,
-            budget or Budget(),
+            protocol, networks, config.evaluation.num_networks, data.test, folder, budget or Budget()
         )
-        accuracies, seconds = evaluation.run({key: one.to(device) for key, one in sets.items()})
+        accuracies, seconds = evaluation.run(sets)
         record = Reevaluation(
             schema=SCHEMA,
             run_id=run_id,
