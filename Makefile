@@ -17,8 +17,8 @@ export JUPYTER_PREFER_ENV_PATH := 1
 
 help:
 	@echo "make quickstart  distil the built-in digits and show what comes out (2 minutes on 2 cores)"
-	@echo "make test        check style and imports and run the tests (TEST_MINUTES minutes on 2 cores)"
-	@echo "make test-all    the same with notebooks, site, batches, faults and fuzzing (ALL_MINUTES minutes)"
+	@echo "make test        check style and imports, and run the tests"
+	@echo "make test-all    the same with notebooks, site, batches, faults and fuzzing, as CI does"
 	@echo "make lab         open copies of the notebooks in JupyterLab; ARGS=\"--no-browser --port 9999\" are passed on to it"
 	@echo "make site        build the site (notebooks, guides, library reference) in build/site; needs no network"
 	@echo "make tables      run all presets and notebooks and make the tables; SCALE=smoke|reduced|short|paper,"
