@@ -65,7 +65,7 @@ def test_this_environment_is_the_locked_one():
 
 
 def test_continuous_integration_is_make_test():
-    assert (ROOT / ".ci" / "run").read_text().strip().splitlines()[-1] == "make test"
+    assert (ROOT / ".ci" / "run").read_text().strip().splitlines()[-1] == "make test-all"
     assert (ROOT / ".ci" / "run").stat().st_mode & 0o111
 
 

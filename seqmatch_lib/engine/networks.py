@@ -160,7 +160,7 @@ class LayerNorm(nn.LayerNorm):
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Maps (…, *normalized_shape) to the same shape and dtype; statistics of bfloat16 values are computed in float32."""
+        """Maps (…, `*normalized_shape`) to the same shape and dtype; statistics of bfloat16 values are computed in float32."""
         full = x.float() if x.dtype == torch.bfloat16 else x
         dims = tuple(range(-len(self.normalized_shape), 0))
         centred = full - full.mean(dims, keepdim=True)
