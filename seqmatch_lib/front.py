@@ -306,15 +306,16 @@ def records(results_dir: Path | str = RESULTS) -> "DataFrame":
 
 
 def presets(dataset: str | None = None, scale: str = "paper", results_dir: Path | str = RESULTS) -> "DataFrame":
-    """Returns the presets, with what was published for them and the minutes that a run is predicted to take.
+    """Returns the presets, with what was published for them and the minutes that a run takes.
 
     Args:
         dataset: its presets alone; all by default.
-        scale: of the prediction.
+        scale: of the minutes.
         results_dir: where published accuracies and benchmarks lie; without them these columns are empty.
 
     Returns:
-        Columns `preset`, `ipc` (0: all images), `method`, `num_subsets`, `published` (per cent) and `minutes`.
+        Columns `preset`, `ipc` (0: all images), `method`, `num_subsets`, `published` (per cent) and
+        `minutes`, measured where an equal run has a record, else predicted.
     """
     from pandas import DataFrame
 
@@ -330,7 +331,7 @@ def presets(dataset: str | None = None, scale: str = "paper", results_dir: Path 
             one.method,
             one.num_subsets,
             published.get((one.dataset, one.ipc, one.method)),
-            None if model is None else predict_minutes(one, model),
+            None if model is None else model.minutes(one),
         )
         for one in configs
         if dataset in (None, one.dataset)
@@ -346,11 +347,3 @@ def _load_published(results_dir: Path) -> dict[tuple[str, int, str], float]:
         return {}
     table = load_published(results_dir)
     return dict(zip(zip(table["dataset"], table["ipc"], table["method"], strict=True), table["mean"], strict=True))
-
-
-def predict_minutes(config: RunConfig, model: CostModel) -> float | None:
-    """Returns the minutes that a run will take, or None where the benchmark did not measure what it would use."""
-    try:
-        return round(sum(model.predict(config).values()) / 60, 1)
-    except ConfigError:
-        return None

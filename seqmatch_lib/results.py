@@ -1,13 +1,13 @@
 """What notebooks read: finished runs of a results folder. Missing ones are run where that is allowed."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from seqmatch_lib.bench.cost import CostModel
 from seqmatch_lib.errors import StorageError, require
-from seqmatch_lib.front import RESULTS, Run, predict_minutes
+from seqmatch_lib.front import RESULTS, Run
 from seqmatch_lib.report.queries import Evidence
 from seqmatch_lib.runs.config import RunConfig, config_of_subsets, preset_names
 from seqmatch_lib.runs.coupling_measurements import load_coupling, measure_coupling
@@ -189,9 +189,9 @@ class Results:
             StorageError: it is not, and nobody measured them.
         """
         joint, sequential = list_configs(dataset, ["mtt"], [[10], [5, 5]], scale, seed)
-        if any((folder / "coupling" / sequential.run_id).is_dir() for folder in self.folders):
-            folder = next(one for one in self.folders if (one / "coupling" / sequential.run_id).is_dir())
-            return load_coupling(sequential.run_id, folder)
+        for folder in self.folders:
+            if (folder / "coupling" / sequential.run_id).is_dir():
+                return load_coupling(sequential.run_id, folder)
         divided = list_configs(dataset, ["mtt"], [[2] * 5], scale, seed)
         runs = [joint, sequential, *divided]
         if self.work_dir is None:
@@ -242,16 +242,11 @@ class Results:
     def _predict(self, configs: Sequence[RunConfig]) -> tuple[float, int]:
         """Returns the minutes that runs will take, and of how many that is not known.
 
-        What a run of equal settings and another seed took says more than a prediction.
+        Those of a run of equal settings and another seed, where there is one, else predicted.
         """
-        measured = {_hash_without_seed(run.config): sum(run.seconds.values()) / 60 for run in self.records()}
-        model = CostModel.load(find_folder())
-        each = [measured.get(_hash_without_seed(one.as_dict())) or predict_minutes(one, model) for one in configs]
+        model = replace(CostModel.load(find_folder()), records=self.records())
+        each = [model.minutes(config) for config in configs]
         return sum(minutes or 0.0 for minutes in each), sum(minutes is None for minutes in each)
-
-
-def _hash_without_seed(settings: Mapping[str, Any]) -> str:
-    return digest_json({**settings, "seed": 0})
 
 
 def _duration(minutes: float, unknown: int) -> str:

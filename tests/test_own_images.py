@@ -154,7 +154,9 @@ def test_pixels_of_16_bits_are_divided_and_those_of_32_are_refused(tmp_path):
         found = read_image_files([tmp_path / name], (1, 8, 8))[0, 0].numpy()
         assert np.array_equal(found, deep >> 8)
     Image.fromarray(deep.astype(np.float32) / 65536).save(tmp_path / "float.tif")
-    with pytest.raises(DataError, match=r"float\.tif cannot be decoded \(nobody knows what is white in its 32 bits a pixel"):
+    with pytest.raises(
+        DataError, match=r"float\.tif cannot be decoded \(it has 32 bits a pixel, of which no value is known to be white"
+    ):
         read_image_files([tmp_path / "float.tif"], (1, 8, 8))
 
 

@@ -1,5 +1,6 @@
 """Queries and figures: frames follow the records, intervals cover what they should, every seed is a point."""
 
+import copy
 from dataclasses import replace
 from math import e
 from pathlib import Path
@@ -23,9 +24,18 @@ from seqmatch_lib.report.queries import (
     robust_score,
 )
 from seqmatch_lib.report.tables import load_published
+from seqmatch_lib.runs import config, records
 from seqmatch_lib.runs.config import RunConfig
 from seqmatch_lib.runs.provenance import describe_provenance
-from seqmatch_lib.runs.records import SCHEMA, OrderRecord, Reevaluation, load_orders, load_reevaluations, overrides_of
+from seqmatch_lib.runs.records import (
+    SCHEMA,
+    OrderRecord,
+    Reevaluation,
+    changes_of,
+    load_orders,
+    load_reevaluations,
+    overrides_of,
+)
 from seqmatch_lib.store.files import read_json, write_json
 
 RESULTS = Path(__file__).parents[1] / "paper_results"
@@ -201,9 +211,24 @@ def test_records_of_different_images_are_refused(tmp_path):
 
 
 def test_settings_that_differ_from_the_preset_are_found():
-    assert make_run("cifar10-ipc10-mtt").overrides == {}
+    assert changes_of(make_run("cifar10-ipc10-mtt")) == {}
     changed = make_run("cifar10-ipc10-mtt", overrides={"mtt.syn_steps": 7, "select_on": "test"})
-    assert changed.overrides == {"mtt.syn_steps": 7, "select_on": "test"}
+    assert changes_of(changed) == {"mtt.syn_steps": 7, "select_on": "test"}
+
+
+def test_runs_of_a_preset_before_it_was_edited_are_runs_of_another(monkeypatch):
+    """Their records keep their overrides, and no table or query pools them with runs of the preset as it stands."""
+    before = make_run("cifar10-ipc10-mtt", 0, (40.0, 42.0))
+    presets = copy.deepcopy(config._read_presets())
+    presets["scale"]["reduced"]["cifar10-ipc10-mtt"]["mtt"]["syn_steps"] = 3
+    monkeypatch.setattr(config, "_read_presets", lambda: presets)
+    records._preset_settings.cache_clear()
+    after = make_run("cifar10-ipc10-mtt", 1, (50.0, 52.0))
+    assert (before.overrides, after.overrides) == ({}, {})
+    assert (changes_of(before), changes_of(after)) == ({"preset": f"as of {before.git_commit[:8]}"}, {})
+    (row,) = queries.subsets(Evidence([before, after]), "cifar10", 10, "reduced").to_dict("records")
+    assert (row["accuracy"], row["seeds"]) == (51.0, 1)
+    records._preset_settings.cache_clear()
 
 
 def test_robust_scores_follow_their_definition():

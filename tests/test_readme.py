@@ -14,11 +14,13 @@ import yaml
 from PIL import Image, ImageDraw
 
 from seqmatch_lib.__main__ import main
+from seqmatch_lib.bench.cost import CostModel
 from seqmatch_lib.bench.report import format_benchmark, load_benchmark
 from seqmatch_lib.data import datasets as data
 from seqmatch_lib.methods import base as registry
 from seqmatch_lib.report import queries
 from seqmatch_lib.report.tables import load_published, readme_table
+from seqmatch_lib.runs.config import RunConfig
 from seqmatch_lib.runs.records import load_runs
 
 ROOT = Path(__file__).parents[1]
@@ -89,6 +91,15 @@ def write_images(folder: Path) -> None:
 def test_the_table_of_results_is_the_one_that_the_command_prints():
     table = readme_table(load_runs(ROOT / "paper_results"), load_published(ROOT / "paper_results"))
     assert table in README, "put there what `python -m seqmatch_lib tables --readme` prints"
+
+
+def test_the_hours_of_the_verdict_are_those_predicted():
+    model = CostModel.load(ROOT / "paper_results")
+    for scale, pattern in (("paper", r"takes (\d+) hours of one\s+CPU core"), ("short", r"or (\d+) hours with fewer")):
+        configs = [RunConfig.from_preset(f"cifar10-ipc10-{method}", scale) for method in ("mtt", "seqmatch_mtt")]
+        hours = sum(sum(model.predict(config, threads=1).values()) for config in configs) / 3600
+        (stated,) = re.findall(pattern, README)
+        assert float(stated) == pytest.approx(hours, rel=0.15)
 
 
 def test_ratios_are_those_of_the_newest_full_benchmark():

@@ -22,7 +22,7 @@ from seqmatch_lib.store.files import acquire_lock, digest_json
 
 SETTINGS = ("scale", "datasets", "presets", "seeds", "results", "notebooks", "threads", "device", "slot", "memory")
 DATASETS = ("digits", "svhn", "cifar10", "cifar100", "tiny_imagenet")  # of the paper, and the built-in one
-MARGIN = 2.0  # of 100 recorded runs of five minutes and more, 98 took less than twice what the others predict
+MARGIN = 2.0  # 97 in 100 recorded runs of five minutes and more took less than twice what the others predict
 START_MINUTES = 10.0  # on top: imports, data, compilation
 DAY = 1440.0  # asked for where nothing is predicted and there is no slot
 PROCESS_MEBIBYTES = 512  # Python and torch, beside what a phase holds

@@ -19,7 +19,8 @@ from seqmatch_lib.errors import ConfigError, require
 from seqmatch_lib.methods import get_method
 from seqmatch_lib.runs.config import RunConfig, preset_names
 from seqmatch_lib.runs.real_data import VALIDATION_SHARE
-from seqmatch_lib.runs.records import RunRecord, load_runs
+from seqmatch_lib.runs.records import RunRecord, changes_of, load_runs
+from seqmatch_lib.store.files import digest_json
 
 ENOUGH_RECORDS = 3  # of a method and phase, to correct predictions by
 START_SECONDS, LONG_SECONDS = 5, 300  # shorter phases are start-up; and what counts as a long run
@@ -203,8 +204,15 @@ class CostModel:
 
     def find_record(self, config: RunConfig) -> RunRecord | None:
         """Returns the record of an equal run on this machine; the seed makes no difference."""
-        equal = (record for record in self._own_records if record.config | {"seed": config.seed} == config.as_dict())
-        return next(equal, None)
+        return self._by_settings.get(_hash_without_seed(config.as_dict()))
+
+    def minutes(self, config: RunConfig) -> float | None:
+        """Returns the minutes of an equal recorded run, else those predicted; None where the benchmark cannot tell."""
+        record = self.find_record(config)
+        try:
+            return sum((self.predict(config) if record is None else record.seconds).values()) / 60
+        except ConfigError:
+            return None
 
     def predict(
         self, config: RunConfig, threads: int | None = None, sizes: DataSizes | None = None, without: str = ""
@@ -254,6 +262,10 @@ class CostModel:
         return [one for one in self.records if (one.device, one.device_name) == here and one.dataset in DATASETS]
 
     @cached_property
+    def _by_settings(self) -> dict[str, RunRecord]:
+        return {_hash_without_seed(record.config): record for record in reversed(self._own_records)}  # the first seed stays
+
+    @cached_property
     def _ratios(self) -> "list[_Ratio]":
         ratios = []
         for record in self._own_records:
@@ -272,6 +284,10 @@ class _Ratio(NamedTuple):
     method: str
     phase: str
     value: float
+
+
+def _hash_without_seed(settings: Mapping[str, Any]) -> str:
+    return digest_json({**settings, "seed": 0})
 
 
 def _sizes_of(record: RunRecord) -> DataSizes:
@@ -317,7 +333,7 @@ def trajectory_bytes(config: RunConfig, sizes: DataSizes) -> float:
 
 def format_pending(scale: str, model: CostModel) -> str:
     """Returns what has no record at a scale: a line for each data set and method, with predicted hours of one thread."""
-    done = {record.preset for record in model.records if record.scale == scale and not record.overrides}
+    done = {record.preset for record in model.records if record.scale == scale and not changes_of(record)}
     groups: dict[tuple[str, str], list[RunConfig]] = {}
     for preset in preset_names():
         if preset not in done:

@@ -1,4 +1,4 @@
-"""Labels of images and of pixels: one number an image, or one a pixel where nobody asks about the others."""
+"""Labels of images and of pixels: one number for each image, or one for each pixel, some of which are ignored."""
 
 import torch
 

@@ -302,7 +302,7 @@ def _convert(image: Image.Image, mode: str) -> Image.Image:
         pixels = np.asarray(image) >> 8  # Pillow would cut them off at 255 instead of dividing them
         image = Image.fromarray(pixels.astype(np.uint8))
     if image.mode in ("I", "F"):
-        raise ValueError("nobody knows what is white in its 32 bits a pixel: save it with 8 or 16")
+        raise ValueError("it has 32 bits a pixel, of which no value is known to be white; save it with 8 or 16")
     image = image.convert(mode)
     return image if turn is None else image.transpose(turn)
 

@@ -171,10 +171,10 @@ class EvaluationProtocol:
         answers the same to all images of the set, or if its loss on them is neither below that of equal probabilities for
         all classes nor below what it was before training.
         """
-        kind = self.recipe.loss
-        fresh = self._make_networks(sequence, network, indices)
-        before = [batch_loss(kind, *_answer(one, sequence)).item() for one in fresh]
-        networks, learned = self.train(sequence, network, indices, checkpoint), []
+        kind, learned = self.recipe.loss, []
+        networks = self._make_networks(sequence, network, indices)
+        before = [batch_loss(kind, *_answer(fresh, sequence)).item() for fresh in networks]
+        train_staged(networks, sequence, self.recipe, self._generators(network, indices, "batches"), checkpoint=checkpoint)
         for trained, first in zip(networks, before, strict=True):
             logits, targets = _answer(trained, sequence)
             loss, guessing = (batch_loss(kind, answer, targets).item() for answer in (logits, torch.zeros_like(logits)))

@@ -21,7 +21,7 @@ from seqmatch_lib.report.figures import PALETTE, save_figure, set_style, show_pi
 from seqmatch_lib.report.queries import HALVES, ONE_SET, PUBLISHED_SETTINGS, SETS, STAGED, Evidence, label_scale
 from seqmatch_lib.report.tables import DATASETS, UNVERIFIED, build_table, load_published
 from seqmatch_lib.runs.config import SEQUENTIAL_PREFIX
-from seqmatch_lib.runs.records import RunRecord, load_runs
+from seqmatch_lib.runs.records import RunRecord, changes_of, load_runs
 from seqmatch_lib.subsets import load_sequence
 
 
@@ -285,7 +285,7 @@ def plot_distilled(results_dir: Path | str = "paper_results", dataset: str = "ci
         NothingToDraw: the folder has no such set.
     """
     results_dir, spec = Path(results_dir), find_dataset(dataset)
-    runs = [run for run in load_runs(results_dir) if run.dataset == dataset and not run.overrides and not run.config["zca"]]
+    runs = [run for run in load_runs(results_dir) if run.dataset == dataset and not changes_of(run) and not run.config["zca"]]
     runs = [run for run in runs if _set_path(results_dir, run).is_file()]
     require(bool(runs), f"{results_dir / 'distilled'} has no set of {dataset} as a preset makes it", NothingToDraw)
     to_pixels = fit_preprocessing(spec, torch.empty(0), zca=False).inverse

@@ -111,7 +111,7 @@ def find_gains(evidence: Evidence, dataset: str, scale: str, base: str = "mtt") 
         None,
         scale,
         f"The lead of {base.upper()} over as many random real images, in points by images per class: {course(alone)}. "
-        f"That of its sequence: {course(sequence) or 'not run'}; larger sequences were not run.",
+        f"That of its sequence: {course(sequence) or 'not run'}.",
         f"Seeds of distillation: {_seeds_by(alone, 'ipc', '{} images')}. Iterations are the same at every size, so that "
         "larger sets are further from finished.",
     )
@@ -188,7 +188,7 @@ def transfer(evidence: Evidence, dataset: str, ipc: int, scale: str) -> pd.DataF
     rows = rows[(rows["trained"] != "jointly") & (rows["method"] != "random")]
     found = []
     for (method, network), group in rows.groupby(["method", "network"], sort=False):
-        values = {kind: _by_seed(group[group["kind"].str.startswith(kind)]) for kind in ("last", "random")}
+        values = {kind: queries.values_by_seed(group[group["kind"].str.startswith(kind)]) for kind in ("last", "random")}
         if not values["random"]:
             continue
         row = {"method": method, "network": network} | queries.mean_and_std(values["last"])
@@ -302,10 +302,6 @@ def _finding(dataset: str, ipc: int | None, scale: str, found: str, sure: str) -
     return (
         f"**What we find** ({name_setting(dataset, ipc, scale)}). {found}\n\n**How sure.** {sure} {OF_SCALES.get(scale, '')}"
     )
-
-
-def _by_seed(rows: pd.DataFrame) -> dict[int, list[float]]:
-    return dict(zip(rows["seed"], rows["values"], strict=True))
 
 
 def _join(parts: Iterable[str], separator: str = ", ") -> str:

@@ -31,6 +31,7 @@ from seqmatch_lib.runs.records import (
     OrderRecord,
     Reevaluation,
     RunRecord,
+    changes_of,
     check_same_images,
     describe_changes,
     flatten_settings,
@@ -115,7 +116,7 @@ def _accuracies_of(run: RunRecord, reevaluations: Sequence[Reevaluation]) -> Ite
         "iterations": sum(stage["iterations"] for stage in run.stages),
         "each": _sum(stage["iterations"] for stage in run.stages),
         "train_images": run.data["train_images"],
-        "changes": run.overrides,
+        "changes": changes_of(run),
         "record": run.config_hash[:8],
     }
 
@@ -186,12 +187,13 @@ def difference(values: Values, reference: Values, name: str = "difference") -> d
     return {name: mean, f"{name}_low": low, f"{name}_high": high}
 
 
-def _by_seed(rows: pd.DataFrame) -> dict[int, list[float]]:
+def values_by_seed(rows: pd.DataFrame) -> dict[int, list[float]]:
+    """Returns seed of distillation -> accuracies, of rows with one for each seed."""
     return dict(zip(rows["seed"], rows["values"], strict=True))
 
 
 def _counts(rows: pd.DataFrame) -> dict[str, Any]:
-    values = _by_seed(rows)
+    values = values_by_seed(rows)
     return {"seeds": len(values), "n": sum(map(len, values.values())), "records": ", ".join(dict.fromkeys(rows["record"]))}
 
 
@@ -207,7 +209,7 @@ def _pool(rows: pd.DataFrame, by: Sequence[str], kinds: Mapping[str, str], by_se
     by = [*by, "seed"] if by_seed else list(by)
     pooled = []
     for key, group in rows.groupby(by, sort=False):
-        values = {name: _by_seed(group[group["kind"] == kind]) for name, kind in kinds.items()}
+        values = {name: values_by_seed(group[group["kind"] == kind]) for name, kind in kinds.items()}
         row = dict(zip(by, key, strict=True))
         for name, found in values.items():
             row |= mean_and_std(found, name)
@@ -302,7 +304,7 @@ def efforts(
         staged = _most_seeds(groups, effort.base)
         equal = [one for one in groups if one.num_subsets == 1 and _same_cost(one, effort)] if effort.num_subsets > 1 else []
         references = {"less_staged": None if staged == effort else staged, "less_one_set": equal[0] if equal else None}
-        values = {name: _by_seed(groups[one]) if one else {} for name, one in references.items()}
+        values = {name: values_by_seed(groups[one]) if one else {} for name, one in references.items()}
         what = effort._asdict() | {"of_preset": _of_preset(effort, group)}
         rows += [what | row for row in _summaries(group, values, by_seed)]
     return _frame(rows, (*Effort._fields, "of_preset"))
@@ -367,7 +369,7 @@ def comparison(
         sequence, plain = _most_seeds(groups, base, images), _plain(groups, base)
         if sequence is None or plain is None:
             continue
-        staged = _by_seed(groups[sequence])
+        staged = values_by_seed(groups[sequence])
         random = evidence.select(["random"], dataset=dataset)
         found = {"random real": (plain._replace(iterations=0), random[random["record"].isin(groups[plain]["record"])])}
         found |= {name: (one, groups.get(one, random.iloc[:0])) for name, one in _controls(plain, sequence).items()}
@@ -424,7 +426,7 @@ def gain_over_random(evidence: Evidence, dataset: str, scale: str, by_seed: bool
     by, pooled = ["method", "num_subsets", "ipc"], []
     for key, group in rows.groupby(by, sort=False):
         group = group[group["of_preset"] == group["of_preset"].max()]
-        random = _by_seed(group[group["kind"] == "random"])
+        random = values_by_seed(group[group["kind"] == "random"])
         what = dict(zip(by, key, strict=True)) | {"of_preset": bool(group["of_preset"].max())}
         last = group[group["kind"] == "last"]
         pooled += [what | row for row in _summaries(last, {"gain": random}, by_seed)]
@@ -437,7 +439,7 @@ def order(
     """Sets of equal size that are divided or not, in sequence or not; `difference` is that from SeqMatch."""
     groups: dict[str, list[OrderRecord]] = {}
     for one in sorted(evidence.orders, key=lambda one: (one.method, one.seed)):
-        changes = {f"{key}={value}" for key, value in one.overrides.items()}
+        changes = {f"{key}={value}" for key, value in changes_of(one).items()}
         if (one.dataset, one.ipc, one.scale) == (dataset, ipc, scale) and changes == set(settings):
             groups.setdefault(one.method.removeprefix(SEQUENTIAL_PREFIX), []).append(one)
     rows = []
@@ -475,11 +477,12 @@ def curves(evidence: Evidence, results_dir: Path | str, dataset: str, ipc: int, 
     rows = []
     for method in (base, SEQUENTIAL_PREFIX + base):
         name = (dataset, ipc, method, scale)
-        runs = [run for run in evidence.runs if (run.dataset, run.ipc, run.method, run.scale) == name and not run.overrides]
+        runs = [run for run in evidence.runs if (run.dataset, run.ipc, run.method, run.scale) == name and not changes_of(run)]
         found = {run.seed: (run.stages, run.run_id, True) for run in runs}
         preset = f"{dataset}-ipc{ipc}-{method}"
-        unfinished = Path(results_dir).glob(f"[sc]*/{dataset}-{method}-ipc{ipc}-*-seed*-*/")  # in state/ and checkpoints/
-        for path in sorted(unfinished) if preset in preset_names() else ():
+        folders = [Path(results_dir) / name for name in ("state", "checkpoints")]
+        unfinished = [path for folder in folders for path in folder.glob(f"{dataset}-{method}-ipc{ipc}-*-seed*-*/")]
+        for path in unfinished if preset in preset_names() else ():
             seed = int(path.name.rpartition("-seed")[2].split("-")[0])
             if path.name == RunConfig.from_preset(preset, scale, seed).run_id:
                 found.setdefault(seed, (read_progress(path), path.name, False))
@@ -515,7 +518,7 @@ def robust(evidence: Evidence, dataset: str, scale: str) -> pd.DataFrame:
 
 
 def trust(evidence: Evidence) -> pd.DataFrame:
-    """What happened to runs that were harmed and to readers that were lied to, by kind of fault."""
+    """Outcomes of injected faults and of fuzzed inputs, by kind of fault."""
     counts: dict[str, Counter[str]] = {}
     for fault, row in evidence.trust.get("faults", {"rows": {}})["rows"].items():
         if not fault.endswith("goes on to its end"):  # what became of a run after its kills, and no kill itself
@@ -600,7 +603,7 @@ def _summaries(
     """
     rows = []
     for part in [group[group["seed"] == seed] for seed in sorted(group["seed"])] if by_seed else [group]:
-        values = _by_seed(part)
+        values = values_by_seed(part)
         gaps: dict[str, float] = {}
         for name, reference in references.items():
             gaps |= difference(*((reference, values) if of_reference else (values, reference)), name)

@@ -11,7 +11,7 @@ import pandas as pd
 from seqmatch_lib.errors import StorageError, require
 from seqmatch_lib.report.queries import PUBLISHED_SETTINGS, format_frame, label_scale, mean_and_std
 from seqmatch_lib.runs.config import REFERENCES, RunConfig, preset_names
-from seqmatch_lib.runs.records import RunRecord, check_same_images, load_runs
+from seqmatch_lib.runs.records import RunRecord, changes_of, check_same_images, load_runs
 from seqmatch_lib.store.files import write_text
 
 DATASETS = ("svhn", "cifar10", "cifar100", "tiny_imagenet")  # with published numbers, in the order of the paper
@@ -120,7 +120,7 @@ def _cells_of(dataset: str) -> list[RunConfig]:
 
 def _runs_of(preset: str, scale: str, records: Sequence[RunRecord]) -> list[RunRecord]:
     """Returns the runs of a preset as it stands, one a seed; a run with overrides is another experiment."""
-    return [record for record in records if (record.preset, record.scale) == (preset, scale) and not record.overrides]
+    return [record for record in records if (record.preset, record.scale) == (preset, scale) and not changes_of(record)]
 
 
 def _published(known: pd.DataFrame, ipc: int, method: str) -> dict[str, Any]:
@@ -156,7 +156,7 @@ def readme_table(records: Sequence[RunRecord], published: pd.DataFrame) -> str:
     tables = [build_table(name, records, published, scales).assign(dataset=name) for name in names]
     cells = (
         pd.concat(tables).drop_duplicates("preset").set_index("preset").loc[list(README_CELLS)]
-    )  # the first is the leading one
+    )  # rows that lead come first
     shown = format_table(cells)
     how = [", ".join(filter(None, parts)) for parts in zip(shown["scale"], shown["iterations"], strict=True)]
     counts = [f"{n} / {seeds}" if seeds else "" for n, seeds in zip(cells["n"], cells["seeds"], strict=True)]

@@ -28,6 +28,7 @@ from seqmatch_lib.report.queries import (
 )
 from seqmatch_lib.report.tables import DAGGER, DATASETS, UNVERIFIED, build_table, format_table
 from seqmatch_lib.runs.config import SEQUENTIAL_PREFIX
+from seqmatch_lib.runs.records import changes_of
 
 CONFIRMED, NOT_CONFIRMED, NOT_DECIDED = "confirmed", "not confirmed", "not decided"
 SCALES = (*PUBLISHED_SETTINGS, "reduced")  # the one that decides first
@@ -129,7 +130,7 @@ def _accuracies(evidence: Evidence, published: pd.DataFrame) -> list[tuple[str, 
             mean, std = (row["augmented"], 0.0) if augmented else (row["published"], row["published_std"])
             verdict = judge_accuracy(row["ours"], row["ours_std"], mean, std, row["seeds"], row["scale"])
             runs = [run for run in evidence.runs if (run.preset, run.scale) == (row["preset"], row["scale"])]
-            found = ", ".join(run.config_hash[:8] for run in runs if not run.overrides)
+            found = ", ".join(run.config_hash[:8] for run in runs if not changes_of(run))
             setting = _setting(dataset, row["ipc"], row["scale"])
             measured = f"{shown['ours']}, {_seeds(row['seeds'])}"
             claim = f"{_name(row['method'])}: the published accuracy is reached"
@@ -201,7 +202,7 @@ def _coupling(evidence: Evidence, results_dir: Path) -> list[tuple[str, ...]]:
     rows = []
     for run in evidence.runs:
         path = results_dir / "coupling" / run.run_id / "losses.csv"
-        if path.is_file() and not run.overrides:
+        if path.is_file() and not changes_of(run):
             losses = pd.read_csv(path).query("images == 'hard' and training != 'real data'")
             changes = {name: found["loss"].diff().dropna() for name, found in losses.groupby("training", sort=False)}
             measured = "; ".join(f"{name} {', then '.join(map('{:+.2f}'.format, one))}" for name, one in changes.items())

@@ -87,7 +87,7 @@ class RunRecord(Provenance):
         }  # fmt: skip
         rows = {"scale": self.scale}
         rows |= {f"accuracy, {name}": _format_accuracy(found) for name, found in accuracies.items() if found is not None}
-        changes = ", ".join(f"{key} = {value}" for key, value in self.overrides.items())
+        changes = ", ".join(f"{key} = {value}" for key, value in changes_of(self).items())
         rows["changed from the preset"] = changes or "nothing"
         rows["minutes"] = f"{sum(self.seconds.values()) / 60:.1f} on {self.device_name}"
         rows["code"] = self.git_commit[:8] + (" and uncommitted changes" if self.dirty else "")
@@ -282,6 +282,15 @@ def _format_accuracy(found: Mapping[str, Any]) -> str:
     return f"{found['mean']:.1f} ± {found['std']:.1f} %, n = {found['n']}"
 
 
+def changes_of(record: RunRecord | OrderRecord) -> dict[str, Any]:
+    """Returns how a run differs from its preset as it stands: its overrides.
+
+    If the preset was edited since, `preset` stands beside them, with the commit of the run: it is a run of another preset.
+    """
+    is_edited = overrides_of(RunConfig.from_dict(record.config)) != record.overrides
+    return record.overrides | ({"preset": f"as of {record.git_commit[:8]}"} if is_edited else {})
+
+
 def overrides_of(config: RunConfig) -> dict[str, Any]:
     """Returns what differs from the run's preset as it stands: dotted key -> value, as `RunConfig.from_preset` takes them.
 
@@ -339,7 +348,7 @@ def _differing_changes(records: Sequence[RunRecord]) -> dict[str, dict[str, Any]
     groups: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
     for one in records:
         group = groups.setdefault((one.dataset, one.ipc, one.method, one.num_subsets, one.scale), {})
-        group[one.run_id] = one.overrides
+        group[one.run_id] = changes_of(one)
     told: dict[str, dict[str, Any]] = {}
     for group in groups.values():
         settings = {(key, str(value)) for changes in group.values() for key, value in changes.items()}
