@@ -38,6 +38,7 @@ from seqmatch_lib.subsets import load_sequence
 PRELOADED = ["__main__", "seqmatch_lib.__main__", "sklearn.datasets", "higher"]
 KILL_POINTS = ("before the write", "in the middle of it", "before the rename", "after the rename")
 NO_SPACE = "no space"
+WAIT = "wait"
 YEAR = 365 * 24 * 3600.0
 
 
@@ -98,16 +99,18 @@ class Hook:
     """What happens at the writes of a process.
 
     Args:
-        point: one of `KILL_POINTS` or `NO_SPACE`, which happens at write `number`, counted from 1.
+        point: one of `KILL_POINTS`, `NO_SPACE` or `WAIT`, which happens at write `number`, counted from 1.
         number: 0 never.
         clock: seconds by which the wall clock has jumped after the first write, the second, … and so on, round and round.
         journal: file to which each write adds a line: process id, path.
+        gate: file that a waiting process makes; it goes on when the file is removed.
     """
 
     point: str = ""
     number: int = 0
     clock: tuple[float, ...] = ()
     journal: Path | None = None
+    gate: Path | None = None
 
 
 class _Hooked:
@@ -126,6 +129,10 @@ class _Hooked:
                 handle.write(f"{os.getpid()} {path}\n")
         if point == "before the write":
             _kill_self()
+        if point == WAIT:
+            self._hook.gate.touch()
+            while self._hook.gate.exists():
+                time.sleep(0.003)
 
         def hooked(temporary: Path) -> None:
             write(temporary)

@@ -30,6 +30,7 @@ from fault_runs import (
     KILL_POINTS,
     MTT,
     NO_SPACE,
+    WAIT,
     YEAR,
     Case,
     Ended,
@@ -441,23 +442,18 @@ class Harness:
     # --- two at a time, and clocks
 
     def run_twice_at_once(self, times: int) -> None:
-        """Starts two processes on one run."""
+        """Lets a process wait at one of its writes, in any phase, while a second one is started on the same run."""
+        writes = self.reference(MTT).writes
         for _ in range(times):
-            journal = self.folder / "two.writes"
-            for _ in range(5):  # a second process that begins when the first has finished reads its record: no case of two
-                results = self._fresh()
-                journal.unlink(missing_ok=True)
-                first = self._start(MTT, results, Hook(journal=journal))
-                late = self.random.choice(phases(MTT)[:3])
-                while first.running and _is_before(find_phase(MTT, results), late, MTT):
-                    time.sleep(0.003)
-                second = self._start(MTT, results, Hook(journal=journal))
-                worked, refused = sorted((second.wait(), first.wait()), key=lambda ended: ended.code)
-                if refused.code != 0 or _written_by_two(journal):
-                    break
-            problems = self._assess(MTT, results, worked) + _refused(
-                refused, results / "state", "another process works on this run"
-            )
+            results, journal, gate = self._fresh(), self.folder / "two.writes", self.folder / "gate"
+            journal.unlink(missing_ok=True)
+            first = self._start(MTT, results, Hook(WAIT, self.random.randint(1, len(writes)), journal=journal, gate=gate))
+            while first.running and not gate.exists():
+                time.sleep(0.003)
+            refused = self._start(MTT, results, Hook(journal=journal)).wait()
+            gate.unlink(missing_ok=True)
+            problems = self._assess(MTT, results, first.wait())
+            problems += _refused(refused, results / "state", "another process works on this run")
             self.table.add("two processes on one run", problems + _written_by_two(journal))
 
     def share_teachers(self, times: int) -> None:
