@@ -184,7 +184,8 @@ def load_record(path: Path) -> RunRecord:
     """Reads the record of a run.
 
     Raises:
-        StorageError: damaged, of another schema version, with keys missing or unknown, or with values of other types.
+        StorageError: damaged, of another schema version, with keys missing or unknown, with values of other types, or with
+            settings that no run can have.
     """
     record = _load(RunRecord, path, "run its preset again")
     names = ("accuracy_last", "accuracy_selected", "accuracy_joint", "random_baseline")
@@ -217,7 +218,7 @@ def load_orders(results_dir: Path) -> list[OrderRecord]:
 
 
 def _load(kind: type[Record], path: Path, remedy: str) -> Record:
-    """Reads a record and checks the names and types of its fields."""
+    """Reads a record and checks the names and types of its fields, and its settings."""
     values = read_json(path)
     if values.get("schema") == 1:
         values = _upgrade(kind, values)
@@ -230,6 +231,10 @@ def _load(kind: type[Record], path: Path, remedy: str) -> Record:
     require(not wrong, f"{path} is no valid record: keys {wrong} are missing or unknown; {remedy}", StorageError)
     wrong = [field.name for field in fields(kind) if not _fits(values[field.name], field.type)]
     require(not wrong, f"{path} is no valid record: {wrong} hold values of another type; {remedy}", StorageError)
+    try:
+        RunConfig.from_dict(values["config"])
+    except ConfigError as error:
+        raise StorageError(f"{path} is no valid record: {error}; {remedy}") from error
     return kind(**values)
 
 
