@@ -16,6 +16,7 @@ from seqmatch_lib.errors import StorageError
 from seqmatch_lib.report import charts, queries
 from seqmatch_lib.report.queries import (
     EQUAL,
+    LONGER,
     ONE_SET,
     STAGED,
     Evidence,
@@ -199,6 +200,48 @@ def test_queries_compare_runs_with_the_settings_that_they_are_given(query):
     for these, mean in zip(settings, (41, 61, 81, 91), strict=True):
         assert set(query(Evidence(runs), *CELL, these)["accuracy"].dropna()) - {21, 45} == {mean}
     assert query(Evidence(runs), *CELL, ["mtt.syn_steps=8"]).empty
+
+
+SHORTER = {"teachers.num_teachers": 2, "evaluation.num_networks": 3}
+
+
+def make_short(method, seed=0, last=(50.0, 52.0), iterations=(200, 200), overrides=None):
+    overrides = SHORTER | {"mtt.iterations": iterations[0]} if overrides is None else overrides
+    joint = (44.0, 46.0) if method.startswith("seqmatch_") else None
+    return make_run(f"cifar10-ipc10-{method}", seed, last, joint, overrides, iterations, "short")
+
+
+def test_at_scale_short_a_sequence_of_fewer_teachers_and_iterations_stands_for_its_preset(tmp_path):
+    cell, settings = ("cifar10", 10, "short"), ("evaluation.num_networks=3", "teachers.num_teachers=2")
+    runs = [make_short("seqmatch_mtt"), make_short("mtt", last=(47.0, 49.0), iterations=(400,))]
+    runs.append(make_short("mtt", last=(90.0, 92.0), overrides=SHORTER | {"mtt.syn_steps": 7}))
+    assert sorted(queries.leading_settings(Evidence(runs), *cell)) == list(settings)
+    found = queries.comparison(Evidence(runs), *cell).set_index("set")
+    assert found.loc[["random real", ONE_SET, LONGER, STAGED], "seeds"].tolist() == [1, 0, 1, 1]
+    assert found.loc[[ONE_SET, LONGER, EQUAL, STAGED], "iterations"].tolist() == [200, 400, 400, 400]
+    assert found.loc[LONGER, "difference"] == 3
+    assert queries.gain_over_random(Evidence(runs), "cifar10", "short")["gain"].tolist() == [27, 30]
+
+    for run in runs:
+        for stage in run.stages:
+            stage["test_scores"] = [[100, run.accuracy_last["mean"]]]
+    curves = queries.curves(Evidence(runs), tmp_path, *cell)
+    assert curves[["method", "iteration", "accuracy"]].to_numpy().tolist() == [
+        ["mtt", 100, 48], ["seqmatch_mtt", 100, 51], ["seqmatch_mtt", 300, 51],
+    ]  # fmt: skip
+
+    runs.append(make_short("seqmatch_mtt", iterations=(1500, 1500), overrides={}))  # as the preset says
+    assert queries.leading_settings(Evidence(runs), *cell) == ()
+    assert not len(queries.comparison(Evidence(runs), *cell)), "MTT was not run as its preset says"
+
+
+def test_what_differs_in_more_than_scale_short_leaves_open_stands_for_no_preset():
+    for overrides in (SHORTER | {"mtt.syn_steps": 7}, {"network.width": 32}):
+        runs = [make_short("seqmatch_mtt", overrides=overrides), make_short("mtt", iterations=(400,), overrides=overrides)]
+        assert not len(queries.comparison(Evidence(runs), "cifar10", 10, "short"))
+        assert not len(queries.gain_over_random(Evidence(runs), "cifar10", "short"))
+    reduced = [make_run(f"cifar10-ipc10-{method}", overrides=SHORTER) for method in ("mtt", "seqmatch_mtt")]
+    assert queries.leading_settings(Evidence(reduced), *CELL) == ()
 
 
 def test_records_of_different_images_are_refused(tmp_path):

@@ -200,6 +200,28 @@ def test_a_run_with_changed_settings_leaves_its_cell_pending():
     assert ["svhn", "random"] not in [line[:2] for line in lines]
 
 
+def test_at_scale_short_the_longest_run_stands_for_a_preset_that_was_not_run():
+    """And its numbers of iterations and teachers stand beside it."""
+
+    def change(mean, **overrides):
+        run = as_run_of("svhn-ipc10-mtt", "short", mean=mean)
+        overrides = {key.replace("__", "."): value for key, value in overrides.items()}
+        changed = RunConfig.from_preset("svhn-ipc10-mtt", "short", overrides=overrides)
+        stages = [{"iterations": changed.options.iterations}]
+        return replace(run, config=changed.as_dict(), overrides=overrides_of(changed), stages=stages)
+
+    runs = [
+        change(50.0, teachers__num_teachers=2, mtt__iterations=100),
+        change(55.0, teachers__num_teachers=2, mtt__iterations=300),
+        change(90.0, mtt__syn_steps=7),
+    ]
+    row = row_of(build_table("svhn", runs, PUBLISHED), "svhn-ipc10-mtt", "short")
+    assert (row["ours"], row["iterations"], row["teachers"], row["seeds"]) == (55, 300, 2, 1)
+    runs.append(as_run_of("svhn-ipc10-mtt", "short", mean=70.0))
+    assert row_of(build_table("svhn", runs, PUBLISHED), "svhn-ipc10-mtt", "short")["ours"] == 70
+    assert build_table("svhn", runs[2:3], PUBLISHED)["seeds"].sum() == 0
+
+
 def draw(published, records, dataset="svhn"):
     """Returns the panels of ipc 10: rows from below, as `method: [means of ours]`, one a panel."""
     figure = charts.plot_table(published, records, dataset)

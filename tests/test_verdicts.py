@@ -84,6 +84,18 @@ def test_records_at_published_settings_lead_and_are_judged():
     assert find(found, "MTT: the published accuracy is reached", "cifar10, 10")["verdict"] == "not decided (-3.8)"
 
 
+def test_a_sequence_with_fewer_teachers_leads_the_rehearsal_and_names_the_set_that_it_is_compared_with():
+    runs = list(COMMITTED.runs)
+    for method, joint, iterations in (("mtt", None, (400,)), ("seqmatch_mtt", (60.0, 61.0), (200, 200))):
+        runs = [run for run in runs if (run.preset, run.scale) != (f"cifar10-ipc10-{method}", "short")]
+        changes = {"teachers.num_teachers": 2, "mtt.iterations": iterations[0]}
+        runs.append(make_run(f"cifar10-ipc10-{method}", 0, (61.0, 62.0), joint, changes, iterations, "short"))
+    found = list_verdicts(Evidence(runs, COMMITTED.reevaluations, COMMITTED.orders), PUBLISHED, RESULTS)
+    gain = find(found, "SeqMatch-MTT is ahead of MTT", "cifar10, 10 images per class, short, teachers.num_teachers=2")
+    assert gain["measured"] == "+0.0, 1 seed (one set, as many iterations)"
+    assert gain["verdict"] == "not decided (1 seed)"
+
+
 def test_the_verdicts_are_counted():
     found = pd.DataFrame(
         {"verdict": ["confirmed", "not confirmed (level)", "not decided (rehearsal: ahead)", "not decided (x)"]}

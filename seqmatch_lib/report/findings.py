@@ -3,11 +3,12 @@
 A function a question. Each returns Markdown: what we find, then how sure that is. Where a control was not run, it says so.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pandas.io.formats.style import Styler
 
 from seqmatch_lib.report import queries
 from seqmatch_lib.report.queries import Evidence, label_scale
@@ -45,9 +46,16 @@ def large_sequences(evidence: Evidence, dataset: str, scale: str) -> list[int]:
     return [ipc for ipc in sorted(found) if ipc > 10 and len(queries.comparison(evidence, dataset, ipc, scale))]
 
 
-def name_setting(dataset: str, ipc: int | None, scale: str) -> str:
+def name_setting(dataset: str, ipc: int | None, scale: str, settings: Collection[str] = ()) -> str:
     """Returns what a heading says of runs."""
-    return f"{dataset}, {f'{ipc} images per class, ' if ipc else ''}{label_scale(scale)}"
+    return f"{dataset}, {f'{ipc} images per class, ' if ipc else ''}{label_scale(scale, settings)}"
+
+
+def tabulate_comparison(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Styler:
+    """Returns `queries.comparison` as notebooks show it, with its setting above."""
+    settings = queries.leading_settings(evidence, dataset, ipc, scale)
+    frame = queries.format_frame(queries.comparison(evidence, dataset, ipc, scale, settings))
+    return queries.style_frame(frame, name_setting(dataset, ipc, scale, settings))
 
 
 def find_subsets(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str:
@@ -147,7 +155,7 @@ def find_bases(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str:
         dataset,
         ipc,
         scale,
-        f"The sequence in stages less one set of its preset, in points: {plain}. "
+        f"The sequence in stages less one set of its preset, in points: {plain or 'not run'}. "
         + " ".join(_controls(evidence, dataset, ipc, scale, name) for name in queries.DECIDING),
         f"{_seeds(frame[frame['set'] == queries.STAGED])} for the sequences.",
     )

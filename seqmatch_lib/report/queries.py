@@ -6,8 +6,9 @@ Beside a difference, `…_low` and `…_high` are its 95 % bootstrap interval, f
 `n` networks, `iterations` those of distillation over all subsets, `epochs` those of training over all stages. `records` names
 each record by the last eight characters of its file name.
 
-Runs are those of presets as they stand. Queries that compare runs take `settings`, texts KEY=VALUE: then the runs compared are
-those with all these settings changed and no others. With `by_seed`, for figures, every seed has a row of its own.
+Runs are those of presets as they stand; for scale "short" see `leading_settings`. Queries that compare runs take `settings`,
+texts KEY=VALUE: then the runs compared are those with all these settings changed and no others. With `by_seed`, for figures,
+every seed has a row of its own.
 """
 
 import re
@@ -16,6 +17,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import exp, nan
+from operator import or_
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
@@ -224,11 +226,15 @@ def _with_settings(rows: pd.DataFrame, settings: Collection[str], compared: Sequ
     `iterations` in `compared` stands for the base method's own setting.
     """
 
-    def differs(base: str, changes: Mapping[str, Any]) -> bool:
-        ignored = {f"{base}.{key}" if key == "iterations" else key for key in compared}
-        return {f"{key}={value}" for key, value in changes.items() if key not in ignored} == set(settings)
+    def fits(base: str, changes: Mapping[str, Any]) -> bool:
+        return _are_settings(changes, settings, [f"{base}.{key}" if key == "iterations" else key for key in compared])
 
-    return _where(rows, map(differs, rows["base"], rows["changes"]))
+    return _where(rows, map(fits, rows["base"], rows["changes"]))
+
+
+def _are_settings(changes: Mapping[str, Any], settings: Collection[str], ignored: Collection[str] = ()) -> bool:
+    """Whether changed settings are exactly these, whatever the ignored ones are."""
+    return {f"{key}={value}" for key, value in changes.items() if key not in ignored} == set(settings)
 
 
 def _where(rows: pd.DataFrame, chosen: Iterable[bool]) -> pd.DataFrame:
@@ -266,6 +272,30 @@ def subsets(
     rows = rows.sort_values(["base", "num_subsets", "images", "teachers"], kind="stable")
     by = ["base", "num_subsets", "images", "even", "teachers"]
     return _pool(rows, by, {"accuracy": "last", "joint": "joint", "random": "random"}, by_seed)
+
+
+def leading_settings(evidence: Evidence, dataset: str, ipc: int, scale: str) -> tuple[str, ...]:
+    """Returns the settings of the sequences that stand for a size at a scale: those of the presets, so ().
+
+    Scale "short" leaves open how many teachers and iterations there are. Where no sequence was run there as its preset says,
+    one that differs in these numbers alone stands for it, and its settings, without the iterations, are returned.
+    """
+    rows = evidence.select(["last"], dataset=dataset, ipc=ipc, scale=scale)
+    rows = rows[rows["num_subsets"] > 1]
+    known = Counter(
+        tuple(f"{key}={value}" for key, value in changes.items() if key != f"{base}.iterations")
+        for base, changes in zip(rows["base"], rows["changes"], strict=True)
+        if is_shorter(base, changes)
+    )
+    if scale != "short" or () in known or not known:
+        return ()
+    return known.most_common(1)[0][0]
+
+
+def is_shorter(base: str, changes: Mapping[str, Any]) -> bool:
+    """Whether a run differs from its preset at most in what scale "short" leaves open: teachers, iterations, networks."""
+    numbers = ("teachers.num_teachers", f"{base}.iterations", "evaluation.num_networks", "evaluation.num_selections")
+    return changes.keys() <= {*numbers}
 
 
 class Effort(NamedTuple):
@@ -327,11 +357,12 @@ def _most_seeds(groups: Mapping[Effort, pd.DataFrame], base: str, images: str | 
 
 # what `comparison` sets side by side
 RANDOM, ONE_SET, STAGED = "random real", "one set", "sequence, in stages"
+LONGER = "one set, as many iterations"
 EQUAL = "one set, as many iterations and epochs"
 HALVES, HALVES_JOINTLY = "independent halves, in stages", "independent halves, jointly"
 JOINTLY = "sequence, jointly"
 SETS = (
-    RANDOM, ONE_SET, "one set, as many iterations", "one set, as many epochs", EQUAL, HALVES, HALVES_JOINTLY,
+    RANDOM, ONE_SET, LONGER, "one set, as many epochs", EQUAL, HALVES, HALVES_JOINTLY,
     STAGED, JOINTLY, "sequence, jointly, as many epochs",
 )  # fmt: skip
 DECIDING = (EQUAL, HALVES)  # the controls that a gain of the sequence must pass
@@ -342,7 +373,7 @@ def comparison(
     dataset: str,
     ipc: int,
     scale: str,
-    settings: Collection[str] = (),
+    settings: Collection[str] | None = None,
     images: str | None = None,
     bases: Collection[str] = (),
     by_seed: bool = False,
@@ -354,7 +385,7 @@ def comparison(
         dataset: its name.
         ipc: images per class of every set.
         scale: of the runs.
-        settings: see the head of this file.
+        settings: see the head of this file; by default those of `leading_settings`.
         images: sizes of the subsets, for example "4 + 3 + 3"; by default those of most seeds.
         bases: base methods; all by default.
         by_seed: a row for each seed; what was not run has none then.
@@ -363,15 +394,19 @@ def comparison(
         Columns `base`, `num_subsets`, `set` (one of `SETS`), `iterations`, `epochs`, `accuracy`, `difference` (the sequence in
         stages less this set, over the seeds that both have), `seeds` (0: not run), `n` and `records`.
     """
+    if settings is None:
+        settings = leading_settings(evidence, dataset, ipc, scale)
     groups = _efforts(evidence, dataset, ipc, scale, settings)
     rows = []
     for base in bases or method_names():
-        sequence, plain = _most_seeds(groups, base, images), _plain(groups, base)
-        if sequence is None or plain is None:
+        sequence = _most_seeds(groups, base, images)
+        plain = _plain(groups, base, sequence) if sequence else None
+        if plain is None:
             continue
         staged = values_by_seed(groups[sequence])
         random = evidence.select(["random"], dataset=dataset)
-        found = {"random real": (plain._replace(iterations=0), random[random["record"].isin(groups[plain]["record"])])}
+        run = plain if plain in groups else next(one for one in groups if (one.base, one.num_subsets) == (base, 1))
+        found = {"random real": (plain._replace(iterations=0), random[random["record"].isin(groups[run]["record"])])}
         found |= {name: (one, groups.get(one, random.iloc[:0])) for name, one in _controls(plain, sequence).items()}
         found[HALVES] = sequence, _of_order(evidence, groups[sequence], "divided, staged")
         found[HALVES_JOINTLY] = found[JOINTLY][0], _of_order(evidence, groups[sequence], "divided, joint")
@@ -383,17 +418,22 @@ def comparison(
     return _frame(rows, ("base", "num_subsets", "set", "iterations", "epochs"))
 
 
-def _plain(groups: Mapping[Effort, pd.DataFrame], base: str) -> Effort | None:
-    """Returns the one set of a base method with the iterations and epochs of its preset."""
+def _plain(groups: Mapping[Effort, pd.DataFrame], base: str, sequence: Effort) -> Effort | None:
+    """Returns the one set of a base method with the iterations and epochs of its preset; None if it was not run alone.
+
+    Where no one set has those of the preset, it is the one with the iterations and epochs of one stage, run or not.
+    """
     one_set = [effort for effort in groups if (effort.base, effort.num_subsets) == (base, 1)]
-    return next((effort for effort in one_set if _of_preset(effort, groups[effort])), None)
+    stage = {"iterations": sequence.iterations // sequence.num_subsets, "epochs": sequence.epochs // sequence.num_subsets}
+    of_a_stage = one_set[0]._replace(**stage) if one_set else None
+    return next((effort for effort in one_set if _of_preset(effort, groups[effort])), of_a_stage)
 
 
 def _controls(plain: Effort, sequence: Effort) -> dict[str, Effort]:
     iterations, epochs, stage = sequence.iterations, sequence.epochs, sequence.epochs // sequence.num_subsets
     return {
         ONE_SET: plain,
-        "one set, as many iterations": plain._replace(iterations=iterations),
+        LONGER: plain._replace(iterations=iterations),
         "one set, as many epochs": plain._replace(epochs=epochs),
         EQUAL: plain._replace(iterations=iterations, epochs=epochs),
         STAGED: sequence,
@@ -421,11 +461,14 @@ def gain_over_random(evidence: Evidence, dataset: str, scale: str, by_seed: bool
     """
     rows = evidence.select(["last", "random"], dataset=dataset, scale=scale)
     rows = rows[~rows["method"].isin(REFERENCES) & rows["even"]]
-    rows = _where(rows, (changes.keys() <= {"ipc", "subset_ipcs"} for changes in rows["changes"]))
+    shorter = [scale == "short" and is_shorter(*one) for one in zip(rows["base"], rows["changes"], strict=True)]
+    resized = [changes.keys() <= {"ipc", "subset_ipcs"} for changes in rows["changes"]]
+    rows = _where(rows, map(or_, shorter, resized))
     rows = rows.assign(of_preset=~rows["changes"].astype(bool)).sort_values(["method", "num_subsets", "ipc"], kind="stable")
     by, pooled = ["method", "num_subsets", "ipc"], []
     for key, group in rows.groupby(by, sort=False):
         group = group[group["of_preset"] == group["of_preset"].max()]
+        group = group[group["iterations"] == group["iterations"].max()]
         random = values_by_seed(group[group["kind"] == "random"])
         what = dict(zip(by, key, strict=True)) | {"of_preset": bool(group["of_preset"].max())}
         last = group[group["kind"] == "last"]
@@ -469,15 +512,18 @@ def curves(evidence: Evidence, results_dir: Path | str, dataset: str, ipc: int, 
     """Accuracies of scored iterates of a base method and its sequence, one a row, of one network each.
 
     Of finished runs from their records, of others from their checkpoints in `state/` and `checkpoints/` of the results folder.
+    Runs are those of presets, or where no sequence was run so, those of `leading_settings`, of each seed the longest.
 
     Returns:
         Columns `method`, `seed`, `stage`, `iteration` (counted through all stages), `images` ("validation" or "test"),
         `accuracy`, `finished` and `record`.
     """
-    rows = []
+    rows, settings = [], leading_settings(evidence, dataset, ipc, scale)
     for method in (base, SEQUENTIAL_PREFIX + base):
         name = (dataset, ipc, method, scale)
-        runs = [run for run in evidence.runs if (run.dataset, run.ipc, run.method, run.scale) == name and not changes_of(run)]
+        runs = [run for run in evidence.runs if (run.dataset, run.ipc, run.method, run.scale) == name]
+        runs = [run for run in runs if _are_settings(changes_of(run), settings, (f"{base}.iterations",) if settings else ())]
+        runs = sorted(runs, key=lambda run: sum(len(stage["losses"]) for stage in run.stages))
         found = {run.seed: (run.stages, run.run_id, True) for run in runs}
         preset = f"{dataset}-ipc{ipc}-{method}"
         folders = [Path(results_dir) / name for name in ("state", "checkpoints")]
@@ -539,9 +585,10 @@ def trust(evidence: Evidence) -> pd.DataFrame:
 # --- for showing
 
 
-def label_scale(scale: str) -> str:
-    """Returns the name of a scale with what a reader must know of it."""
-    return {"reduced": "rehearsal (reduced)", "smoke": "smoke: means nothing"}.get(scale, scale)
+def label_scale(scale: str, settings: Collection[str] = ()) -> str:
+    """Returns the name of a scale with what a reader must know of it, and changed settings but for those of evaluation."""
+    label = {"reduced": "rehearsal (reduced)", "smoke": "smoke: means nothing"}.get(scale, scale)
+    return ", ".join([label, *(one for one in settings if not one.startswith("evaluation."))])
 
 
 def format_frame(frame: pd.DataFrame) -> pd.DataFrame:

@@ -9,8 +9,8 @@ from typing import Any
 import pandas as pd
 
 from seqmatch_lib.errors import StorageError, require
-from seqmatch_lib.report.queries import PUBLISHED_SETTINGS, format_frame, label_scale, mean_and_std
-from seqmatch_lib.runs.config import REFERENCES, RunConfig, preset_names
+from seqmatch_lib.report.queries import PUBLISHED_SETTINGS, format_frame, is_shorter, label_scale, mean_and_std
+from seqmatch_lib.runs.config import REFERENCES, SEQUENTIAL_PREFIX, RunConfig, preset_names
 from seqmatch_lib.runs.records import RunRecord, changes_of, check_same_images, load_runs
 from seqmatch_lib.store.files import write_text
 
@@ -80,7 +80,7 @@ def build_table(
 
     Args:
         dataset: its name.
-        records: of any data sets; the others, and those with changed settings, are left out.
+        records: of any data sets; the others, and those with changed settings, are left out, see `runs_of`.
         published: of `load_published`.
         scales: which to show, the leading one first.
 
@@ -98,7 +98,7 @@ def build_table(
     for config in _cells_of(dataset):
         preset = config.preset
         cell = {"preset": preset, "ipc": config.ipc, "method": config.method} | _published(known, config.ipc, config.method)
-        runs = {scale: _runs_of(preset, scale, records) for scale in scales}
+        runs = {scale: runs_of(preset, scale, records) for scale in scales}
         done = [cell | _summarise(found, scale) for scale, found in runs.items() if found]
         rows += done or [cell | _summarise([], "paper")] * printed
     table = pd.DataFrame(rows, columns=COLUMNS).astype(dict.fromkeys(("iterations", "teachers", "train_images"), "Int64"))
@@ -118,9 +118,24 @@ def _cells_of(dataset: str) -> list[RunConfig]:
     )
 
 
-def _runs_of(preset: str, scale: str, records: Sequence[RunRecord]) -> list[RunRecord]:
-    """Returns the runs of a preset as it stands, one a seed; a run with overrides is another experiment."""
-    return [record for record in records if (record.preset, record.scale) == (preset, scale) and not changes_of(record)]
+def runs_of(preset: str, scale: str, records: Sequence[RunRecord]) -> list[RunRecord]:
+    """Returns the runs of a preset as it stands, one a seed; a run with overrides is another experiment.
+
+    At scale "short", where the preset was not run as it stands, runs with other numbers of teachers, iterations and networks
+    stand for it: of several such settings, the one with most iterations.
+    """
+    runs = [record for record in records if (record.preset, record.scale) == (preset, scale)]
+    groups: dict[str, list[RunRecord]] = {}
+    for run in runs:
+        changes = changes_of(run)
+        if not changes or (scale == "short" and is_shorter(run.method.removeprefix(SEQUENTIAL_PREFIX), changes)):
+            groups.setdefault(str(changes), []).append(run)
+    return groups.get("{}") or max(groups.values(), key=lambda found: iterations_of(found[0]), default=[])
+
+
+def iterations_of(run: RunRecord) -> int:
+    """Returns the iterations of distillation of all stages."""
+    return sum(stage["iterations"] for stage in run.stages)
 
 
 def _published(known: pd.DataFrame, ipc: int, method: str) -> dict[str, Any]:
@@ -138,7 +153,7 @@ def _summarise(runs: Sequence[RunRecord], scale: str) -> dict[str, Any]:
         return row
     config = RunConfig.from_dict(runs[0].config)
     return row | {
-        "iterations": sum(stage["iterations"] for stage in runs[0].stages) or None,
+        "iterations": iterations_of(runs[0]) or None,
         "teachers": config.teachers.num_teachers if config.uses_teachers else None,
         "train_images": runs[0].data["train_images"],
         "core_hours": sum(run.threads * sum(run.seconds.values()) for run in runs) / 3600,

@@ -7,7 +7,7 @@ scale "short", which has fewer iterations, decides nothing. Nor does what was me
 without its controls.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from math import hypot, nan
 from pathlib import Path
@@ -19,6 +19,7 @@ from seqmatch_lib.methods import method_names
 from seqmatch_lib.report import queries
 from seqmatch_lib.report.queries import (
     HALVES,
+    LONGER,
     ONE_SET,
     PUBLISHED_SETTINGS,
     SEEDS_FOR_AN_INTERVAL,
@@ -26,7 +27,7 @@ from seqmatch_lib.report.queries import (
     Evidence,
     label_scale,
 )
-from seqmatch_lib.report.tables import DAGGER, DATASETS, UNVERIFIED, build_table, format_table
+from seqmatch_lib.report.tables import DAGGER, DATASETS, UNVERIFIED, build_table, format_table, runs_of
 from seqmatch_lib.runs.config import SEQUENTIAL_PREFIX
 from seqmatch_lib.runs.records import changes_of
 
@@ -129,8 +130,7 @@ def _accuracies(evidence: Evidence, published: pd.DataFrame) -> list[tuple[str, 
             augmented = pd.notna(row["augmented"])
             mean, std = (row["augmented"], 0.0) if augmented else (row["published"], row["published_std"])
             verdict = judge_accuracy(row["ours"], row["ours_std"], mean, std, row["seeds"], row["scale"])
-            runs = [run for run in evidence.runs if (run.preset, run.scale) == (row["preset"], row["scale"])]
-            found = ", ".join(run.config_hash[:8] for run in runs if not changes_of(run))
+            found = ", ".join(run.config_hash[:8] for run in runs_of(row["preset"], row["scale"], evidence.runs))
             setting = _setting(dataset, row["ipc"], row["scale"])
             measured = f"{shown['ours']}, {_seeds(row['seeds'])}"
             claim = f"{_name(row['method'])}: the published accuracy is reached"
@@ -149,13 +149,16 @@ def _sequences(evidence: Evidence, published: pd.DataFrame) -> list[tuple[str, .
         base = method.removeprefix(SEQUENTIAL_PREFIX)
         scale, frame = _leading(partial(queries.comparison, bases=[base]), evidence, dataset, ipc)
         found = frame.set_index("set")
-        gap = _gap(found, ONE_SET)
+        one_set = next((name for name in (ONE_SET, LONGER) if _gap(found, name).seeds), ONE_SET)
+        gap = _gap(found, one_set)
         controls = {"equal cost": _gap(found, queries.EQUAL), "independent halves": _gap(found, HALVES)}
+        settings = queries.leading_settings(evidence, dataset, ipc, scale)
         rows.append((
-            f"{_name(method)} is ahead of {_name(base)}", _setting(dataset, ipc, scale),
-            " over ".join(_printed(known, dataset, ipc, one) for one in (method, base)), str(gap),
+            f"{_name(method)} is ahead of {_name(base)}", _setting(dataset, ipc, scale, settings),
+            " over ".join(_printed(known, dataset, ipc, one) for one in (method, base)),
+            f"{gap} ({one_set})" if one_set == LONGER else str(gap),
             "; ".join(f"{name} {one}" for name, one in controls.items()) if gap.seeds else "",
-            judge_difference(gap, scale, controls), ", ".join(found.loc[[ONE_SET, STAGED], "records"] if gap.seeds else []),
+            judge_difference(gap, scale, controls), ", ".join(found.loc[[one_set, STAGED], "records"] if gap.seeds else []),
         ))  # fmt: skip
     return rows
 
@@ -233,9 +236,9 @@ def _gap(found: pd.DataFrame, name: str) -> Gap:
     return Gap(row["difference"], row["difference_low"], row["difference_high"], min(row["seeds"], found.loc[STAGED, "seeds"]))
 
 
-def _setting(dataset: str, ipc: int, scale: str) -> str:
+def _setting(dataset: str, ipc: int, scale: str, settings: Collection[str] = ()) -> str:
     size = "all images" if not ipc else f"{ipc} image{'s' * (ipc > 1)} per class"
-    return ", ".join(filter(None, (dataset, size, label_scale(scale))))
+    return ", ".join(filter(None, (dataset, size, label_scale(scale, settings))))
 
 
 def _name(method: str) -> str:
