@@ -9,10 +9,10 @@ from pathlib import Path
 
 import nbformat
 from docutils import nodes
-from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
 from sphinx.writers.html5 import HTML5Translator
 
+from seqmatch_lib.report.pages import to_mathml
 from seqmatch_lib.report.queries import Evidence
 from seqmatch_lib.report.tables import load_published, to_markdown
 from seqmatch_lib.report.verdicts import list_verdicts
@@ -53,19 +53,14 @@ napoleon_numpy_docstring = False
 
 def render_inline(translator: HTML5Translator, node: nodes.math) -> None:
     """Draws a formula within a line."""
-    translator.body.append(to_mathml(node))
+    translator.body.append(to_mathml(node.astext()))
     raise nodes.SkipNode
 
 
 def render_block(translator: HTML5Translator, node: nodes.math_block) -> None:
     """Draws a formula on lines of its own."""
-    translator.body.append(f'<div class="formula">{to_mathml(node, as_block=True)}</div>')
+    translator.body.append(f'<div class="formula">{to_mathml(node.astext(), as_block=True)}</div>')
     raise nodes.SkipNode
-
-
-def to_mathml(node: nodes.Element, as_block: bool = False) -> str:
-    """Returns a formula as MathML; docutils knows dots by one of their two names."""
-    return tex2mathml(node.astext().replace(r"\dots", r"\ldots"), as_block=as_block)
 
 
 def write_api_pages(app: Sphinx) -> None:

@@ -365,7 +365,8 @@ def _tables(options: argparse.Namespace) -> None:
 
 def _notebook(options: argparse.Namespace) -> None:
     require(find_spec("papermill") is not None, "notebooks need their packages: pip install seqmatch-lib[notebooks]")
-    from seqmatch_lib.report.notebooks import export_html, list_copies, run_notebook
+    from seqmatch_lib.report.notebooks import list_copies, run_notebook
+    from seqmatch_lib.report.pages import export_html
 
     require(options.all != (options.path is not None), "give the PATH of one notebook, or --all")
     if options.all:

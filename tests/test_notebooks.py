@@ -9,7 +9,8 @@ import pytest
 
 from seqmatch_lib.__main__ import EXECUTED, main
 from seqmatch_lib.errors import NotebookError
-from seqmatch_lib.report.notebooks import export_html, list_copies, read_parameters, run_notebook
+from seqmatch_lib.report.notebooks import list_copies, read_parameters, run_notebook
+from seqmatch_lib.report.pages import export_html, to_mathml
 from seqmatch_lib.runs.records import load_orders, load_runs
 
 ROOT = Path(__file__).parents[1]
@@ -132,8 +133,15 @@ def test_the_quickstart_becomes_a_page_with_pictures_and_without_bars(tmp_path):
     assert page.count("<img alt=") == 5  # idea, accuracies, digits, losses, CIFAR-10
     assert 'alt=""' not in page
     assert "it/s" not in page
+    assert page.count("<math") > 10
+    assert not re.findall(r"(?:src|href)=.https?:", page), "the page is read without a network"
     assert "smoke: means nothing" in page
     assert len(load_runs(tmp_path / "results")) == 4
+
+
+def test_the_index_of_an_accented_letter_stands_beside_it():
+    assert "<msub>" in to_mathml(r"\hat\theta_{s+1}")
+    assert "munder" not in to_mathml(r"\hat\theta_{s+1} = \hat W_0 - \dots")
 
 
 @pytest.mark.notebooks

@@ -148,24 +148,6 @@ def batch_parameters(
     return {name: value for name, value in wanted.items() if name in known}
 
 
-ALT_TEXT = """{% extends 'lab/index.html.j2' %}
-{% block data_png %}<div class="jp-RenderedImage jp-OutputArea-output" style="max-width: 100%">
-<img alt="{{ output.metadata.get('image/png', {}).get('alt', '') | escape_html }}" style="max-width: 100%; height: auto"
-src="data:image/png;base64,{{ output.data['image/png'] | escape_html }}"></div>{% endblock %}"""
-
-
-def export_html(path: Path | str) -> Path:
-    """Writes an executed notebook as an HTML page beside it, pictures with their alternative texts; returns the page."""
-    from jinja2 import DictLoader
-    from nbconvert import HTMLExporter
-
-    exporter = HTMLExporter(extra_loaders=[DictLoader({"alt.html.j2": ALT_TEXT})], template_file="alt.html.j2")
-    page, _ = exporter.from_notebook_node(nbformat.read(path, as_version=4))
-    out = Path(path).with_suffix(".html")
-    write_text(out, page)
-    return out
-
-
 def _own_kernel() -> type:
     """Returns what starts this very Python as a kernel, whatever else is called "python3" on JUPYTER_PATH."""
     from jupyter_client import AsyncKernelManager
