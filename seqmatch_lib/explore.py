@@ -1,4 +1,4 @@
-"""Looking into finished runs: images, losses and accuracies of one, chosen by hand where there is somebody to choose."""
+"""Looking into finished runs: images, losses and accuracies of one, chosen by hand in JupyterLab."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -186,7 +186,7 @@ class Results:
         """Returns the coupling measurements of MTT and its sequence, ten images per class; measures them if that is allowed.
 
         Raises:
-            StorageError: it is not, and nobody measured them.
+            StorageError: it is not, and they were not measured.
         """
         joint, sequential = list_configs(dataset, ["mtt"], [[10], [5, 5]], scale, seed)
         for folder in self.folders:
@@ -250,6 +250,6 @@ class Results:
 
 
 def _duration(minutes: float, unknown: int) -> str:
-    """Returns how long runs take, in words; of some, nobody may know it."""
+    """Returns how long runs take, in words; for some it may not be known."""
     known = f"about {minutes:.0f} minutes" if minutes < 120 else f"about {minutes / 60:.0f} hours"
     return known if not unknown else f"{known}, and more for {unknown} of them, which no benchmark covers"

@@ -28,7 +28,7 @@ START_SECONDS, LONG_SECONDS = 5, 300  # shorter phases are start-up; and what co
 
 @dataclass(frozen=True)
 class DataSizes:
-    """The sizes of a data set, which may be one that nobody has downloaded.
+    """The sizes of a data set, which need not be downloaded.
 
     Args:
         image_shape: (C, H, W).

@@ -68,7 +68,7 @@ class DatasetSpec:
         num_classes: labels are 0 … num_classes - 1.
         shape: (C, H, W) of an image.
         mean: and `std`: per channel, of pixels in [0, 1]; the field's customary values where there are any.
-        train_size: and `test_size`: images of the whole splits; 0 where nobody knows.
+        train_size: and `test_size`: images of the whole splits; 0 where they are not known.
         folder: of an image folder of one's own; None for data sets found by their name.
         resize: whether the images of that folder are brought to the size of `shape`.
     """
@@ -195,7 +195,7 @@ def find_dataset(name: str) -> DatasetSpec:
     """Returns the description of a data set.
 
     Raises:
-        DataError: nobody registered the name.
+        DataError: the name is not registered.
     """
     known = ", ".join(DATASETS)
     require(

@@ -86,7 +86,7 @@ def build_table(
 
     Returns:
         `COLUMNS`, and `difference`, ours less published. `ipc` 0 means all images, `augmented` is the published random
-        baseline with augmentation, `checked` whether anybody read the published number.
+        baseline with augmentation, `checked` whether the published number was read in its paper.
 
     Raises:
         StorageError: runs of one scale on different images, such as a part of the data set and the whole.
@@ -182,7 +182,7 @@ def readme_table(records: Sequence[RunRecord], published: pd.DataFrame) -> str:
 
 
 def format_table(table: pd.DataFrame) -> pd.DataFrame:
-    """Returns a table of `build_table` as texts, published numbers as printed, with a dagger if nobody checked them."""
+    """Returns a table of `build_table` as texts, published numbers as printed, with a dagger where they were not checked."""
     shown = format_frame(table.drop(columns=["checked", "augmented", "preset"], errors="ignore"))
     shown["ipc"] = [text if text != "0" else "all" for text in shown["ipc"]]
     shown["ours"] = [text or "not run" for text in shown["ours"]]

@@ -149,7 +149,7 @@ def record_shared_teachers(
 def open_run(
     config: RunConfig, results_dir: Path | str = "paper_results", data_root: Path | str | None = None
 ) -> tuple[RealData, SubsetSequence, list[Stage]]:
-    """Returns the data, the distilled set and the stages of a finished run, for whoever wants to look into it.
+    """Returns the data, the distilled set and the stages of a finished run.
 
     Args:
         config: of the run.

@@ -46,7 +46,7 @@ class RunRecord(Provenance):
         random_baseline: random real images, same ipc, stages and training protocol; None where all images were used.
         stages: per subset: ipc, step size, number of iterations, losses, (iteration, accuracy) of scored iterates.
         data: fingerprint, numbers of images, preprocessing, notices about missing parts.
-        seconds: by phase; "teachers" is what training them took, whoever did it.
+        seconds: by phase; "teachers" is what training them took, by this run or another one.
         peak_memory_mb: by phase, of the process, or of the GPU where there is one.
         synthetic_sha256: of the last set.
         started_at: UTC, ISO 8601.
@@ -116,7 +116,7 @@ class Reevaluation(Provenance):
         seed: of the networks and of the random real images.
         config: of the run, with the settings changed for this re-evaluation.
         accuracy: of networks trained on the set.
-        random_baseline: of networks trained alike on as many random real images; None if nobody asked.
+        random_baseline: of networks trained alike on as many random real images; None if it was not asked for.
         data: fingerprint of the real data.
         seconds: for all networks.
     """
