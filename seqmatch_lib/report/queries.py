@@ -63,7 +63,7 @@ class Evidence:
         runs: of `run`.
         reevaluations: of `evaluate --results`.
         orders: of the ablation of order and division.
-        trust: "faults" and "fuzzing" -> what `tests/faults.py` and `tests/fuzzing.py` counted in their long forms.
+        trust: "faults" and "fuzzing" -> what `faults.py` and `fuzzing.py` in `tests/trust/` counted in their long forms.
     """
 
     runs: list[RunRecord]

@@ -1,9 +1,9 @@
 """The fault harness: what becomes of a run that is killed, refused disk space, damaged, doubled, or whose clock jumps.
 
-    python tests/faults.py --moments 100 --flips 2000 --out faults.json
+    PYTHONPATH=tests python tests/trust/faults.py --moments 100 --flips 2000 --out faults.json
 
 prints a table: for each kind of fault how often it was made, how often it ended as it must, and how often in a traceback,
-in something finished being lost, or in a wrong result without an error. `tests/test_faults.py` runs short forms of it.
+in something finished being lost, or in a wrong result without an error. `test_faults.py` runs short forms of it.
 """
 
 import argparse
@@ -320,7 +320,7 @@ class Harness:
         disk.mkdir(exist_ok=True)
         options = ["--full", full, "--read-only", read_only, "--seed", self.random.randrange(2**31)]
         command = [*_unshare(), sys.executable, __file__, "--inside", self.folder, *options]
-        done = subprocess.run([str(word) for word in command], capture_output=True, text=True, env=_one_thread(), check=False)
+        done = subprocess.run([str(word) for word in command], capture_output=True, text=True, env=_environment(), check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         self.table.merge(read_json(found))
 
@@ -584,8 +584,8 @@ def why_no_namespace(folder: Path) -> str:
     return (done.stderr.strip() or "unshare failed") if done.returncode else ""
 
 
-def _one_thread() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1"}
+def _environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
 
 
 def _run_inside(options: argparse.Namespace) -> None:

@@ -12,7 +12,7 @@ from seqmatch_lib.data.preprocessing import Normalisation
 from seqmatch_lib.runs.config import RunConfig
 from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PLAIN = Normalisation((0.5,), (0.25,))
 LRS = (0.01, 0.02)
 NAMES = ("airplane", "../../evil", "é")

@@ -15,7 +15,7 @@ from seqmatch_lib.__main__ import main
 
 pytestmark = pytest.mark.trust
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 ASCII = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}  # the encoding of files where nobody names one
 
 

@@ -1,7 +1,9 @@
 """Fuzzing of everything that reads what others may have written: files, settings, and what is typed.
 
-`python tests/fuzzing.py --inputs 100000` gives that many damaged and hostile inputs to the readers of the library, and prints
-what came of them, reader by reader. The same seed gives the same inputs. `fuzz_engine.py` says what counts as a fault.
+    PYTHONPATH=tests python tests/trust/fuzzing.py --inputs 100000
+
+gives that many damaged and hostile inputs to the readers of the library, and prints what came of them, reader by reader. The
+same seed gives the same inputs. `fuzz_engine.py` says what counts as a fault.
 """
 
 import argparse
