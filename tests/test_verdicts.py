@@ -91,7 +91,7 @@ def test_a_sequence_with_fewer_teachers_leads_the_rehearsal_and_names_the_set_th
         changes = {"teachers.num_teachers": 2, "mtt.iterations": iterations[0]}
         runs.append(make_run(f"cifar10-ipc10-{method}", 0, (61.0, 62.0), joint, changes, iterations, "short"))
     found = list_verdicts(Evidence(runs, COMMITTED.reevaluations, COMMITTED.orders), PUBLISHED, RESULTS)
-    gain = find(found, "SeqMatch-MTT is ahead of MTT", "cifar10, 10 images per class, short, teachers.num_teachers=2")
+    gain = find(found, "SeqMatch-MTT is ahead of MTT", "cifar10, 10 images per class, short, mtt: teachers.num_teachers=2")
     assert gain["measured"] == "+0.0, 1 seed (one set, as many iterations)"
     assert gain["verdict"] == "not decided (1 seed)"
 

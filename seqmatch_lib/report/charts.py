@@ -109,7 +109,7 @@ def plot_comparison(evidence: Evidence, dataset: str, ipc: int, scale: str) -> F
     """Draws every base method, its sequence and the controls of `queries.comparison`: a panel a method, a point a seed."""
     frame = queries.comparison(evidence, dataset, ipc, scale, by_seed=True)
     names = [name for name in SETS if name in set(frame["set"])]
-    label = label_scale(scale, queries.leading_settings(evidence, dataset, ipc, scale))
+    label = label_scale(scale, queries.changed_settings(evidence, dataset, ipc, scale))
     return _plot_seeds(frame, names, f"{dataset}, {ipc} images per class, {label}", STAGED)
 
 
@@ -268,7 +268,7 @@ def plot_curves(
         style = {"fmt": marker, "color": color, "mfc": face, "capsize": 3, "zorder": 4}
         axis.errorbar(row.iterations, row.accuracy, row.accuracy_std, label=label if marker == "o" else HALVES, **style)
     axis.set(xlabel="iteration of distillation, over all subsets", ylabel="accuracy, %")
-    label = label_scale(scale, queries.leading_settings(evidence, dataset, ipc, scale))
+    label = label_scale(scale, queries.changed_settings(evidence, dataset, ipc, scale, [base]))
     _legend_below(figure, [axis], f"{dataset}, {ipc} image{'s' if ipc > 1 else ''} per class, {label}; lines: one network")
     return figure
 

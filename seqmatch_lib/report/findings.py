@@ -53,8 +53,8 @@ def name_setting(dataset: str, ipc: int | None, scale: str, settings: Collection
 
 def tabulate_comparison(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Styler:
     """Returns `queries.comparison` as notebooks show it, with its setting above."""
-    settings = queries.leading_settings(evidence, dataset, ipc, scale)
-    frame = queries.format_frame(queries.comparison(evidence, dataset, ipc, scale, settings))
+    settings = queries.changed_settings(evidence, dataset, ipc, scale)
+    frame = queries.format_frame(queries.comparison(evidence, dataset, ipc, scale))
     return queries.style_frame(frame, name_setting(dataset, ipc, scale, settings))
 
 

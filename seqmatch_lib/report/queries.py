@@ -6,7 +6,7 @@ Beside a difference, `…_low` and `…_high` are its 95 % bootstrap interval, f
 `n` networks, `iterations` those of distillation over all subsets, `epochs` those of training over all stages. `records` names
 each record by the last eight characters of its file name.
 
-Runs are those of presets as they stand; for scale "short" see `leading_settings`. Queries that compare runs take `settings`,
+Runs are those of presets as they stand; for scale "short" see `runs_of`. Queries that compare runs take `settings`,
 texts KEY=VALUE: then the runs compared are those with all these settings changed and no others. With `by_seed`, for figures,
 every seed has a row of its own.
 """
@@ -17,7 +17,6 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import exp, nan
-from operator import or_
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
@@ -226,15 +225,11 @@ def _with_settings(rows: pd.DataFrame, settings: Collection[str], compared: Sequ
     `iterations` in `compared` stands for the base method's own setting.
     """
 
-    def fits(base: str, changes: Mapping[str, Any]) -> bool:
-        return _are_settings(changes, settings, [f"{base}.{key}" if key == "iterations" else key for key in compared])
+    def differs(base: str, changes: Mapping[str, Any]) -> bool:
+        ignored = {f"{base}.{key}" if key == "iterations" else key for key in compared}
+        return {f"{key}={value}" for key, value in changes.items() if key not in ignored} == set(settings)
 
-    return _where(rows, map(fits, rows["base"], rows["changes"]))
-
-
-def _are_settings(changes: Mapping[str, Any], settings: Collection[str], ignored: Collection[str] = ()) -> bool:
-    """Whether changed settings are exactly these, whatever the ignored ones are."""
-    return {f"{key}={value}" for key, value in changes.items() if key not in ignored} == set(settings)
+    return _where(rows, map(differs, rows["base"], rows["changes"]))
 
 
 def _where(rows: pd.DataFrame, chosen: Iterable[bool]) -> pd.DataFrame:
@@ -274,28 +269,47 @@ def subsets(
     return _pool(rows, by, {"accuracy": "last", "joint": "joint", "random": "random"}, by_seed)
 
 
-def leading_settings(evidence: Evidence, dataset: str, ipc: int, scale: str) -> tuple[str, ...]:
-    """Returns the settings of the sequences that stand for a size at a scale: those of the presets, so ().
+def runs_of(preset: str, scale: str, records: Iterable[RunRecord]) -> list[RunRecord]:
+    """Returns the runs that stand for a preset, one a seed: those of the preset as it stands.
 
-    Scale "short" leaves open how many teachers and iterations there are. Where no sequence was run there as its preset says,
-    one that differs in these numbers alone stands for it, and its settings, without the iterations, are returned.
+    Scale "short" leaves open how many teachers and iterations there are. Where the preset was not run there as it stands, runs
+    that differ from it in these numbers alone stand for it: of several such settings, those with most iterations.
     """
-    rows = evidence.select(["last"], dataset=dataset, ipc=ipc, scale=scale)
-    rows = rows[rows["num_subsets"] > 1]
-    known = Counter(
-        tuple(f"{key}={value}" for key, value in changes.items() if key != f"{base}.iterations")
-        for base, changes in zip(rows["base"], rows["changes"], strict=True)
-        if is_shorter(base, changes)
-    )
-    if scale != "short" or () in known or not known:
-        return ()
-    return known.most_common(1)[0][0]
+    groups: dict[str, list[RunRecord]] = {}
+    for run in records:
+        if (run.preset, run.scale) == (preset, scale):
+            changes = changes_of(run)
+            if not changes or (scale == "short" and changes.keys() <= _numbers(run.method)):
+                groups.setdefault(str(changes), []).append(run)
+    return groups.get("{}") or max(groups.values(), key=lambda runs: iterations_of(runs[0]), default=[])
 
 
-def is_shorter(base: str, changes: Mapping[str, Any]) -> bool:
-    """Whether a run differs from its preset at most in what scale "short" leaves open: teachers, iterations, networks."""
-    numbers = ("teachers.num_teachers", f"{base}.iterations", "evaluation.num_networks", "evaluation.num_selections")
-    return changes.keys() <= {*numbers}
+def _numbers(method: str) -> set[str]:
+    """Returns the settings that scale "short" leaves open."""
+    iterations = f"{method.removeprefix(SEQUENTIAL_PREFIX)}.iterations"
+    return {iterations, "teachers.num_teachers", "evaluation.num_networks", "evaluation.num_selections"}
+
+
+def iterations_of(run: RunRecord) -> int:
+    """Returns the iterations of distillation of all stages."""
+    return sum(stage["iterations"] for stage in run.stages)
+
+
+def leading_settings(evidence: Evidence, dataset: str, ipc: int, scale: str, base: str) -> list[str]:
+    """Returns the settings, without the iterations, of the sequences that stand for their preset; see `runs_of`."""
+    runs = runs_of(f"{dataset}-ipc{ipc}-{SEQUENTIAL_PREFIX}{base}", scale, evidence.runs)
+    changes = changes_of(runs[0]) if runs else {}
+    return [f"{key}={value}" for key, value in changes.items() if key != f"{base}.iterations"]
+
+
+def changed_settings(evidence: Evidence, dataset: str, ipc: int, scale: str, bases: Collection[str] = ()) -> list[str]:
+    """Returns "base: KEY=VALUE" for all `leading_settings` but those of evaluation, for headings."""
+    return [
+        f"{base}: {setting}"
+        for base in bases or method_names()
+        for setting in leading_settings(evidence, dataset, ipc, scale, base)
+        if not setting.startswith("evaluation.")
+    ]
 
 
 class Effort(NamedTuple):
@@ -394,11 +408,10 @@ def comparison(
         Columns `base`, `num_subsets`, `set` (one of `SETS`), `iterations`, `epochs`, `accuracy`, `difference` (the sequence in
         stages less this set, over the seeds that both have), `seeds` (0: not run), `n` and `records`.
     """
-    if settings is None:
-        settings = leading_settings(evidence, dataset, ipc, scale)
-    groups = _efforts(evidence, dataset, ipc, scale, settings)
     rows = []
     for base in bases or method_names():
+        changed = leading_settings(evidence, dataset, ipc, scale, base) if settings is None else settings
+        groups = _efforts(evidence, dataset, ipc, scale, changed)
         sequence = _most_seeds(groups, base, images)
         plain = _plain(groups, base, sequence) if sequence else None
         if plain is None:
@@ -461,14 +474,11 @@ def gain_over_random(evidence: Evidence, dataset: str, scale: str, by_seed: bool
     """
     rows = evidence.select(["last", "random"], dataset=dataset, scale=scale)
     rows = rows[~rows["method"].isin(REFERENCES) & rows["even"]]
-    shorter = [scale == "short" and is_shorter(*one) for one in zip(rows["base"], rows["changes"], strict=True)]
-    resized = [changes.keys() <= {"ipc", "subset_ipcs"} for changes in rows["changes"]]
-    rows = _where(rows, map(or_, shorter, resized))
+    rows = _where(rows, (changes.keys() <= {"ipc", "subset_ipcs"} for changes in rows["changes"]))
     rows = rows.assign(of_preset=~rows["changes"].astype(bool)).sort_values(["method", "num_subsets", "ipc"], kind="stable")
     by, pooled = ["method", "num_subsets", "ipc"], []
     for key, group in rows.groupby(by, sort=False):
         group = group[group["of_preset"] == group["of_preset"].max()]
-        group = group[group["iterations"] == group["iterations"].max()]
         random = values_by_seed(group[group["kind"] == "random"])
         what = dict(zip(by, key, strict=True)) | {"of_preset": bool(group["of_preset"].max())}
         last = group[group["kind"] == "last"]
@@ -512,20 +522,15 @@ def curves(evidence: Evidence, results_dir: Path | str, dataset: str, ipc: int, 
     """Accuracies of scored iterates of a base method and its sequence, one a row, of one network each.
 
     Of finished runs from their records, of others from their checkpoints in `state/` and `checkpoints/` of the results folder.
-    Runs are those of presets, or where no sequence was run so, those of `leading_settings`, of each seed the longest.
 
     Returns:
         Columns `method`, `seed`, `stage`, `iteration` (counted through all stages), `images` ("validation" or "test"),
         `accuracy`, `finished` and `record`.
     """
-    rows, settings = [], leading_settings(evidence, dataset, ipc, scale)
+    rows = []
     for method in (base, SEQUENTIAL_PREFIX + base):
-        name = (dataset, ipc, method, scale)
-        runs = [run for run in evidence.runs if (run.dataset, run.ipc, run.method, run.scale) == name]
-        runs = [run for run in runs if _are_settings(changes_of(run), settings, (f"{base}.iterations",) if settings else ())]
-        runs = sorted(runs, key=lambda run: sum(len(stage["losses"]) for stage in run.stages))
-        found = {run.seed: (run.stages, run.run_id, True) for run in runs}
         preset = f"{dataset}-ipc{ipc}-{method}"
+        found = {run.seed: (run.stages, run.run_id, True) for run in runs_of(preset, scale, evidence.runs)}
         folders = [Path(results_dir) / name for name in ("state", "checkpoints")]
         unfinished = [path for folder in folders for path in folder.glob(f"{dataset}-{method}-ipc{ipc}-*-seed*-*/")]
         for path in unfinished if preset in preset_names() else ():
@@ -586,9 +591,9 @@ def trust(evidence: Evidence) -> pd.DataFrame:
 
 
 def label_scale(scale: str, settings: Collection[str] = ()) -> str:
-    """Returns the name of a scale with what a reader must know of it, and changed settings but for those of evaluation."""
+    """Returns the name of a scale with what a reader must know of it, and of changed settings."""
     label = {"reduced": "rehearsal (reduced)", "smoke": "smoke: means nothing"}.get(scale, scale)
-    return ", ".join([label, *(one for one in settings if not one.startswith("evaluation."))])
+    return ", ".join([label, *settings])
 
 
 def format_frame(frame: pd.DataFrame) -> pd.DataFrame:

@@ -9,9 +9,9 @@ from typing import Any
 import pandas as pd
 
 from seqmatch_lib.errors import StorageError, require
-from seqmatch_lib.report.queries import PUBLISHED_SETTINGS, format_frame, is_shorter, label_scale, mean_and_std
-from seqmatch_lib.runs.config import REFERENCES, SEQUENTIAL_PREFIX, RunConfig, preset_names
-from seqmatch_lib.runs.records import RunRecord, changes_of, check_same_images, load_runs
+from seqmatch_lib.report.queries import PUBLISHED_SETTINGS, format_frame, iterations_of, label_scale, mean_and_std, runs_of
+from seqmatch_lib.runs.config import REFERENCES, RunConfig, preset_names
+from seqmatch_lib.runs.records import RunRecord, check_same_images, load_runs
 from seqmatch_lib.store.files import write_text
 
 DATASETS = ("svhn", "cifar10", "cifar100", "tiny_imagenet")  # with published numbers, in the order of the paper
@@ -80,7 +80,7 @@ def build_table(
 
     Args:
         dataset: its name.
-        records: of any data sets; the others, and those with changed settings, are left out, see `runs_of`.
+        records: of any data sets; the others, and those with changed settings, are left out, see `queries.runs_of`.
         published: of `load_published`.
         scales: which to show, the leading one first.
 
@@ -116,26 +116,6 @@ def _cells_of(dataset: str) -> list[RunConfig]:
     return sorted(
         configs, key=lambda one: (one.ipc or 10**9, one.method not in REFERENCES, one.base_method, one.is_sequential)
     )
-
-
-def runs_of(preset: str, scale: str, records: Sequence[RunRecord]) -> list[RunRecord]:
-    """Returns the runs of a preset as it stands, one a seed; a run with overrides is another experiment.
-
-    At scale "short", where the preset was not run as it stands, runs with other numbers of teachers, iterations and networks
-    stand for it: of several such settings, the one with most iterations.
-    """
-    runs = [record for record in records if (record.preset, record.scale) == (preset, scale)]
-    groups: dict[str, list[RunRecord]] = {}
-    for run in runs:
-        changes = changes_of(run)
-        if not changes or (scale == "short" and is_shorter(run.method.removeprefix(SEQUENTIAL_PREFIX), changes)):
-            groups.setdefault(str(changes), []).append(run)
-    return groups.get("{}") or max(groups.values(), key=lambda found: iterations_of(found[0]), default=[])
-
-
-def iterations_of(run: RunRecord) -> int:
-    """Returns the iterations of distillation of all stages."""
-    return sum(stage["iterations"] for stage in run.stages)
 
 
 def _published(known: pd.DataFrame, ipc: int, method: str) -> dict[str, Any]:

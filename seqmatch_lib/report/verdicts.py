@@ -27,7 +27,7 @@ from seqmatch_lib.report.queries import (
     Evidence,
     label_scale,
 )
-from seqmatch_lib.report.tables import DAGGER, DATASETS, UNVERIFIED, build_table, format_table, runs_of
+from seqmatch_lib.report.tables import DAGGER, DATASETS, UNVERIFIED, build_table, format_table
 from seqmatch_lib.runs.config import SEQUENTIAL_PREFIX
 from seqmatch_lib.runs.records import changes_of
 
@@ -130,7 +130,7 @@ def _accuracies(evidence: Evidence, published: pd.DataFrame) -> list[tuple[str, 
             augmented = pd.notna(row["augmented"])
             mean, std = (row["augmented"], 0.0) if augmented else (row["published"], row["published_std"])
             verdict = judge_accuracy(row["ours"], row["ours_std"], mean, std, row["seeds"], row["scale"])
-            found = ", ".join(run.config_hash[:8] for run in runs_of(row["preset"], row["scale"], evidence.runs))
+            found = ", ".join(run.config_hash[:8] for run in queries.runs_of(row["preset"], row["scale"], evidence.runs))
             setting = _setting(dataset, row["ipc"], row["scale"])
             measured = f"{shown['ours']}, {_seeds(row['seeds'])}"
             claim = f"{_name(row['method'])}: the published accuracy is reached"
@@ -152,7 +152,7 @@ def _sequences(evidence: Evidence, published: pd.DataFrame) -> list[tuple[str, .
         one_set = next((name for name in (ONE_SET, LONGER) if _gap(found, name).seeds), ONE_SET)
         gap = _gap(found, one_set)
         controls = {"equal cost": _gap(found, queries.EQUAL), "independent halves": _gap(found, HALVES)}
-        settings = queries.leading_settings(evidence, dataset, ipc, scale)
+        settings = queries.changed_settings(evidence, dataset, ipc, scale, [base])
         rows.append((
             f"{_name(method)} is ahead of {_name(base)}", _setting(dataset, ipc, scale, settings),
             " over ".join(_printed(known, dataset, ipc, one) for one in (method, base)),
