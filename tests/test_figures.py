@@ -142,7 +142,8 @@ def test_the_committed_sets_are_drawn_with_the_accuracies_of_their_records(tmp_p
     figure = charts.plot_distilled(ROOT / "paper_results")
     titles = [axis.get_title() for axis in figure.axes]
     runs = {run.run_id: run for run in load_runs(ROOT / "paper_results")}
-    (mtt,) = [runs[path.stem] for path in (ROOT / "paper_results" / "distilled").glob("cifar10-mtt-ipc10-*")]
+    sets = (ROOT / "paper_results" / "distilled").glob("cifar10-mtt-ipc10-*")
+    (mtt,) = [runs[path.stem] for path in sets if not runs[path.stem].config["zca"]]  # whitened ones need data to be drawn
     assert f"MTT\n{mtt.accuracy_last['mean']:.1f} %" in titles
     assert "SeqMatch-MTT\n$S_1$" in titles
     plt.close(figure)
