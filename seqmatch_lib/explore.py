@@ -24,9 +24,12 @@ def find_runs(results: Results, **wanted: Any) -> list[RunRecord]:
         results: where they lie.
         **wanted: names and values of `LEVELS`.
     """
-    records = [one for one in results.records() if one.stages]
-    found = [one for one in records if all(getattr(one, name) == value for name, value in wanted.items())]
-    return sorted(found, key=lambda one: not results.has_set(one))
+    records = [record for record in results.records() if record.stages]
+    return sorted(_choose(records, **wanted), key=lambda record: not results.has_set(record))
+
+
+def _choose(records: Sequence[RunRecord], **wanted: Any) -> list[RunRecord]:
+    return [record for record in records if all(getattr(record, name) == value for name, value in wanted.items())]
 
 
 def show_run(results: Results, record: RunRecord, subset: int | str = ALL, label: str = ALL) -> None:
@@ -65,6 +68,7 @@ def explore(results: Results) -> Any:
     Raises:
         StorageError: there is no record of a distilled set.
     """
+    from IPython.utils.capture import capture_output
     from ipywidgets import Dropdown, HBox, Output, VBox
 
     records = find_runs(results)
@@ -76,8 +80,8 @@ def explore(results: Results) -> Any:
         """Puts into the menus from the `first` on what those before them leave."""
         for place in range(first, len(LEVELS)):
             chosen = {name: menus[name].value for name in LEVELS[:place]}
-            _offer(menus[LEVELS[place]], [getattr(one, LEVELS[place]) for one in find_runs(results, **chosen)])
-        (record,) = find_runs(results, run_id=menus["run_id"].value)
+            _offer(menus[LEVELS[place]], [getattr(record, LEVELS[place]) for record in _choose(records, **chosen)])
+        (record,) = _choose(records, run_id=menus["run_id"].value)
         _offer(menus["subset"], [ALL, *range(1, record.num_subsets + 1)])
         _offer(menus["class"], [ALL, *(results.open_run(record).class_names if results.has_set(record) else [])])
 
@@ -95,16 +99,24 @@ def explore(results: Results) -> Any:
         draw()
 
     def draw() -> None:
-        output.clear_output(wait=True)
-        with output:
-            (record,) = find_runs(results, run_id=menus["run_id"].value)
+        (record,) = _choose(records, run_id=menus["run_id"].value)
+        # not `with output`: papermill may then wait for ever, see https://github.com/jupyter/nbclient/issues/312
+        with capture_output() as shown:
             show_run(results, record, menus["subset"].value, menus["class"].value)
+        output.outputs = _as_outputs(shown)
 
     fill(0)
     for menu in menus.values():
         menu.observe(changed, "value")
     draw()
     return VBox([HBox(list(menus.values())[:4]), HBox(list(menus.values())[4:]), output])
+
+
+def _as_outputs(shown: Any) -> tuple[dict[str, Any], ...]:
+    """Returns what was printed and shown, as a notebook keeps it."""
+    printed = [{"output_type": "stream", "name": "stdout", "text": shown.stdout}] if shown.stdout else []
+    pictures = [{"output_type": "display_data", "data": one.data, "metadata": one.metadata} for one in shown.outputs]
+    return (*printed, *pictures)
 
 
 def _offer(menu: Any, values: Sequence[Any]) -> None:

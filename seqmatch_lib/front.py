@@ -33,6 +33,7 @@ from seqmatch_lib.runs.real_data import prepare_data
 from seqmatch_lib.runs.records import Reevaluation, RunRecord, load_runs, tabulate_accuracies
 from seqmatch_lib.runs.reevaluation import reevaluate
 from seqmatch_lib.store.budget import Budget
+from seqmatch_lib.store.sheets import read_sheet
 from seqmatch_lib.subsets import SubsetSequence, load_sequence
 
 if TYPE_CHECKING:  # the library runs without the notebook packages
@@ -72,13 +73,17 @@ class Run:
         Raises:
             StorageError: the record is there, the set is not: committed records come without most of the sets.
         """
-        path = self.results_dir / "distilled" / f"{self.record.run_id}.safetensors"
         require(
-            path.is_file(),
-            f"{path} is not there, although the run has a record; give run(…, force=True) to distil it again",
+            self.set_path.is_file(),
+            f"{self.set_path} is not there, although the run has a record; give run(…, force=True) to distil it again",
             StorageError,
         )
-        return load_sequence(path)
+        return load_sequence(self.set_path)
+
+    @property
+    def set_path(self) -> Path:
+        """Where the distilled set is kept."""
+        return self.results_dir / "distilled" / f"{self.record.run_id}.safetensors"
 
     @property
     def losses(self) -> "DataFrame":
@@ -114,13 +119,19 @@ class Run:
         return show_pictures(blocks, self.class_names, self.record.run_id, max_per_class, classes)
 
     def pictures(self) -> dict[str, torch.Tensor]:
-        """Returns name of each subset -> its images as (classes * ipc, C, H, W) pixels; those of real ones lie in [0, 1]."""
-        to_pixels = self.to_pixels()
-        several = len(self.distilled) > 1
-        return {
-            f"{self.config.method}{f', $S_{k}$' if several else ''}": to_pixels(subset.images)
-            for k, subset in enumerate(self.distilled.subsets, start=1)
-        }
+        """Returns name of each subset -> its images as (classes * ipc, C, H, W) pixels; those of real ones lie in [0, 1].
+
+        Those of whitened images are read from the sheet beside the set; the data set is needed where there is none.
+        """
+        sheet, several = self.set_path.with_suffix(".png"), len(self.distilled) > 1
+        names = [f"{self.config.method}{f', $S_{k}$' if several else ''}" for k in range(1, len(self.distilled) + 1)]
+        if self.config.zca and sheet.is_file():
+            shape = tuple(self.distilled.subsets[0].images.shape[1:])
+            pictures = read_sheet(sheet, self.config.subset_ipcs, self._spec.num_classes, shape)
+        else:
+            to_pixels = self.to_pixels()
+            pictures = [to_pixels(subset.images) for subset in self.distilled.subsets]
+        return dict(zip(names, pictures, strict=True))
 
     @property
     def class_names(self) -> list[str]:

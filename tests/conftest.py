@@ -17,6 +17,13 @@ def pytest_report_header(config: pytest.Config) -> str:
     return f"random seed: {SEED} (repeat with SEQMATCH_TEST_SEED={SEED})"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Lets the long forms take as long as they do."""
+    for item in items:
+        if {"slow", "slurm", "browser"} & {marker.name for marker in item.iter_markers()}:
+            item.add_marker(pytest.mark.timeout(0))
+
+
 @pytest.fixture
 def generator() -> torch.Generator:
     """A generator of its own for each test, from the printed seed."""

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
 
 from seqmatch_lib.errors import StorageError
 from seqmatch_lib.explore import LEVELS, explore, find_runs, show_run
@@ -50,6 +51,26 @@ def test_every_choice_of_the_menus_is_a_run(shown):
     assert (chosen.dataset, chosen.method, chosen.ipc) == ("digits", "seqmatch_mtt", menus["ipc"].value)
     assert menus["subset"].options == ("all", *range(1, chosen.num_subsets + 1))
     assert shown[-1].endswith(chosen.run_id)
+
+
+def test_menus_show_pictures_without_redirecting_a_cell():
+    """An executor of notebooks may wait for ever on a widget that the outputs of a cell are redirected into."""
+    pytest.importorskip("ipywidgets")
+    shell = InteractiveShell.instance()
+    try:
+        above, _, output = explore(RESULTS).children
+        redirected = []
+        output.observe(redirected.append, "msg_id")
+        alts = []
+        for dataset in ("digits", "cifar10"):
+            above.children[LEVELS.index("dataset")].value = dataset
+            pictures = [one for one in output.outputs if one["output_type"] == "display_data"]
+            alts += [one["metadata"]["image/png"]["alt"] for one in pictures]
+    finally:
+        shell.clear_instance()
+    assert sum("digits-" in alt for alt in alts) >= 1
+    assert sum("cifar10-" in alt for alt in alts) >= 1
+    assert not redirected
 
 
 def test_an_empty_folder_is_said(tmp_path):

@@ -18,6 +18,7 @@ from seqmatch_lib import front
 from seqmatch_lib.data.arrays import dataset_from_arrays
 from seqmatch_lib.errors import ConfigError, DataError, OutOfTime, StorageError
 from seqmatch_lib.runs.records import load_reevaluations
+from seqmatch_lib.store.sheets import read_sheet, write_sheet
 
 ROOT = Path(__file__).parents[1]
 QUICK = {"network.depth": 1, "training.epochs": 2}
@@ -48,6 +49,31 @@ def test_the_example_of_the_docstring_runs(tmp_path):
     failures, tried = doctest.testmod(front, extraglobs={"folder": tmp_path}, optionflags=doctest.ELLIPSIS)
     assert tried > 4
     assert failures == 0
+
+
+def test_whitened_images_are_looked_at_without_the_data_set(tmp_path, monkeypatch):
+    settings = QUICK | {"zca": True, "ipc": 3, "subset_ipcs": [2, 1], "mtt.iterations": 2}
+    run = sm.run("digits-ipc10-seqmatch_mtt", "smoke", set=settings, results_dir=tmp_path)
+    made = {k: run.to_pixels()(subset.images).clamp(0, 1) for k, subset in enumerate(run.distilled.subsets, start=1)}
+    monkeypatch.setattr(front, "load_dataset", None)
+    pictures = run.pictures()
+    assert list(pictures) == ["seqmatch_mtt, $S_1$", "seqmatch_mtt, $S_2$"]
+    for (_, shown), pixels in zip(pictures.items(), made.values(), strict=True):
+        torch.testing.assert_close(shown, pixels, rtol=0, atol=0.51 / 255)
+    sheet = run.set_path.with_suffix(".png")
+    sheet.write_bytes(sheet.read_bytes()[:-30])
+    with pytest.raises(StorageError, match=f"{sheet.name} is damaged; delete it"):
+        run.pictures()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_sheet_of_another_set_is_refused(tmp_path, generator, channels):
+    subsets = [torch.rand(4, channels, 3, 5, generator=generator), torch.rand(2, channels, 3, 5, generator=generator)]
+    write_sheet(tmp_path / "sheet.png", subsets, 2)
+    for shown, pixels in zip(read_sheet(tmp_path / "sheet.png", [2, 1], 2, (channels, 3, 5)), subsets, strict=True):
+        torch.testing.assert_close(shown, pixels, rtol=0, atol=0.51 / 255)
+    with pytest.raises(StorageError, match="of another set; delete it"):
+        read_sheet(tmp_path / "sheet.png", [2, 2], 2, (channels, 3, 5))
 
 
 def test_importing_the_library_imports_nothing_slow():

@@ -17,7 +17,7 @@ from filelock import AcquireReturnProxy, Timeout
 
 from seqmatch_lib.bench.cost import CostModel, DataSizes, Work, predict_work
 from seqmatch_lib.errors import ConfigError, StorageError, require
-from seqmatch_lib.runs.config import RunConfig, describe_unknown, preset_names
+from seqmatch_lib.runs.config import RunConfig, preset_names, require_known
 from seqmatch_lib.store.files import acquire_lock, digest_json
 
 SETTINGS = ("scale", "datasets", "presets", "seeds", "results", "notebooks", "threads", "device", "slot", "memory")
@@ -81,7 +81,7 @@ class Batch:
             ConfigError: an unknown setting or name, a number that is none, data sets and presets both given.
         """
         for key in settings:
-            require(key in SETTINGS, describe_unknown("setting of a batch", key, SETTINGS))
+            require_known("setting of a batch", key, SETTINGS)
         scale = str(settings.get("scale", "smoke"))
         presets = split_names(settings.get("presets"))
         datasets = split_names(settings.get("datasets"))

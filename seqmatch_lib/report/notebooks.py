@@ -11,8 +11,8 @@ from zlib import crc32
 
 import nbformat
 
-from seqmatch_lib.errors import ConfigError, NotebookError, require
-from seqmatch_lib.runs.config import describe_unknown
+from seqmatch_lib.errors import NotebookError, require
+from seqmatch_lib.runs.config import require_known
 from seqmatch_lib.store.files import write_text
 
 
@@ -61,7 +61,7 @@ def run_notebook(path: Path | str, out: Path | str, parameters: Mapping[str, Any
 
     known = read_parameters(path)
     for name in parameters:
-        require(name in known, describe_unknown(f"parameter of {path}", name, known), ConfigError)
+        require_known(f"parameter of {path}", name, known)
     out = Path(out)
     unfinished = out.parent / "failed" / out.name
     unfinished.parent.mkdir(parents=True, exist_ok=True)

@@ -123,7 +123,7 @@ class RunConfig:
             ConfigError: an unknown preset, scale or key, a value of another type or out of range.
         """
         table = _read_presets()
-        require(preset in table["preset"], describe_unknown("preset", preset, table["preset"]))
+        require_known("preset", preset, table["preset"])
         require(scale in SCALES, f"scale {scale!r} is unknown; use one of {', '.join(SCALES)}")
         own = table["preset"][preset]
         base = own["method"].removeprefix(SEQUENTIAL_PREFIX)
@@ -299,7 +299,7 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 def _nested(key: str, value: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Turns "mtt.syn_steps", 20 into {"mtt": {"syn_steps": 20}}; the key must be one that a preset has."""
     known = _known_keys(settings)
-    require(key in known, describe_unknown("key", key, known))
+    require_known("key", key, known)
     for part in reversed(key.split(".")):
         value = {part: value}
     return value
@@ -319,12 +319,14 @@ def _known_keys(settings: Mapping[str, Any]) -> list[str]:
     return keys
 
 
-def describe_unknown(what: str, name: str, known: Any) -> str:
-    """Returns the message for an unknown name, with the known ones that are spelled or end alike."""
+def require_known(what: str, name: str, known: Any) -> None:
+    """Raises a ConfigError for an unknown name, with the known ones that are spelled or end alike."""
+    if name in known:
+        return
     ends_alike = [other for other in known if other.rpartition(".")[2] == name]
     alike = ends_alike or get_close_matches(name, list(known), n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(alike)}?" if alike else f"known are {', '.join(known)}"
-    return f"unknown {what} {name!r:.120}; {hint}"
+    raise ConfigError(f"unknown {what} {name!r:.120}; {hint}")
 
 
 def _build(kind: type, values: Mapping[str, Any], section: str) -> Any:
@@ -333,7 +335,7 @@ def _build(kind: type, values: Mapping[str, Any], section: str) -> Any:
     require(isinstance(values, Mapping), f"{section} must be a table of settings, not {values!r:.200}")
     names = [field.name for field in fields(kind)]
     for key in values:
-        require(key in names, describe_unknown("key", f"{prefix}{key}", [f"{prefix}{name}" for name in names]))
+        require_known("key", f"{prefix}{key}", [f"{prefix}{name}" for name in names])
     needed = [field.name for field in fields(kind) if field.default is MISSING and field.default_factory is MISSING]
     missing = [f"{prefix}{name}" for name in needed if name not in values]
     require(not missing, f"the settings lack {', '.join(missing)}; take those of a preset and change them")

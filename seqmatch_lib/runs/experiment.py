@@ -24,6 +24,7 @@ from seqmatch_lib.runs.records import SCHEMA, RunRecord, load_record, overrides_
 from seqmatch_lib.runs.stages import StageCheckpoint, StageProgress
 from seqmatch_lib.store.budget import Budget
 from seqmatch_lib.store.files import only_process, read_json, remove_file, remove_leftovers, write_json
+from seqmatch_lib.store.sheets import write_sheet
 from seqmatch_lib.subsets import (
     SubsetSequence,
     SyntheticSubset,
@@ -198,7 +199,11 @@ def _execute(
     stages = _distill(config, data, results_dir, state_dir, budget)
     last, selected = _make_sequences(config, data, stages)
     if config.method != "whole":
-        save_sequence(results_dir / "distilled" / f"{config.run_id}.safetensors", last)
+        path = results_dir / "distilled" / f"{config.run_id}.safetensors"
+        save_sequence(path, last)
+        if config.zca:
+            pictures = [data.preprocessing.inverse(subset.images) for subset in last.subsets]
+            write_sheet(path.with_suffix(".png"), pictures, data.num_classes)
     accuracies, seconds = _evaluate(config, data, last, selected, state_dir, budget)
     return _make_record(config, data, stages, last, accuracies, seconds, began)
 
