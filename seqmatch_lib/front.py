@@ -13,7 +13,7 @@ Run(digits-seqmatch_mtt-ipc10-k2-seed0-..., scale smoke: ... ± ... %, n = 2)
 """
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,16 +24,16 @@ from torch.utils.data import Dataset
 
 from seqmatch_lib.bench.cost import CostModel
 from seqmatch_lib.data.arrays import Arrays, dataset_from_arrays
-from seqmatch_lib.data.datasets import DATASETS, DatasetSpec, ImageDataset, find_dataset, fit_preprocessing, load_dataset
+from seqmatch_lib.data.datasets import DATASETS, DatasetSpec, ImageDataset, find_dataset, load_dataset
 from seqmatch_lib.errors import ConfigError, StorageError, require
 from seqmatch_lib.methods import get_method, method_names
 from seqmatch_lib.runs.config import SEQUENTIAL_PREFIX, RunConfig, preset_names
 from seqmatch_lib.runs.experiment import choose_device, run_experiment
+from seqmatch_lib.runs.pictures import load_pictures
 from seqmatch_lib.runs.real_data import prepare_data
 from seqmatch_lib.runs.records import Reevaluation, RunRecord, load_runs, tabulate_accuracies
 from seqmatch_lib.runs.reevaluation import reevaluate
 from seqmatch_lib.store.budget import Budget
-from seqmatch_lib.store.sheets import read_sheet
 from seqmatch_lib.subsets import SubsetSequence, load_sequence
 
 if TYPE_CHECKING:  # the library runs without the notebook packages
@@ -121,16 +121,11 @@ class Run:
     def pictures(self) -> dict[str, torch.Tensor]:
         """Returns name of each subset -> its images as (classes * ipc, C, H, W) pixels; those of real ones lie in [0, 1].
 
-        Those of whitened images are read from the sheet beside the set; the data set is needed where there is none.
+        Whitened ones need the data set where no sheet of them was kept; see `load_pictures`.
         """
-        sheet, several = self.set_path.with_suffix(".png"), len(self.distilled) > 1
-        names = [f"{self.config.method}{f', $S_{k}$' if several else ''}" for k in range(1, len(self.distilled) + 1)]
-        if self.config.zca and sheet.is_file():
-            shape = tuple(self.distilled.subsets[0].images.shape[1:])
-            pictures = read_sheet(sheet, self.config.subset_ipcs, self._spec.num_classes, shape)
-        else:
-            to_pixels = self.to_pixels()
-            pictures = [to_pixels(subset.images) for subset in self.distilled.subsets]
+        pictures = load_pictures(self.config, self.set_path, self.dataset)
+        several = len(pictures) > 1
+        names = [f"{self.config.method}{f', $S_{k}$' if several else ''}" for k in range(1, len(pictures) + 1)]
         return dict(zip(names, pictures, strict=True))
 
     @property
@@ -142,11 +137,6 @@ class Run:
     @property
     def _spec(self) -> DatasetSpec:
         return find_dataset(self.config.dataset) if self.dataset is None else self.dataset.spec
-
-    def to_pixels(self) -> Callable[[torch.Tensor], torch.Tensor]:
-        """Returns what makes pixels in [0, 1] of the set's images; only whitened ones need the data set for that."""
-        images = self._load().train.images if self.config.zca else torch.empty(0)
-        return fit_preprocessing(self._spec, images, self.config.zca).inverse
 
     def plot_losses(self, window: int = 20) -> "Figure":
         """Draws the matching loss of every stage, as a running mean over `window` iterations."""

@@ -16,7 +16,9 @@ from torch.utils.data import TensorDataset
 import seqmatch_lib as sm
 from seqmatch_lib import front
 from seqmatch_lib.data.arrays import dataset_from_arrays
+from seqmatch_lib.data.datasets import DATASETS, fit_preprocessing, load_dataset
 from seqmatch_lib.errors import ConfigError, DataError, OutOfTime, StorageError
+from seqmatch_lib.runs import pictures as pictures_module
 from seqmatch_lib.runs.records import load_reevaluations
 from seqmatch_lib.store.sheets import read_sheet, write_sheet
 
@@ -54,16 +56,21 @@ def test_the_example_of_the_docstring_runs(tmp_path):
 def test_whitened_images_are_looked_at_without_the_data_set(tmp_path, monkeypatch):
     settings = QUICK | {"zca": True, "ipc": 3, "subset_ipcs": [2, 1], "mtt.iterations": 2}
     run = sm.run("digits-ipc10-seqmatch_mtt", "smoke", set=settings, results_dir=tmp_path)
-    made = {k: run.to_pixels()(subset.images).clamp(0, 1) for k, subset in enumerate(run.distilled.subsets, start=1)}
-    monkeypatch.setattr(front, "load_dataset", None)
+    inverse = fit_preprocessing(DATASETS["digits"], load_dataset("digits").train.images, zca=True).inverse
+    made = [inverse(subset.images).clamp(0, 1) for subset in run.distilled.subsets]
+    monkeypatch.setattr(pictures_module, "load_dataset", None)
     pictures = run.pictures()
     assert list(pictures) == ["seqmatch_mtt, $S_1$", "seqmatch_mtt, $S_2$"]
-    for (_, shown), pixels in zip(pictures.items(), made.values(), strict=True):
+    for (_, shown), pixels in zip(pictures.items(), made, strict=True):
         torch.testing.assert_close(shown, pixels, rtol=0, atol=0.51 / 255)
     sheet = run.set_path.with_suffix(".png")
     sheet.write_bytes(sheet.read_bytes()[:-30])
     with pytest.raises(StorageError, match=f"{sheet.name} is damaged; delete it"):
         run.pictures()
+    sheet.unlink()
+    monkeypatch.undo()
+    for (_, shown), pixels in zip(run.pictures().items(), made, strict=True):
+        torch.testing.assert_close(shown.clamp(0, 1), pixels)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -24,7 +24,7 @@ def test_it_compares_runs_that_committed_records_name():
     known = {run.run_id for run in load_runs(RESULTS)}
     runs = runs_of_order(RunConfig.from_preset("cifar10-ipc10-seqmatch_mtt", "reduced"))
     assert {one.run_id for one in runs.values()} <= known
-    assert [runs[name].seed for name in ("first half", "other half")] == [0, 1000]
+    assert runs["other half"].seed == 1000
 
 
 @pytest.mark.parametrize("sizes", [[10], [4, 3, 3], [3, 7]])
@@ -33,10 +33,32 @@ def test_only_two_equal_subsets_can_be_asked_about(sizes):
         runs_of_order(config_of_subsets("digits", "dm", sizes, "smoke"))
 
 
+def test_all_runs_have_what_was_changed_of_the_sequence_and_the_other_half_is_distilled_as_the_first():
+    changed = {"mtt.iterations": 7, "teachers.num_teachers": 2}
+    config = RunConfig.from_preset("cifar10-ipc10-seqmatch_mtt", "short", 3, changed)
+    runs = runs_of_order(config)
+    assert {name: (one.options.iterations, one.teachers.num_teachers) for name, one in runs.items()} == dict.fromkeys(
+        runs, (7, 2)
+    )
+    assert (runs["one set"].subset_ipcs, runs["other half"].subset_ipcs) == ((10,), (5,))
+    assert runs["one set"].intervals != config.intervals[:1] == runs["other half"].intervals
+    assert (runs["one set"].seed, runs["other half"].seed) == (3, 1003)
+    own = {"ipc": 5, "subset_ipcs": [5], "intervals": [[0, 20]]}
+    assert runs["other half"] == RunConfig.from_preset("cifar10-ipc10-mtt", "short", 1003, own | changed)
+
+
+def test_some_of_the_sets_can_be_asked_about(tmp_path, monkeypatch):
+    config = RunConfig.from_preset("digits-ipc10-seqmatch_dm", "smoke")
+    assert list(measure_order(config, tmp_path, ["halves"]).accuracy) == ["divided, staged", "divided, joint"]
+    assert len(load_runs(tmp_path)) == 2
+    with pytest.raises(ConfigError, match=r"parts \['half'\] are unknown; use any of sequence, halves"):
+        measure_order(config, tmp_path, ["half"])
+
+
 @pytest.mark.parametrize("base", ["mtt", "krr"])
 def test_every_set_gets_its_accuracies_and_the_record_is_kept(tmp_path, base):
     config = RunConfig.from_preset(f"digits-ipc10-seqmatch_{base}", "smoke")
-    record = measure_order(config, tmp_path, num_networks=2)
+    record = measure_order(config, tmp_path)
     assert list(record.accuracy) == [base.upper(), *SETS]
     assert all(len(found) == 2 and all(0 <= value <= 100 for value in found) for found in record.accuracy.values())
     assert load_orders(tmp_path) == [record]

@@ -9,19 +9,19 @@ from typing import Any
 import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from seqmatch_lib.data.datasets import find_dataset, fit_preprocessing
+from seqmatch_lib.data.datasets import find_dataset
 from seqmatch_lib.errors import StorageError, require
 from seqmatch_lib.methods import method_names
 from seqmatch_lib.report import queries
 from seqmatch_lib.report.figures import PALETTE, save_figure, set_style, show_pictures, whole_ticks
 from seqmatch_lib.report.queries import HALVES, ONE_SET, PUBLISHED_SETTINGS, SETS, STAGED, Evidence, label_scale
 from seqmatch_lib.report.tables import DATASETS, UNVERIFIED, build_table, load_published
-from seqmatch_lib.runs.config import SEQUENTIAL_PREFIX
-from seqmatch_lib.runs.records import RunRecord, changes_of, load_runs
+from seqmatch_lib.runs.config import SEQUENTIAL_PREFIX, RunConfig, preset_names
+from seqmatch_lib.runs.pictures import load_pictures
+from seqmatch_lib.runs.records import RunRecord, load_runs
 from seqmatch_lib.subsets import load_sequence
 
 
@@ -273,32 +273,42 @@ def plot_curves(
     return figure
 
 
-def plot_distilled(results_dir: Path | str = "paper_results", dataset: str = "cifar10", max_per_class: int = 2) -> Figure:
+def plot_distilled(
+    results_dir: Path | str = "paper_results",
+    dataset: str = "cifar10",
+    ipc: int = 10,
+    scale: str = "short",
+    max_per_class: int = 4,
+) -> Figure:
     """Draws the distilled sets of a results folder side by side, every other class, a block for each subset.
 
     Args:
-        results_dir: folder of records and sets; sets of whitened images and of changed presets are left out.
+        results_dir: folder of records and sets.
         dataset: that the sets were distilled from.
+        ipc: images per class.
+        scale: of the runs; those that stand for presets are drawn, see `queries.runs_of`, one a preset.
         max_per_class: images per class shown of each subset.
 
     Raises:
         NothingToDraw: the folder has no such set.
+        DataError: whitened images have no sheet beside the set, and the data set is not there.
     """
     results_dir, spec = Path(results_dir), find_dataset(dataset)
-    runs = [run for run in load_runs(results_dir) if run.dataset == dataset and not changes_of(run) and not run.config["zca"]]
-    runs = [run for run in runs if _set_path(results_dir, run).is_file()]
+    records = load_runs(results_dir)
+    presets = [name for name in preset_names() if name.startswith(f"{dataset}-ipc{ipc}-")]
+    runs = [run for name in presets for run in queries.runs_of(name, scale, records) if _set_path(results_dir, run).is_file()]
+    runs = list({run.preset: run for run in reversed(runs)}.values())
     require(bool(runs), f"{results_dir / 'distilled'} has no set of {dataset} as a preset makes it", NothingToDraw)
-    to_pixels = fit_preprocessing(spec, torch.empty(0), zca=False).inverse
     blocks, names = {}, [str(label) for label in range(spec.num_classes)]
     for run in sorted(runs, key=lambda run: (run.method.removeprefix(SEQUENTIAL_PREFIX), run.num_subsets)):
-        sequence = load_sequence(_set_path(results_dir, run))
-        names = sequence.metadata.get("class_names", names)
+        names = load_sequence(_set_path(results_dir, run)).metadata.get("class_names", names)
         base = run.method.removeprefix(SEQUENTIAL_PREFIX)
         method = run.method.replace(SEQUENTIAL_PREFIX, "SeqMatch-").replace(base, base.upper())
-        for k, subset in enumerate(sequence.subsets, start=1):
+        pictures = load_pictures(RunConfig.from_dict(run.config), _set_path(results_dir, run))
+        for k, pixels in enumerate(pictures, start=1):
             accuracy = f"{run.accuracy_last['mean']:.1f} %"
-            shown = f"$S_{k}$" + f" (all: {accuracy})" * (k == len(sequence)) if len(sequence) > 1 else accuracy
-            blocks[f"{method}\n{shown}"] = to_pixels(subset.images)
+            shown = f"$S_{k}$" + f" (all: {accuracy})" * (k == len(pictures)) if len(pictures) > 1 else accuracy
+            blocks[f"{method}\n{shown}"] = pixels
     return show_pictures(blocks, names, max_per_class=max_per_class, classes=range(0, spec.num_classes, 2))
 
 

@@ -497,7 +497,7 @@ def order(
             groups.setdefault(one.method.removeprefix(SEQUENTIAL_PREFIX), []).append(one)
     rows = []
     for base, found in groups.items():
-        seqmatch = {one.seed: one.accuracy["SeqMatch"] for one in found}
+        seqmatch = {one.seed: one.accuracy["SeqMatch"] for one in found if "SeqMatch" in one.accuracy}
         for name in dict.fromkeys(name for one in found for name in one.accuracy):
             kept = [(one.seed, one.accuracy[name], digest_json(one.config)[:8]) for one in found if name in one.accuracy]
             group = pd.DataFrame(kept, columns=["seed", "values", "record"])

@@ -1,8 +1,10 @@
 """Evaluation of several sets by fresh networks, each kept as it is finished, so that a stopped evaluation goes on."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from tqdm import tqdm
@@ -13,7 +15,7 @@ from seqmatch_lib.engine.networks import NetworkConfig, check_networks
 from seqmatch_lib.engine.training_checkpoint import TrainingCheckpoint
 from seqmatch_lib.progress import progress_bar
 from seqmatch_lib.store.budget import Budget
-from seqmatch_lib.store.files import read_json, remove_file, write_json
+from seqmatch_lib.store.files import only_process, read_json, remove_file, remove_leftovers, write_json
 from seqmatch_lib.subsets import SubsetSequence
 
 
@@ -113,6 +115,19 @@ class _FinishedNetworks:
         found = [value for key, value in self._values.items() if key.startswith(prefix)]
         not_learned = sum(value[2:] == [False] for value in found)  # a file of an older version does not say
         return Accuracy(tuple(value[0] for value in found), not_learned)
+
+
+@contextmanager
+def state_folder(results_dir: Path | None, name: str) -> Iterator[Path]:
+    """Yields the folder for the state of a re-evaluation, which no other process uses; one that goes away if none is kept."""
+    if results_dir is None:
+        with TemporaryDirectory(prefix="seqmatch-") as folder:
+            yield Path(folder)
+        return
+    folder = results_dir / "state" / name
+    with only_process(folder.with_name(f"{name}.lock")):
+        remove_leftovers(folder)
+        yield folder
 
 
 def as_record(accuracies: Mapping[str, Accuracy] | None) -> dict[str, Any] | None:

@@ -10,66 +10,79 @@ from seqmatch_lib.engine.evaluation import EvaluationProtocol
 from seqmatch_lib.errors import require
 from seqmatch_lib.methods import BaseMethod, Stage, get_method
 from seqmatch_lib.runs.config import RunConfig, config_of_subsets
+from seqmatch_lib.runs.evaluation import ResumableEvaluation, state_folder
 from seqmatch_lib.runs.experiment import open_run, run_experiment
 from seqmatch_lib.runs.provenance import describe_provenance
+from seqmatch_lib.runs.real_data import RealData
 from seqmatch_lib.runs.records import SCHEMA, OrderRecord, overrides_of
 from seqmatch_lib.seqmatch import iterate
+from seqmatch_lib.store.budget import Budget
 from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset, sample_real_sequence
 
 OTHER_SEED = 1000  # what is added to a run's seed for the second of two independent halves
+DIVISION = ("ipc", "subset_ipcs", "intervals")  # settings that say how a set is divided
+PARTS = ("sequence", "halves", "one set", "random real")
 
 
 def runs_of_order(config: RunConfig) -> dict[str, RunConfig]:
     """Returns the runs that the ablation compares a sequence of two halves with.
 
     Returns:
-        "one set": the base method on as many images; "sequence": `config`; "first half", "other half": the base method on
-        half as many images, with two seeds.
+        "one set": the base method on as many images, with the same changes to its preset; "sequence": `config`; "other
+        half": a half that is distilled as S_1 is, with another seed, and knows nothing of S_1.
 
     Raises:
         ConfigError: `config` is no sequence of two subsets of one size.
     """
-    sizes = config.subset_ipcs
+    sizes, base = config.subset_ipcs, config.base_method
     require(
         config.is_sequential and len(sizes) == 2 and len(set(sizes)) == 1,
         f"subset_ipcs {list(sizes)} of {config.method!r} are not those of a sequence of two equal subsets; give such a one",
     )
-    common = config.dataset, config.base_method
-    halves = {
-        name: config_of_subsets(*common, sizes[:1], config.scale, seed)
-        for name, seed in (("first half", config.seed), ("other half", config.seed + OTHER_SEED))
-    }
-    return {"one set": config_of_subsets(*common, [config.ipc], config.scale, config.seed), "sequence": config} | halves
+    changes = {key: value for key, value in overrides_of(config).items() if key not in DIVISION}
+    one_set = config_of_subsets(config.dataset, base, [config.ipc], config.scale, config.seed).changed(changes)
+    own = {f"{base}.{name}": value for name, value in config.as_dict()[base].items()}
+    own |= {"ipc": sizes[0], "subset_ipcs": [sizes[0]], "intervals": [list(interval) for interval in config.intervals[:1]]}
+    other_half = replace(one_set.changed(own), seed=config.seed + OTHER_SEED)
+    return {"one set": one_set, "sequence": config, "other half": other_half}
 
 
-def measure_order(config: RunConfig, results_dir: Path | str, num_networks: int = 5) -> OrderRecord:
-    """Distils what `runs_of_order` names, trains networks on sets made of it, and records what each set is worth.
+def measure_order(config: RunConfig, results_dir: Path | str, parts: Sequence[str] = PARTS) -> OrderRecord:
+    """Trains networks on sets that are divided and ordered differently, and records what each is worth.
+
+    Distils what `runs_of_order` names, where that is not done. A process that is killed goes on with its evaluation.
 
     Args:
         config: of a SeqMatch run with two equal subsets.
         results_dir: of all runs, and of the record.
-        num_networks: that are trained on each set.
+        parts: which sets: "sequence": itself, its subsets backwards and jointly, and something else in the place of S_2;
+            "halves": S_1 and the other half; "one set": the base method's, and the same distilled once more; "random real".
 
     Raises:
         SeqMatchError: as `run_experiment`.
     """
-    runs = runs_of_order(config)
-    for one in runs.values():
-        run_experiment(one, results_dir)
-    data, plain, (stage,) = open_run(runs["one set"], results_dir)
-    _, sequence, stages = open_run(config, results_dir)
-    halves = tuple(open_run(runs[name], results_dir)[1].subsets[0] for name in ("first half", "other half"))
-    sets = {config.base_method.upper(): plain} | _reordered(sequence, stages, get_method(config.base_method)(config.options))
-    divided = SubsetSequence(halves)
-    sets |= {"divided, staged": divided, "divided, joint": divided.joint()}
-    again = distil_again(get_method(config.base_method)(runs["one set"].options), stage, stages[1].interval, plain)
-    sets |= {"undivided, staged": plain.then(again), "undivided, last": SubsetSequence((again,))}
-    lr = config.evaluation.real_lr
-    sets["random real"] = sample_real_sequence(data.train, data.num_classes, config.subset_ipcs, lr, config.seed)
-    protocol = EvaluationProtocol(data.num_classes, config.training, config.seed)
-    accuracy = {
-        name: protocol.accuracies(sequence, data.test, config.network, range(num_networks)) for name, sequence in sets.items()
-    }
+    results_dir, runs, method = Path(results_dir), runs_of_order(config), get_method(config.base_method)(config.options)
+    unknown = [part for part in parts if part not in PARTS]
+    require(not unknown, f"parts {unknown} are unknown; use any of {', '.join(PARTS)}")
+    needed = {"sequence": [], "halves": ["other half"], "one set": ["one set"], "random real": []}
+    for name in dict.fromkeys(["sequence", *(name for part in parts for name in needed[part])]):
+        run_experiment(runs[name], results_dir)
+    data, sequence, stages = open_run(config, results_dir)
+    sets = {}
+    if "one set" in parts:
+        _, plain, (stage,) = open_run(runs["one set"], results_dir)
+        sets |= {config.base_method.upper(): plain}
+    if "sequence" in parts:
+        sets |= _reordered(sequence, stages, method)
+    if "halves" in parts:
+        divided = SubsetSequence((sequence.subsets[0], *open_run(runs["other half"], results_dir)[1].subsets))
+        sets |= {"divided, staged": divided, "divided, joint": divided.joint()}
+    if "one set" in parts:
+        again = distil_again(get_method(config.base_method)(runs["one set"].options), stage, stages[1].interval, plain)
+        sets |= {"undivided, staged": plain.then(again), "undivided, last": SubsetSequence((again,))}
+    if "random real" in parts:
+        lr = config.evaluation.real_lr
+        sets["random real"] = sample_real_sequence(data.train, data.num_classes, config.subset_ipcs, lr, config.seed)
     record = OrderRecord(
         schema=SCHEMA,
         dataset=config.dataset,
@@ -78,11 +91,21 @@ def measure_order(config: RunConfig, results_dir: Path | str, num_networks: int 
         seed=config.seed,
         config=config.as_dict(),
         overrides=overrides_of(config),
-        accuracy={name: [round(value, 4) for value in values] for name, values in accuracy.items()},
+        accuracy=_evaluate(config, data, sets, results_dir),
         **describe_provenance(data.test.images.device),
     )
-    record.save(Path(results_dir))
+    record.save(results_dir)
     return record
+
+
+def _evaluate(config: RunConfig, data: RealData, sets: dict[str, SubsetSequence], results_dir: Path) -> dict[str, list[float]]:
+    """Returns set -> accuracies (%) of as many networks as the run's own, on its architecture."""
+    protocol = EvaluationProtocol(data.num_classes, config.training, config.seed)
+    with state_folder(results_dir, f"{config.run_id}-order") as folder:
+        count = config.evaluation.num_networks
+        evaluation = ResumableEvaluation(protocol, (config.network,), count, data.test, folder, Budget())
+        accuracies, _ = evaluation.run(sets)
+    return {name: [round(value, 4) for value in found[config.network.name].values] for name, found in accuracies.items()}
 
 
 def _reordered(sequence: SubsetSequence, stages: Sequence[Stage], method: BaseMethod) -> dict[str, SubsetSequence]:

@@ -1,21 +1,18 @@
 """Re-evaluation of a finished set: by other networks, after other training, jointly, without augmentation."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from seqmatch_lib.engine.evaluation import Accuracy, EvaluationProtocol
 from seqmatch_lib.engine.step_functions import forget_uncompiled
 from seqmatch_lib.errors import DataError, require
 from seqmatch_lib.runs.config import RunConfig
-from seqmatch_lib.runs.evaluation import ResumableEvaluation
+from seqmatch_lib.runs.evaluation import ResumableEvaluation, state_folder
 from seqmatch_lib.runs.provenance import describe_provenance
 from seqmatch_lib.runs.real_data import RealData
 from seqmatch_lib.runs.records import SCHEMA, Reevaluation
 from seqmatch_lib.store.budget import Budget
-from seqmatch_lib.store.files import digest_json, only_process, remove_leftovers
+from seqmatch_lib.store.files import digest_json
 from seqmatch_lib.subsets import SubsetSequence, check_sequence, sample_real_sequence
 
 
@@ -58,7 +55,7 @@ def reevaluate(
     protocol = EvaluationProtocol(data.num_classes, config.training, seed)
     networks = tuple(config.network.named(network) for network in config.evaluation.networks)
     forget_uncompiled()
-    with _state_folder(results_dir, name) as folder:
+    with state_folder(results_dir, name) as folder:
         evaluation = ResumableEvaluation(
             protocol, networks, config.evaluation.num_networks, data.test, folder, budget or Budget()
         )
@@ -79,19 +76,6 @@ def reevaluate(
         if results_dir is not None:
             record.save(results_dir)
     return record
-
-
-@contextmanager
-def _state_folder(results_dir: Path | None, name: str) -> Iterator[Path]:
-    """Yields the folder for the state of a re-evaluation, which no other process uses; one that goes away if none is kept."""
-    if results_dir is None:
-        with TemporaryDirectory(prefix="seqmatch-") as folder:
-            yield Path(folder)
-        return
-    folder = results_dir / "state" / name
-    with only_process(folder.with_name(f"{name}.lock")):
-        remove_leftovers(folder)
-        yield folder
 
 
 def _check(sequence: SubsetSequence, config: RunConfig, data: RealData) -> None:
