@@ -273,9 +273,9 @@ def _evaluate(options: argparse.Namespace) -> None:
         sequence, options.networks, options.joint, options.random, options.seed, changes, dataset, options.results,
         options.max_minutes,
     )  # fmt: skip
-    for what, accuracies in (("", reevaluation.accuracy), ("random real images, ", reevaluation.random_baseline or {})):
+    for prefix, accuracies in (("", reevaluation.accuracy), ("random real images, ", reevaluation.random_baseline or {})):
         for name, accuracy in accuracies.items():
-            print(f"{what}{name}: {Accuracy(tuple(accuracy['values']), accuracy.get('not_learned', 0))}")
+            print(f"{prefix}{name}: {Accuracy(tuple(accuracy['values']), accuracy.get('not_learned', 0))}")
     if options.results is not None:
         print(f"record: {options.results / 'reevaluations' / reevaluation.config['dataset'] / reevaluation.name}.json")
 
@@ -291,9 +291,9 @@ def _find_images(options: argparse.Namespace, sequence: SubsetSequence, config: 
     """Returns the data set that a distilled set was made of: by its name, or in a folder of whatever name."""
     if options.images is None:
         return find_dataset(config.dataset)
-    known = DATASETS.get(config.dataset)
+    registered = DATASETS.get(config.dataset)
     require(
-        known is None or known.folder is not None,
+        registered is None or registered.folder is not None,
         f"{options.path} is a set of {config.dataset}, not of images of your own; leave out --images, or import it with them",
     )
     sides = set(sequence.subsets[0].images.shape[2:])
@@ -373,11 +373,11 @@ def _notebook(options: argparse.Namespace) -> None:
         require(
             not (options.out or options.set), f"--all executes notebooks as they open, into {EXECUTED}; leave out --out, --set"
         )
-        wanted = {EXECUTED / f"{name}.ipynb": copy for name, copy in list_copies("notebooks").items()}
+        notebooks = {EXECUTED / f"{name}.ipynb": copy for name, copy in list_copies("notebooks").items()}
     else:
         out = options.out or Path("build") / "executed" / options.path.name
-        wanted = {out: (options.path, dict(parse_override(text) for text in options.set))}
-    for out, (path, parameters) in wanted.items():
+        notebooks = {out: (options.path, dict(parse_override(text) for text in options.set))}
+    for out, (path, parameters) in notebooks.items():
         run_notebook(path, out, parameters)
         print(f"executed: {out}")
         if options.html:

@@ -57,7 +57,7 @@ def _plot_numbers(record: RunRecord) -> Figure:
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.2))
     plot_losses({record.method: record}, axis=left, title=label_scale(record.scale))
     kinds = {"random real": record.random_baseline, "last": record.accuracy_last, "joint": record.accuracy_joint}
-    plot_accuracies({name: found for name, found in kinds.items() if found is not None}, axis=right)
+    plot_accuracies({name: accuracy for name, accuracy in kinds.items() if accuracy is not None}, axis=right)
     figure.tight_layout()
     return figure
 
@@ -115,7 +115,7 @@ def explore(results: Results) -> Any:
 def _as_outputs(shown: Any) -> tuple[dict[str, Any], ...]:
     """Returns what was printed and shown, as a notebook keeps it."""
     printed = [{"output_type": "stream", "name": "stdout", "text": shown.stdout}] if shown.stdout else []
-    pictures = [{"output_type": "display_data", "data": one.data, "metadata": one.metadata} for one in shown.outputs]
+    pictures = [{"output_type": "display_data", "data": output.data, "metadata": output.metadata} for output in shown.outputs]
     return (*printed, *pictures)
 
 

@@ -234,7 +234,7 @@ def distill(
         "method": SEQUENTIAL_PREFIX * (len(subset_ipcs) > 1) + base,
         "ipc": sum(subset_ipcs),
         "subset_ipcs": list(subset_ipcs),
-        "intervals": [list(one) for one in config.intervals[:1]] if get_method(base).uses_teachers else [],
+        "intervals": [list(interval) for interval in config.intervals[:1]] if get_method(base).uses_teachers else [],
     }
     if iterations is not None:
         one_for_all = config.options is not None and not isinstance(config.options.iterations, int)
@@ -327,15 +327,15 @@ def presets(dataset: str | None = None, scale: str = "paper", results_dir: Path 
     model = CostModel.load(Path(results_dir)) if has_benchmark else None
     rows = [
         (
-            one.preset,
-            one.ipc,
-            one.method,
-            one.num_subsets,
-            published.get((one.dataset, one.ipc, one.method)),
-            None if model is None else model.minutes(one),
+            config.preset,
+            config.ipc,
+            config.method,
+            config.num_subsets,
+            published.get((config.dataset, config.ipc, config.method)),
+            None if model is None else model.minutes(config),
         )
-        for one in configs
-        if dataset in (None, one.dataset)
+        for config in configs
+        if dataset in (None, config.dataset)
     ]
     return DataFrame(rows, columns=["preset", "ipc", "method", "num_subsets", "published", "minutes"])
 

@@ -30,14 +30,14 @@ def find_folder(name: Path | str = RESULTS) -> Path:
         StorageError: it is in none of them.
     """
     places = [Path.cwd(), *Path.cwd().parents, Path(__file__).parents[1]]
-    found = next((place / name for place in places if (place / name).is_dir()), None)
+    folder = next((place / name for place in places if (place / name).is_dir()), None)
     require(
-        found is not None,
+        folder is not None,
         f"no folder {name} in {Path.cwd()} or above it; work inside a checkout of the repository, or give results_dir the "
         "path of a folder of records",
         StorageError,
     )
-    return found
+    return folder
 
 
 def list_configs(
@@ -104,8 +104,8 @@ class Results:
         if not compute:
             return cls((find_folder(results_dir),))
         committed = find_folder()
-        own = committed.parent / (COMPUTED if Path(results_dir) in (Path(RESULTS), committed) else results_dir)
-        return cls((committed, own), own)
+        work_dir = committed.parent / (COMPUTED if Path(results_dir) in (Path(RESULTS), committed) else results_dir)
+        return cls((committed, work_dir), work_dir)
 
     def records(self) -> list[RunRecord]:
         """Returns the records of all folders, each run once."""
@@ -115,9 +115,9 @@ class Results:
     def evidence(self) -> Evidence:
         """Returns what all folders hold, for the queries and figures of `report`."""
         parts = [Evidence.load(folder) for folder in self.folders]
-        orders = {digest_json(one.config): one for part in reversed(parts) for one in part.orders}
-        again = [one for part in parts for one in part.reevaluations]
-        return Evidence(self.records(), again, list(orders.values()), parts[0].trust)
+        orders = {digest_json(record.config): record for part in reversed(parts) for record in part.orders}
+        reevaluations = [reevaluation for part in parts for reevaluation in part.reevaluations]
+        return Evidence(self.records(), reevaluations, list(orders.values()), parts[0].trust)
 
     def run(self, configs: Sequence[RunConfig], with_sets: bool = False) -> list[Run]:
         """Returns finished runs, in this order; runs those that are missing, and says before how long that will take.
@@ -130,25 +130,24 @@ class Results:
             StorageError: runs are missing, and `compute` was not asked for.
             SeqMatchError: as `run_experiment`, for example where the data set is not there.
         """
-        found = {config.run_id: self._find(config, with_sets) for config in configs}
-        missing = list({config.run_id: config for config in configs if found[config.run_id] is None}.values())
+        runs = {config.run_id: self._find(config, with_sets) for config in configs}
+        missing = list({config.run_id: config for config in configs if runs[config.run_id] is None}.values())
         if missing:
             if self.work_dir is None:
-                self._refuse(missing, len(found), "distilled set" if with_sets else "record")
+                self._refuse(missing, len(runs), "distilled set" if with_sets else "record")
             minutes, unknown = self._predict(missing)
             if minutes > ANNOUNCED_MINUTES or unknown:
-                print(f"{len(missing)} of {len(found)} runs are missing and are run now, {_duration(minutes, unknown)}.")
+                print(f"{len(missing)} of {len(runs)} runs are missing and are run now, {_duration(minutes, unknown)}.")
         for config in missing:
-            record = run_experiment(config, self.work_dir)
-            found[config.run_id] = Run(config, record, self.work_dir)
-        return [found[config.run_id] for config in configs]
+            runs[config.run_id] = Run(config, run_experiment(config, self.work_dir), self.work_dir)
+        return [runs[config.run_id] for config in configs]
 
     def available(self, configs: Mapping[str, RunConfig]) -> dict[str, Run]:
         """Returns name -> finished run, after missing ones were run if that is allowed; without those that are missing."""
         if self.work_dir is not None:
             self.run(list(configs.values()))
-        found = {name: self._find(config, False) for name, config in configs.items()}
-        return {name: run for name, run in found.items() if run is not None}
+        runs = {name: self._find(config, False) for name, config in configs.items()}
+        return {name: run for name, run in runs.items() if run is not None}
 
     def prepare(self, configs: Sequence[RunConfig]) -> Evidence:
         """Returns what all folders hold, after missing runs were run if that is allowed.
@@ -169,9 +168,9 @@ class Results:
         Raises:
             StorageError: that is not allowed, and none of them was made.
         """
-        known = {digest_json(one.config) for one in self.evidence().orders}
+        known = {digest_json(record.config) for record in self.evidence().orders}
         missing = [config for config in configs if config.hash not in known]
-        needed = [one for config in missing for one in runs_of_order(config).values()]
+        needed = [run for config in missing for run in runs_of_order(config).values()]
         if self.work_dir is None:
             if len(missing) == len(configs):
                 self._refuse(needed, len(needed), "distilled set")
@@ -201,7 +200,7 @@ class Results:
 
     def reevaluate(self, runs: Sequence[Run], networks: Sequence[str], num_networks: int) -> Evidence:
         """Returns what all folders hold, after sets were asked, if that is allowed, what they are worth for more networks."""
-        known = {(one.run_id, name) for one in self.evidence().reevaluations for name in one.accuracy}
+        known = {(record.run_id, name) for record in self.evidence().reevaluations for name in record.accuracy}
         for run in runs if self.work_dir is not None else ():
             missing = [name for name in networks if (run.record.run_id, name) not in known]
             if missing:
@@ -245,8 +244,8 @@ class Results:
         Those of a run of equal settings and another seed, where there is one, else predicted.
         """
         model = replace(CostModel.load(find_folder()), records=self.records())
-        each = [model.minutes(config) for config in configs]
-        return sum(minutes or 0.0 for minutes in each), sum(minutes is None for minutes in each)
+        minutes = [model.minutes(config) for config in configs]
+        return sum(value or 0.0 for value in minutes), sum(value is None for value in minutes)
 
 
 def _duration(minutes: float, unknown: int) -> str:

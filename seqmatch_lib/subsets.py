@@ -222,8 +222,8 @@ def _check_labels(labels: torch.Tensor, count: int, name: str, shape: tuple[int,
         valid, f"{name} has labels of {labels.dtype} and shape {tuple(labels.shape)}, not one int64 class an image", DataError
     )
     low, high = (int(classes) for classes in image_classes(labels).aminmax())
-    known = low >= 0 and high < num_classes
-    require(known, f"{name} has labels from {low} to {high}, but they must lie in 0 … {num_classes - 1}", DataError)
+    in_range = low >= 0 and high < num_classes
+    require(in_range, f"{name} has labels from {low} to {high}, but they must lie in 0 … {num_classes - 1}", DataError)
     counts = torch.bincount(image_classes(labels), minlength=num_classes)
     require(
         bool((counts == counts[0]).all()),

@@ -181,15 +181,15 @@ class Batch:
         work = predict_work(config, DataSizes.of(config.dataset))
         record = None if self.model is None else self.model.find_record(config)
         if record is None:
-            source, mebibytes = "predicted", {phase: PROCESS_MEBIBYTES + one.bytes / 2**20 for phase, one in work.items()}
+            source, mebibytes = "predicted", {phase: PROCESS_MEBIBYTES + part.bytes / 2**20 for phase, part in work.items()}
             seconds = self._predict(config)
         else:
             source, mebibytes, seconds = "measured", record.peak_memory_mb, record.seconds
-        mine = mebibytes["teachers"] if job in self.teachers else max(mebibytes.values())
+        peak = mebibytes["teachers"] if job in self.teachers else max(mebibytes.values())
         if seconds is None:
-            return Need(None, mine, source)
+            return Need(None, peak, source)
         shared = seconds["teachers"] * _first_stage_share(config, work) if config.uses_teachers else 0.0
-        return Need((shared if job in self.teachers else sum(seconds.values()) - shared) / 60, mine, source)
+        return Need((shared if job in self.teachers else sum(seconds.values()) - shared) / 60, peak, source)
 
     def _predict(self, config: RunConfig) -> dict[str, float] | None:
         """Returns the seconds of each phase; None where no benchmark measured what the run would use."""
@@ -209,8 +209,8 @@ class Batch:
     def minutes(self, job: str) -> float:
         """Returns the minutes that a job is given: its need with a margin, at most the slot."""
         need = self.need(job).minutes
-        wanted = (self.slot or DAY) if need is None else MARGIN * need + START_MINUTES
-        return min(wanted, self.slot or wanted)
+        minutes = (self.slot or DAY) if need is None else MARGIN * need + START_MINUTES
+        return min(minutes, self.slot or minutes)
 
     def runtime(self, job: str) -> int:
         """Returns the whole minutes that Snakemake asks a cluster for."""

@@ -110,10 +110,10 @@ def unroll_flat(
     sizes = [shape.numel() for shape in shapes]
     trail = [start.clone().requires_grad_()]
     for batch in batches:
-        augmented, wanted = batch.take(images, targets)
+        augmented, batch_targets = batch.take(images, targets)
         parts = zip(names, trail[-1].split(sizes), shapes, strict=True)
         logits = functional_call(network, {name: part.view(shape) for name, part, shape in parts}, (augmented,))
-        (gradient,) = torch.autograd.grad(F.cross_entropy(logits, wanted), trail[-1], create_graph=True)
+        (gradient,) = torch.autograd.grad(F.cross_entropy(logits, batch_targets), trail[-1], create_graph=True)
         trail.append(trail[-1] - lr * gradient)
     return trail[-1]
 

@@ -135,16 +135,16 @@ class _Plan:
         """One network a scored iterate, trained through the stages so far."""
         evaluation = self.config.evaluation
         scores = evaluation.num_selections if self.config.select_on != "none" else 0
-        each = [self.staged(k) + self.forward * self.selection_images for k in range(1, len(self.sizes) + 1)]
-        return self.work(scores * sum(each), "training", self.training_variant, 4, self.unions[-1])
+        flops = [self.staged(k) + self.forward * self.selection_images for k in range(1, len(self.sizes) + 1)]
+        return self.work(scores * sum(flops), "training", self.training_variant, 4, self.unions[-1])
 
     def evaluation(self) -> Work:
         """The last set, the selected one, random real images, and all subsets jointly where there are several."""
         evaluation, training = self.config.evaluation, self.config.training
         several = len(self.sizes) > 1
         references = self.config.options is None
-        each = self.staged(len(self.sizes)) + self.forward * self.test_images
-        flops = each * (1 if references else 3)
+        per_set = self.staged(len(self.sizes)) + self.forward * self.test_images
+        flops = per_set * (1 if references else 3)
         if several:
             flops += self.staged(len(self.sizes)) - self.staged(len(self.sizes) - 1) + self.forward * self.test_images
         together = evaluation.num_networks if training.engine == "compiled" else 1
@@ -259,7 +259,7 @@ class CostModel:
     @cached_property
     def _own_records(self) -> list[RunRecord]:
         here = (self.benchmark["machine"]["device"], self.machine)
-        return [one for one in self.records if (one.device, one.device_name) == here and one.dataset in DATASETS]
+        return [run for run in self.records if (run.device, run.device_name) == here and run.dataset in DATASETS]
 
     @cached_property
     def _by_settings(self) -> dict[str, RunRecord]:

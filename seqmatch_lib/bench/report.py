@@ -30,8 +30,8 @@ def load_benchmark(path: Path) -> dict[str, Any]:
     """
     require(path.is_file(), f"{path} does not exist; measure one with `python -m seqmatch_lib bench`")
     result = read_json(path)
-    known = result.get("schema") == SCHEMA and isinstance(result.get("measured_at"), str)
-    require(known, f"{path} is no benchmark of schema {SCHEMA}; run `python -m seqmatch_lib bench`")
+    valid = result.get("schema") == SCHEMA and isinstance(result.get("measured_at"), str)
+    require(valid, f"{path} is no benchmark of schema {SCHEMA}; run `python -m seqmatch_lib bench`")
     return result
 
 

@@ -31,8 +31,8 @@ def dataset_from_arrays(
     splits = [_to_split(part, which) for part, which in ((train, "train"), (test, "test"))]
     num_classes = int(splits[0].labels.max()) + 1
     shape = tuple(splits[0].images.shape[1:])
-    middle = ((0.5,) * shape[0], (0.25,) * shape[0])  # as for image folders
-    spec = DatasetSpec(name, num_classes, shape, *middle, len(splits[0]), len(splits[1]))
+    mean_std = ((0.5,) * shape[0], (0.25,) * shape[0])  # as for image folders
+    spec = DatasetSpec(name, num_classes, shape, *mean_std, len(splits[0]), len(splits[1]))
     for split, which in zip(splits, ("train", "test"), strict=True):
         check_split(split, which, spec, "arrays")
     names = tuple(class_names or map(str, range(num_classes)))
@@ -47,7 +47,7 @@ def _to_split(part: Arrays | Dataset, which: str) -> Split:
         require(bool(pairs), f"{which} holds no images; give some", DataError)
         part = torch.stack([_to_tensor(image) for image, _ in pairs]), torch.tensor([int(label) for _, label in pairs])
     require(len(part) == 2, f"{which} must be a pair (images, labels), not {len(part)} things", DataError)
-    images, labels = (torch.as_tensor(np.asarray(one) if not torch.is_tensor(one) else one) for one in part)
+    images, labels = (array if torch.is_tensor(array) else torch.as_tensor(np.asarray(array)) for array in part)
     require(
         images.dim() == 4 and images.shape[1] in (1, 3),
         f"{which} has images of shape {tuple(images.shape)}; they must be (N, C, H, W) with 1 or 3 channels C",

@@ -108,8 +108,8 @@ class DatasetSpec:
         """
         path = Path(path)
         require(image_size is None or image_size >= 1, f"image_size {image_size} must be at least 1", DataError)
-        there = (path / "train").is_dir()
-        require(there, f"{path} has no folder train; give the folder that holds train/<class>/ with the images", DataError)
+        has_train = (path / "train").is_dir()
+        require(has_train, f"{path} has no folder train; give the folder that holds train/<class>/ with the images", DataError)
         classes = class_folders(path / "train")
         files = [file for folder in classes for file in list_images(folder)]
         require(
@@ -121,9 +121,9 @@ class DatasetSpec:
         if image_size is not None:
             width = height = image_size
         channels = 1 if grey and all(read_header(file)[1] for file in files) else 3  # one coloured image makes a coloured set
-        usual = ((0.5,) * channels, (0.25,) * channels)
+        mean_std = ((0.5,) * channels, (0.25,) * channels)
         return cls(
-            name or path.name, len(classes), (channels, height, width), *usual, folder=path, resize=image_size is not None
+            name or path.name, len(classes), (channels, height, width), *mean_std, folder=path, resize=image_size is not None
         )
 
 
@@ -151,10 +151,10 @@ class ImageDataset:
     def describe_held_out(self, label: int, left: int) -> str:
         """Returns where the images of a class are if `left` of them are for distilling, and how to have more there."""
         train, test = (int((image_classes(split.labels) == label).sum()) for split in (self.train, self.test))
-        own = self.spec.folder is not None and not find_test_folders(self.spec.folder)
+        holds_out_test = self.spec.folder is not None and not find_test_folders(self.spec.folder)
         words = [f"{train - left} for validation (none with --set select_on=none)"] if train > left else []
-        words += [f"{test} for testing (none if there is a test folder beside train)"] if own else []
-        return f"of {train + test * own}, held out are {' and '.join(words)}; " if words else ""
+        words += [f"{test} for testing (none if there is a test folder beside train)"] if holds_out_test else []
+        return f"of {train + test * holds_out_test}, held out are {' and '.join(words)}; " if words else ""
 
 
 _CIFAR_MEAN, _CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
@@ -182,9 +182,9 @@ def register_dataset(spec: DatasetSpec) -> None:
     Raises:
         DataError: the name is taken.
     """
-    known = DATASETS.get(spec.name, spec)
+    registered = DATASETS.get(spec.name, spec)
     require(
-        known == spec,
+        registered == spec,
         f"another data set {spec.name!r} is registered already; give this one another name (--name NAME on the command line)",
         DataError,
     )
@@ -322,10 +322,10 @@ def _read_parquet(spec: DatasetSpec, root: Path, train_shards: list[Path], test_
     return splits[0], splits[1], names, "parquet", notices
 
 
-def _describe_part(split: Split, name: str, spec: DatasetSpec, whole: int, found: str = "") -> str:
+def _describe_part(split: Split, name: str, spec: DatasetSpec, whole: int, shards: str = "") -> str:
     counts = torch.bincount(image_classes(split.labels).clamp(0), minlength=spec.num_classes)
-    each = f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
-    return f"{spec.name} {name}: {found}{len(split):,} of {whole:,} images, {each} per class"
+    per_class = f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
+    return f"{spec.name} {name}: {shards}{len(split):,} of {whole:,} images, {per_class} per class"
 
 
 def _read_own_folder(spec: DatasetSpec) -> _Parts:
@@ -390,8 +390,8 @@ def _read_tiny_imagenet(spec: DatasetSpec, root: Path) -> tuple[Split, Split, tu
 
 def _check_md5(path: Path, md5: str) -> None:
     require(path.is_file(), f"{path} is missing; get the data set again", DataError)
-    found = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
-    require(found == md5, f"{path} is damaged: its md5 is {found}, not {md5}; get the data set again", DataError)
+    actual = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+    require(actual == md5, f"{path} is damaged: its md5 is {actual}, not {md5}; get the data set again", DataError)
 
 
 def check_split(split: Split, name: str, spec: DatasetSpec, source: str) -> None:
@@ -402,8 +402,8 @@ def check_split(split: Split, name: str, spec: DatasetSpec, source: str) -> None
     require(fits, f"{where} has {len(split)} images and {len(split.labels)} labels; get the files again", DataError)
     shape = tuple(split.images.shape[1:])
     require(shape == spec.shape, f"{where} has images of shape {shape}, not {spec.shape}; get the files again", DataError)
-    asked = split.labels[split.labels != IGNORED] if split.labels.dim() > 1 else split.labels
-    low, high = int(asked.min()), int(asked.max())
+    classes = split.labels[split.labels != IGNORED] if split.labels.dim() > 1 else split.labels
+    low, high = int(classes.min()), int(classes.max())
     require(
         low >= 0 and high < spec.num_classes,
         f"{where} has labels from {low} to {high}, but they must lie in 0 … {spec.num_classes - 1}; get the files again",

@@ -48,12 +48,12 @@ def match_classes(folder: Path, classes: Sequence[str]) -> list[Path]:
     Raises:
         DataError: a class of that split is none of `train`, or has no folder there.
     """
-    found = {_look(path.name): path for path in class_folders(folder)}
-    unknown = sorted(found.keys() - set(map(_look, classes)))
+    folder_of = {_look(path.name): path for path in class_folders(folder)}
+    unknown = sorted(folder_of.keys() - set(map(_look, classes)))
     require(not unknown, f"{folder} has classes {unknown} that train has not; name both alike", DataError)
-    missing = [name for name in classes if _look(name) not in found]
+    missing = [name for name in classes if _look(name) not in folder_of]
     require(not missing, f"{folder} has no folders of the classes {missing}; add them, or remove them from train", DataError)
-    return [found[_look(name)] for name in classes]
+    return [folder_of[_look(name)] for name in classes]
 
 
 def read_class_folders(
@@ -71,14 +71,14 @@ def read_class_folders(
     """
     paths, labels = [], []
     for label, folder in enumerate(folders):
-        found = list_images(folder)
+        files = list_images(folder)
         require(
-            bool(found),
+            bool(files),
             f"class folder {folder} holds no images that can be read ({READABLE}); add some or remove the class",
             DataError,
         )
-        paths += found
-        labels += [label] * len(found)
+        paths += files
+        labels += [label] * len(files)
     return read_image_files(paths, shape, resize), torch.tensor(labels)
 
 
@@ -89,8 +89,8 @@ def describe_left_out(folder: Path, used: Iterable[Path]) -> list[str]:
         folder: of a split.
         used: the folders of its classes, as `read_class_folders` read them.
     """
-    known = {path for one in used for path in list_images(one)}
-    left = Counter(path.suffix.lower() or path.name for path in list_files(folder, set()) if path not in known)
+    images = {path for class_folder in used for path in list_images(class_folder)}
+    left = Counter(path.suffix.lower() or path.name for path in list_files(folder, set()) if path not in images)
     if not left:
         return []
     kinds = ", ".join(f"{count} {suffix}" for suffix, count in left.most_common(5)) + ", …" * (len(left) > 5)

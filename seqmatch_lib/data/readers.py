@@ -285,10 +285,10 @@ def _orientation(image: Image.Image) -> int:
     if image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info):
         return 1  # Pillow turns the first itself, and would decode the second to look for more
     try:
-        found = image.getexif().get(ExifTags.Base.Orientation, 1)
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # damaged EXIF data say nothing, and the pixels may be whole
         return 1
-    return found if found in TURNS else 1
+    return orientation if orientation in TURNS else 1
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:

@@ -108,8 +108,8 @@ def read_folder(
     labels = _match_classes([folder.name for folder in folders], num_classes, find_names, train)
     files = [(file, label) for label, folder in zip(labels, folders, strict=True) for file in list_images(folder)]
     require(bool(files), f"{train} holds no images; put them into {train}/<class>/*.png", DataError)
-    found = [SUBSET_OF_FILE.match(file.name) for file, _ in files]
-    subset_of = [int(match[1]) if match else 1 for match in found]
+    matches = [SUBSET_OF_FILE.match(file.name) for file, _ in files]
+    subset_of = [int(match[1]) if match else 1 for match in matches]
     numbers = sorted(set(subset_of))
     require(bool(lrs), f"{path} holds no step size, as images have none; give it with --lr")
     step_sizes = spread_lrs(lrs, len(numbers), str(path))
@@ -158,12 +158,12 @@ def _shorten(names: Sequence[str], most: int = 5) -> str:
 
 def _pixels_of(sequence: SubsetSequence, preprocessing: Preprocessing) -> list[tuple[np.ndarray, torch.Tensor]]:
     """Returns each subset's training images as (N, H, W, C) uint8, and their labels; what 8 bits cannot hold is clipped."""
-    found = []
+    pairs = []
     for subset in sequence.subsets:
         images, labels = subset.formation(subset.images, subset.labels)
         pixels = (preprocessing.inverse(images).clamp(0, 1) * 255).round().to(torch.uint8)
-        found.append((pixels.permute(0, 2, 3, 1).numpy(), labels.cpu()))
-    return found
+        pairs.append((pixels.permute(0, 2, 3, 1).numpy(), labels.cpu()))
+    return pairs
 
 
 def share_outside(sequence: SubsetSequence, preprocessing: Preprocessing) -> float:

@@ -115,26 +115,26 @@ def read_idc(
     folder: Path, config: RunConfig, preprocessing: Preprocessing, shape: tuple[int, int, int], lrs: Sequence[float]
 ) -> list[SyntheticSubset]:
     """Reads what IDC and SeqMatch-IDC save; how it is divided and stored stands in their options, and here in the preset."""
-    found = [folder / name for name in IDC_FILES if (folder / name).is_file()]
-    require(bool(found), f"{folder} holds none of {', '.join(IDC_FILES)}; give the folder of a run of IDC", StorageError)
-    value = _load_pt(found[0])
+    path = next((folder / name for name in IDC_FILES if (folder / name).is_file()), None)
+    require(path is not None, f"{folder} holds none of {', '.join(IDC_FILES)}; give the folder of a run of IDC", StorageError)
+    value = _load_pt(path)
     is_pair = isinstance(value, list | tuple) and len(value) == 2
-    require(is_pair, f"{found[0]} holds {_kind(value)} instead of a list of images and labels; save that", StorageError)
-    images = _read_images(value[0], found[0], "save images.float() / 255")
-    labels = _plain(value[1], found[0])
+    require(is_pair, f"{path} holds {_kind(value)} instead of a list of images and labels; save that", StorageError)
+    images = _read_images(value[0], path, "save images.float() / 255")
+    labels = _plain(value[1], path)
     fits = tuple(images.shape[1:]) == shape and labels.dim() > 0
-    require(fits, f"{found[0]} holds images and labels of {images.shape} and {labels.shape}, not images of {shape}", DataError)
-    _check_colours(images, found[0])
-    labels = _read_classes(labels, found[0], "the format has none; save classes, one whole number an image")
+    require(fits, f"{path} holds images and labels of {images.shape} and {labels.shape}, not images of {shape}", DataError)
+    _check_colours(images, path)
+    labels = _read_classes(labels, path, "the format has none; save classes, one whole number an image")
     sizes = [len(images) * ipc // config.ipc for ipc in config.subset_ipcs]
     require(
         sum(sizes) == len(images) == len(labels),
-        f"{found[0]} holds {len(images)} images and {len(labels)} labels, which subset_ipcs {list(config.subset_ipcs)} do not "
+        f"{path} holds {len(images)} images and {len(labels)} labels, which subset_ipcs {list(config.subset_ipcs)} do not "
         "divide; set ipc and subset_ipcs",
     )
     formation = Formation(getattr(config.options, "factor", 1), getattr(config.options, "decode", "single"))
-    known = lrs or [getattr(config.options, "syn_lr", config.evaluation.real_lr)]
-    step_sizes = spread_lrs(known, len(sizes), str(found[0]))
+    lrs = lrs or [getattr(config.options, "syn_lr", config.evaluation.real_lr)]
+    step_sizes = spread_lrs(lrs, len(sizes), str(path))
     parts = zip(preprocessing(255 * images).split(sizes), labels.split(sizes), step_sizes, strict=True)
     return [SyntheticSubset(*part, formation) for part in parts]
 
@@ -166,14 +166,14 @@ def _read_classes(labels: torch.Tensor, path: Path, remedy: str) -> torch.Tensor
     Raises:
         DataError: soft labels, for which `remedy` says what to do, or no whole numbers.
     """
-    found = f"{path} holds labels of {labels.dtype} and shape {tuple(labels.shape)}"
+    description = f"{path} holds labels of {labels.dtype} and shape {tuple(labels.shape)}"
     values = labels.double() if labels.is_floating_point() else labels.long()
     if values.dim() == 2 and values.shape[1] > 1:
         is_one_hot = bool(((values == 0) | (values == 1)).all() and (values.sum(1) == 1).all())
-        require(is_one_hot or not labels.is_floating_point(), f"{found}, which are soft labels: {remedy}", DataError)
+        require(is_one_hot or not labels.is_floating_point(), f"{description}, which are soft labels: {remedy}", DataError)
         values = values.argmax(1) if is_one_hot else values
     whole = values.dim() != 2 and bool((values.long() == values).all())
-    require(whole, f"{found}, not one whole number an image; save labels.long() of shape (images,)", DataError)
+    require(whole, f"{description}, not one whole number an image; save labels.long() of shape (images,)", DataError)
     return values.long()
 
 
@@ -184,8 +184,8 @@ def _read_soft_labels(labels: torch.Tensor, path: Path) -> torch.Tensor:
     probabilities if no entry is negative and they sum to 1, which logits hardly ever do. All rows are, or none.
     """
     is_soft = labels.is_floating_point() and labels.dim() == 2
-    found = f"{path} holds labels of {labels.dtype} and shape {tuple(labels.shape)}, not a row of logits an image"
-    require(is_soft, f"{found}; if they are classes, import it as mtt", DataError)
+    description = f"{path} holds labels of {labels.dtype} and shape {tuple(labels.shape)}, not a row of logits an image"
+    require(is_soft, f"{description}; if they are classes, import it as mtt", DataError)
     are_probabilities = (labels > -SUM_TOLERANCE).all(1) & ((labels.sum(1) - 1).abs() < SUM_TOLERANCE)
     count = int(are_probabilities.sum())
     require(
@@ -202,16 +202,16 @@ def _read_soft_labels(labels: torch.Tensor, path: Path) -> torch.Tensor:
 
 def _read_lr(folder: Path) -> float:
     """Returns the step size in a subset's folder: a tensor, a number, or a list of one."""
-    found = [folder / name for name in LR_FILES if (folder / name).is_file()]
-    require(bool(found), f"{folder} holds no step size ({' or '.join(LR_FILES)}); give it with --lr")
-    value = _load_pt(found[0])
+    path = next((folder / name for name in LR_FILES if (folder / name).is_file()), None)
+    require(path is not None, f"{folder} holds no step size ({' or '.join(LR_FILES)}); give it with --lr")
+    value = _load_pt(path)
     if isinstance(value, list | tuple) and len(value) == 1:
         (value,) = value
     if isinstance(value, torch.Tensor):
-        value = _plain(value, found[0])
+        value = _plain(value, path)
         value = value.item() if value.numel() == 1 else value
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    require(is_number, f"{found[0]} holds {_kind(value)} instead of one step size; give it with --lr", StorageError)
+    require(is_number, f"{path} holds {_kind(value)} instead of one step size; give it with --lr", StorageError)
     return float(value)
 
 
@@ -258,8 +258,8 @@ def _describe_objects(path: Path) -> str:
         return (
             "it holds arrays of numpy; load it where it was saved, and save tensors: torch.save(torch.as_tensor(array), path)"
         )
-    what = ", ".join(f"{name:.60}" for name in map(ascii, names[:3]))
-    return f"objects that only running code could make: {what}" if names else "its list of objects cannot be read"
+    objects = ", ".join(f"{name:.60}" for name in map(ascii, names[:3]))
+    return f"objects that only running code could make: {objects}" if names else "its list of objects cannot be read"
 
 
 def _check_stored(path: Path) -> None:

@@ -247,8 +247,8 @@ def config_of_subsets(dataset: str, base: str, subset_ipcs: Sequence[int], scale
         ConfigError: as `RunConfig.from_preset`.
     """
     method = base if len(subset_ipcs) == 1 else f"{SEQUENTIAL_PREFIX}{base}"
-    own = f"{dataset}-ipc{sum(subset_ipcs)}-{method}"
-    config = RunConfig.from_preset(own if own in preset_names() else f"{dataset}-ipc10-{method}", scale, seed)
+    preset = f"{dataset}-ipc{sum(subset_ipcs)}-{method}"
+    config = RunConfig.from_preset(preset if preset in preset_names() else f"{dataset}-ipc10-{method}", scale, seed)
     if config.subset_ipcs == tuple(subset_ipcs):
         return config
     changes: dict[str, Any] = {"ipc": sum(subset_ipcs), "subset_ipcs": list(subset_ipcs)}
@@ -298,8 +298,7 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 def _nested(key: str, value: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Turns "mtt.syn_steps", 20 into {"mtt": {"syn_steps": 20}}; the key must be one that a preset has."""
-    known = _known_keys(settings)
-    require_known("key", key, known)
+    require_known("key", key, _known_keys(settings))
     for part in reversed(key.split(".")):
         value = {part: value}
     return value

@@ -70,7 +70,7 @@ def measure_coupling(
     """
     pair = _Pair(joint, sequential, results_dir)
     tables = {"gradients": pair.gradients(), "errors": pair.errors(), "losses": pair.losses(), "deciles": pair.deciles()}
-    tables["subsets"] = pd.concat([_of_last_subset(one, results_dir) for one in (sequential, *divided)], ignore_index=True)
+    tables["subsets"] = pd.concat([_of_last_subset(run, results_dir) for run in (sequential, *divided)], ignore_index=True)
     folder = results_dir / "coupling" / sequential.run_id
     folder.mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():
@@ -145,11 +145,11 @@ class _Pair:
         real = stage.images, stage.labels
         watched = self._follow_real("real training", make_generator(seed, "watched"))
         easy = coupling.split_easy_hard(watched)
-        found = {"real data": watched}
+        losses = {"real data": watched}
         for name, sequence in (("MTT", self.joint[0]), ("SeqMatch", self.sequence[0])):
             network, generator = self.network("watched", name), make_generator(seed, name)
-            found[name] = coupling.follow_staged_training(network, sequence, self.joint_config.training, *real, generator)
-        return pd.concat([coupling.mean_losses(losses, easy, name) for name, losses in found.items()], ignore_index=True)
+            losses[name] = coupling.follow_staged_training(network, sequence, self.joint_config.training, *real, generator)
+        return pd.concat([coupling.mean_losses(values, easy, name) for name, values in losses.items()], ignore_index=True)
 
     def deciles(self) -> pd.DataFrame:
         """The accuracy on test images by difficulty, after each stage of training on the sequence."""
@@ -161,7 +161,7 @@ class _Pair:
             [network], sequence, self.config.training, [generator],
             lambda: after.append(coupling.group_accuracies(network, data.test.images, data.test.labels, deciles)),
         )  # fmt: skip
-        rows = [(decile, value, f"stage {k}") for k, found in enumerate(after, start=1) for decile, value in found.items()]
+        rows = [(decile, value, f"stage {k}") for k, stage in enumerate(after, start=1) for decile, value in stage.items()]
         return pd.DataFrame(rows, columns=["decile", "accuracy", "after"])
 
     def _follow_real(self, purpose: str, generator: torch.Generator, watched: Split | None = None) -> torch.Tensor:
@@ -183,6 +183,6 @@ def _of_last_subset(config: RunConfig, results_dir: Path) -> pd.DataFrame:
     rows = []
     for teacher in range(min(FEW_TEACHERS, len(teachers))):
         match = coupling.make_matching_loss(network, teachers, teacher, 0, mtt.expert_epochs, mtt.syn_steps, last.lr)
-        found = {"coupling_of_earlier": match.coupling(*parts), "repair_by_last": match.repair_share(*parts)}
-        rows.append({"K": len(sequence), "teacher": teacher, **found, "accuracy": record.accuracy_last["mean"]})
+        measured = {"coupling_of_earlier": match.coupling(*parts), "repair_by_last": match.repair_share(*parts)}
+        rows.append({"K": len(sequence), "teacher": teacher, **measured, "accuracy": record.accuracy_last["mean"]})
     return pd.DataFrame(rows)

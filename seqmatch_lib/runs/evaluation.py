@@ -102,8 +102,8 @@ class _FinishedNetworks:
     def add(
         self, digest: str, name: str, indices: list[int], accuracies: list[float], learned: list[bool], seconds: float
     ) -> None:
-        for index, accuracy, one in zip(indices, accuracies, learned, strict=True):
-            self._values[f"{digest}/{name}/{index}"] = [accuracy, seconds / len(indices), one]
+        for index, accuracy, has_learned in zip(indices, accuracies, learned, strict=True):
+            self._values[f"{digest}/{name}/{index}"] = [accuracy, seconds / len(indices), has_learned]
         write_json(self._path, self._values)
 
     @property
@@ -112,9 +112,9 @@ class _FinishedNetworks:
 
     def accuracy(self, digest: str, name: str) -> Accuracy:
         prefix = f"{digest}/{name}/"
-        found = [value for key, value in self._values.items() if key.startswith(prefix)]
-        not_learned = sum(value[2:] == [False] for value in found)  # a file of an older version does not say
-        return Accuracy(tuple(value[0] for value in found), not_learned)
+        entries = [entry for key, entry in self._values.items() if key.startswith(prefix)]
+        not_learned = sum(entry[2:] == [False] for entry in entries)  # a file of an older version does not say
+        return Accuracy(tuple(entry[0] for entry in entries), not_learned)
 
 
 @contextmanager

@@ -192,7 +192,7 @@ def _execute(
     select_on = "none" if config.method == "whole" else config.select_on  # "whole" holds nothing out
     data = prepare_data(dataset, config.zca, select_on, device)
     check_class_sizes(data.train.labels, data.num_classes, config.ipc, dataset)  # now, not when the baseline is drawn
-    began = _read_or_write_start(state_dir)
+    start = _read_or_write_start(state_dir)
     _claim_data(dataset, state_dir)  # after the check, so that a run refused for too few images can begin with more
     networks = [config.network.named(name) for name in config.evaluation.networks]
     check_networks(networks, tuple(data.test.images.shape[1:]), data.num_classes)
@@ -205,7 +205,7 @@ def _execute(
             pictures = [data.preprocessing.inverse(subset.images) for subset in last.subsets]
             write_sheet(path.with_suffix(".png"), pictures, data.num_classes)
     accuracies, seconds = _evaluate(config, data, last, selected, state_dir, budget)
-    return _make_record(config, data, stages, last, accuracies, seconds, began)
+    return _make_record(config, data, stages, last, accuracies, seconds, start)
 
 
 def _read_or_write_start(state_dir: Path) -> dict[str, Any]:
@@ -213,8 +213,8 @@ def _read_or_write_start(state_dir: Path) -> dict[str, Any]:
     path = state_dir / "start.json"
     if not path.is_file():
         commit, dirty = describe_code()
-        began = {"git_commit": commit, "dirty": dirty, "started_at": datetime.now(UTC).isoformat(timespec="seconds")}
-        write_json(path, began)
+        start = {"git_commit": commit, "dirty": dirty, "started_at": datetime.now(UTC).isoformat(timespec="seconds")}
+        write_json(path, start)
     return read_json(path)
 
 
@@ -291,7 +291,7 @@ def _make_record(
     last: SubsetSequence,
     accuracies: dict[str, Any],
     evaluation_seconds: float,
-    began: dict[str, Any],
+    start: dict[str, Any],
 ) -> RunRecord:
     device = data.test.images.device
     seconds, memory = {"evaluation": evaluation_seconds}, {"evaluation": peak_memory_mb(device)}
@@ -320,7 +320,7 @@ def _make_record(
         seconds={phase: round(value, 1) for phase, value in seconds.items()},
         peak_memory_mb=memory,
         synthetic_sha256=last.sha256(),
-        **(describe_provenance(device) | began),
+        **(describe_provenance(device) | start),
     )
 
 

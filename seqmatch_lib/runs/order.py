@@ -41,9 +41,9 @@ def runs_of_order(config: RunConfig) -> dict[str, RunConfig]:
     )
     changes = {key: value for key, value in overrides_of(config).items() if key not in DIVISION}
     one_set = config_of_subsets(config.dataset, base, [config.ipc], config.scale, config.seed).changed(changes)
-    own = {f"{base}.{name}": value for name, value in config.as_dict()[base].items()}
-    own |= {"ipc": sizes[0], "subset_ipcs": [sizes[0]], "intervals": [list(interval) for interval in config.intervals[:1]]}
-    other_half = replace(one_set.changed(own), seed=config.seed + OTHER_SEED)
+    half = {f"{base}.{name}": value for name, value in config.as_dict()[base].items()}
+    half |= {"ipc": sizes[0], "subset_ipcs": [sizes[0]], "intervals": [list(interval) for interval in config.intervals[:1]]}
+    other_half = replace(one_set.changed(half), seed=config.seed + OTHER_SEED)
     return {"one set": one_set, "sequence": config, "other half": other_half}
 
 
@@ -105,7 +105,7 @@ def _evaluate(config: RunConfig, data: RealData, sets: dict[str, SubsetSequence]
         count = config.evaluation.num_networks
         evaluation = ResumableEvaluation(protocol, (config.network,), count, data.test, folder, Budget())
         accuracies, _ = evaluation.run(sets)
-    return {name: [round(value, 4) for value in found[config.network.name].values] for name, found in accuracies.items()}
+    return {name: [round(value, 4) for value in networks[config.network.name].values] for name, networks in accuracies.items()}
 
 
 def _reordered(sequence: SubsetSequence, stages: Sequence[Stage], method: BaseMethod) -> dict[str, SubsetSequence]:

@@ -86,7 +86,7 @@ class RunRecord(Provenance):
             "random real": self.random_baseline,
         }  # fmt: skip
         rows = {"scale": self.scale}
-        rows |= {f"accuracy, {name}": _format_accuracy(found) for name, found in accuracies.items() if found is not None}
+        rows |= {f"accuracy, {name}": _format_accuracy(value) for name, value in accuracies.items() if value is not None}
         changes = ", ".join(f"{key} = {value}" for key, value in changes_of(self).items())
         rows["changed from the preset"] = changes or "nothing"
         rows["minutes"] = f"{sum(self.seconds.values()) / 60:.1f} on {self.device_name}"
@@ -255,11 +255,11 @@ def _fits(value: Any, kind: Any) -> bool:
         return True
     origin, inner = get_origin(kind), get_args(kind)
     if origin is UnionType:
-        return any(_fits(value, one) for one in inner)
+        return any(_fits(value, member) for member in inner)
     if origin is dict:
-        return isinstance(value, dict) and all(_fits(one, inner[1]) for one in value.values())
+        return isinstance(value, dict) and all(_fits(item, inner[1]) for item in value.values())
     if origin is list:
-        return isinstance(value, list) and all(_fits(one, inner[0]) for one in value)
+        return isinstance(value, list) and all(_fits(item, inner[0]) for item in value)
     if kind is float:
         return type(value) in (int, float) and abs(value) != float("inf")
     return value is None if kind is NoneType else type(value) is kind
@@ -274,17 +274,17 @@ def check_same_images(runs: Iterable[RunRecord]) -> None:
     firsts: dict[tuple[str, str], RunRecord] = {}
     for run in runs:
         first = firsts.setdefault((run.dataset, run.scale), run)
-        one, other = (f"{found.run_id} ({found.data['train_images']:,} train images)" for found in (first, run))
+        both = " and ".join(f"{record.run_id} ({record.data['train_images']:,} train images)" for record in (first, run))
         require(
             run.data["fingerprint"] == first.data["fingerprint"],
-            f"{one} and {other} are of different images of {run.dataset}, which no table may mix; keep the runs on one of "
+            f"{both} are of different images of {run.dataset}, which no table may mix; keep the runs on one of "
             "them in another results folder",
             StorageError,
         )
 
 
-def _format_accuracy(found: Mapping[str, Any]) -> str:
-    return f"{found['mean']:.1f} ± {found['std']:.1f} %, n = {found['n']}"
+def _format_accuracy(accuracy: Mapping[str, Any]) -> str:
+    return f"{accuracy['mean']:.1f} ± {accuracy['std']:.1f} %, n = {accuracy['n']}"
 
 
 def changes_of(record: RunRecord | OrderRecord) -> dict[str, Any]:
@@ -316,7 +316,7 @@ def _preset_settings(preset: str, scale: str, seed: int) -> dict[str, Any]:
 def _comparable_settings(config: RunConfig) -> dict[str, Any]:
     settings = flatten_settings(config.as_dict(with_defaults=True))
     intervals = settings["intervals"]
-    return settings | {"intervals": intervals[:1] if all(one == intervals[0] for one in intervals) else intervals}
+    return settings | {"intervals": intervals[:1] if all(interval == intervals[0] for interval in intervals) else intervals}
 
 
 def describe_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
@@ -337,7 +337,7 @@ def format_records(records: Iterable[RunRecord]) -> str:
     ]
     for record in records:
         accuracies = (record.accuracy_last, record.accuracy_selected, record.accuracy_joint, record.random_baseline)
-        cells = ["-" if one is None else f"{one['mean']:.1f} ± {one['std']:.1f}{_mark(one)}" for one in accuracies]
+        cells = ["-" if value is None else f"{value['mean']:.1f} ± {value['std']:.1f}{_mark(value)}" for value in accuracies]
         names = (record.dataset, record.ipc or "all", record.method, record.num_subsets, record.scale, record.seed)
         changed = ", ".join(f"{key}={value}" for key, value in told_apart[record.run_id].items())
         rows.append((*map(str, names), *cells, str(record.accuracy_last["n"]), record.config_hash[:8], changed))
@@ -351,15 +351,15 @@ def format_records(records: Iterable[RunRecord]) -> str:
 def _differing_changes(records: Sequence[RunRecord]) -> dict[str, dict[str, Any]]:
     """Returns run id -> the changes from its preset that not all runs of its data set, size, method, K and scale have."""
     groups: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
-    for one in records:
-        group = groups.setdefault((one.dataset, one.ipc, one.method, one.num_subsets, one.scale), {})
-        group[one.run_id] = changes_of(one)
-    told: dict[str, dict[str, Any]] = {}
+    for record in records:
+        group = groups.setdefault((record.dataset, record.ipc, record.method, record.num_subsets, record.scale), {})
+        group[record.run_id] = changes_of(record)
+    varying: dict[str, dict[str, Any]] = {}
     for group in groups.values():
         settings = {(key, str(value)) for changes in group.values() for key, value in changes.items()}
         common = {key for key, text in settings if all(str(changes.get(key)) == text for changes in group.values())}
-        told |= {run: {key: value for key, value in one.items() if key not in common} for run, one in group.items()}
-    return told
+        varying |= {run: {key: value for key, value in changes.items() if key not in common} for run, changes in group.items()}
+    return varying
 
 
 def _mark(accuracy: Mapping[str, Any]) -> str:
@@ -384,10 +384,10 @@ def tabulate_accuracies(records: Mapping[Any, Sequence[RunRecord]], names: str |
         parts = dict(zip(columns, [key] if isinstance(names, str) else key, strict=True))
         for run in runs:
             kinds = {"last": run.accuracy_last, "selected": run.accuracy_selected, "joint": run.accuracy_joint}
-            for training, accuracy in (kinds | {"random": run.random_baseline}).items():
-                for network, found in (accuracy or {"by_network": {}})["by_network"].items():
+            for training, accuracies in (kinds | {"random": run.random_baseline}).items():
+                for network, accuracy in (accuracies or {"by_network": {}})["by_network"].items():
                     common = parts | {"seed": run.seed, "training": training, "network": network}
-                    rows += [common | {"accuracy": value} for value in found["values"]]
+                    rows += [common | {"accuracy": value} for value in accuracy["values"]]
     return DataFrame(rows)
 
 
@@ -406,13 +406,13 @@ def compare_runs(first: RunRecord, second: RunRecord) -> "DataFrame":
     rows = {}
     settings = [flatten_settings(run.config) for run in (first, second)]
     for key in sorted({*settings[0], *settings[1]}):
-        values = [one.get(key, "-") for one in settings]
+        values = [flat.get(key, "-") for flat in settings]
         if values[0] != values[1]:
             rows[key] = [*map(str, values), ""]
     for name in ("accuracy_last", "accuracy_selected", "accuracy_joint", "random_baseline"):
-        found = [getattr(run, name) for run in (first, second)]
-        shown = ["-" if one is None else f"{one['mean']:.1f} ± {one['std']:.1f} (n = {one['n']})" for one in found]
-        rows[name] = [*shown, "" if None in found else f"{found[1]['mean'] - found[0]['mean']:+.1f}"]
+        values = [getattr(run, name) for run in (first, second)]
+        shown = ["-" if value is None else f"{value['mean']:.1f} ± {value['std']:.1f} (n = {value['n']})" for value in values]
+        rows[name] = [*shown, "" if None in values else f"{values[1]['mean'] - values[0]['mean']:+.1f}"]
     for name, unit in (("seconds", "s"), ("peak_memory_mb", "MiB")):
         for phase in sorted({*getattr(first, name), *getattr(second, name)}):
             values = [getattr(run, name).get(phase, 0.0) for run in (first, second)]

@@ -80,13 +80,13 @@ def reevaluate(
 
 def _check(sequence: SubsetSequence, config: RunConfig, data: RealData) -> None:
     check_sequence(sequence, "the set", tuple(data.test.images.shape[1:]), data.num_classes)
-    then = sequence.metadata.get("data", data.summary)  # a set from elsewhere does not say
-    before, now = (f"{one.get('train_images')} to train and {one.get('test_images')} to test" for one in (then, data.summary))
+    summaries = sequence.metadata.get("data", data.summary), data.summary  # a set from elsewhere does not say
+    before, now = (f"{summary.get('train_images')} to train and {summary.get('test_images')} to test" for summary in summaries)
     remedy = "set SEQMATCH_DATA to them"
     if data.summary["source"] == "image folder":
         remedy = "give --images a folder with the same pictures as then, or distil these with `run`"
     require(
-        data.identity["fingerprint"] == then["fingerprint"],
+        data.identity["fingerprint"] == summaries[0]["fingerprint"],
         f"the set was distilled from other {config.dataset} images ({before}) than those found ({now}); {remedy}",
         DataError,
     )
