@@ -160,7 +160,7 @@ def test_committed_measurements_are_read_and_missing_ones_named(tmp_path):
     measured = load_coupling(run_id, Path(__file__).parents[1] / "paper_results")
     assert set(measured["losses"]["training"]) == {"real data", "MTT", "SeqMatch"}
     assert set(measured["deciles"]["after"]) == {"stage 1", "stage 2"}
-    with pytest.raises(StorageError, match="lacks the measurements gradients, errors, losses, deciles, subsets; run 01_coup"):
+    with pytest.raises(StorageError, match="has no measurements; run 01_coupling_issue"):
         load_coupling(run_id, tmp_path)
 
 
@@ -168,6 +168,9 @@ def test_a_pair_of_runs_is_measured_and_the_tables_are_kept(tmp_path):
     configs = [config_of_subsets("digits", "mtt", sizes, "smoke") for sizes in ([10], [5, 5])]
     for config in configs:
         run_experiment(config, tmp_path)
+    assert list(measure_coupling(*configs, [], tmp_path, ["losses"])) == ["losses"]
+    with pytest.raises(ConfigError, match=r"tables \['loss'\] are unknown; use any of gradients"):
+        measure_coupling(*configs, [], tmp_path, ["loss"])
     measured = measure_coupling(*configs, [], tmp_path)
     assert measured["gradients"]["ipc"].max() == 10
     assert measured["gradients"]["coupling"].gt(0).all()

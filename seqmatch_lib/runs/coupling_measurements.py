@@ -39,23 +39,23 @@ def load_coupling(run_id: str, results_dir: Path) -> dict[str, pd.DataFrame]:
     Returns:
         gradients: `ipc`, `match`, `coupling`, `repair_share`, `start epoch`; errors: `epoch`, `teacher`, `error`, `set`;
         losses: `training`, `step`, `images` ("easy" or "hard"), `loss`, `rate`; deciles: `decile`, `accuracy`, `after`;
-        subsets: `K`, `teacher`, `coupling_of_earlier`, `repair_by_last`, `accuracy`.
+        subsets: `K`, `teacher`, `coupling_of_earlier`, `repair_by_last`, `accuracy`. Those that were not measured are missing.
 
     Raises:
         StorageError: nothing was measured of it.
     """
     folder = results_dir / "coupling" / run_id
-    missing = [name for name in TABLES if not (folder / f"{name}.csv").is_file()]
-    require(
-        not missing,
-        f"{folder} lacks the measurements {', '.join(missing)}; run 01_coupling_issue with compute = True",
-        StorageError,
-    )
-    return {name: pd.read_csv(folder / f"{name}.csv") for name in TABLES}
+    measured = [name for name in TABLES if (folder / f"{name}.csv").is_file()]
+    require(bool(measured), f"{folder} has no measurements; run 01_coupling_issue with compute = True", StorageError)
+    return {name: pd.read_csv(folder / f"{name}.csv") for name in measured}
 
 
 def measure_coupling(
-    joint: RunConfig, sequential: RunConfig, divided: Sequence[RunConfig], results_dir: Path
+    joint: RunConfig,
+    sequential: RunConfig,
+    divided: Sequence[RunConfig],
+    results_dir: Path,
+    tables: Sequence[str] = TABLES,
 ) -> dict[str, pd.DataFrame]:
     """Measures the coupling in finished runs of MTT, and keeps the tables; returns them as `load_coupling` does.
 
@@ -64,17 +64,21 @@ def measure_coupling(
         sequential: run of a sequence of as many images.
         divided: runs of sequences with other K; the table `subsets` is of these and of `sequential`.
         results_dir: where all of them were run, with their sets.
+        tables: which to measure; "losses" and "deciles" need no teachers.
 
     Raises:
+        ConfigError: an unknown table.
         StorageError: a run has left no set there.
     """
     pair = _Pair(joint, sequential, results_dir)
-    tables = {"gradients": pair.gradients(), "errors": pair.errors(), "losses": pair.losses(), "deciles": pair.deciles()}
-    tables["subsets"] = pd.concat([_of_last_subset(run, results_dir) for run in (sequential, *divided)], ignore_index=True)
+    measures = {"gradients": pair.gradients, "errors": pair.errors, "losses": pair.losses, "deciles": pair.deciles}
+    measures["subsets"] = lambda: pd.concat([_of_last_subset(run, results_dir) for run in (sequential, *divided)])
+    unknown = [name for name in tables if name not in measures]
+    require(not unknown, f"tables {unknown} are unknown; use any of {', '.join(TABLES)}")
     folder = results_dir / "coupling" / sequential.run_id
     folder.mkdir(parents=True, exist_ok=True)
-    for name, table in tables.items():
-        table.round(6).to_csv(folder / f"{name}.csv", index=False)
+    for name in tables:
+        measures[name]().round(6).to_csv(folder / f"{name}.csv", index=False)
     return load_coupling(sequential.run_id, results_dir)
 
 
