@@ -96,12 +96,12 @@ def _draw_means(
 
 def _legend_below(figure: Figure, axes: Sequence[Axes], title: str) -> None:
     """Puts one legend for all axes below them and a title above."""
-    found = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    found = {label: found[label] for label in sorted(found, key=lambda label: label == "mean")}
-    longest = max(len(label) for label in found)
-    columns = max(1, min(len(found), int(figure.get_figwidth() / (0.7 + 0.085 * longest))))
+    handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    handles = {label: handles[label] for label in sorted(handles, key=lambda label: label == "mean")}
+    longest = max(map(len, handles))
+    columns = max(1, min(len(handles), int(figure.get_figwidth() / (0.7 + 0.085 * longest))))
     figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.06)
-    figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=columns, frameon=False)
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, frameon=False)
     figure.suptitle(title, fontsize=12)
 
 
@@ -147,20 +147,20 @@ def _plot_seeds(frame: pd.DataFrame, names: Sequence[str] | None, title: str, re
     """
     panels = dict(iter(frame.groupby("base", sort=False)))
     require(bool(panels), f"there are no records to draw of {title}", NothingToDraw)
-    rows = [list(dict.fromkeys(found["set"])) if names is None else list(names) for found in panels.values()]
+    rows = [list(dict.fromkeys(panel["set"])) if names is None else list(names) for panel in panels.values()]
     columns = 1 if names is None else len(panels)
     size = (
-        (9, sum(0.8 + 0.3 * len(one) for one in rows)) if names is None else (3.2 + 2.1 * len(panels), 1.3 + 0.3 * len(names))
+        (9, sum(0.8 + 0.3 * len(own) for own in rows)) if names is None else (3.2 + 2.1 * len(panels), 1.3 + 0.3 * len(names))
     )
     figure, axes = plt.subplots(
         len(panels) // columns, columns, figsize=size, squeeze=False, sharex=names is None, sharey=names is not None,
-        height_ratios=[len(one) + 1.5 for one in rows] if names is None else None,
+        height_ratios=[len(own) + 1.5 for own in rows] if names is None else None,
     )  # fmt: skip
     seeds = sorted(set(frame["seed"]))
     colors = dict(zip(seeds, sns.color_palette(PALETTE, len(seeds)), strict=True))
-    for axis, own, (base, found) in zip(axes.flat, rows, panels.items(), strict=True):
-        means = found.groupby("set")["accuracy"].mean().reindex(own)
-        for seed, part in found.groupby("seed"):
+    for axis, own, (base, panel) in zip(axes.flat, rows, panels.items(), strict=True):
+        means = panel.groupby("set")["accuracy"].mean().reindex(own)
+        for seed, part in panel.groupby("seed"):
             axis.plot(
                 part["accuracy"], [own.index(name) for name in part["set"]], "o", color=colors[seed], label=f"seed {seed}"
             )
@@ -188,9 +188,9 @@ def plot_subsets(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figu
     size = (max(6.0, 1.5 + 2.4 * len(panels)), 3.8)  # room for the title above one panel
     figure, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False)
     for axis, (base, rows) in zip(axes[0], panels.items(), strict=True):
-        one = effort[(effort["base"] == base) & (effort["num_subsets"] == 1)]
-        one = one[one["iterations"] == one[one["of_preset"]]["iterations"].min()]
-        longer = one.assign(num_subsets=one["epochs"] / one["epochs"].min())
+        alone = effort[(effort["base"] == base) & (effort["num_subsets"] == 1)]
+        alone = alone[alone["iterations"] == alone[alone["of_preset"]]["iterations"].min()]
+        longer = alone.assign(num_subsets=alone["epochs"] / alone["epochs"].min())
         lines = {
             "random real, in stages": rows.assign(accuracy=rows["random"]),
             "in stages": rows,
@@ -248,9 +248,9 @@ def plot_curves(
     colors = dict(zip((base, SEQUENTIAL_PREFIX + base), sns.color_palette(PALETTE), strict=False))
     for (method, images, finished), rows in frame.groupby(["method", "images", "finished"]):
         label = f"{method}, {images} images" + ("" if finished else ", not finished")
-        for _, one in rows.groupby("seed"):
-            style = {"test": "-", "validation": ":"}[images]
-            axis.plot(one["iteration"], one["accuracy"], style, color=colors[method], marker=".", label=label)
+        style = {"test": "-", "validation": ":"}[images]
+        for _, curve in rows.groupby("seed"):
+            axis.plot(curve["iteration"], curve["accuracy"], style, color=colors[method], marker=".", label=label)
     known = published[(published["dataset"] == dataset) & (published["ipc"] == ipc)].set_index("method")
     for method in known.index.intersection(list(colors)) if scale in PUBLISHED_SETTINGS else ():
         mean, std = known.loc[method, ["mean", "std"]]

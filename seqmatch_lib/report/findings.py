@@ -42,8 +42,8 @@ def gains_at_several_sizes(evidence: Evidence, dataset: str, scale: str) -> pd.D
 
 def large_sequences(evidence: Evidence, dataset: str, scale: str) -> list[int]:
     """Returns the images per class of the sets above ten that were also distilled in sequence."""
-    found = {run.ipc for run in evidence.runs if run.dataset == dataset and run.scale == scale and run.num_subsets > 1}
-    return [ipc for ipc in sorted(found) if ipc > 10 and len(queries.comparison(evidence, dataset, ipc, scale))]
+    ipcs = {run.ipc for run in evidence.runs if run.dataset == dataset and run.scale == scale and run.num_subsets > 1}
+    return [ipc for ipc in sorted(ipcs) if ipc > 10 and len(queries.comparison(evidence, dataset, ipc, scale))]
 
 
 def name_setting(dataset: str, ipc: int | None, scale: str, settings: Collection[str] = ()) -> str:
@@ -84,17 +84,15 @@ def find_order(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str:
     """Whether the division, the sequence or the order of training is what matters."""
     frame = queries.order(evidence, dataset, ipc, scale)
     halves, parts = [], []
-    for base, rows in frame.groupby("base", sort=False):
-        of = rows.set_index("set")
-        halves.append(
-            f"{base.upper()} {of.loc['divided, staged', 'accuracy']:.1f} (the sequence {of.loc['SeqMatch', 'accuracy']:.1f})"
-        )
+    for base, rows in frame.set_index("set").groupby("base", sort=False):
+        divided, sequence = rows.loc[["divided, staged", "SeqMatch"], "accuracy"]
+        halves.append(f"{base.upper()} {divided:.1f} (the sequence {sequence:.1f})")
         known = {
             "S_2 first": "SeqMatch, S_2 first",
             "S_2 undistilled": "SeqMatch, S_2 undistilled",
             "jointly": "SeqMatch, joint",
         }
-        gaps = [f"{name} {of.loc[one, 'difference']:+.1f}" for name, one in known.items() if one in of.index]
+        gaps = [f"{text} {rows.loc[name, 'difference']:+.1f}" for text, name in known.items() if name in rows.index]
         parts.append(f"{base.upper()}: {', '.join(gaps)}")
     return _finding(
         dataset,
@@ -187,31 +185,27 @@ def transfer(evidence: Evidence, dataset: str, ipc: int, scale: str) -> pd.DataF
     """
     rows = evidence.accuracies
     rows = rows[(rows["dataset"] == dataset) & (rows["ipc"] == ipc) & (rows["scale"] == scale)]
-    plain = [
-        not changes or changes.keys() <= {"evaluation.networks", "evaluation.num_networks"} for changes in rows["changes"]
-    ]
-    rows = rows[plain]
-    asked = [all(key.startswith("evaluation.") for key in one) for one in rows["asked"]]
-    rows = rows[asked]
+    rows = rows[[changes.keys() <= {"evaluation.networks", "evaluation.num_networks"} for changes in rows["changes"]]]
+    rows = rows[[all(key.startswith("evaluation.") for key in asked) for asked in rows["asked"]]]
     rows = rows[(rows["trained"] != "jointly") & (rows["method"] != "random")]
-    found = []
+    pooled = []
     for (method, network), group in rows.groupby(["method", "network"], sort=False):
         values = {kind: queries.values_by_seed(group[group["kind"].str.startswith(kind)]) for kind in ("last", "random")}
         if not values["random"]:
             continue
         row = {"method": method, "network": network} | queries.mean_and_std(values["last"])
         row |= queries.mean_and_std(values["random"], "random") | queries.difference(values["last"], values["random"], "gain")
-        found.append(row | {"seeds": len(values["last"]), "n": sum(map(len, values["last"].values()))})
+        pooled.append(row | {"seeds": len(values["last"]), "n": sum(map(len, values["last"].values()))})
     columns = ["method", "network", "accuracy", "random", "gain", "seeds", "n"]
-    frame = pd.DataFrame(found, columns=None if found else columns)
-    several = frame.groupby("method")["network"].transform("nunique") > 1 if found else []
+    frame = pd.DataFrame(pooled, columns=None if pooled else columns)
+    several = frame.groupby("method")["network"].transform("nunique") > 1 if pooled else []
     return frame[several].reset_index(drop=True)
 
 
 def find_digits(runs: Mapping[str, RunRecord]) -> str:
     """What the quickstart shows: what can be told apart on digits, and what cannot. `runs` are by what they are called."""
     random, mtt, seqmatch, whole = (runs[name].accuracy_last for name in ("random real", "MTT", "SeqMatch", WHOLE))
-    gains = [one["mean"] - random["mean"] for one in (mtt, seqmatch)]
+    gains = [accuracy["mean"] - random["mean"] for accuracy in (mtt, seqmatch)]
     gap, spread = seqmatch["mean"] - mtt["mean"], max(seqmatch["std"], mtt["std"])
     apart = "less" if abs(gap) <= 2 * spread else "more"
     first = runs["MTT"]
@@ -232,8 +226,8 @@ def find_task(runs: Mapping[str, RunRecord], dataset: str, scale: str) -> str:
     if not runs:
         where = name_setting(dataset, None, scale)
         return f"**What we find** ({where}). Nothing yet: no run has a record; compute = True runs them."
-    parts = [f"{one.accuracy_last['mean']:.1f} on {name}" for name, one in runs.items()]
-    counts = {one.accuracy_last["n"] for one in runs.values()}
+    parts = [f"{run.accuracy_last['mean']:.1f} on {name}" for name, run in runs.items()]
+    counts = {run.accuracy_last["n"] for run in runs.values()}
     return _finding(
         dataset,
         None,
@@ -248,14 +242,13 @@ WHOLE = "whole data set"
 
 def split_reference(runs: Mapping[str, RunRecord]) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Returns the accuracies of sets by name, and that of the whole data set, as `figures.plot_accuracies` takes them."""
-    found = {name: one.accuracy_last for name, one in runs.items()}
-    return {name: one for name, one in found.items() if name != WHOLE}, found.get(WHOLE)
+    accuracies = {name: run.accuracy_last for name, run in runs.items()}
+    return {name: accuracy for name, accuracy in accuracies.items() if name != WHOLE}, accuracies.get(WHOLE)
 
 
 def find_coupling(measured: dict[str, pd.DataFrame], note: str) -> str:
     """What the measurements of one joint and one sequential set say about the paper's argument."""
     losses = measured["losses"].groupby(["training", "images"])["loss"].agg(["first", "last"])
-
     gradients = measured["gradients"].groupby("ipc")["coupling"].mean()
     deciles = measured["deciles"].pivot_table("accuracy", "decile", "after")
     gain = deciles.iloc[:, -1] - deciles.iloc[:, 0]

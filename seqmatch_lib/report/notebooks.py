@@ -42,7 +42,7 @@ def read_parameters(path: Path | str) -> dict[str, str]:
     import papermill
 
     require(Path(path).is_file(), f"notebook {path} does not exist; the notebooks are in the folder notebooks/")
-    return {name: found["default"] for name, found in papermill.inspect_notebook(_literally(path)).items()}
+    return {name: parameter["default"] for name, parameter in papermill.inspect_notebook(_literally(path)).items()}
 
 
 def run_notebook(path: Path | str, out: Path | str, parameters: Mapping[str, Any]) -> None:
@@ -90,7 +90,7 @@ def _clean(notebook: nbformat.NotebookNode) -> None:
         tags = cell.metadata.get("tags", [])
         cell.metadata = {"tags": tags} if tags else {}
         if cell.cell_type == "code":
-            cell.outputs = [_without_names(one) for one in cell.outputs if not _is_left_over(one)]
+            cell.outputs = [_without_names(output) for output in cell.outputs if not _is_left_over(output)]
 
 
 def _is_left_over(output: nbformat.NotebookNode) -> bool:

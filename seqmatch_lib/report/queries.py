@@ -92,8 +92,8 @@ class Evidence:
         `changes` (of the run from its preset) and `asked` (of a re-evaluation from its run): dictionaries; `values`: list.
         """
         again: dict[str, list[Reevaluation]] = {}
-        for one in self.reevaluations:
-            again.setdefault(one.run_id, []).append(one)
+        for reevaluation in self.reevaluations:
+            again.setdefault(reevaluation.run_id, []).append(reevaluation)
         rows = [row for run in self.runs for row in _accuracies_of(run, again.get(run.run_id, []))]
         return pd.DataFrame(rows, columns=COLUMNS).astype({"is_first": bool, "even": bool, "seed": int})
 
@@ -132,14 +132,14 @@ def _accuracies_of(run: RunRecord, reevaluations: Sequence[Reevaluation]) -> Ite
         }  # fmt: skip
 
     for kind, name in KINDS.items():
-        for network, found in (getattr(run, name) or {"by_network": {}})["by_network"].items():
-            yield row(kind, kind == "joint", epochs, network, found["values"], {}, run.run_id)
-    for index, one in enumerate(reevaluations):
-        question = f"{run.run_id} {index}"
-        asked = describe_changes(flatten_settings(run.config), flatten_settings(one.config))
-        for kind, accuracies in (("last again", one.accuracy), ("random again", one.random_baseline or {})):
-            for network, found in accuracies.items():
-                yield row(kind, one.joint, one.config["training"]["epochs"], network, found["values"], asked, question)
+        for network, accuracy in (getattr(run, name) or {"by_network": {}})["by_network"].items():
+            yield row(kind, kind == "joint", epochs, network, accuracy["values"], {}, run.run_id)
+    for index, reevaluation in enumerate(reevaluations):
+        question, epochs = f"{run.run_id} {index}", reevaluation.config["training"]["epochs"]
+        asked = describe_changes(flatten_settings(run.config), flatten_settings(reevaluation.config))
+        for kind, accuracies in (("last again", reevaluation.accuracy), ("random again", reevaluation.random_baseline or {})):
+            for network, accuracy in accuracies.items():
+                yield row(kind, reevaluation.joint, epochs, network, accuracy["values"], asked, question)
 
 
 # --- numbers
@@ -160,7 +160,7 @@ def bootstrap_difference(
     def means(values: Sequence[Sequence[float]]) -> np.ndarray:
         """(draws,) means over seeds drawn with replacement, each with networks drawn with replacement."""
         seeds = generator.integers(0, len(values), (DRAWS, len(values)))
-        per_seed = [np.asarray(one)[generator.integers(0, len(one), (DRAWS, len(values), len(one)))].mean(2) for one in values]
+        per_seed = [np.asarray(row)[generator.integers(0, len(row), (DRAWS, len(values), len(row)))].mean(2) for row in values]
         return np.take_along_axis(np.stack(per_seed, 2), seeds[:, :, None], 2).mean((1, 2))
 
     low, high = np.quantile(means(second) - means(first), [0.025, 0.975])
@@ -175,14 +175,14 @@ def robust_score(weighted: float) -> float:
 def mean_and_std(values: Values, name: str = "accuracy") -> dict[str, float]:
     """Returns the columns `name` and `name_std`: the one definition of a spread (see the head of this file)."""
     seeds = list(values.values())
-    parts = [fmean(one) for one in seeds] if len(seeds) > 1 else [*seeds, []][0]
+    parts = list(map(fmean, seeds)) if len(seeds) > 1 else [*seeds, []][0]
     return {name: fmean(parts) if parts else nan, f"{name}_std": stdev(parts) if len(parts) > 1 else nan}
 
 
 def difference(values: Values, reference: Values, name: str = "difference") -> dict[str, float]:
     """Returns the columns `name`, `name_low`, `name_high`: mean(values) - mean(reference) over the seeds that both have."""
     seeds = sorted(values.keys() & reference.keys())
-    ours, theirs = ([found[seed] for seed in seeds] for found in (values, reference))
+    ours, theirs = ([by_seed[seed] for seed in seeds] for by_seed in (values, reference))
     mean = fmean(map(fmean, ours)) - fmean(map(fmean, theirs)) if seeds else nan
     low, high = bootstrap_difference(theirs, ours) if len(seeds) >= SEEDS_FOR_AN_INTERVAL else (nan, nan)
     return {name: mean, f"{name}_low": low, f"{name}_high": high}
@@ -210,10 +210,9 @@ def _pool(rows: pd.DataFrame, by: Sequence[str], kinds: Mapping[str, str], by_se
     by = [*by, "seed"] if by_seed else list(by)
     pooled = []
     for key, group in rows.groupby(by, sort=False):
-        values = {name: values_by_seed(group[group["kind"] == kind]) for name, kind in kinds.items()}
         row = dict(zip(by, key, strict=True))
-        for name, found in values.items():
-            row |= mean_and_std(found, name)
+        for name, kind in kinds.items():
+            row |= mean_and_std(values_by_seed(group[group["kind"] == kind]), name)
         pooled.append(row | _counts(group[group["kind"] == next(iter(kinds.values()))]))
     columns = [*by, *(f"{name}{end}" for name in kinds for end in ("", "_std")), "seeds", "n", "records"]
     return pd.DataFrame(pooled, columns=columns).astype(rows[by].dtypes)  # without rows, too
@@ -346,11 +345,11 @@ def efforts(
     rows = []
     for effort, group in groups.items():
         staged = _most_seeds(groups, effort.base)
-        equal = [one for one in groups if one.num_subsets == 1 and _same_cost(one, effort)] if effort.num_subsets > 1 else []
-        references = {"less_staged": None if staged == effort else staged, "less_one_set": equal[0] if equal else None}
-        values = {name: values_by_seed(groups[one]) if one else {} for name, one in references.items()}
-        what = effort._asdict() | {"of_preset": _of_preset(effort, group)}
-        rows += [what | row for row in _summaries(group, values, by_seed)]
+        equal = (other for other in groups if effort.num_subsets > other.num_subsets == 1 and _cost(other) == _cost(effort))
+        references = {"less_staged": None if staged == effort else staged, "less_one_set": next(equal, None)}
+        values = {name: values_by_seed(groups[other]) if other else {} for name, other in references.items()}
+        common = effort._asdict() | {"of_preset": _of_preset(effort, group)}
+        rows += [common | row for row in _summaries(group, values, by_seed)]
     return _frame(rows, (*Effort._fields, "of_preset"))
 
 
@@ -359,14 +358,14 @@ def _of_preset(effort: Effort, group: pd.DataFrame) -> bool:
     return not changed and bool(group["kind"].isin(["last", "joint"]).all())
 
 
-def _same_cost(one: Effort, other: Effort) -> bool:
-    return (one.base, one.teachers, one.iterations, one.epochs) == (other.base, other.teachers, other.iterations, other.epochs)
+def _cost(effort: Effort) -> tuple[str, str, int, int]:
+    return effort.base, effort.teachers, effort.iterations, effort.epochs
 
 
 def _most_seeds(groups: Mapping[Effort, pd.DataFrame], base: str, images: str | None = None) -> Effort | None:
     """Returns the staged sequence of a base method, with subsets of these sizes if any are named, that has most seeds."""
-    staged = [one for one in groups if (one.base, one.trained) == (base, "in stages") and images in (None, one.images)]
-    return max(staged, key=lambda one: len(groups[one]), default=None)
+    seeds = {effort: len(rows) for effort, rows in groups.items() if (effort.base, effort.trained) == (base, "in stages")}
+    return max((effort for effort in seeds if images in (None, effort.images)), key=lambda effort: seeds[effort], default=None)
 
 
 # what `comparison` sets side by side
@@ -418,16 +417,18 @@ def comparison(
             continue
         staged = values_by_seed(groups[sequence])
         random = evidence.select(["random"], dataset=dataset)
-        run = plain if plain in groups else next(one for one in groups if (one.base, one.num_subsets) == (base, 1))
-        found = {"random real": (plain._replace(iterations=0), random[random["record"].isin(groups[run]["record"])])}
-        found |= {name: (one, groups.get(one, random.iloc[:0])) for name, one in _controls(plain, sequence).items()}
-        found[HALVES] = sequence, _of_order(evidence, groups[sequence], "divided, staged")
-        found[HALVES_JOINTLY] = found[JOINTLY][0], _of_order(evidence, groups[sequence], "divided, joint")
-        for name, (effort, group) in sorted(found.items(), key=lambda item: SETS.index(item[0])):
+        alone = (
+            plain if plain in groups else next(effort for effort in groups if (effort.base, effort.num_subsets) == (base, 1))
+        )
+        sets = {RANDOM: (plain._replace(iterations=0), random[random["record"].isin(groups[alone]["record"])])}
+        sets |= {name: (effort, groups.get(effort, random.iloc[:0])) for name, effort in _controls(plain, sequence).items()}
+        sets[HALVES] = sequence, _of_order(evidence, groups[sequence], "divided, staged")
+        sets[HALVES_JOINTLY] = sets[JOINTLY][0], _of_order(evidence, groups[sequence], "divided, joint")
+        for name, (effort, group) in sorted(sets.items(), key=lambda item: SETS.index(item[0])):
             cost = {"iterations": effort.iterations, "epochs": effort.epochs}
-            what = {"base": base, "num_subsets": effort.num_subsets, "set": name} | cost
+            common = {"base": base, "num_subsets": effort.num_subsets, "set": name} | cost
             gap = {} if name == STAGED else staged
-            rows += [what | row for row in _summaries(group, {"difference": gap}, by_seed, of_reference=True)]
+            rows += [common | row for row in _summaries(group, {"difference": gap}, by_seed, of_reference=True)]
     return _frame(rows, ("base", "num_subsets", "set", "iterations", "epochs"))
 
 
@@ -457,11 +458,11 @@ def _controls(plain: Effort, sequence: Effort) -> dict[str, Effort]:
 
 def _of_order(evidence: Evidence, sequence: pd.DataFrame, name: str) -> pd.DataFrame:
     """Returns what one set of the ablation of order and division is worth, for the seeds of a sequence that have one."""
-    found = {digest_json(one.config)[:8]: one for one in evidence.orders}
+    ablations = {digest_json(ablation.config)[:8]: ablation for ablation in evidence.orders}
     rows = [
-        (record, found[record].seed, found[record].accuracy[name])
+        (record, ablations[record].seed, ablations[record].accuracy[name])
         for record in sequence["record"]
-        if record in found and name in found[record].accuracy
+        if record in ablations and name in ablations[record].accuracy
     ]
     return pd.DataFrame(rows, columns=["record", "seed", "values"])
 
@@ -480,9 +481,9 @@ def gain_over_random(evidence: Evidence, dataset: str, scale: str, by_seed: bool
     for key, group in rows.groupby(by, sort=False):
         group = group[group["of_preset"] == group["of_preset"].max()]
         random = values_by_seed(group[group["kind"] == "random"])
-        what = dict(zip(by, key, strict=True)) | {"of_preset": bool(group["of_preset"].max())}
+        common = dict(zip(by, key, strict=True)) | {"of_preset": bool(group["of_preset"].max())}
         last = group[group["kind"] == "last"]
-        pooled += [what | row for row in _summaries(last, {"gain": random}, by_seed)]
+        pooled += [common | row for row in _summaries(last, {"gain": random}, by_seed)]
     return _frame(pooled, (*by, "of_preset"))
 
 
@@ -491,20 +492,20 @@ def order(
 ) -> pd.DataFrame:
     """Sets of equal size that are divided or not, in sequence or not; `difference` is that from SeqMatch."""
     groups: dict[str, list[OrderRecord]] = {}
-    for one in sorted(evidence.orders, key=lambda one: (one.method, one.seed)):
-        changes = {f"{key}={value}" for key, value in changes_of(one).items()}
-        if (one.dataset, one.ipc, one.scale) == (dataset, ipc, scale) and changes == set(settings):
-            groups.setdefault(one.method.removeprefix(SEQUENTIAL_PREFIX), []).append(one)
+    for record in sorted(evidence.orders, key=lambda record: (record.method, record.seed)):
+        changes = {f"{key}={value}" for key, value in changes_of(record).items()}
+        if (record.dataset, record.ipc, record.scale) == (dataset, ipc, scale) and changes == set(settings):
+            groups.setdefault(record.method.removeprefix(SEQUENTIAL_PREFIX), []).append(record)
     rows = []
-    for base, found in groups.items():
-        seqmatch = {one.seed: one.accuracy["SeqMatch"] for one in found if "SeqMatch" in one.accuracy}
-        for name in dict.fromkeys(name for one in found for name in one.accuracy):
-            kept = [(one.seed, one.accuracy[name], digest_json(one.config)[:8]) for one in found if name in one.accuracy]
+    for base, records in groups.items():
+        seqmatch = {record.seed: record.accuracy["SeqMatch"] for record in records if "SeqMatch" in record.accuracy}
+        for name in dict.fromkeys(name for record in records for name in record.accuracy):
+            having = [record for record in records if name in record.accuracy]
+            kept = [(record.seed, record.accuracy[name], digest_json(record.config)[:8]) for record in having]
             group = pd.DataFrame(kept, columns=["seed", "values", "record"])
             gap = {} if name == "SeqMatch" else seqmatch
-            rows += [
-                {"base": base, "set": name.replace("$", "")} | row for row in _summaries(group, {"difference": gap}, by_seed)
-            ]
+            common = {"base": base, "set": name.replace("$", "")}
+            rows += [common | row for row in _summaries(group, {"difference": gap}, by_seed)]
     return _frame(rows, ("base", "set"))
 
 
@@ -530,14 +531,14 @@ def curves(evidence: Evidence, results_dir: Path | str, dataset: str, ipc: int, 
     rows = []
     for method in (base, SEQUENTIAL_PREFIX + base):
         preset = f"{dataset}-ipc{ipc}-{method}"
-        found = {run.seed: (run.stages, run.run_id, True) for run in runs_of(preset, scale, evidence.runs)}
+        runs = {run.seed: (run.stages, run.run_id, True) for run in runs_of(preset, scale, evidence.runs)}
         folders = [Path(results_dir) / name for name in ("state", "checkpoints")]
         unfinished = [path for folder in folders for path in folder.glob(f"{dataset}-{method}-ipc{ipc}-*-seed*-*/")]
         for path in unfinished if preset in preset_names() else ():
             seed = int(path.name.rpartition("-seed")[2].split("-")[0])
             if path.name == RunConfig.from_preset(preset, scale, seed).run_id:
-                found.setdefault(seed, (read_progress(path), path.name, False))
-        for seed, (stages, run_id, finished) in found.items():
+                runs.setdefault(seed, (read_progress(path), path.name, False))
+        for seed, (stages, run_id, finished) in runs.items():
             first = 0
             for k, stage in enumerate(stages, start=1):
                 common = {"method": method, "seed": seed, "stage": k, "finished": finished, "record": run_id[-8:]}
@@ -561,11 +562,11 @@ def robust(evidence: Evidence, dataset: str, scale: str) -> pd.DataFrame:
     rows = evidence.select(list(kinds.values()), dataset=dataset, scale=scale)
     rows = _where(rows, (not asked or asked.get("training.augment") == "none" for asked in rows["asked"]))
     rows = rows[rows["trained"] != "jointly"]
-    found = _pool(rows, ["method", "images", "record"], kinds, by_seed=True).dropna(subset=["plain", "random_plain"])
-    lead, bare = (found["accuracy"] - found["random"]) / 200, (found["plain"] - found["random_plain"]) / 200
-    found["label_robust"] = (lead - (real - found["accuracy"]) / 200).map(robust_score)
-    found["augmentation_robust"] = (lead + bare).map(robust_score)
-    return found.drop(columns=["seeds", "record"])
+    scores = _pool(rows, ["method", "images", "record"], kinds, by_seed=True).dropna(subset=["plain", "random_plain"])
+    lead, bare = (scores["accuracy"] - scores["random"]) / 200, (scores["plain"] - scores["random_plain"]) / 200
+    scores["label_robust"] = (lead - (real - scores["accuracy"]) / 200).map(robust_score)
+    scores["augmentation_robust"] = (lead + bare).map(robust_score)
+    return scores.drop(columns=["seeds", "record"])
 
 
 def trust(evidence: Evidence) -> pd.DataFrame:
@@ -579,8 +580,8 @@ def trust(evidence: Evidence) -> pd.DataFrame:
     for row in targets.values():
         numbers = Counter({name: count for name, count in row.items() if name != "examples"})
         other = numbers["crash"] + numbers["hang"] + numbers["memory"]
-        found = Counter(injected=numbers.total(), crashes=other, silent=numbers["silent"])
-        counts.setdefault(f"fuzzed inputs, {len(targets)} readers", Counter()).update(found)
+        outcomes = Counter(injected=numbers.total(), crashes=other, silent=numbers["silent"])
+        counts.setdefault(f"fuzzed inputs, {len(targets)} readers", Counter()).update(outcomes)
     rows = [
         (fault, row["injected"], row["crashes"] + row["other"], row["losses"], row["silent"]) for fault, row in counts.items()
     ]

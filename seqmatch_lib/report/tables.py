@@ -98,8 +98,8 @@ def build_table(
     for config in _cells_of(dataset):
         preset = config.preset
         cell = {"preset": preset, "ipc": config.ipc, "method": config.method} | _published(known, config.ipc, config.method)
-        runs = {scale: runs_of(preset, scale, records) for scale in scales}
-        done = [cell | _summarise(found, scale) for scale, found in runs.items() if found]
+        by_scale = {scale: runs_of(preset, scale, records) for scale in scales}
+        done = [cell | _summarise(runs, scale) for scale, runs in by_scale.items() if runs]
         rows += done or [cell | _summarise([], "paper")] * printed
     table = pd.DataFrame(rows, columns=COLUMNS).astype(dict.fromkeys(("iterations", "teachers", "train_images"), "Int64"))
     if not printed:
@@ -112,9 +112,9 @@ def build_table(
 @cache
 def _cells_of(dataset: str) -> list[RunConfig]:
     """Returns the presets of a data set: by ipc, references first, a base method beside its sequential form."""
-    configs = [RunConfig.from_preset(preset) for preset in preset_names() if preset.split("-")[0] == dataset]
+    cells = [RunConfig.from_preset(preset) for preset in preset_names() if preset.split("-")[0] == dataset]
     return sorted(
-        configs, key=lambda one: (one.ipc or 10**9, one.method not in REFERENCES, one.base_method, one.is_sequential)
+        cells, key=lambda cell: (cell.ipc or 10**9, cell.method not in REFERENCES, cell.base_method, cell.is_sequential)
     )
 
 
@@ -127,8 +127,7 @@ def _published(known: pd.DataFrame, ipc: int, method: str) -> dict[str, Any]:
 def _summarise(runs: Sequence[RunRecord], scale: str) -> dict[str, Any]:
     row: dict[str, Any] = {"scale": scale, "seeds": len(runs), "n": sum(run.accuracy_last["n"] for run in runs)}
     for name, kind in (("ours", "accuracy_last"), ("selected", "accuracy_selected"), ("random", "random_baseline")):
-        found = {run.seed: getattr(run, kind)["values"] for run in runs if getattr(run, kind)}
-        row |= mean_and_std(found, name)
+        row |= mean_and_std({run.seed: getattr(run, kind)["values"] for run in runs if getattr(run, kind)}, name)
     if not runs:
         return row
     config = RunConfig.from_dict(runs[0].config)
@@ -191,14 +190,14 @@ def describe_table(settings: pd.DataFrame, rehearsal: pd.DataFrame) -> str:
     """
     printed, run = settings[settings["published"].notna()], settings[settings["seeds"] > 0]
     compared = run[run["published"].notna()]
-    found = "; ".join(
+    gaps = "; ".join(
         f"{row.method} at ipc {row.ipc or 'all'} {row.ours:.1f} ({row.difference:+.1f})" for row in compared.itertuples()
     )
     seeds = [sorted({int(rows["seeds"].min()), int(rows["seeds"].max())}) if len(rows) else [0] for rows in (run, rehearsal)]
     published, rehearsed = (" to ".join(map(str, counts)) for counts in seeds)
     return (
         f"**What we find.** {printed['preset'].nunique()} cells have a published number. {compared['preset'].nunique()} of "
-        "them were run at published settings" + (f", with their distance from it in points: {found}" if found else "") + ". "
+        "them were run at published settings" + (f", with their distance from it in points: {gaps}" if gaps else "") + ". "
         f"{rehearsal['preset'].nunique()} cells were rehearsed, with smaller networks and fewer steps.\n\n"
         f"**How sure.** Seeds of distillation a cell: {published} at published settings, {rehearsed} in rehearsals, which "
         "decide nothing about published numbers. A gain of the sequence counts only beside its controls, which stand below."

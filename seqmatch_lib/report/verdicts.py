@@ -70,14 +70,14 @@ def judge_difference(gap: Gap, scale: str, controls: Mapping[str, Gap] | None = 
     """
     if not gap.seeds:
         return f"{NOT_DECIDED} (not run)"
+    directions = {name: control.direction for name, control in (controls or {}).items()}
     if scale not in PUBLISHED_SETTINGS:
-        found = [f"{name}: {one.direction}" for name, one in (controls or {}).items() if one.direction in ("behind", "level")]
-        return f"{NOT_DECIDED} (rehearsal: {'; '.join([gap.direction, *found])})"
-    gaps = {"": gap, **(controls or {})}
+        failed = [f"{name}: {direction}" for name, direction in directions.items() if direction in ("behind", "level")]
+        return f"{NOT_DECIDED} (rehearsal: {'; '.join([gap.direction, *failed])})"
     for verdict, words in ((NOT_CONFIRMED, ("level", "behind")), (NOT_DECIDED, ("not run", "1 seed", "2 seeds"))):
-        for name, one in gaps.items():
-            if one.direction in words:
-                return f"{verdict} ({f'{name}: ' if name else ''}{one.direction})"
+        for name, direction in ({"": gap.direction} | directions).items():
+            if direction in words:
+                return f"{verdict} ({f'{name}: ' if name else ''}{direction})"
     return CONFIRMED
 
 
@@ -130,12 +130,12 @@ def _accuracies(evidence: Evidence, published: pd.DataFrame) -> list[tuple[str, 
             augmented = pd.notna(row["augmented"])
             mean, std = (row["augmented"], 0.0) if augmented else (row["published"], row["published_std"])
             verdict = judge_accuracy(row["ours"], row["ours_std"], mean, std, row["seeds"], row["scale"])
-            found = ", ".join(run.config_hash[:8] for run in queries.runs_of(row["preset"], row["scale"], evidence.runs))
+            records = ", ".join(run.config_hash[:8] for run in queries.runs_of(row["preset"], row["scale"], evidence.runs))
             setting = _setting(dataset, row["ipc"], row["scale"])
             measured = f"{shown['ours']}, {_seeds(row['seeds'])}"
             claim = f"{_name(row['method'])}: the published accuracy is reached"
             control = "" if row["method"] == "random" else f"random real {shown['random']}"
-            rows.append((claim, setting, shown["published"], measured, control, verdict, found))
+            rows.append((claim, setting, shown["published"], measured, control, verdict, records))
     return rows
 
 
@@ -148,17 +148,17 @@ def _sequences(evidence: Evidence, published: pd.DataFrame) -> list[tuple[str, .
     for dataset, ipc, method in dict.fromkeys(cells):
         base = method.removeprefix(SEQUENTIAL_PREFIX)
         scale, frame = _leading(partial(queries.comparison, bases=[base]), evidence, dataset, ipc)
-        found = frame.set_index("set")
-        one_set = next((name for name in (ONE_SET, LONGER) if _gap(found, name).seeds), ONE_SET)
-        gap = _gap(found, one_set)
-        controls = {"equal cost": _gap(found, queries.EQUAL), "independent halves": _gap(found, HALVES)}
+        sets = frame.set_index("set")
+        one_set = next((name for name in (ONE_SET, LONGER) if _gap(sets, name).seeds), ONE_SET)
+        gap = _gap(sets, one_set)
+        controls = {"equal cost": _gap(sets, queries.EQUAL), "independent halves": _gap(sets, HALVES)}
         settings = queries.changed_settings(evidence, dataset, ipc, scale, [base])
         rows.append((
             f"{_name(method)} is ahead of {_name(base)}", _setting(dataset, ipc, scale, settings),
-            " over ".join(_printed(known, dataset, ipc, one) for one in (method, base)),
+            " over ".join(_printed(known, dataset, ipc, name) for name in (method, base)),
             f"{gap} ({one_set})" if one_set == LONGER else str(gap),
-            "; ".join(f"{name} {one}" for name, one in controls.items()) if gap.seeds else "",
-            judge_difference(gap, scale, controls), ", ".join(found.loc[[one_set, STAGED], "records"] if gap.seeds else []),
+            "; ".join(f"{name} {control}" for name, control in controls.items()) if gap.seeds else "",
+            judge_difference(gap, scale, controls), ", ".join(sets.loc[[one_set, STAGED], "records"] if gap.seeds else []),
         ))  # fmt: skip
     return rows
 
@@ -177,7 +177,7 @@ def _over_random(evidence: Evidence, published: pd.DataFrame) -> list[tuple[str,
         scale, frame = _leading(queries.gain_over_random, evidence, "cifar10", method="mtt", ipc=ipc)
         for row in frame.to_dict("records"):
             gap = Gap(row["gain"], row["gain_low"], row["gain_high"], row["seeds"])
-            printed = " over ".join(_printed(known, "cifar10", ipc, one) for one in ("mtt", "random"))
+            printed = " over ".join(_printed(known, "cifar10", ipc, method) for method in ("mtt", "random"))
             control = f"random real {row['accuracy'] - row['gain']:.1f}, trained alike"
             verdict, setting = judge_difference(gap, scale), _setting("cifar10", ipc, scale)
             rows.append(("MTT is ahead of random real images", setting, printed, str(gap), control, verdict, row["records"]))
@@ -189,11 +189,11 @@ def _knowing(evidence: Evidence) -> list[tuple[str, ...]]:
     rows = []
     for base in method_names():
         scale, frame = _leading(queries.order, evidence, "cifar10", 10, base=base)
-        found = frame.set_index("set")
+        sets = frame.set_index("set")
         if scale:
-            halves = found.loc["divided, staged"]
+            halves = sets.loc["divided, staged"]
             gap = Gap(-halves["difference"], -halves["difference_high"], -halves["difference_low"], halves["seeds"])
-            control = f"S_2 first {found.loc['SeqMatch, S_2 first', 'difference']:+.1f}"
+            control = f"S_2 first {sets.loc['SeqMatch, S_2 first', 'difference']:+.1f}"
             claim = f"SeqMatch-{_name(base)}: an S_2 that knows S_1 is ahead of an independent half"
             setting, verdict = _setting("cifar10", 10, scale), judge_difference(gap, scale)
             rows.append((claim, setting, "argument", str(gap), control, verdict, halves["records"]))
@@ -207,8 +207,8 @@ def _coupling(evidence: Evidence, results_dir: Path) -> list[tuple[str, ...]]:
         path = results_dir / "coupling" / run.run_id / "losses.csv"
         if path.is_file() and not changes_of(run):
             losses = pd.read_csv(path).query("images == 'hard' and training != 'real data'")
-            changes = {name: found["loss"].diff().dropna() for name, found in losses.groupby("training", sort=False)}
-            measured = "; ".join(f"{name} {', then '.join(map('{:+.2f}'.format, one))}" for name, one in changes.items())
+            changes = {name: rows["loss"].diff().dropna() for name, rows in losses.groupby("training", sort=False)}
+            measured = "; ".join(f"{name} {', then '.join(map('{:+.2f}'.format, steps))}" for name, steps in changes.items())
             rows.append((
                 "One set raises the loss of hard real images, a later subset lowers it",
                 _setting(run.dataset, run.ipc, run.scale), "figure 1", measured, "one set trained on for as long: not run",
@@ -220,20 +220,20 @@ def _coupling(evidence: Evidence, results_dir: Path) -> list[tuple[str, ...]]:
 def _leading(query: Callable[..., pd.DataFrame], evidence: Evidence, *cell: Any, **equal: Any) -> tuple[str, pd.DataFrame]:
     """Returns the first of `SCALES` at which a query finds rows that are equal in these columns, and these rows."""
     for scale in SCALES:
-        found = query(evidence, *cell, scale)
+        rows = query(evidence, *cell, scale)
         for column, value in equal.items():
-            found = found[found[column] == value]
-        if len(found):
-            return scale, found
+            rows = rows[rows[column] == value]
+        if len(rows):
+            return scale, rows
     return "", pd.DataFrame(columns=["set"])
 
 
-def _gap(found: pd.DataFrame, name: str) -> Gap:
+def _gap(sets: pd.DataFrame, name: str) -> Gap:
     """Returns the gap of the staged sequence to a set of a comparison."""
-    if name not in found.index or not found.loc[name, "seeds"]:
+    if name not in sets.index or not sets.loc[name, "seeds"]:
         return Gap(nan, nan, nan, 0)
-    row = found.loc[name]
-    return Gap(row["difference"], row["difference_low"], row["difference_high"], min(row["seeds"], found.loc[STAGED, "seeds"]))
+    row = sets.loc[name]
+    return Gap(row["difference"], row["difference_low"], row["difference_high"], min(row["seeds"], sets.loc[STAGED, "seeds"]))
 
 
 def _setting(dataset: str, ipc: int, scale: str, settings: Collection[str] = ()) -> str:
