@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, NoReturn
 from seqmatch_lib.bench.cost import CostModel
 from seqmatch_lib.errors import StorageError, require
 from seqmatch_lib.front import RESULTS, Run
-from seqmatch_lib.report.queries import Evidence
-from seqmatch_lib.runs.config import RunConfig, config_of_subsets, preset_names
+from seqmatch_lib.report.queries import Evidence, runs_of
+from seqmatch_lib.runs.config import SCALES, RunConfig, config_of_subsets, preset_names
 from seqmatch_lib.runs.coupling_measurements import load_coupling, measure_coupling
 from seqmatch_lib.runs.experiment import run_experiment
 from seqmatch_lib.runs.order import measure_order, runs_of_order
@@ -181,22 +181,36 @@ class Results:
             measure_order(config, self.work_dir)
         return self.evidence()
 
-    def measure_coupling(self, dataset: str, scale: str, seed: int = 0) -> "dict[str, DataFrame]":
-        """Returns the coupling measurements of MTT and its sequence, ten images per class; measures them if that is allowed.
+    def measure_coupling(self, dataset: str, scale: str, seed: int = 0) -> "dict[str, dict[str, DataFrame]]":
+        """Returns the coupling measurements of MTT and its sequence, ten images per class, published settings first.
+
+        Args:
+            dataset: of the runs.
+            scale: at which they are measured, if that is allowed, where they were not.
+            seed: of the runs.
+
+        Returns:
+            Scale -> measurements, as `load_coupling` returns them, for every scale of which some folder has any.
 
         Raises:
-            StorageError: it is not, and they were not measured.
+            StorageError: there are none at `scale`, and it is not allowed to measure them.
         """
-        joint, sequential = list_configs(dataset, ["mtt"], [[10], [5, 5]], scale, seed)
-        for folder in self.folders:
-            if (folder / "coupling" / sequential.run_id).is_dir():
-                return load_coupling(sequential.run_id, folder)
-        divided = list_configs(dataset, ["mtt"], [[2] * 5], scale, seed)
-        runs = [joint, sequential, *divided]
-        if self.work_dir is None:
-            self._refuse(runs, len(runs), "coupling measurement")
-        Results((self.work_dir,), self.work_dir).run(runs, with_sets=True)
-        return measure_coupling(joint, sequential, divided, self.work_dir)
+        measured: dict[str, dict[str, DataFrame]] = {}
+        for folder in reversed(self.folders):
+            records = load_runs(folder)
+            for run in records:
+                wanted = (run.dataset, run.seed) == (dataset, seed) and run in runs_of(run.preset, run.scale, records)
+                if wanted and (folder / "coupling" / run.run_id).is_dir():
+                    measured[run.scale] = load_coupling(run.run_id, folder)
+        if scale not in measured:
+            joint, sequential = list_configs(dataset, ["mtt"], [[10], [5, 5]], scale, seed)
+            divided = list_configs(dataset, ["mtt"], [[2] * 5], scale, seed)
+            runs = [joint, sequential, *divided]
+            if self.work_dir is None:
+                self._refuse(runs, len(runs), "coupling measurement")
+            Results((self.work_dir,), self.work_dir).run(runs, with_sets=True)
+            measured[scale] = measure_coupling(joint, sequential, divided, self.work_dir)
+        return {name: measured[name] for name in reversed(SCALES) if name in measured}
 
     def reevaluate(self, runs: Sequence[Run], networks: Sequence[str], num_networks: int) -> Evidence:
         """Returns what all folders hold, after sets were asked, if that is allowed, what they are worth for more networks."""

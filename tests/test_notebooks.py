@@ -130,7 +130,7 @@ def test_the_quickstart_becomes_a_page_with_pictures_and_without_bars(tmp_path):
     wanted = {"scale": "smoke", "results_dir": str(tmp_path / "results")}
     run_notebook(ROOT / "notebooks" / "00_quickstart.ipynb", tmp_path / "executed.ipynb", wanted)
     page = export_html(tmp_path / "executed.ipynb").read_text()
-    assert page.count("<img alt=") == 5  # idea, accuracies, digits, losses, CIFAR-10
+    assert page.count("<img alt=") == 6  # idea, accuracies, digits, losses, CIFAR-10 by MTT and by IDC
     assert 'alt=""' not in page
     assert "it/s" not in page
     assert page.count("<math") > 10

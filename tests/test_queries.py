@@ -13,7 +13,7 @@ import torch
 from conftest import SEED
 
 from seqmatch_lib.errors import StorageError
-from seqmatch_lib.report import charts, queries
+from seqmatch_lib.report import charts, findings, queries
 from seqmatch_lib.report.queries import (
     EQUAL,
     LONGER,
@@ -497,3 +497,9 @@ def test_a_scale_that_decides_nothing_is_named_in_the_title():
         evidence = Evidence([replace(run, scale=scale) for run in runs])
         evidence.accuracies["changes"] = [{} for _ in evidence.accuracies.index]
         assert words in charts.plot_comparison(evidence, "cifar10", 10, scale).get_suptitle()
+
+
+@pytest.mark.parametrize("name", ["find_subsets", "find_order", "find_gains", "find_bases", "find_transfer"])
+def test_a_finding_without_records_says_so(name):
+    setting = ("cifar10", "paper") if name == "find_gains" else ("cifar10", 10, "paper")
+    assert "Nothing yet: no such run has a record." in getattr(findings, name)(Evidence([]), *setting)

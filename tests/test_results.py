@@ -70,6 +70,22 @@ def test_one_subset_is_the_base_method_and_other_numbers_are_what_records_call_t
     assert config_of_subsets("cifar10", "krr", [4, 3, 3], "reduced").run_id in known
 
 
+def test_coupling_is_shown_at_every_scale_that_was_measured_with_the_published_settings_first(tmp_path):
+    short, reduced = (RunConfig.from_preset("cifar10-ipc10-seqmatch_mtt", scale) for scale in ("short", "reduced"))
+    records = {run.run_id: run for run in load_runs(ROOT / "paper_results")}
+    (stand_in,) = [run for run in records.values() if (run.preset, run.scale) == (short.preset, "short")]
+    for run in (records[reduced.run_id], stand_in):
+        run.save(tmp_path / "runs" / "cifar10" / f"{run.run_id}.json")
+        folder = tmp_path / "coupling" / run.run_id
+        folder.mkdir(parents=True)
+        shutil.copy(ROOT / "paper_results" / "coupling" / reduced.run_id / "losses.csv", folder)
+    measured = Results.open(tmp_path).measure_coupling("cifar10", "reduced")
+    assert {scale: list(tables) for scale, tables in measured.items()} == {"short": ["losses"], "reduced": ["losses"]}
+    assert list(measured) == ["short", "reduced"]
+    with pytest.raises(StorageError, match="have no coupling measurement"):
+        Results.open(tmp_path).measure_coupling("cifar10", "reduced", seed=7)
+
+
 def test_seeds_are_one_number_or_several():
     one = list_configs("digits", ["mtt", "dm"], [[10], [5, 5]], "smoke", 3)
     assert [(config.base_method, config.num_subsets) for config in one] == [("mtt", 1), ("mtt", 2), ("dm", 1), ("dm", 2)]

@@ -1,8 +1,9 @@
 """Figures of what the records say: a function a question, each beside the query of `queries` that has its numbers."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from seqmatch_lib.report import queries
 from seqmatch_lib.report.figures import PALETTE, save_figure, set_style, show_pictures, whole_ticks
 from seqmatch_lib.report.queries import HALVES, ONE_SET, PUBLISHED_SETTINGS, SETS, STAGED, Evidence, label_scale
 from seqmatch_lib.report.tables import DATASETS, UNVERIFIED, build_table, load_published
-from seqmatch_lib.runs.config import SEQUENTIAL_PREFIX, RunConfig, preset_names
+from seqmatch_lib.runs.config import SEQUENTIAL_PREFIX, RunConfig
 from seqmatch_lib.runs.pictures import load_pictures
 from seqmatch_lib.runs.records import RunRecord, load_runs
 from seqmatch_lib.subsets import load_sequence
@@ -278,6 +279,7 @@ def plot_distilled(
     dataset: str = "cifar10",
     ipc: int = 10,
     scale: str = "short",
+    bases: Collection[str] = (),
     max_per_class: int = 4,
 ) -> Figure:
     """Draws the distilled sets of a results folder side by side, every other class, a block for each subset.
@@ -287,28 +289,27 @@ def plot_distilled(
         dataset: that the sets were distilled from.
         ipc: images per class.
         scale: of the runs; those that stand for presets are drawn, see `queries.runs_of`, one a preset.
+        bases: base methods; all by default.
         max_per_class: images per class shown of each subset.
 
     Raises:
         NothingToDraw: the folder has no such set.
         DataError: whitened images have no sheet beside the set, and the data set is not there.
     """
-    results_dir, spec = Path(results_dir), find_dataset(dataset)
-    records = load_runs(results_dir)
-    presets = [name for name in preset_names() if name.startswith(f"{dataset}-ipc{ipc}-")]
-    runs = [run for name in presets for run in queries.runs_of(name, scale, records) if _set_path(results_dir, run).is_file()]
-    runs = list({run.preset: run for run in reversed(runs)}.values())
-    require(bool(runs), f"{results_dir / 'distilled'} has no set of {dataset} as a preset makes it", NothingToDraw)
+    results_dir, spec, records = Path(results_dir), find_dataset(dataset), load_runs(results_dir)
     blocks, names = {}, [str(label) for label in range(spec.num_classes)]
-    for run in sorted(runs, key=lambda run: (run.method.removeprefix(SEQUENTIAL_PREFIX), run.num_subsets)):
+    for base, prefix in product(bases or method_names(), ("", SEQUENTIAL_PREFIX)):
+        runs = queries.runs_of(f"{dataset}-ipc{ipc}-{prefix}{base}", scale, records)
+        run = next((run for run in runs if _set_path(results_dir, run).is_file()), None)
+        if run is None:
+            continue
         names = load_sequence(_set_path(results_dir, run)).metadata.get("class_names", names)
-        base = run.method.removeprefix(SEQUENTIAL_PREFIX)
-        method = run.method.replace(SEQUENTIAL_PREFIX, "SeqMatch-").replace(base, base.upper())
         pictures = load_pictures(RunConfig.from_dict(run.config), _set_path(results_dir, run))
         for k, pixels in enumerate(pictures, start=1):
             accuracy = f"{run.accuracy_last['mean']:.1f} %"
-            shown = f"$S_{k}$" + f" (all: {accuracy})" * (k == len(pictures)) if len(pictures) > 1 else accuracy
-            blocks[f"{method}\n{shown}"] = pixels
+            shown = f"$S_{k}$" + f" (all: {accuracy})" * (k == len(pictures)) if prefix else accuracy
+            blocks[f"{'SeqMatch-' * bool(prefix)}{base.upper()}\n{shown}"] = pixels
+    require(bool(blocks), f"{results_dir / 'distilled'} has no set of {dataset} as a preset makes it", NothingToDraw)
     return show_pictures(blocks, names, max_per_class=max_per_class, classes=range(0, spec.num_classes, 2))
 
 

@@ -15,6 +15,7 @@ from seqmatch_lib.report.queries import Evidence, label_scale
 from seqmatch_lib.runs.config import SCALES
 from seqmatch_lib.runs.records import RunRecord, load_runs
 
+NOTHING = "Nothing yet: no such run has a record."
 OF_SCALES = {
     "smoke": "Scale smoke: these numbers mean nothing.",
     "reduced": "A rehearsal has smaller networks, fewer teachers and fewer iterations than published, and decides nothing "
@@ -51,16 +52,22 @@ def name_setting(dataset: str, ipc: int | None, scale: str, settings: Collection
     return f"{dataset}, {f'{ipc} images per class, ' if ipc else ''}{label_scale(scale, settings)}"
 
 
+def name_runs(evidence: Evidence, dataset: str, ipc: int, scale: str, bases: Collection[str] = ()) -> str:
+    """Returns what a heading says of the runs that stand for presets, with what they changed; all base methods by default."""
+    return name_setting(dataset, ipc, scale, queries.changed_settings(evidence, dataset, ipc, scale, bases))
+
+
 def tabulate_comparison(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Styler:
     """Returns `queries.comparison` as notebooks show it, with its setting above."""
-    settings = queries.changed_settings(evidence, dataset, ipc, scale)
     frame = queries.format_frame(queries.comparison(evidence, dataset, ipc, scale))
-    return queries.style_frame(frame, name_setting(dataset, ipc, scale, settings))
+    return queries.style_frame(frame, name_runs(evidence, dataset, ipc, scale))
 
 
 def find_subsets(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str:
     """How accuracy changes with K, beside one set of equal cost."""
     frame = queries.subsets(evidence, dataset, ipc, scale)
+    if frame.empty:
+        return _finding(dataset, ipc, scale, NOTHING, "")
     frame = frame[frame["even"]].sort_values("num_subsets", kind="stable")
     courses = []
     for base, rows in frame.groupby("base", sort=False):
@@ -83,6 +90,8 @@ def find_subsets(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str:
 def find_order(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str:
     """Whether the division, the sequence or the order of training is what matters."""
     frame = queries.order(evidence, dataset, ipc, scale)
+    if frame.empty:
+        return _finding(dataset, ipc, scale, NOTHING, "")
     halves, parts = [], []
     for base, rows in frame.set_index("set").groupby("base", sort=False):
         divided, sequence = rows.loc[["divided, staged", "SeqMatch"], "accuracy"]
@@ -107,6 +116,8 @@ def find_order(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str:
 def find_gains(evidence: Evidence, dataset: str, scale: str, base: str = "mtt") -> str:
     """How the lead over random real images changes as the set grows, alone and in sequence."""
     frame = gains_at_several_sizes(evidence, dataset, scale)
+    if frame.empty:
+        return _finding(dataset, None, scale, NOTHING, "")
     alone, sequence = (frame[frame["method"] == name] for name in (base, f"seqmatch_{base}"))
 
     def course(rows: pd.DataFrame) -> str:
@@ -148,6 +159,8 @@ def find_growth(results_dir: Path, dataset: str, scale: str) -> str:
 def find_bases(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str:
     """Whether the sequence helps each base method, first against one set as the preset makes it, then against its controls."""
     frame = queries.comparison(evidence, dataset, ipc, scale)
+    if frame.empty:
+        return _finding(dataset, ipc, scale, NOTHING, "")
     plain = _gaps(frame, queries.ONE_SET)
     return _finding(
         dataset,
@@ -162,6 +175,8 @@ def find_bases(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str:
 def find_transfer(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str:
     """What sets are worth for architectures that they were not distilled with."""
     frame = transfer(evidence, dataset, ipc, scale)
+    if frame.empty:
+        return _finding(dataset, ipc, scale, NOTHING, "")
     parts = []
     for method, rows in frame.groupby("method", sort=False):
         gains = [f"{gain:+.1f} on {name}" for name, gain in zip(rows["network"], rows["gain"], strict=True)]
@@ -185,8 +200,9 @@ def transfer(evidence: Evidence, dataset: str, ipc: int, scale: str) -> pd.DataF
     """
     rows = evidence.accuracies
     rows = rows[(rows["dataset"] == dataset) & (rows["ipc"] == ipc) & (rows["scale"] == scale)]
-    rows = rows[[changes.keys() <= {"evaluation.networks", "evaluation.num_networks"} for changes in rows["changes"]]]
-    rows = rows[[all(key.startswith("evaluation.") for key in asked) for asked in rows["asked"]]]
+    of_networks = {"evaluation.networks", "evaluation.num_networks"}
+    rows = queries.where(rows, (changes.keys() <= of_networks for changes in rows["changes"]))
+    rows = queries.where(rows, (all(key.startswith("evaluation.") for key in asked) for asked in rows["asked"]))
     rows = rows[(rows["trained"] != "jointly") & (rows["method"] != "random")]
     pooled = []
     for (method, network), group in rows.groupby(["method", "network"], sort=False):
@@ -199,7 +215,7 @@ def transfer(evidence: Evidence, dataset: str, ipc: int, scale: str) -> pd.DataF
     columns = ["method", "network", "accuracy", "random", "gain", "seeds", "n"]
     frame = pd.DataFrame(pooled, columns=None if pooled else columns)
     several = frame.groupby("method")["network"].transform("nunique") > 1 if pooled else []
-    return frame[several].reset_index(drop=True)
+    return queries.where(frame, several).reset_index(drop=True)
 
 
 def find_digits(runs: Mapping[str, RunRecord]) -> str:
@@ -246,28 +262,40 @@ def split_reference(runs: Mapping[str, RunRecord]) -> tuple[dict[str, Any], dict
     return {name: accuracy for name, accuracy in accuracies.items() if name != WHOLE}, accuracies.get(WHOLE)
 
 
-def find_coupling(measured: dict[str, pd.DataFrame], note: str) -> str:
-    """What the measurements of one joint and one sequential set say about the paper's argument."""
-    losses = measured["losses"].groupby(["training", "images"])["loss"].agg(["first", "last"])
-    gradients = measured["gradients"].groupby("ipc")["coupling"].mean()
-    deciles = measured["deciles"].pivot_table("accuracy", "decile", "after")
-    gain = deciles.iloc[:, -1] - deciles.iloc[:, 0]
-    errors = measured["errors"].groupby(["set", "epoch"], sort=False)["error"].mean()
-    late = errors.groupby("set", sort=False).last()
+def find_coupling(measured: dict[str, pd.DataFrame], setting: str) -> str:
+    """What the measurements of one joint and one sequential set say about the paper's argument, as far as they were made."""
+    parts, sure = [], ["One joint and one sequential set, one seed"]
+    if "losses" in measured:
+        losses = measured["losses"].groupby(["training", "images"])["loss"].agg(["first", "last"])
+        parts.append(
+            f"After training on the joint set, the loss of easy real images is {losses.loc[('MTT', 'easy'), 'last']:.2f} and "
+            f"that of hard ones {losses.loc[('MTT', 'hard'), 'last']:.2f}, where fresh networks begin at "
+            f"{losses.loc[('MTT', 'hard'), 'first']:.2f}; after the sequence they are "
+            f"{losses.loc[('SeqMatch', 'easy'), 'last']:.2f} and {losses.loc[('SeqMatch', 'hard'), 'last']:.2f}."
+        )
+    if "gradients" in measured:
+        gradients = measured["gradients"].groupby("ipc")["coupling"].mean()
+        parts.append(
+            f"When the other half of the joint set is added, the gradient of one half changes by {gradients.iloc[0]:.2f} of "
+            f"its length at {gradients.index[0]} images per class, and by {gradients.iloc[-1]:.2f} at {gradients.index[-1]}."
+        )
+        sure.append(f"gradients at {measured['gradients']['match'].nunique()} segments of one teacher")
+    if "deciles" in measured:
+        deciles = measured["deciles"].pivot_table("accuracy", "decile", "after")
+        gain = deciles.iloc[:, -1] - deciles.iloc[:, 0]
+        parts.append(
+            f"The second subset adds {gain.iloc[0]:+.1f} points on the easiest tenth of test images and "
+            f"{gain.iloc[-1]:+.1f} on the hardest, {gain.mean():+.1f} on average."
+        )
+    if "errors" in measured:
+        late = measured["errors"].groupby(["set", "epoch"], sort=False)["error"].mean().groupby("set", sort=False).last()
+        errors = _join([f"{value:.2f} for {name}" for name, value in late.items()])
+        parts.append(f"At the last start epoch the matching error is {errors}.")
+        sure.append("errors over all teachers")
     return (
-        f"**What we find** ({note}). After training on the joint set, the loss of easy real images is "
-        f"{losses.loc[('MTT', 'easy'), 'last']:.2f} and that of hard ones {losses.loc[('MTT', 'hard'), 'last']:.2f}, where "
-        f"fresh networks begin at {losses.loc[('MTT', 'hard'), 'first']:.2f}; after the sequence they are "
-        f"{losses.loc[('SeqMatch', 'easy'), 'last']:.2f} and {losses.loc[('SeqMatch', 'hard'), 'last']:.2f}. "
-        "When the other half of the "
-        f"joint set is added, the gradient of one half changes by {gradients.iloc[0]:.2f} of its length at "
-        f"{gradients.index[0]} images per class, and by {gradients.iloc[-1]:.2f} at {gradients.index[-1]}; the second subset "
-        f"adds {gain.iloc[0]:+.1f} points on the easiest tenth of test images and {gain.iloc[-1]:+.1f} on the hardest, "
-        f"{gain.mean():+.1f} on average. At the last start epoch the matching error is "
-        f"{_join([f'{value:.2f} for {name}' for name, value in late.items()])}.\n\n"
-        f"**How sure.** One joint and one sequential set, one seed; gradients at {measured['gradients']['match'].nunique()} "
-        "segments of one teacher, errors over all teachers. A control is missing here: the second subset comes with a second "
-        "stage of training, and `21_ablation_order` shows what independent halves do in its place."
+        f"**What we find** ({setting}). {' '.join(parts)}\n\n**How sure.** {_join(sure, '; ')}. A control is missing here: "
+        "the second subset comes with a second stage of training, and `21_ablation_order` shows what independent halves do in "
+        "its place."
     )
 
 

@@ -228,10 +228,11 @@ def _with_settings(rows: pd.DataFrame, settings: Collection[str], compared: Sequ
         ignored = {f"{base}.{key}" if key == "iterations" else key for key in compared}
         return {f"{key}={value}" for key, value in changes.items() if key not in ignored} == set(settings)
 
-    return _where(rows, map(differs, rows["base"], rows["changes"]))
+    return where(rows, map(differs, rows["base"], rows["changes"]))
 
 
-def _where(rows: pd.DataFrame, chosen: Iterable[bool]) -> pd.DataFrame:
+def where(rows: pd.DataFrame, chosen: Iterable[bool]) -> pd.DataFrame:
+    """Returns the chosen rows; of no rows none, with their columns."""
     return rows[np.fromiter(chosen, bool)]
 
 
@@ -247,7 +248,7 @@ def baselines(evidence: Evidence, scale: str) -> pd.DataFrame:
 def changed(evidence: Evidence, dataset: str, scale: str) -> pd.DataFrame:
     """Runs with changed settings, one a row: ablations, equal compute, other protocols."""
     rows = evidence.select(KINDS, dataset=dataset, scale=scale)
-    rows = _where(rows, map(bool, rows["changes"]))
+    rows = where(rows, map(bool, rows["changes"]))
     rows = rows.assign(changed=[_describe(changes, "ipc") for changes in rows["changes"]])
     pooled = _pool(rows, ["method", "ipc", "num_subsets", "changed", "record"], {kind: kind for kind in KINDS}, by_seed=True)
     return pooled.drop(columns=["seeds", "record"])
@@ -327,7 +328,7 @@ def _efforts(evidence: Evidence, dataset: str, ipc: int, scale: str, settings: C
     """Returns effort -> rows of networks trained as their run did, jointly, or for other numbers of epochs."""
     rows = evidence.select(["last", "joint", "last again"], dataset=dataset, ipc=ipc, scale=scale)
     rows = _with_settings(rows[~rows["method"].isin(REFERENCES)], settings, ("iterations", "ipc", "subset_ipcs", "intervals"))
-    rows = _where(rows, (asked.keys() <= {"training.epochs"} for asked in rows["asked"]))
+    rows = where(rows, (asked.keys() <= {"training.epochs"} for asked in rows["asked"]))
     rows = rows.sort_values(["base", "num_subsets", "teachers", "iterations", "trained", "epochs"], kind="stable")
     return {Effort(*key[:-1]): group for key, group in rows.groupby([*Effort._fields, "each"], sort=False)}
 
@@ -475,7 +476,7 @@ def gain_over_random(evidence: Evidence, dataset: str, scale: str, by_seed: bool
     """
     rows = evidence.select(["last", "random"], dataset=dataset, scale=scale)
     rows = rows[~rows["method"].isin(REFERENCES) & rows["even"]]
-    rows = _where(rows, (changes.keys() <= {"ipc", "subset_ipcs"} for changes in rows["changes"]))
+    rows = where(rows, (changes.keys() <= {"ipc", "subset_ipcs"} for changes in rows["changes"]))
     rows = rows.assign(of_preset=~rows["changes"].astype(bool)).sort_values(["method", "num_subsets", "ipc"], kind="stable")
     by, pooled = ["method", "num_subsets", "ipc"], []
     for key, group in rows.groupby(by, sort=False):
@@ -484,7 +485,7 @@ def gain_over_random(evidence: Evidence, dataset: str, scale: str, by_seed: bool
         common = dict(zip(by, key, strict=True)) | {"of_preset": bool(group["of_preset"].max())}
         last = group[group["kind"] == "last"]
         pooled += [common | row for row in _summaries(last, {"gain": random}, by_seed)]
-    return _frame(pooled, (*by, "of_preset"))
+    return _frame(pooled, (*by, "of_preset", "gain"))
 
 
 def order(
@@ -560,7 +561,7 @@ def robust(evidence: Evidence, dataset: str, scale: str) -> pd.DataFrame:
     real = fmean(map(fmean, whole["values"]))
     kinds = {"accuracy": "last", "random": "random", "plain": "last again", "random_plain": "random again"}
     rows = evidence.select(list(kinds.values()), dataset=dataset, scale=scale)
-    rows = _where(rows, (not asked or asked.get("training.augment") == "none" for asked in rows["asked"]))
+    rows = where(rows, (not asked or asked.get("training.augment") == "none" for asked in rows["asked"]))
     rows = rows[rows["trained"] != "jointly"]
     scores = _pool(rows, ["method", "images", "record"], kinds, by_seed=True).dropna(subset=["plain", "random_plain"])
     lead, bare = (scores["accuracy"] - scores["random"]) / 200, (scores["plain"] - scores["random_plain"]) / 200

@@ -29,7 +29,6 @@ from seqmatch_lib.report.queries import (
 )
 from seqmatch_lib.report.tables import DAGGER, DATASETS, UNVERIFIED, build_table, format_table
 from seqmatch_lib.runs.config import SEQUENTIAL_PREFIX
-from seqmatch_lib.runs.records import changes_of
 
 CONFIRMED, NOT_CONFIRMED, NOT_DECIDED = "confirmed", "not confirmed", "not decided"
 SCALES = (*PUBLISHED_SETTINGS, "reduced")  # the one that decides first
@@ -205,13 +204,15 @@ def _coupling(evidence: Evidence, results_dir: Path) -> list[tuple[str, ...]]:
     rows = []
     for run in evidence.runs:
         path = results_dir / "coupling" / run.run_id / "losses.csv"
-        if path.is_file() and not changes_of(run):
+        if path.is_file() and run in queries.runs_of(run.preset, run.scale, evidence.runs):
+            cell = run.dataset, run.ipc, run.scale
+            setting = _setting(*cell, queries.changed_settings(evidence, *cell, ["mtt"]))
             losses = pd.read_csv(path).query("images == 'hard' and training != 'real data'")
             changes = {name: rows["loss"].diff().dropna() for name, rows in losses.groupby("training", sort=False)}
             measured = "; ".join(f"{name} {', then '.join(map('{:+.2f}'.format, steps))}" for name, steps in changes.items())
             rows.append((
                 "One set raises the loss of hard real images, a later subset lowers it",
-                _setting(run.dataset, run.ipc, run.scale), "figure 1", measured, "one set trained on for as long: not run",
+                setting, "figure 1", measured, "one set trained on for as long: not run",
                 judge_difference(Gap(nan, nan, nan, 1), run.scale), run.config_hash[:8],
             ))  # fmt: skip
     return rows
