@@ -141,7 +141,7 @@ def test_architectures_stand_beside_random_real_images():
 @pytest.mark.parametrize("scale", ["short", "reduced"])
 def test_the_committed_sets_are_drawn_with_the_accuracies_of_their_records(tmp_path, monkeypatch, scale):
     monkeypatch.setenv("SEQMATCH_DATA", str(tmp_path))  # sheets are kept of those that are whitened
-    figure = charts.plot_distilled(ROOT / "paper_results", scale=scale)
+    figure = charts.plot_distilled(str(ROOT / "paper_results"), scale=scale)
     titles = [axis.get_title() for axis in figure.axes]
     plt.close(figure)
     runs = {run.run_id: run for run in load_runs(ROOT / "paper_results") if run.scale == scale}

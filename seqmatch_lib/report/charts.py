@@ -296,7 +296,7 @@ def plot_distilled(
         NothingToDraw: the folder has no such set.
         DataError: whitened images have no sheet beside the set, and the data set is not there.
     """
-    results_dir, spec, records = Path(results_dir), find_dataset(dataset), load_runs(results_dir)
+    results_dir, spec, records = Path(results_dir), find_dataset(dataset), load_runs(Path(results_dir))
     blocks, names = {}, [str(label) for label in range(spec.num_classes)]
     for base, prefix in product(bases or method_names(), ("", SEQUENTIAL_PREFIX)):
         runs = queries.runs_of(f"{dataset}-ipc{ipc}-{prefix}{base}", scale, records)
