@@ -143,6 +143,7 @@ def test_the_committed_sets_are_drawn_with_the_accuracies_of_their_records(tmp_p
     monkeypatch.setenv("SEQMATCH_DATA", str(tmp_path))  # sheets are kept of those that are whitened
     figure = charts.plot_distilled(str(ROOT / "paper_results"), scale=scale)
     titles = [axis.get_title() for axis in figure.axes]
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["airplane", "bird", "deer", "frog", "ship"]
     plt.close(figure)
     runs = {run.run_id: run for run in load_runs(ROOT / "paper_results") if run.scale == scale}
     sets = (ROOT / "paper_results" / "distilled").glob("cifar10-mtt-ipc10-*.safetensors")

@@ -13,7 +13,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from seqmatch_lib.data.datasets import find_dataset
+from seqmatch_lib.data.datasets import DatasetSpec, find_dataset
 from seqmatch_lib.errors import StorageError, require
 from seqmatch_lib.methods import method_names
 from seqmatch_lib.report import queries
@@ -297,13 +297,12 @@ def plot_distilled(
         DataError: whitened images have no sheet beside the set, and the data set is not there.
     """
     results_dir, spec, records = Path(results_dir), find_dataset(dataset), load_runs(Path(results_dir))
-    blocks, names = {}, [str(label) for label in range(spec.num_classes)]
+    blocks, names = {}, _class_names(results_dir / "distilled", spec)
     for base, prefix in product(bases or method_names(), ("", SEQUENTIAL_PREFIX)):
         runs = queries.runs_of(f"{dataset}-ipc{ipc}-{prefix}{base}", scale, records)
         run = next((run for run in runs if _set_path(results_dir, run).is_file()), None)
         if run is None:
             continue
-        names = load_sequence(_set_path(results_dir, run)).metadata.get("class_names", names)
         pictures = load_pictures(RunConfig.from_dict(run.config), _set_path(results_dir, run))
         for k, pixels in enumerate(pictures, start=1):
             accuracy = f"{run.accuracy_last['mean']:.1f} %"
@@ -311,6 +310,12 @@ def plot_distilled(
             blocks[f"{'SeqMatch-' * bool(prefix)}{base.upper()}\n{shown}"] = pixels
     require(bool(blocks), f"{results_dir / 'distilled'} has no set of {dataset} as a preset makes it", NothingToDraw)
     return show_pictures(blocks, names, max_per_class=max_per_class, classes=range(0, spec.num_classes, 2))
+
+
+def _class_names(folder: Path, spec: DatasetSpec) -> list[str]:
+    """Returns the names that some set of a data set knows; older sets know none."""
+    known = (load_sequence(path).metadata.get("class_names") for path in sorted(folder.glob(f"{spec.name}-*.safetensors")))
+    return next(filter(None, known), [str(label) for label in range(spec.num_classes)])
 
 
 def _set_path(results_dir: Path, run: RunRecord) -> Path:
