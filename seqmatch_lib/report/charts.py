@@ -151,7 +151,9 @@ def _plot_seeds(frame: pd.DataFrame, names: Sequence[str] | None, title: str, re
     rows = [list(dict.fromkeys(panel["set"])) if names is None else list(names) for panel in panels.values()]
     columns = 1 if names is None else len(panels)
     size = (
-        (9, sum(0.8 + 0.3 * len(own) for own in rows)) if names is None else (3.2 + 2.1 * len(panels), 1.3 + 0.3 * len(names))
+        (9, sum(0.8 + 0.3 * len(own) for own in rows))
+        if names is None
+        else (max(7.0, 3.2 + 2.1 * len(panels)), 1.3 + 0.3 * len(names))
     )
     figure, axes = plt.subplots(
         len(panels) // columns, columns, figsize=size, squeeze=False, sharex=names is None, sharey=names is not None,
@@ -339,6 +341,7 @@ def write_figures(
     evidence, published = Evidence.load(results_dir), load_published(results_dir)
     plots = {"comparison": plot_comparison, "effort": plot_effort, "subsets": plot_subsets}
     cells = [(f"{name}_{ipc}", plot, ("cifar10", ipc, "reduced")) for ipc in (10, 50) for name, plot in plots.items()]
+    cells += [("comparison_10_short", plot_comparison, ("cifar10", 10, "short"))]
     cells += [("order", plot_order, ("cifar10", 10, "reduced")), ("gain", plot_gain, ("cifar10", "reduced"))]
     drawn = [(name, partial(plot, evidence, *cell)) for name, plot, cell in cells]
     drawn += [(dataset, partial(plot_table, published, evidence.runs, dataset)) for dataset in DATASETS]
