@@ -13,7 +13,6 @@ from seqmatch_lib.runs.config import RunConfig
 from seqmatch_lib.runs.experiment import run_experiment
 from seqmatch_lib.runs.records import compare_runs, load_runs
 from seqmatch_lib.runs.stages import StageCheckpoint
-from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset
 
 ROOT = Path(__file__).parents[1]
 
@@ -37,9 +36,8 @@ def record(tmp_path_factory):
 
 def test_images_stand_by_class_and_subset():
     images = torch.arange(6.0).view(6, 1, 1, 1).expand(6, 1, 2, 2) / 10  # three classes of two images
-    subset = SyntheticSubset(images, torch.tensor([0, 0, 1, 1, 2, 2]), 0.5)
-    sequence = SubsetSequence((subset, subset))
-    figure = figures.show_images(sequence, lambda x: x, ["a", "b", "c"], "title")
+    blocks = {"$S_1$, step size 0.5": images, "$S_2$": images}
+    figure = figures.show_pictures(blocks, ["a", "b", "c"], "title")
     left, right = figure.axes
     shown = left.images[0].get_array()
     assert shown.shape == (8, 5)  # images of 2 pixels, with a white one between them
@@ -49,7 +47,7 @@ def test_images_stand_by_class_and_subset():
     assert [label.get_text() for label in left.get_yticklabels()] == ["a", "b", "c"]
     assert [label.get_text() for label in right.get_yticklabels()] == []
     assert left.get_title() == "$S_1$\nstep size 0.5"
-    one = figures.show_images(sequence, lambda x: x, ["a", "b", "c"], max_per_class=1, classes=[2, 0]).axes[0]
+    one = figures.show_pictures(blocks, ["a", "b", "c"], max_per_class=1, classes=[2, 0]).axes[0]
     assert one.images[0].get_array()[::3, ::3].tolist() == pytest.approx(torch.tensor([[0.4], [0.0]]))
     assert [label.get_text() for label in one.get_yticklabels()] == ["c", "a"]
 

@@ -1,6 +1,6 @@
 """Figures of the notebooks: distilled images, loss curves, accuracy bars, and the sketch of the method."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from seqmatch_lib.errors import StorageError, require
 from seqmatch_lib.runs.config import RunConfig
 from seqmatch_lib.runs.records import RunRecord
 from seqmatch_lib.runs.stages import read_progress
-from seqmatch_lib.subsets import SubsetSequence
 
 PALETTE = "colorblind"
 
@@ -76,31 +75,6 @@ def show_examples(dataset: ImageDataset) -> Figure:
     return figure
 
 
-def show_images(
-    sequence: SubsetSequence,
-    to_pixels: Callable[[torch.Tensor], torch.Tensor],
-    class_names: Sequence[str],
-    title: str = "",
-    max_per_class: int = 10,
-    classes: Sequence[int] | None = None,
-) -> Figure:
-    """Draws the images, a row for each class and a block of columns for each subset.
-
-    Args:
-        sequence: S_1 … S_K; images are stored class by class. `SubsetSequence(sequence.subsets[1:2])` shows one of them.
-        to_pixels: undoes the preprocessing, ZCA too; what it returns is clipped to [0, 1].
-        class_names: one a label.
-        title: of the figure.
-        max_per_class: images per class shown of each subset.
-        classes: labels to show, in this order; all by default.
-    """
-    blocks = {}
-    for k, subset in enumerate(sequence.subsets, start=1):
-        name = f"$S_{k}$, " if len(sequence) > 1 else ""
-        blocks[f"{name}step size {subset.lr:.3g}"] = to_pixels(subset.images)
-    return show_pictures(blocks, class_names, title, max_per_class, classes)
-
-
 def show_pictures(
     blocks: Mapping[str, torch.Tensor],
     class_names: Sequence[str],
@@ -112,10 +86,10 @@ def show_pictures(
 
     Args:
         blocks: name -> (classes * ipc, C, H, W) pixels, sorted by class; they are clipped to [0, 1].
-        class_names: and the rest: as in `show_images`.
-        title: see there.
-        max_per_class: see there.
-        classes: see there.
+        class_names: one a label.
+        title: of the figure.
+        max_per_class: images per class shown of each set.
+        classes: labels to show, in this order; all by default.
     """
     shown = list(range(len(class_names)) if classes is None else classes)
     columns = [min(max_per_class, len(pixels) // len(class_names)) for pixels in blocks.values()]
