@@ -7,12 +7,11 @@ import pandas as pd
 import pytest
 import torch
 
-from seqmatch_lib.errors import OutOfTime, StorageError
+from seqmatch_lib.errors import StorageError
 from seqmatch_lib.report import charts, figures
 from seqmatch_lib.runs.config import RunConfig
 from seqmatch_lib.runs.experiment import run_experiment
-from seqmatch_lib.runs.records import compare_runs, load_runs
-from seqmatch_lib.runs.stages import StageCheckpoint
+from seqmatch_lib.runs.records import load_runs
 
 ROOT = Path(__file__).parents[1]
 
@@ -60,40 +59,6 @@ def test_losses_of_later_stages_follow_those_of_earlier_ones(record):
     assert second.get_xdata().tolist() == [8, 9, 10, 11, 12]
     losses = record.stages[0]["losses"]
     assert first.get_ydata()[0] == pytest.approx((losses[0] + losses[1]) / 2)
-
-
-def test_a_run_can_be_watched_while_it_goes_on(tmp_path, monkeypatch):
-    config = quick_config()
-    with pytest.raises(StorageError, match=r"has no checkpoint in .*state yet; look again later"):
-        figures.plot_progress(config, tmp_path)
-
-    def save_and_stop(*progress):
-        save(*progress)
-        raise OutOfTime
-
-    save = StageCheckpoint.save
-    with monkeypatch.context() as patch:
-        patch.setattr(StageCheckpoint, "save", save_and_stop)
-        with pytest.raises(OutOfTime):
-            run_experiment(config, tmp_path, save_seconds=0)
-    left, right = figures.plot_progress(config, tmp_path, window=1).axes
-    assert left.lines[0].get_xdata().tolist() == [1]
-    assert left.get_xlabel() == "iteration"
-    run_experiment(config, tmp_path)
-    left, right = figures.plot_progress(config, tmp_path, window=1).axes
-    assert [len(line.get_xdata()) for line in left.lines] == [6, 6]
-    assert [line.get_xdata().tolist() for line in right.lines] == [[2, 4, 6]] * 2
-
-
-def test_two_runs_are_compared_by_settings_and_results(record, tmp_path):
-    other = run_experiment(quick_config(**{"mtt.syn_steps": 2}), tmp_path)
-    frame = compare_runs(record, other)
-    assert frame.loc["mtt.syn_steps"].tolist() == ["3", "2", ""]
-    assert "mtt.lr_img" not in frame.index
-    difference = other.accuracy_last["mean"] - record.accuracy_last["mean"]
-    assert frame.loc["accuracy_last", "difference"] == f"{difference:+.1f}"
-    assert {"distillation, s", "evaluation, MiB"} <= set(frame.index)
-    assert compare_runs(record, record).index[0] == "accuracy_last"
 
 
 def test_whole_ticks_are_whole():

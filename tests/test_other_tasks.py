@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from seqmatch_lib.data.builtin import ALPHABET, draw_name, read_canvas_digits, read_digits, read_place_names, spell
+from seqmatch_lib.data.builtin import ALPHABET, draw_name, read_canvas_digits, read_digits, read_place_names
 from seqmatch_lib.data.datasets import Split, load_dataset
 from seqmatch_lib.data.labels import IGNORED, count_right, image_classes
 from seqmatch_lib.engine.inner_loop import InnerBatch, unroll
@@ -15,6 +15,13 @@ from seqmatch_lib.runs.experiment import run_experiment
 from seqmatch_lib.subsets import load_sequence
 
 QUICK = {"training.epochs": 4, "evaluation.num_networks": 2}
+
+
+def spell(image: torch.Tensor) -> str:
+    """The brightest letter at each place, spaces where it is dark."""
+    brightest = image[0, : len(ALPHABET)].max(0)
+    places = zip(brightest.values.tolist(), brightest.indices.tolist(), strict=True)
+    return "".join(ALPHABET[row] if value >= 0.5 else " " for value, row in places).rstrip()
 
 
 def test_a_canvas_holds_one_digit_whose_ink_is_labelled():

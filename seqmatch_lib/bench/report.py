@@ -9,7 +9,6 @@ from seqmatch_lib.errors import require
 from seqmatch_lib.store.files import read_json, write_json
 
 Benchmark = Mapping[str, Any]
-ALLOCATORS = ("default", "kept")
 
 
 def save_benchmark(result: dict[str, Any], folder: Path) -> Path:

@@ -68,18 +68,6 @@ def draw_name(name: str) -> torch.Tensor:
     return image
 
 
-def spell(image: torch.Tensor) -> str:
-    """Returns the brightest letter at each place of a (1, 32, 16) image of pixels in [0, 1], spaces where it is dark.
-
-    The image need not be a real name's: in a distilled one a place can hold several letters at once.
-    """
-    brightest = image[0, : len(ALPHABET)].max(0)
-    letters = [
-        ALPHABET[row] if value >= 0.5 else " " for value, row in zip(*(part.tolist() for part in brightest), strict=True)
-    ]
-    return "".join(letters).rstrip()
-
-
 def _names_of(code: str) -> set[str]:
     from babel import Locale
 

@@ -16,9 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from seqmatch_lib.data.datasets import ImageDataset
 from seqmatch_lib.data.labels import image_classes
 from seqmatch_lib.errors import StorageError, require
-from seqmatch_lib.runs.config import RunConfig
 from seqmatch_lib.runs.records import RunRecord
-from seqmatch_lib.runs.stages import read_progress
 
 PALETTE = "colorblind"
 
@@ -129,35 +127,6 @@ def plot_losses(records: Mapping[str, RunRecord], window: int = 20, axis: Axes |
     axis.set(xlabel="iteration", ylabel=f"matching loss, mean over {window} iterations", title=title)
     axis.legend(frameon=False)
     return axis
-
-
-def plot_progress(config: RunConfig, results_dir: Path | str = "paper_results", window: int = 20) -> Figure:
-    """Draws the losses, and the validation accuracies if there are any, of a run that may still be going on.
-
-    Args:
-        config: of the run.
-        results_dir: where it runs.
-        window: iterations over which the running mean is taken.
-
-    Raises:
-        StorageError: it has not reached its first checkpoint there.
-    """
-    stages = read_progress(Path(results_dir) / "state" / config.run_id)
-    require(bool(stages), f"{config.run_id} has no checkpoint in {results_dir}/state yet; look again later", StorageError)
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2))
-    color = sns.color_palette(PALETTE)[0]
-    _draw_losses(left, [stage["losses"] for stage in stages], "$S_1$" if len(stages) == 1 else "", color, window)
-    left.set(xlabel="iteration", ylabel=f"matching loss, mean over {window} iterations")
-    left.legend(frameon=False)
-    for k, stage in enumerate(stages, start=1):
-        if stage["scores"]:
-            right.plot(*zip(*stage["scores"], strict=True), "o-", label=f"$S_{k}$")
-    right.set(xlabel="iteration of the stage", ylabel="accuracy on selection images, %")
-    if right.has_data():
-        right.legend(frameon=False)
-    figure.suptitle(f"{config.run_id}: {len(stages)} of {config.num_subsets} stages begun", fontsize=10)
-    figure.tight_layout()
-    return figure
 
 
 def _draw_losses(axis: Axes, stages: Sequence[Sequence[float]], label: str, color: Any, window: int) -> None:

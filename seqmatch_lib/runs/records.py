@@ -391,35 +391,6 @@ def tabulate_accuracies(records: Mapping[Any, Sequence[RunRecord]], names: str |
     return DataFrame(rows)
 
 
-def compare_runs(first: RunRecord, second: RunRecord) -> "DataFrame":
-    """Returns two runs side by side: what differs in their settings, their accuracies, seconds and memory.
-
-    Args:
-        first: a record.
-        second: another one.
-
-    Returns:
-        Columns `first`, `second` and `difference` (second - first, of numbers), one row a quantity or differing setting.
-    """
-    from pandas import DataFrame
-
-    rows = {}
-    settings = [flatten_settings(run.config) for run in (first, second)]
-    for key in sorted({*settings[0], *settings[1]}):
-        values = [flat.get(key, "-") for flat in settings]
-        if values[0] != values[1]:
-            rows[key] = [*map(str, values), ""]
-    for name in ("accuracy_last", "accuracy_selected", "accuracy_joint", "random_baseline"):
-        values = [getattr(run, name) for run in (first, second)]
-        shown = ["-" if value is None else f"{value['mean']:.1f} ± {value['std']:.1f} (n = {value['n']})" for value in values]
-        rows[name] = [*shown, "" if None in values else f"{values[1]['mean'] - values[0]['mean']:+.1f}"]
-    for name, unit in (("seconds", "s"), ("peak_memory_mb", "MiB")):
-        for phase in sorted({*getattr(first, name), *getattr(second, name)}):
-            values = [getattr(run, name).get(phase, 0.0) for run in (first, second)]
-            rows[f"{phase}, {unit}"] = [*(f"{value:.0f}" for value in values), f"{values[1] - values[0]:+.0f}"]
-    return DataFrame.from_dict(rows, orient="index", columns=["first", "second", "difference"])
-
-
 def flatten_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Returns nested settings under dotted keys."""
     flat = {}
