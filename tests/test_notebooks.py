@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import nbformat
+import papermill
 import pytest
 
 from seqmatch_lib.__main__ import EXECUTED, main
@@ -65,6 +66,7 @@ def test_sources_are_clean(path):
         assert not any(line.startswith(("def ", "class ", "import sys")) for line in lines)
     assert notebook.cells[0].source.startswith("# ")
     assert "**What the paper says" in notebook.cells[0].source
+    assert sum("\ncheck_parameters()\n" in "".join(cell["source"]) for cell in cells) == 1
 
 
 @each_notebook
@@ -171,6 +173,16 @@ def test_what_goes_wrong_is_said_in_one_sentence(wanted, said, tmp_path, monkeyp
         (error,) = [one for cell in code_cells(failed) for one in cell["outputs"] if one["output_type"] == "error"]
         assert len(error["traceback"]) == 1
     assert not out.exists()
+
+
+@pytest.mark.notebooks
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::UserWarning")
+def test_papermill_alone_stops_at_a_mistyped_parameter(tmp_path):
+    path = ROOT / "notebooks" / "20_ablation_k.ipynb"
+    with pytest.raises(
+        papermill.PapermillExecutionError, match="unknown parameter of this notebook 'datset'; did you mean datas"
+    ):
+        papermill.execute_notebook(path, tmp_path / "executed.ipynb", {"datset": "digits"}, progress_bar=False)
 
 
 def test_another_error_keeps_its_traceback(tmp_path):

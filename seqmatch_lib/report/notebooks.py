@@ -1,5 +1,6 @@
 """Notebooks: figures with a text for those who do not see them, and execution as a batch does it."""
 
+import ast
 import re
 import warnings
 from base64 import b64encode
@@ -14,6 +15,9 @@ import nbformat
 from seqmatch_lib.errors import NotebookError, require
 from seqmatch_lib.runs.config import require_known
 from seqmatch_lib.store.files import write_text
+
+OWN_PARAMETERS = "# Parameters: papermill replaces them"  # how the cell tagged "parameters" begins
+GIVEN_PARAMETERS = "# Parameters\n"  # how the cell begins that papermill puts below it
 
 
 def show(figure: Any, alt: str) -> None:
@@ -43,6 +47,27 @@ def read_parameters(path: Path | str) -> dict[str, str]:
 
     require(Path(path).is_file(), f"notebook {path} does not exist; the notebooks are in the folder notebooks/")
     return {name: parameter["default"] for name, parameter in papermill.inspect_notebook(_literally(path)).items()}
+
+
+def check_parameters() -> None:
+    """Refuses what papermill was given and the notebook that calls this does not have; papermill itself only warns of it.
+
+    Raises:
+        ConfigError: an unknown parameter.
+    """
+    from IPython import get_ipython
+
+    cells = get_ipython().user_ns["In"]  # what was executed
+    own, given = (
+        next((_assigned(cell) for cell in cells if cell.startswith(start)), []) for start in (OWN_PARAMETERS, GIVEN_PARAMETERS)
+    )
+    for name in given:
+        require_known("parameter of this notebook", name, own)
+
+
+def _assigned(cell: str) -> list[str]:
+    """Returns the names that a cell of parameters assigns."""
+    return [node.targets[0].id for node in ast.parse(cell).body if isinstance(node, ast.Assign)]
 
 
 def run_notebook(path: Path | str, out: Path | str, parameters: Mapping[str, Any]) -> None:
