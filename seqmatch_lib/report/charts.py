@@ -140,8 +140,10 @@ def plot_effort(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figur
 def _plot_seeds(frame: pd.DataFrame, names: Sequence[str] | None, title: str, reference: str | None = None) -> Figure:
     """Draws a panel for each base method: a row for each set, a point for each seed, a stroke at the mean.
 
+    Where there is one seed, the point has the standard deviation over networks instead of the stroke.
+
     Args:
-        frame: `base`, `set`, `seed`, `accuracy`.
+        frame: `base`, `set`, `seed`, `accuracy`, `accuracy_std`.
         names: rows, the same in all panels, which stand beside each other; None gives each its own, below each other.
         title: of the figure.
         reference: the set at whose mean a line is drawn through the panel.
@@ -164,10 +166,14 @@ def _plot_seeds(frame: pd.DataFrame, names: Sequence[str] | None, title: str, re
     for axis, own, (base, panel) in zip(axes.flat, rows, panels.items(), strict=True):
         means = panel.groupby("set")["accuracy"].mean().reindex(own)
         for seed, part in panel.groupby("seed"):
-            axis.plot(
-                part["accuracy"], [own.index(name) for name in part["set"]], "o", color=colors[seed], label=f"seed {seed}"
-            )
-        axis.plot(means, range(len(own)), "|", color="0.3", markersize=14, label="mean")
+            places = [own.index(name) for name in part["set"]]
+            if len(seeds) == 1:
+                spread, label = part["accuracy_std"], f"seed {seed}, ± over networks"
+                axis.errorbar(part["accuracy"], places, xerr=spread, fmt="o", color=colors[seed], label=label)
+            else:
+                axis.plot(part["accuracy"], places, "o", color=colors[seed], label=f"seed {seed}")
+        if len(seeds) > 1:
+            axis.plot(means, range(len(own)), "|", color="0.3", markersize=14, label="mean")
         if reference in means:
             axis.axvline(means[reference], color="0.3", linewidth=0.8, linestyle=":")
         axis.set(yticks=range(len(own)), yticklabels=own, ylim=(len(own) - 0.5, -0.5), title=base, xlabel="test accuracy, %")
@@ -247,7 +253,7 @@ def plot_curves(
     """
     frame = queries.curves(evidence, results_dir, dataset, ipc, scale, base)
     require(len(frame) > 0, f"{base} has no scores on {dataset}, {ipc} images per class, at scale {scale} yet", NothingToDraw)
-    figure, axis = plt.subplots(figsize=(7.5, 4.2))
+    figure, axis = plt.subplots(figsize=(8.5, 4.6))
     colors = dict(zip((base, SEQUENTIAL_PREFIX + base), sns.color_palette(PALETTE), strict=False))
     for (method, images, finished), rows in frame.groupby(["method", "images", "finished"]):
         label = f"{method}, {images} images" + ("" if finished else ", not finished")
