@@ -370,6 +370,7 @@ def test_orders_are_kept_a_seed_and_pooled(tmp_path):
     make_order(tmp_path, 2, {"MTT": [32.0, 32.0], "SeqMatch": [40.0, 42.0]})  # takes the place of the one before
     make_order(tmp_path, 0, {"KRR": [35.0, 36.0], "SeqMatch": [38.0, 38.0]}, "krr")  # takes nobody's place
     make_order(tmp_path, 0, {"SeqMatch": [30.0, 32.0]}, changes={"mtt.syn_lr": 0.03})  # is asked for by its settings
+    make_order(tmp_path, 9, {"divided, staged": [30.0, 32.0]}, "krr")  # says nothing of the sequence
     evidence = Evidence([], orders=load_orders(tmp_path))
     found = queries.order(evidence, *CELL)
     assert found[["base", "set", "seeds", "accuracy", "difference"]].fillna(0).to_numpy().tolist() == [
@@ -377,6 +378,7 @@ def test_orders_are_kept_a_seed_and_pooled(tmp_path):
         ["mtt", "SeqMatch", 3, 41.0, 0], ["mtt", "SeqMatch, S_2 first", 2, 20.5, -20.5],
     ]  # fmt: skip
     assert queries.order(evidence, *CELL, ["mtt.syn_lr=0.03"])["accuracy"].tolist() == [31.0]
+    assert "in stages: not run." in findings.find_order(evidence, *CELL)
     assert queries.order(evidence, "cifar10", 50, "reduced").empty
 
 

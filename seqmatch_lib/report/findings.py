@@ -94,8 +94,9 @@ def find_order(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str:
         return _finding(dataset, ipc, scale, NOTHING, "")
     halves, parts = [], []
     for base, rows in frame.set_index("set").groupby("base", sort=False):
-        divided, sequence = rows.loc[["divided, staged", "SeqMatch"], "accuracy"]
-        halves.append(f"{base.upper()} {divided:.1f} (the sequence {sequence:.1f})")
+        if "divided, staged" in rows.index:
+            divided, sequence = rows.loc[["divided, staged", "SeqMatch"], "accuracy"]
+            halves.append(f"{base.upper()} {divided:.1f} (the sequence {sequence:.1f})")
         known = {
             "S_2 first": "SeqMatch, S_2 first",
             "S_2 undistilled": "SeqMatch, S_2 undistilled",
@@ -107,8 +108,9 @@ def find_order(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str:
         dataset,
         ipc,
         scale,
-        f"Halves that were distilled without knowing of each other are worth, in stages: {_join(halves)}. Points lost or won "
-        f"by training in another way on the sequence's images: {_join(parts, '; ')}.",
+        "Halves that were distilled without knowing of each other are worth, in stages: "
+        f"{_join(halves) or 'not run'}. Points lost or won by training in another way on the sequence's images: "
+        f"{_join(parts, '; ')}.",
         f"{_seeds(frame)}; differences are over the same seeds.",
     )
 

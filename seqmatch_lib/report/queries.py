@@ -491,15 +491,19 @@ def gain_over_random(evidence: Evidence, dataset: str, scale: str, by_seed: bool
 def order(
     evidence: Evidence, dataset: str, ipc: int, scale: str, settings: Collection[str] = (), by_seed: bool = False
 ) -> pd.DataFrame:
-    """Sets of equal size that are divided or not, in sequence or not; `difference` is that from SeqMatch."""
+    """Sets of equal size that are divided or not, in sequence or not; `difference` is that from SeqMatch.
+
+    Where the ablation was asked about other sets alone, they are left out; `comparison` has its halves.
+    """
     groups: dict[str, list[OrderRecord]] = {}
     for record in sorted(evidence.orders, key=lambda record: (record.method, record.seed)):
         changes = {f"{key}={value}" for key, value in changes_of(record).items()}
-        if (record.dataset, record.ipc, record.scale) == (dataset, ipc, scale) and changes == set(settings):
+        wanted = (record.dataset, record.ipc, record.scale) == (dataset, ipc, scale) and changes == set(settings)
+        if wanted and "SeqMatch" in record.accuracy:
             groups.setdefault(record.method.removeprefix(SEQUENTIAL_PREFIX), []).append(record)
     rows = []
     for base, records in groups.items():
-        seqmatch = {record.seed: record.accuracy["SeqMatch"] for record in records if "SeqMatch" in record.accuracy}
+        seqmatch = {record.seed: record.accuracy["SeqMatch"] for record in records}
         for name in dict.fromkeys(name for record in records for name in record.accuracy):
             having = [record for record in records if name in record.accuracy]
             kept = [(record.seed, record.accuracy[name], digest_json(record.config)[:8]) for record in having]

@@ -9,7 +9,7 @@ without its controls.
 
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
-from math import hypot, nan
+from math import hypot, isnan, nan
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -189,10 +189,11 @@ def _knowing(evidence: Evidence) -> list[tuple[str, ...]]:
     for base in method_names():
         scale, frame = _leading(queries.order, evidence, "cifar10", 10, base=base)
         sets = frame.set_index("set")
-        if scale:
+        if "divided, staged" in sets.index:
             halves = sets.loc["divided, staged"]
             gap = Gap(-halves["difference"], -halves["difference_high"], -halves["difference_low"], halves["seeds"])
-            control = f"S_2 first {sets.loc['SeqMatch, S_2 first', 'difference']:+.1f}"
+            first = sets["difference"].get("SeqMatch, S_2 first", nan)
+            control = "S_2 first: not run" if isnan(first) else f"S_2 first {first:+.1f}"
             claim = f"SeqMatch-{_name(base)}: an S_2 that knows S_1 is ahead of an independent half"
             setting, verdict = _setting("cifar10", 10, scale), judge_difference(gap, scale)
             rows.append((claim, setting, "argument", str(gap), control, verdict, halves["records"]))
