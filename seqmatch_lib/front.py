@@ -34,7 +34,7 @@ from seqmatch_lib.runs.real_data import prepare_data
 from seqmatch_lib.runs.records import Reevaluation, RunRecord, load_runs, tabulate_accuracies
 from seqmatch_lib.runs.reevaluation import reevaluate
 from seqmatch_lib.store.budget import Budget
-from seqmatch_lib.subsets import SubsetSequence, load_sequence
+from seqmatch_lib.subsets import SubsetSequence, load_sequence, set_path
 
 if TYPE_CHECKING:  # the library runs without the notebook packages
     from matplotlib.figure import Figure
@@ -73,17 +73,13 @@ class Run:
         Raises:
             StorageError: the record is there, the set is not: committed records come without most of the sets.
         """
+        path = set_path(self.results_dir, self.record.run_id)
         require(
-            self.set_path.is_file(),
-            f"{self.set_path} is not there, although the run has a record; give run(…, force=True) to distil it again",
+            path.is_file(),
+            f"{path} is not there, although the run has a record; give run(…, force=True) to distil it again",
             StorageError,
         )
-        return load_sequence(self.set_path)
-
-    @property
-    def set_path(self) -> Path:
-        """Where the distilled set is kept."""
-        return self.results_dir / "distilled" / f"{self.record.run_id}.safetensors"
+        return load_sequence(path)
 
     @property
     def losses(self) -> "DataFrame":
@@ -123,7 +119,7 @@ class Run:
 
         Whitened ones need the data set where no sheet of them was kept; see `load_pictures`.
         """
-        pictures = load_pictures(self.config, self.set_path, self.dataset)
+        pictures = load_pictures(self.config, self.results_dir, self.dataset)
         several = len(pictures) > 1
         names = [f"{self.config.method}{f', $S_{k}$' if several else ''}" for k in range(1, len(pictures) + 1)]
         return dict(zip(names, pictures, strict=True))

@@ -15,6 +15,7 @@ from seqmatch_lib.runs.experiment import run_experiment
 from seqmatch_lib.runs.order import measure_order, runs_of_order
 from seqmatch_lib.runs.records import RunRecord, load_record, load_runs
 from seqmatch_lib.store.files import digest_json
+from seqmatch_lib.subsets import set_path
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -199,8 +200,8 @@ class Results:
         for folder in reversed(self.folders):
             records = load_runs(folder)
             for run in records:
-                wanted = (run.dataset, run.seed) == (dataset, seed) and run in runs_of(run.preset, run.scale, records)
-                if wanted and (folder / "coupling" / run.run_id).is_dir():
+                wanted = (run.dataset, run.seed) == (dataset, seed) and (folder / "coupling" / run.run_id).is_dir()
+                if wanted and run in runs_of(run.preset, run.scale, records):
                     measured[run.scale] = load_coupling(run.run_id, folder)
         if scale not in measured:
             joint, sequential = list_configs(dataset, ["mtt"], [[10], [5, 5]], scale, seed)
@@ -223,7 +224,7 @@ class Results:
 
     def has_set(self, record: RunRecord) -> bool:
         """Returns whether the distilled set of a finished run was kept."""
-        return any((folder / "distilled" / f"{record.run_id}.safetensors").is_file() for folder in self.folders)
+        return any(set_path(folder, record.run_id).is_file() for folder in self.folders)
 
     def open_run(self, record: RunRecord) -> Run:
         """Returns a finished run, from the folder that has its distilled set if one has."""
@@ -238,7 +239,7 @@ class Results:
         """Returns a finished run, or None."""
         for folder in self.folders:
             path = folder / "runs" / config.dataset / f"{config.run_id}.json"
-            has_set = (folder / "distilled" / f"{config.run_id}.safetensors").is_file()
+            has_set = set_path(folder, config.run_id).is_file()
             if path.is_file() and (has_set or not with_set or config.method == "whole"):
                 return Run(config, load_record(path), folder)
         return None

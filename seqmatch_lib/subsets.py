@@ -166,6 +166,11 @@ def _check_metadata(metadata: Any, most: int) -> None:
         raise ValueError(f"class_names are {names!r:.80}")
 
 
+def set_path(results_dir: Path, run_id: str) -> Path:
+    """Returns where the distilled set of a run is kept."""
+    return results_dir / "distilled" / f"{run_id}.safetensors"
+
+
 def spread_lrs(lrs: Sequence[float], count: int, origin: str) -> list[float]:
     """Returns a step size for each of `count` subsets, from as many or from one for all; errors name the `origin`."""
     require(

@@ -1,6 +1,7 @@
 """Looking into finished runs: what is shown of one, and menus that go with each other."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
@@ -57,6 +58,7 @@ def test_menus_show_pictures_without_redirecting_a_cell():
     """An executor of notebooks may wait for ever on a widget that the outputs of a cell are redirected into."""
     pytest.importorskip("ipywidgets")
     shell = InteractiveShell.instance()
+    shell.kernel = SimpleNamespace(get_parent=lambda: {"header": {"msg_id": "of a cell"}})  # what can be redirected
     try:
         above, _, output = explore(RESULTS).children
         redirected = []
@@ -64,12 +66,11 @@ def test_menus_show_pictures_without_redirecting_a_cell():
         alts = []
         for dataset in ("digits", "cifar10"):
             above.children[LEVELS.index("dataset")].value = dataset
-            pictures = [one for one in output.outputs if one["output_type"] == "display_data"]
-            alts += [one["metadata"]["image/png"]["alt"] for one in pictures]
+            alts += [shown["metadata"]["image/png"]["alt"] for shown in output.outputs if "metadata" in shown]
     finally:
         shell.clear_instance()
-    assert sum("digits-" in alt for alt in alts) >= 1
-    assert sum("cifar10-" in alt for alt in alts) >= 1
+    assert any("digits-" in alt for alt in alts)
+    assert any("cifar10-" in alt for alt in alts)
     assert not redirected
 
 

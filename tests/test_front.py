@@ -63,14 +63,19 @@ def test_whitened_images_are_looked_at_without_the_data_set(tmp_path, monkeypatc
     assert list(pictures) == ["seqmatch_mtt, $S_1$", "seqmatch_mtt, $S_2$"]
     for (_, shown), pixels in zip(pictures.items(), made, strict=True):
         torch.testing.assert_close(shown, pixels, rtol=0, atol=0.51 / 255)
-    sheet = run.set_path.with_suffix(".png")
+    (sheet,) = (tmp_path / "distilled").glob("*.png")
     sheet.write_bytes(sheet.read_bytes()[:-30])
     with pytest.raises(StorageError, match=f"{sheet.name} is damaged; delete it"):
         run.pictures()
     sheet.unlink()
+    leftover = sheet.with_name(f".{sheet.name}.1234.tmp")  # of a process that was killed while it wrote the sheet
+    leftover.touch()
     monkeypatch.undo()
     for (_, shown), pixels in zip(run.pictures().items(), made, strict=True):
         torch.testing.assert_close(shown.clamp(0, 1), pixels)
+    sm.run("digits-ipc10-seqmatch_mtt", "smoke", set=settings, results_dir=tmp_path, force=True)
+    assert sheet.is_file()
+    assert not leftover.exists()
 
 
 @pytest.mark.parametrize("channels", [1, 3])

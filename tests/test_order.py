@@ -37,9 +37,7 @@ def test_all_runs_have_what_was_changed_of_the_sequence_and_the_other_half_is_di
     changed = {"mtt.iterations": 7, "teachers.num_teachers": 2}
     config = RunConfig.from_preset("cifar10-ipc10-seqmatch_mtt", "short", 3, changed)
     runs = runs_of_order(config)
-    assert {name: (one.options.iterations, one.teachers.num_teachers) for name, one in runs.items()} == dict.fromkeys(
-        runs, (7, 2)
-    )
+    assert {(run.options.iterations, run.teachers.num_teachers) for run in runs.values()} == {(7, 2)}
     assert (runs["one set"].subset_ipcs, runs["other half"].subset_ipcs) == ((10,), (5,))
     assert runs["one set"].intervals != config.intervals[:1] == runs["other half"].intervals
     assert (runs["one set"].seed, runs["other half"].seed) == (3, 1003)
@@ -47,7 +45,7 @@ def test_all_runs_have_what_was_changed_of_the_sequence_and_the_other_half_is_di
     assert runs["other half"] == RunConfig.from_preset("cifar10-ipc10-mtt", "short", 1003, own | changed)
 
 
-def test_some_of_the_sets_can_be_asked_about(tmp_path, monkeypatch):
+def test_some_of_the_sets_can_be_asked_about(tmp_path):
     config = RunConfig.from_preset("digits-ipc10-seqmatch_dm", "smoke")
     assert list(measure_order(config, tmp_path, ["halves"]).accuracy) == ["divided, staged", "divided, joint"]
     assert len(load_runs(tmp_path)) == 2

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from seqmatch_lib.data.preprocessing import Preprocessing
 from seqmatch_lib.data.readers import list_images, read_image_files, read_rows, whole_numbers
 from seqmatch_lib.errors import DataError, StorageError, require
 from seqmatch_lib.store.files import write_atomically
+from seqmatch_lib.store.sheets import as_picture
 from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset, spread_lrs
 
 SHARD = "train-00000-of-00001.parquet"
@@ -173,7 +173,7 @@ def share_outside(sequence: SubsetSequence, preprocessing: Preprocessing) -> flo
 
 
 def _save_png(pixels: np.ndarray, file: Path | io.BytesIO) -> None:
-    Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(file, "PNG")
+    as_picture(pixels).save(file, "PNG")
 
 
 def _encode(pixels: np.ndarray) -> bytes:

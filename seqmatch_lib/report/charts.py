@@ -23,7 +23,7 @@ from seqmatch_lib.report.tables import DATASETS, UNVERIFIED, build_table, load_p
 from seqmatch_lib.runs.config import SEQUENTIAL_PREFIX, RunConfig
 from seqmatch_lib.runs.pictures import load_pictures
 from seqmatch_lib.runs.records import RunRecord, load_runs
-from seqmatch_lib.subsets import load_sequence
+from seqmatch_lib.subsets import load_sequence, set_path
 
 
 class NothingToDraw(StorageError):
@@ -308,10 +308,10 @@ def plot_distilled(
     blocks, names = {}, _class_names(results_dir / "distilled", spec)
     for base, prefix in product(bases or method_names(), ("", SEQUENTIAL_PREFIX)):
         runs = queries.runs_of(f"{dataset}-ipc{ipc}-{prefix}{base}", scale, records)
-        run = next((run for run in runs if _set_path(results_dir, run).is_file()), None)
+        run = next((run for run in runs if set_path(results_dir, run.run_id).is_file()), None)
         if run is None:
             continue
-        pictures = load_pictures(RunConfig.from_dict(run.config), _set_path(results_dir, run))
+        pictures = load_pictures(RunConfig.from_dict(run.config), results_dir)
         for k, pixels in enumerate(pictures, start=1):
             accuracy = f"{run.accuracy_last['mean']:.1f} %"
             shown = f"$S_{k}$" + f" (all: {accuracy})" * (k == len(pictures)) if prefix else accuracy
@@ -324,10 +324,6 @@ def _class_names(folder: Path, spec: DatasetSpec) -> list[str]:
     """Returns the names that some set of a data set knows; older sets know none."""
     known = (load_sequence(path).metadata.get("class_names") for path in sorted(folder.glob(f"{spec.name}-*.safetensors")))
     return next(filter(None, known), [str(label) for label in range(spec.num_classes)])
-
-
-def _set_path(results_dir: Path, run: RunRecord) -> Path:
-    return results_dir / "distilled" / f"{run.run_id}.safetensors"
 
 
 def write_figures(

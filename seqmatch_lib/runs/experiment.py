@@ -32,6 +32,7 @@ from seqmatch_lib.subsets import (
     load_sequence,
     sample_real_sequence,
     save_sequence,
+    set_path,
 )
 
 
@@ -71,9 +72,8 @@ def run_experiment(
     results_dir = Path(results_dir)
     state_dir = results_dir / "state" / config.run_id
     record_path = results_dir / "runs" / config.dataset / f"{config.run_id}.json"
-    set_path = results_dir / "distilled" / f"{config.run_id}.safetensors"
     # a set that was deleted is made again from what made it, if that is still there
-    has_set = config.method == "whole" or set_path.is_file() or not state_dir.is_dir()
+    has_set = config.method == "whole" or set_path(results_dir, config.run_id).is_file() or not state_dir.is_dir()
     if record_path.is_file() and has_set and not force:  # before any lock: it may lie where nothing can be written
         record = load_record(record_path)
         if dataset is None and find_dataset(config.dataset).folder is not None:
@@ -86,8 +86,8 @@ def run_experiment(
         if force:
             _remove_state(state_dir, record_path)
         remove_leftovers(state_dir)
-        for path in (record_path, set_path):
-            remove_leftovers(path.parent, path.name)
+        for folder in (record_path.parent, set_path(results_dir, config.run_id).parent):
+            remove_leftovers(folder, f"{config.run_id}.")
         budget = Budget(max_minutes, save_seconds)
         record = _execute(config, dataset, results_dir, state_dir, budget, choose_device(device))
         if record_path.is_file():
@@ -164,7 +164,7 @@ def open_run(
         StorageError: the run has left no set there.
     """
     results_dir = Path(results_dir)
-    sequence = load_sequence(results_dir / "distilled" / f"{config.run_id}.safetensors")
+    sequence = load_sequence(set_path(results_dir, config.run_id))
     data = prepare_data(load_dataset(config.dataset, data_root), config.zca, config.select_on, torch.device("cpu"))
     first = make_first_stage(config, data, results_dir, Budget())
     stages = [
@@ -199,7 +199,7 @@ def _execute(
     stages = _distill(config, data, results_dir, state_dir, budget)
     last, selected = _make_sequences(config, data, stages)
     if config.method != "whole":
-        path = results_dir / "distilled" / f"{config.run_id}.safetensors"
+        path = set_path(results_dir, config.run_id)
         save_sequence(path, last)
         if config.zca:
             pictures = [data.preprocessing.inverse(subset.images) for subset in last.subsets]

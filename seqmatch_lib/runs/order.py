@@ -17,7 +17,7 @@ from seqmatch_lib.runs.real_data import RealData
 from seqmatch_lib.runs.records import SCHEMA, OrderRecord, overrides_of
 from seqmatch_lib.seqmatch import iterate
 from seqmatch_lib.store.budget import Budget
-from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset, sample_real_sequence
+from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset, load_sequence, sample_real_sequence, set_path
 
 OTHER_SEED = 1000  # what is added to a run's seed for the second of two independent halves
 DIVISION = ("ipc", "subset_ipcs", "intervals")  # settings that say how a set is divided
@@ -64,8 +64,8 @@ def measure_order(config: RunConfig, results_dir: Path | str, parts: Sequence[st
     results_dir, runs, method = Path(results_dir), runs_of_order(config), get_method(config.base_method)(config.options)
     unknown = [part for part in parts if part not in PARTS]
     require(not unknown, f"parts {unknown} are unknown; use any of {', '.join(PARTS)}")
-    needed = {"sequence": [], "halves": ["other half"], "one set": ["one set"], "random real": []}
-    for name in dict.fromkeys(["sequence", *(name for part in parts for name in needed[part])]):
+    needed = {"halves": "other half", "one set": "one set"}
+    for name in ["sequence", *(needed[part] for part in parts if part in needed)]:
         run_experiment(runs[name], results_dir)
     data, sequence, stages = open_run(config, results_dir)
     sets = {}
@@ -75,7 +75,8 @@ def measure_order(config: RunConfig, results_dir: Path | str, parts: Sequence[st
     if "sequence" in parts:
         sets |= _reordered(sequence, stages, method)
     if "halves" in parts:
-        divided = SubsetSequence((sequence.subsets[0], *open_run(runs["other half"], results_dir)[1].subsets))
+        other_half = load_sequence(set_path(results_dir, runs["other half"].run_id))
+        divided = SubsetSequence((sequence.subsets[0], *other_half.subsets))
         sets |= {"divided, staged": divided, "divided, joint": divided.joint()}
     if "one set" in parts:
         again = distil_again(get_method(config.base_method)(runs["one set"].options), stage, stages[1].interval, plain)

@@ -24,9 +24,13 @@ def write_sheet(path: Path, subsets: Sequence[torch.Tensor], num_classes: int) -
     """
     by_class = torch.cat([pixels.unflatten(0, (num_classes, -1)) for pixels in subsets], dim=1)  # (classes, images, C, H, W)
     sheet = by_class.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)  # (classes * H, images * W, C)
-    pixels = sheet.clamp(0, 1).mul(255).round().byte().numpy()
-    picture = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+    picture = as_picture(sheet.clamp(0, 1).mul(255).round().byte().numpy())
     write_atomically(path, lambda temporary: picture.save(temporary, "PNG", optimize=True))
+
+
+def as_picture(pixels: np.ndarray) -> Image.Image:
+    """Returns (H, W, C) uint8 pixels as a picture, in grey if C is 1."""
+    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
 
 
 def read_sheet(path: Path, ipcs: Sequence[int], num_classes: int, shape: tuple[int, int, int]) -> list[torch.Tensor]:
