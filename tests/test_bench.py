@@ -68,7 +68,9 @@ def test_a_benchmark_measures_every_way_at_every_size(result, tmp_path):
     assert variants == {("plain loop", "default"), ("plain loop", "kept"), ("eager float32", "kept"),
                     ("compiled float32", "kept"), ("compiled bfloat16", "kept")}  # fmt: skip
     assert {row["networks"] for row in result["evaluation"]} == {5}
-    assert result["peak"].keys() == {"float32", "bfloat16"}
+    assert [(row["width"], row["precision"]) for row in result["floors"]] == [(8, "float32"), (8, "bfloat16")]
+    assert all(row["convolutions"] > 0 and row["memory"] > 0 for row in result["floors"])
+    assert isinstance(result["machine"]["extensions"], list)
     path = save_benchmark(result, tmp_path)
     assert load_benchmark(path) == json.loads(json.dumps(result))
     assert newest_benchmark(tmp_path) == path
@@ -80,11 +82,15 @@ def test_a_benchmark_measures_every_way_at_every_size(result, tmp_path):
 def test_ratios_are_of_the_rows_they_name(result):
     for row in result["inner_steps"]:
         row |= {"width": 128, "batch": 100, "syn_steps": 2, "seconds": {"higher": 6.0, "flat": 8.0}.get(row["variant"], 2.0)}
+    for row in result["floors"]:
+        row |= {"width": 128, "convolutions": 0.5, "memory": 0.25}
     for row in result["teachers"]:
         row |= {"width": 128, "flops": 1.0, "seconds": 5.0 if row["variant"] == "plain loop" else 2.0}
     ratios = summarise_ratios(result)
     assert ratios["inner step, compiled float32 over higher (default allocator)"] == 3.0
     assert ratios["inner step, compiled bfloat16 over flat (kept allocator)"] == 4.0
+    assert ratios["inner step, compiled float32 over its convolutions alone"] == 4.0
+    assert ratios["inner step, compiled bfloat16 over its memory alone"] == 8.0
     assert ratios["teachers, compiled bfloat16 over plain loop (default allocator)"] == 2.5
 
 

@@ -24,10 +24,10 @@ from seqmatch_lib.engine.memory import keep_freed_memory, peak_memory_mb, releas
 from seqmatch_lib.engine.networks import NetworkConfig, flatten_parameters, make_network
 from seqmatch_lib.engine.step_functions import ADJOINT_PASSES, GRADIENT_PASSES
 from seqmatch_lib.engine.training import BatchConfig, OptimizerConfig, make_trainer
-from seqmatch_lib.runs.provenance import describe_code, describe_environment
+from seqmatch_lib.runs.provenance import describe_code, describe_environment, processor_extensions
 from seqmatch_lib.seeds import make_generator
 
-SCHEMA = 1
+SCHEMA = 2
 IMAGE_SHAPE, NUM_CLASSES = (3, 32, 32), 10
 REPEATS, ENOUGH_SECONDS = 3, 8.0  # a measurement is repeated so often, but not much longer
 WIDTHS, QUICK_WIDTHS = (128, 32), (32,)  # of the networks of teachers and evaluation
@@ -136,7 +136,7 @@ def run_benchmark(quick: bool = False, device: torch.device | str | None = None)
         device: the first GPU by default, or the CPU.
 
     Returns:
-        JSON values: `machine`, the rows `inner_steps`, `teachers` and `evaluation`, and `peak`, in FLOP/s.
+        JSON values: `machine`, and the rows `inner_steps`, `teachers`, `evaluation` and `floors`.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     cases, widths = (QUICK, QUICK_WIDTHS) if quick else (FULL, WIDTHS)
@@ -156,18 +156,19 @@ def run_benchmark(quick: bool = False, device: torch.device | str | None = None)
             evaluation.append(_time_evaluation(width, engine, precision, device, "kept"))
             for together in (1, 5) if device.type == "cuda" and engine == "compiled" else (1,):
                 teachers.append(_time_teachers(width, engine, precision, together, device))
+    floors = [_time_floors(width, precision, device) for width in widths for precision in ("float32", "bfloat16")]
     commit, dirty = describe_code()
     return {
         "schema": SCHEMA,
         "quick": quick,
-        "machine": describe_environment(device),
+        "machine": {**describe_environment(device), "extensions": processor_extensions()},
         "git_commit": commit,
         "dirty": dirty,
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "peak": {name: _measure_peak(name, device) for name in ("float32", "bfloat16")},
         "inner_steps": rows,
         "teachers": teachers,
         "evaluation": evaluation,
+        "floors": floors,
     }
 
 
@@ -312,10 +313,39 @@ def _time_evaluation(width: int, engine: str, precision: str, device: torch.devi
             "flops": flops}  # fmt: skip
 
 
-def _measure_peak(precision: str, device: torch.device) -> float:
-    """Returns the FLOP/s of the convolution that dominates a ConvNet of width 128: the roof over everything here."""
-    dtype = getattr(torch, precision)
-    images = torch.randn(100, 128, 16, 16, device=device, dtype=dtype).to(memory_format=torch.channels_last)
-    weights = torch.randn(128, 128, 3, 3, device=device, dtype=dtype).to(memory_format=torch.channels_last)
-    seconds, _ = _measure(lambda: [F.conv2d(images, weights, padding=1) for _ in range(10)], device)
-    return 10 * 2 * 100 * 16 * 16 * 9 * 128 * 128 / seconds
+FLOOR_BATCH = 100
+
+
+def _time_floors(width: int, precision: str, device: torch.device) -> Row:
+    """Times what no inner step of `FLOOR_BATCH` images can do without: its convolutions, and its passes over memory.
+
+    `convolutions` are the seconds of all convolutions of a step and of its adjoint, and nothing else. `memory` are the
+    seconds of reading and writing each convolution's output once a pass, which a norm that is fused with all around it
+    would still need.
+    """
+    network = make_network(NetworkConfig(width=width), IMAGE_SHAPE, NUM_CLASSES, make_generator(0))
+    network.to(device, getattr(torch, precision), memory_format=torch.channels_last)
+    layers: list[tuple[nn.Conv2d, torch.Tensor, torch.Tensor]] = []
+
+    def keep(layer: nn.Conv2d, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        layers.append((layer, inputs[0].detach().requires_grad_(), output.detach()))
+
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(keep)
+    images = torch.randn(FLOOR_BATCH, *IMAGE_SHAPE, device=device, dtype=getattr(torch, precision))
+    network(images.to(memory_format=torch.channels_last))
+    passes = GRADIENT_PASSES + ADJOINT_PASSES
+
+    def convolve() -> None:
+        for _ in range(passes // GRADIENT_PASSES):  # a convolution with its two gradients is three passes
+            for layer, inputs, output in layers:
+                F.conv2d(inputs, layer.weight, padding=layer.padding).backward(output)
+
+    def copy() -> None:
+        for _ in range(passes):
+            for _, _, output in layers:
+                output.clone()
+
+    floors = {"convolutions": _measure(convolve, device)[0], "memory": _measure(copy, device)[0]}
+    return {"width": width, "batch": FLOOR_BATCH, "precision": precision, **floors}

@@ -1,6 +1,7 @@
 """Benchmarks on disk and as text: the JSON file, its tables, and the ratios that are its point."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +49,11 @@ def newest_benchmark(folder: Path, device: str = "*") -> Path:
 def format_benchmark(result: Benchmark) -> str:
     """Returns the tables of a benchmark as text, and its ratios.
 
-    "of roof" compares a compiled inner step with the time that its operations would take at the rate of the network's
-    main convolution alone.
+    "convolutions" and "memory" are the parts of a compiled inner step that its convolutions, and its passes over memory,
+    would take alone.
     """
     machine = result["machine"]
-    roofs = ", ".join(f"{name} convolution {value / 1e9:,.0f} GFLOP/s" for name, value in result["peak"].items())
-    inner = [_inner_step_cells(row, result["peak"]) for row in result["inner_steps"]]
+    inner = [_inner_step_cells(row, result) for row in result["inner_steps"]]
     teachers = [
         (row["variant"], row["width"], row["together"], row["allocator"], f"{row['images_per_second']:,.0f}")
         for row in result["teachers"]
@@ -63,8 +63,24 @@ def format_benchmark(result: Benchmark) -> str:
         for row in result["evaluation"]
     ]
     parts = [
-        f"{machine['device_name']}, {machine['threads']} threads, torch {machine['torch']}; {roofs}",
-        _table(("inner step", "width", "batch", "steps", "allocator", "ms/step", "of roof", "MiB", "error", "first s"), inner),
+        f"{machine['device_name']} ({' '.join(machine['extensions']) or 'no extensions known'}), "
+        f"{machine['threads']} threads, torch {machine['torch']}",
+        _table(
+            (
+                "inner step",
+                "width",
+                "batch",
+                "steps",
+                "allocator",
+                "ms/step",
+                "convolutions",
+                "memory",
+                "MiB",
+                "error",
+                "first s",
+            ),
+            inner,
+        ),
         _table(("teachers", "width", "together", "allocator", "images/s"), teachers),
         _table(("5 networks, ipc 10", "width", "allocator", "ms/epoch"), evaluation),
         "\n".join(f"{name}: {value:.2f}x" for name, value in summarise_ratios(result).items()),
@@ -75,7 +91,13 @@ def format_benchmark(result: Benchmark) -> str:
 def summarise_ratios(result: Benchmark) -> dict[str, float]:
     """Returns how many times faster ours are at the largest width and batch 100, and how memory grows from 10 to 80 steps."""
     width = max(row["width"] for row in result["inner_steps"])
-    return dict([*_inner_step_ratios(result, width), *_memory_ratios(result), *_training_ratios(result, width)])
+    ratios = (
+        _inner_step_ratios(result, width),
+        _floor_ratios(result, width),
+        _memory_ratios(result),
+        _training_ratios(result, width),
+    )
+    return dict(chain.from_iterable(ratios))
 
 
 def _inner_step_ratios(result: Benchmark, width: int) -> Iterator[tuple[str, float]]:
@@ -87,6 +109,19 @@ def _inner_step_ratios(result: Benchmark, width: int) -> Iterator[tuple[str, flo
             for theirs in _find(result, "inner_steps", variant=public, **size):
                 name = f"inner step, {ours['variant']} over {public} ({theirs['allocator']} allocator)"
                 yield name, theirs["seconds"] / ours["seconds"]
+
+
+def _floor_ratios(result: Benchmark, width: int) -> Iterator[tuple[str, float]]:
+    for row in _find(result, "inner_steps", width=width, syn_steps=2, allocator="kept"):
+        for floor in _floors_of(row, result):
+            for part in ("convolutions", "memory"):
+                yield f"inner step, {row['variant']} over its {part} alone", row["seconds"] / floor[part]
+
+
+def _floors_of(row: Row, result: Benchmark) -> list[Row]:
+    """Returns what was measured of the floors of a compiled inner step: one row, or none."""
+    engine, _, precision = row["variant"].partition(" ")
+    return _find(result, "floors", width=row["width"], batch=row["batch"], precision=precision) if engine == "compiled" else []
 
 
 def _memory_ratios(result: Benchmark) -> Iterator[tuple[str, float]]:
@@ -112,21 +147,11 @@ def _find(result: Benchmark, table: str, **wanted: Any) -> list[Row]:
     return [row for row in result[table] if all(row[key] == value for key, value in wanted.items())]
 
 
-def _inner_step_cells(row: Row, peak: Mapping[str, float]) -> tuple[Any, ...]:
-    roof = ""
-    if row["variant"].startswith("compiled"):
-        rate = row["flops"] / row["seconds"]
-        roof = f"{rate / peak['bfloat16' if row['variant'].endswith('bfloat16') else 'float32']:.0%}"
-    size = (
-        row["variant"],
-        row["width"],
-        row["batch"],
-        row["syn_steps"],
-        row["allocator"],
-        f"{1000 * row['seconds']:.1f}",
-        roof,
-    )
-    return (*size, f"{row['memory_mb']:,.0f}", f"{row['error']:.0e}", f"{row['first_call']:.1f}")
+def _inner_step_cells(row: Row, result: Benchmark) -> tuple[Any, ...]:
+    floors = _floors_of(row, result)
+    parts = [f"{floors[0][part] / row['seconds']:.0%}" if floors else "" for part in ("convolutions", "memory")]
+    size = (row["variant"], row["width"], row["batch"], row["syn_steps"], row["allocator"], f"{1000 * row['seconds']:.1f}")
+    return (*size, *parts, f"{row['memory_mb']:,.0f}", f"{row['error']:.0e}", f"{row['first_call']:.1f}")
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

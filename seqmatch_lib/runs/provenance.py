@@ -10,6 +10,8 @@ import torch
 
 from seqmatch_lib.engine.step_functions import uncompiled_reasons
 
+EXTENSIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
@@ -55,14 +57,23 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
     }
 
 
+def processor_extensions() -> list[str]:
+    """Returns which of the extensions that decide the speed of a convolution this processor has, where Linux tells them."""
+    return [name for name in EXTENSIONS if name in _processor_entry("flags").split()]
+
+
 def _processor_name() -> str:
     """Returns the processor's name where Linux tells it, or the kind of machine."""
+    return _processor_entry("model name") or platform.machine()
+
+
+def _processor_entry(name: str) -> str:
+    """Returns what Linux says of the first processor under that name; "" where it says nothing."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), "")
 
 
 def describe_code() -> tuple[str, bool]:
