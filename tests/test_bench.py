@@ -13,7 +13,6 @@ from seqmatch_lib.bench import benchmark as bench
 from seqmatch_lib.bench import cost
 from seqmatch_lib.bench.benchmark import Case, InnerLoop, run_benchmark
 from seqmatch_lib.bench.cost import (
-    GRADIENT_PASSES,
     CostModel,
     DataSizes,
     count_forward_flops,
@@ -22,9 +21,10 @@ from seqmatch_lib.bench.cost import (
     predict_work,
     trajectory_bytes,
 )
+from seqmatch_lib.bench.floors import list_convolutions, list_copies
 from seqmatch_lib.bench.report import format_benchmark, load_benchmark, newest_benchmark, save_benchmark, summarise_ratios
 from seqmatch_lib.engine.networks import NetworkConfig, flatten_parameters, make_network
-from seqmatch_lib.engine.step_functions import StepFunctions, _Compiled
+from seqmatch_lib.engine.step_functions import ADJOINT_PASSES, GRADIENT_PASSES, StepFunctions, _Compiled
 from seqmatch_lib.errors import ConfigError
 from seqmatch_lib.runs.config import RunConfig
 from seqmatch_lib.runs.records import load_runs
@@ -122,6 +122,21 @@ def test_a_gradient_is_three_passes(uncompiled):
         functions.gradient(flatten_parameters(network), torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 3]))
     passes = counter.get_total_flops() / (4 * count_forward_flops(NetworkConfig(width=32), *CIFAR))
     assert GRADIENT_PASSES - 0.5 < passes <= GRADIENT_PASSES
+
+
+def test_floors_hold_all_convolutions_of_a_step_and_of_its_adjoint():
+    """So many passes, less what nobody needs: the gradient of the first layer's input in all but the adjoint of the images."""
+    network = make_network(NetworkConfig(width=32), *CIFAR, torch.Generator())
+    images, targets = torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 3])
+    convolutions = list_convolutions(network, images, targets, torch.float32)
+    with FlopCounterMode(display=False) as counter:
+        for call in convolutions:
+            call()
+    passes = counter.get_total_flops() / (4 * count_forward_flops(NetworkConfig(width=32), *CIFAR))
+    assert GRADIENT_PASSES + ADJOINT_PASSES - 1.5 < passes <= GRADIENT_PASSES + ADJOINT_PASSES
+    first_output = convolutions[0]()
+    torch.testing.assert_close(first_output, network[0](images))
+    torch.testing.assert_close(list_copies(convolutions)[0](), first_output)
 
 
 def test_work_is_counted_stage_by_stage():

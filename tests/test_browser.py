@@ -93,13 +93,18 @@ last?.scrollIntoView({block: 'center'}); return last?.naturalWidth;
 """
 
 
-@pytest.mark.parametrize("name", NOTEBOOKS)
-def test_it_runs_in_jupyterlab_without_any_data(lab, chromium, name):
-    address, process = lab
+def run_notebook(chromium, address, name):
+    """Opens a notebook in JupyterLab, runs its cells and waits for the last."""
     chromium.get(f"{address}/lab/tree/notebooks/{name}.ipynb")
     wait_for(lambda: chromium.execute_script(READY) == "idle", 240, "kernel")
     chromium.execute_script("window.jupyterapp.commands.execute('notebook:run-all-cells')")
     wait_for(lambda: chromium.execute_script(FINISHED), 900, "last cell")
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_it_runs_in_jupyterlab_without_any_data(lab, chromium, name):
+    address, process = lab
+    run_notebook(chromium, address, name)
     kernels = [child.cpu_times() for child in process.children() if "ipykernel" in " ".join(child.cmdline())]
     used = max(one.user + one.system for one in kernels)
     outputs = chromium.execute_script(OUTPUTS)
@@ -109,5 +114,44 @@ def test_it_runs_in_jupyterlab_without_any_data(lab, chromium, name):
         assert used < PROCESSOR_SECONDS
     assert wait_for(lambda: chromium.execute_script(SHOW_LAST), 60, "picture on the page") > 200
     time.sleep(1)  # let it be drawn where it was scrolled to
+    save_screenshot(chromium, name)
+
+
+MENUS = "return document.querySelectorAll('.widget-dropdown select').length"
+SHOWN = """
+const images = document.querySelectorAll('.jp-OutputArea .widget-output img, .jupyter-widgets-output-area img');
+return Array.from(images, image => image.alt).join('; ');
+"""
+
+
+def test_menus_change_what_is_shown(lab, chromium):
+    """Chooses by hand: another method, then one subset of it, then one class; the pictures follow."""
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.select import Select
+
+    address, _ = lab
+    run_notebook(chromium, address, "30_explore")
+    wait_for(lambda: chromium.execute_script(MENUS) == 7, 60, "menus")
+    first = wait_for(lambda: chromium.execute_script(SHOWN), 60, "pictures below the menus")
+
+    def choose(menu, text):
+        element = chromium.find_elements(By.CSS_SELECTOR, ".widget-dropdown select")[menu]
+        chromium.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
+        Select(element).select_by_visible_text(text)
+
+    method, subset, label = 3, 5, 6
+    for menu, text, expected in [
+        (method, "seqmatch_mtt", "seqmatch_mtt"),
+        (subset, "2", "subset: 2, class: all"),
+        (label, "ship", "subset: 2, class: ship"),
+    ]:
+        choose(menu, text)
+        wait_for(lambda expected=expected: expected in chromium.execute_script(SHOWN), 60, f"picture of {expected}")
+    assert chromium.execute_script(SHOWN) != first
+    time.sleep(1)
+    save_screenshot(chromium, "30_explore menus")
+
+
+def save_screenshot(chromium, name):
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     chromium.save_screenshot(str(SCREENSHOTS / f"{name}.png"))

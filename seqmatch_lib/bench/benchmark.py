@@ -17,6 +17,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.utils.data import DataLoader, TensorDataset
 
+from seqmatch_lib.bench.floors import list_convolutions, list_copies
 from seqmatch_lib.bench.flops import count_forward_flops
 from seqmatch_lib.engine.augment import DSA_STRATEGY, apply_augmentation, draw_augmentation
 from seqmatch_lib.engine.inner_loop import InnerBatch, unroll
@@ -317,35 +318,11 @@ FLOOR_BATCH = 100
 
 
 def _time_floors(width: int, precision: str, device: torch.device) -> Row:
-    """Times what no inner step of `FLOOR_BATCH` images can do without: its convolutions, and its passes over memory.
-
-    `convolutions` are the seconds of all convolutions of a step and of its adjoint, and nothing else. `memory` are the
-    seconds of reading and writing each convolution's output once a pass, which a norm that is fused with all around it
-    would still need.
-    """
-    network = make_network(NetworkConfig(width=width), IMAGE_SHAPE, NUM_CLASSES, make_generator(0))
-    network.to(device, getattr(torch, precision), memory_format=torch.channels_last)
-    layers: list[tuple[nn.Conv2d, torch.Tensor, torch.Tensor]] = []
-
-    def keep(layer: nn.Conv2d, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        layers.append((layer, inputs[0].detach().requires_grad_(), output.detach()))
-
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            module.register_forward_hook(keep)
-    images = torch.randn(FLOOR_BATCH, *IMAGE_SHAPE, device=device, dtype=getattr(torch, precision))
-    network(images.to(memory_format=torch.channels_last))
-    passes = GRADIENT_PASSES + ADJOINT_PASSES
-
-    def convolve() -> None:
-        for _ in range(passes // GRADIENT_PASSES):  # a convolution with its two gradients is three passes
-            for layer, inputs, output in layers:
-                F.conv2d(inputs, layer.weight, padding=layer.padding).backward(output)
-
-    def copy() -> None:
-        for _ in range(passes):
-            for _, _, output in layers:
-                output.clone()
-
-    floors = {"convolutions": _measure(convolve, device)[0], "memory": _measure(copy, device)[0]}
-    return {"width": width, "batch": FLOOR_BATCH, "precision": precision, **floors}
+    """Times the convolutions of an inner step of `FLOOR_BATCH` images and of its adjoint, and its passes over memory."""
+    inner_loop = InnerLoop(Case(width, FLOOR_BATCH, 1), device)
+    convolutions = list_convolutions(
+        inner_loop.network, inner_loop.images.detach(), inner_loop.targets, getattr(torch, precision)
+    )
+    floors = {"convolutions": convolutions, "memory": list_copies(convolutions)}
+    seconds = {name: _measure(lambda calls=calls: [call() for call in calls], device)[0] for name, calls in floors.items()}
+    return {"width": width, "batch": FLOOR_BATCH, "precision": precision, **seconds}

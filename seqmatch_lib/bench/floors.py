@@ -1,0 +1,63 @@
+"""What no inner step can do without: the time of its convolutions alone, and of its passes over memory alone."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from seqmatch_lib.engine.networks import flatten_parameters
+from seqmatch_lib.engine.step_functions import StepFunctions
+
+Call = Callable[[], torch.Tensor | tuple[torch.Tensor | None, ...]]
+CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default)
+
+
+def list_convolutions(network: torch.nn.Module, images: torch.Tensor, targets: torch.Tensor, dtype: torch.dtype) -> list[Call]:
+    """Returns the convolutions of one inner step and of its adjoint, to be called again, each with its own tensors.
+
+    Args:
+        network: the architecture.
+        images: (B, C, H, W) of the step.
+        targets: (B,) int64.
+        dtype: that they compute in; tensors are laid out channels last, as in compiled steps.
+    """
+    functions, start = StepFunctions(network, compiled=False), flatten_parameters(network)
+    with _Recorder() as recorder:
+        functions.gradient(start, images, targets)
+        functions.adjoint(start, images, targets, torch.randn_like(start))
+
+    def convert(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return value
+        layout = torch.channels_last if value.dim() == 4 else torch.contiguous_format
+        return value.detach().to(dtype).contiguous(memory_format=layout)
+
+    kept = [(function, [convert(value) for value in arguments]) for function, arguments in recorder.calls]
+    return [lambda function=function, arguments=arguments: function(*arguments) for function, arguments in kept]
+
+
+def list_copies(convolutions: list[Call]) -> list[Call]:
+    """Returns copies of what each of the convolutions gives: the least that norm, ReLU and pooling must read and write.
+
+    It is enough where they are fused into one pass.
+    """
+    results = [result for call in convolutions for result in _as_tuple(call()) if result is not None]
+    return [result.clone for result in results]
+
+
+def _as_tuple(result: torch.Tensor | tuple[torch.Tensor | None, ...]) -> tuple[torch.Tensor | None, ...]:
+    return result if isinstance(result, tuple) else (result,)
+
+
+class _Recorder(TorchDispatchMode):
+    """Keeps every convolution that is computed, with its arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Callable, tuple[Any, ...]]] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
+        if function in CONVOLUTIONS:
+            self.calls.append((function, arguments))
+        return function(*arguments, **(keywords or {}))
