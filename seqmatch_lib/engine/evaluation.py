@@ -165,11 +165,10 @@ class EvaluationProtocol:
         images = sequence.subsets[0].images
         networks, generators = [], []
         for index in indices:
-            start, batches = (
-                make_generator(self.seed, "evaluation", network.name, index, use) for use in ("start", "batches")
-            )
+            purpose = ("evaluation", network.name, index)
+            start = make_generator(self.seed, *purpose, "start")
             networks.append(make_network(network, tuple(images.shape[1:]), self.num_classes, start).to(images.device))
-            generators.append(batches)
+            generators.append(make_generator(self.seed, *purpose, "batches"))
         return networks, generators
 
 
