@@ -6,6 +6,7 @@ repair the errors of the others instead of adding later knowledge. The definitio
 
 import itertools
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import pandas as pd
 import torch
@@ -15,7 +16,7 @@ from torch import nn
 from seqmatch_lib.data.datasets import Split
 from seqmatch_lib.engine.evaluation import train_staged
 from seqmatch_lib.engine.inner_loop import InnerBatch, unroll
-from seqmatch_lib.engine.training import BatchConfig, OptimizerConfig, TrainingRecipe, make_trainer
+from seqmatch_lib.engine.training import TrainingRecipe, make_trainer
 from seqmatch_lib.errors import require
 from seqmatch_lib.methods.teachers import TeacherConfig, TrajectorySet
 from seqmatch_lib.subsets import SubsetSequence
@@ -54,9 +55,9 @@ def follow_real_training(
     """
     watched = Split(images, labels) if watched is None else watched
     losses = [image_losses(network, watched.images, watched.labels)]
-    trainer = make_trainer([network], OptimizerConfig(config.lr, config.momentum, config.weight_decay), "eager", "float32")
+    trainer = make_trainer([network], replace(config.recipe, engine="eager", precision="float32"), config.lr)
     for _ in range(epochs):
-        trainer.epoch(images, labels, BatchConfig(config.batch_size, config.augment), [generator])
+        trainer.epoch(images, labels, [generator])
         losses.append(image_losses(network, watched.images, watched.labels))
     return torch.stack(losses)
 

@@ -85,8 +85,8 @@ def test_an_epoch_visits_every_image_once(monkeypatch, engine, uncompiled):
     monkeypatch.setattr(training, "apply_augmentation", lambda images, drawn: seen.append(images) or images)
     images, labels = make_images(10)
     network = make_network(NETWORK, SHAPE, CLASSES, make_generator(0))
-    trainer = training.make_trainer([network], training.OptimizerConfig(0.1), engine, "float32")
-    trainer.epoch(images, labels, training.BatchConfig(4), [make_generator(0)])
+    recipe = TrainingRecipe(batch_size=4, augment="none", engine=engine)
+    training.make_trainer([network], recipe, 0.1).epoch(images, labels, [make_generator(0)])
     assert [len(batch) for batch in seen] == [4, 4, 2]
     assert sorted(torch.cat(seen).flatten(1).sum(1).tolist()) == sorted(images.flatten(1).sum(1).tolist())
     assert not torch.equal(torch.cat(seen), images)
@@ -108,9 +108,8 @@ def test_together_is_one_by_one_up_to_rounding(uncompiled):
     losses = []
     for engine in training.TRAINING_ENGINES:
         networks = [make_network(NETWORK, SHAPE, CLASSES, make_generator(index)) for index in range(2)]
-        trainer = training.make_trainer(networks, training.OptimizerConfig(0.05, 0.9), engine, "float32")
-        generators = [make_generator(index) for index in range(2)]
-        losses.append(trainer.epoch(*make_images(10), training.BatchConfig(4, "color"), generators))
+        trainer = training.make_trainer(networks, TrainingRecipe(batch_size=4, augment="color", engine=engine), 0.05)
+        losses.append(trainer.epoch(*make_images(10), [make_generator(index) for index in range(2)]))
     torch.testing.assert_close(*losses)
 
 

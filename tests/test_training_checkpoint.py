@@ -8,8 +8,7 @@ from helpers import Impatient
 
 from seqmatch_lib.engine.evaluation import train_staged
 from seqmatch_lib.engine.networks import NetworkConfig, flatten_parameters, make_network
-from seqmatch_lib.engine.training import OPTIMIZERS, SCHEDULES, TrainingRecipe
-from seqmatch_lib.engine.training_checkpoint import TrainingCheckpoint
+from seqmatch_lib.engine.training import OPTIMIZERS, SCHEDULES, TrainingCheckpoint, TrainingRecipe
 from seqmatch_lib.errors import OutOfTime, StorageError
 from seqmatch_lib.seeds import make_generator
 from seqmatch_lib.store.budget import Budget

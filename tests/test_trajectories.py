@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers import Impatient
+from helpers import Impatient, make_stage
 
 from seqmatch_lib.engine.networks import NetworkConfig, count_parameters, flatten_parameters, make_network
 from seqmatch_lib.errors import ConfigError, DivergenceError, OutOfTime, StorageError
@@ -37,8 +37,10 @@ def make_starts(teachers):
     return [make_start(teacher) for teacher in teachers]
 
 
-def record(folder, config=CONFIG, starts=make_starts, budget=None, epochs=EPOCHS):
-    return record_trajectories(folder, {"name": "test"}, config, epochs, starts, *make_data(), budget or Budget())
+def record(folder, config=CONFIG, starts=make_starts, budget=None, name="test"):
+    images, labels = make_data()
+    stage = replace(make_stage(folder), images=images, labels=labels, teachers=config, budget=budget or Budget())
+    return record_trajectories(folder, {"name": name}, stage, starts)
 
 
 def test_compiled_teachers_are_the_plain_ones_up_to_rounding(tmp_path, uncompiled):
@@ -70,8 +72,8 @@ def test_rows_are_copies_of_the_weights_after_each_epoch(tmp_path):
 
 
 def test_one_epoch_is_plain_sgd(tmp_path):
-    config = replace(CONFIG, num_teachers=1, augment="none", batch_size=40)
-    _, end = record(tmp_path, config, epochs=1).segment(0, 0, 1)
+    config = replace(CONFIG, num_teachers=1, epochs=1, augment="none", batch_size=40)
+    _, end = record(tmp_path, config).segment(0, 0, 1)
     network = make_start(0)
     images, labels = make_data()
     torch.nn.functional.cross_entropy(network(images), labels).backward()
@@ -161,7 +163,7 @@ def test_an_epoch_beyond_the_recorded_ones_is_named(tmp_path):
 def test_a_folder_of_other_teachers_is_refused(tmp_path):
     record(tmp_path)
     with pytest.raises(StorageError, match="holds other teachers"):
-        record_trajectories(tmp_path, {"name": "other"}, CONFIG, EPOCHS, make_starts, *make_data(), Budget())
+        record(tmp_path, name="other")
 
 
 def test_a_diverging_teacher_stops_and_leaves_no_file(tmp_path):

@@ -24,7 +24,7 @@ from seqmatch_lib.engine.inner_loop import InnerBatch, unroll
 from seqmatch_lib.engine.memory import keep_freed_memory, peak_memory_mb, release_freed_memory, reset_peak_memory
 from seqmatch_lib.engine.networks import NetworkConfig, flatten_parameters, make_network
 from seqmatch_lib.engine.step_functions import ADJOINT_PASSES, GRADIENT_PASSES
-from seqmatch_lib.engine.training import BatchConfig, OptimizerConfig, make_trainer
+from seqmatch_lib.engine.training import TrainingRecipe, make_trainer
 from seqmatch_lib.runs.provenance import describe_code, describe_environment, processor_extensions
 from seqmatch_lib.seeds import make_generator
 
@@ -255,11 +255,11 @@ def _time_teachers(width: int, engine: str, precision: str, together: int, devic
         make_network(NetworkConfig(width=width), IMAGE_SHAPE, NUM_CLASSES, make_generator(0, index)).to(device)
         for index in range(together)
     ]
-    trainer = make_trainer(networks, OptimizerConfig(0.01), engine, precision)
-    batch_config = BatchConfig(TEACHER_BATCH, DSA_STRATEGY)
+    recipe = TrainingRecipe(batch_size=TEACHER_BATCH, momentum=0.0, weight_decay=0.0, engine=engine, precision=precision)
+    trainer = make_trainer(networks, recipe, 0.01)
     generators = [make_generator(1, index) for index in range(together)]
     images, labels = _real_images(device)
-    seconds, _ = _measure(lambda: trainer.epoch(images, labels, batch_config, generators).tolist(), device)
+    seconds, _ = _measure(lambda: trainer.epoch(images, labels, generators).tolist(), device)
     return _teacher_row(f"{engine} {precision}", width, together, "kept", seconds)
 
 
@@ -296,15 +296,14 @@ def _time_evaluation(width: int, engine: str, precision: str, device: torch.devi
         make_network(config, IMAGE_SHAPE, NUM_CLASSES, make_generator(0, index)).to(device)
         for index in range(EVALUATION_NETWORKS)
     ]
-    trainer = make_trainer(networks, OptimizerConfig(0.01, 0.9, 5e-4), engine, precision)
-    batch_config = BatchConfig(TEACHER_BATCH, DSA_STRATEGY)
+    trainer = make_trainer(networks, TrainingRecipe(batch_size=TEACHER_BATCH, engine=engine, precision=precision), 0.01)
     generators = [make_generator(1, index) for index in range(EVALUATION_NETWORKS)]
     count = EVALUATION_IPC * NUM_CLASSES
     images, labels = (tensor[:count] for tensor in _real_images(device))
 
     def epochs() -> None:
         for _ in range(EVALUATION_EPOCHS):
-            losses = trainer.epoch(images, labels, batch_config, generators)
+            losses = trainer.epoch(images, labels, generators)
         losses.tolist()
 
     seconds, _ = _measure(epochs, device)

@@ -11,13 +11,12 @@ _folder = os.environ.get(_VARIABLE)
 if _folder:
     try:
         os.makedirs(_folder, exist_ok=True)
-        _problem = None if os.access(_folder, os.W_OK) else f"{_folder!r} cannot be written to"
+        if not os.access(_folder, os.W_OK):
+            raise OSError(f"{_folder!r} cannot be written to")
     except OSError as error:
-        _problem = str(error)
-    if _problem is not None:
         _TEMPORARY = TemporaryDirectory(prefix="seqmatch-compiled-")  # lives as long as this process
         os.environ[_VARIABLE] = _TEMPORARY.name
         warnings.warn(
-            f"compiled code is not kept for the next run ({_problem}); set {_VARIABLE} to a folder that can be written to",
+            f"compiled code is not kept for the next run ({error}); set {_VARIABLE} to a folder that can be written to",
             stacklevel=2,
         )

@@ -11,8 +11,7 @@ from torch import nn
 from seqmatch_lib.data.datasets import Split
 from seqmatch_lib.engine.networks import NETWORKS, NetworkConfig, make_network
 from seqmatch_lib.engine.step_functions import batch_loss
-from seqmatch_lib.engine.training import TrainingRecipe, measure_accuracy, train_stage
-from seqmatch_lib.engine.training_checkpoint import TrainingCheckpoint
+from seqmatch_lib.engine.training import TrainingCheckpoint, TrainingRecipe, measure_accuracy, train_stage
 from seqmatch_lib.errors import require
 from seqmatch_lib.seeds import make_generator
 from seqmatch_lib.store.settings import omit_default
@@ -118,44 +117,9 @@ class EvaluationProtocol:
     recipe: TrainingRecipe
     seed: int
 
-    def train(
-        self,
-        sequence: SubsetSequence,
-        network: NetworkConfig,
-        indices: Sequence[int],
-        checkpoint: TrainingCheckpoint | None = None,
-    ) -> list[nn.Module]:
-        """Returns networks trained on a set.
-
-        Args:
-            sequence: the set; the networks are made on its device.
-            network: their architecture.
-            indices: of the networks within the evaluation; they decide each network's start and batches.
-            checkpoint: as in `train_stage`.
-        """
-        networks = self._make_networks(sequence, network, indices)
-        train_staged(networks, sequence, self.recipe, self._generators(network, indices, "batches"), checkpoint=checkpoint)
-        return networks
-
-    def _make_networks(self, sequence: SubsetSequence, network: NetworkConfig, indices: Sequence[int]) -> list[nn.Module]:
-        images = sequence.subsets[0].images
-        shape = tuple(images.shape[1:])
-        starts = self._generators(network, indices, "start")
-        return [make_network(network, shape, self.num_classes, start).to(images.device) for start in starts]
-
-    def _generators(self, network: NetworkConfig, indices: Sequence[int], purpose: str) -> list[torch.Generator]:
-        return [make_generator(self.seed, "evaluation", network.name, index, purpose) for index in indices]
-
-    def accuracies(
-        self,
-        sequence: SubsetSequence,
-        test: Split,
-        network: NetworkConfig,
-        indices: Sequence[int],
-        checkpoint: TrainingCheckpoint | None = None,
-    ) -> list[float]:
-        """Returns the accuracies in per cent of such networks on held-out images; arguments as in `train`."""
-        return self.evaluate(sequence, test, network, indices, checkpoint)[0]
+    def accuracies(self, sequence: SubsetSequence, test: Split, network: NetworkConfig, indices: Sequence[int]) -> list[float]:
+        """Returns the accuracies in per cent on held-out images; arguments as in `evaluate`."""
+        return self.evaluate(sequence, test, network, indices)[0]
 
     def evaluate(
         self,
@@ -165,16 +129,23 @@ class EvaluationProtocol:
         indices: Sequence[int],
         checkpoint: TrainingCheckpoint | None = None,
     ) -> tuple[list[float], list[bool]]:
-        """Returns the accuracies, and for each network whether it has learned anything.
+        """Trains networks on a set; returns their accuracies in per cent, and for each whether it has learned anything.
 
         Where the step size is too large, training ends in an accuracy like any other. A network has learned nothing if it
         answers the same to all images of the set, or if its loss on them is neither below that of equal probabilities for
         all classes nor below what it was before training.
+
+        Args:
+            sequence: the set; the networks are made on its device.
+            test: held-out images.
+            network: the architecture.
+            indices: of the networks within the evaluation; they decide each network's start and batches.
+            checkpoint: as in `train_stage`.
         """
         kind, learned = self.recipe.loss, []
-        networks = self._make_networks(sequence, network, indices)
+        networks, generators = self._start(sequence, network, indices)
         before = [batch_loss(kind, *_answer(fresh, sequence)).item() for fresh in networks]
-        train_staged(networks, sequence, self.recipe, self._generators(network, indices, "batches"), checkpoint=checkpoint)
+        train_staged(networks, sequence, self.recipe, generators, checkpoint=checkpoint)
         for trained, first in zip(networks, before, strict=True):
             logits, targets = _answer(trained, sequence)
             loss, guessing = (batch_loss(kind, answer, targets).item() for answer in (logits, torch.zeros_like(logits)))
@@ -183,8 +154,22 @@ class EvaluationProtocol:
 
     def score(self, sequence: SubsetSequence, splits: Sequence[Split], network: NetworkConfig) -> list[float]:
         """Trains the network of index 0 and returns its accuracy on each split in per cent."""
-        (trained,) = self.train(sequence, network, [0])
-        return [measure_accuracy(trained, split) for split in splits]
+        networks, generators = self._start(sequence, network, [0])
+        train_staged(networks, sequence, self.recipe, generators)
+        return [measure_accuracy(networks[0], split) for split in splits]
+
+    def _start(
+        self, sequence: SubsetSequence, network: NetworkConfig, indices: Sequence[int]
+    ) -> tuple[list[nn.Module], list[torch.Generator]]:
+        """Returns fresh networks, and the generators of their batches."""
+        images = sequence.subsets[0].images
+        networks, generators = [], []
+        for index in indices:
+            purpose = ("evaluation", network.name, index)
+            start = make_generator(self.seed, *purpose, "start")
+            networks.append(make_network(network, tuple(images.shape[1:]), self.num_classes, start).to(images.device))
+            generators.append(make_generator(self.seed, *purpose, "batches"))
+        return networks, generators
 
 
 @torch.no_grad()

@@ -111,7 +111,7 @@ class _CompiledUnroll(torch.autograd.Function):
         steps = len(batches)
         spacing = 1 if steps * start.nbytes <= TRAIL_BYTES else ceil(sqrt(steps))  # steps from one kept vector to the next
         trail = []
-        for step, theta in enumerate(_walk(functions, batches, start, images, targets, lr)):
+        for step, theta in enumerate(_walk(functions, batches, start, (images, targets, lr))):
             if step % spacing == 0 and step < steps:
                 trail.append(theta)
         context.functions, context.batches, context.spacing, context.trail = functions, batches, spacing, trail
@@ -127,7 +127,7 @@ class _CompiledUnroll(torch.autograd.Function):
         lr_grad = torch.zeros_like(lr)
         for index in reversed(range(len(context.trail))):
             batches = context.batches[index * context.spacing : (index + 1) * context.spacing]
-            thetas = list(_walk(context.functions, batches[:-1], context.trail[index], images, targets, lr))
+            thetas = list(_walk(context.functions, batches[:-1], context.trail[index], (images, targets, lr)))
             for theta, batch in zip(reversed(thetas), reversed(batches), strict=True):
                 with torch.enable_grad():
                     batch_images = images[batch.rows].requires_grad_()
@@ -145,14 +145,10 @@ class _CompiledUnroll(torch.autograd.Function):
 
 
 def _walk(
-    functions: StepFunctions,
-    batches: Sequence[InnerBatch],
-    theta: torch.Tensor,
-    images: torch.Tensor,
-    targets: torch.Tensor,
-    lr: torch.Tensor,
+    functions: StepFunctions, batches: Sequence[InnerBatch], theta: torch.Tensor, data: tuple[torch.Tensor, ...]
 ) -> Iterator[torch.Tensor]:
-    """Yields the parameters before the first step and after each step."""
+    """Yields the parameters before the first step and after each step; `data` are images, targets and step size."""
+    images, targets, lr = data
     yield theta
     for batch in batches:
         gradient, _ = functions.gradient(theta, *batch.take(images, targets))

@@ -8,7 +8,6 @@ pooling. Other image sizes work too: the size of the head follows from that of t
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -100,12 +99,8 @@ def draw_parameters(network: nn.Module, generator: torch.Generator) -> None:
             bound = 1 / math.sqrt(module.weight[0].numel())
             for parameter in module.parameters(recurse=False):
                 parameter.uniform_(-bound, bound, generator=generator)
-        elif isinstance(module, nn.GroupNorm | nn.LayerNorm):
-            module.weight.fill_(1.0)
-            module.bias.fill_(0.0)
-        elif isinstance(module, nn.BatchNorm2d):
+        elif isinstance(module, nn.GroupNorm | nn.LayerNorm | nn.BatchNorm2d):
             module.reset_parameters()
-            module.reset_running_stats()
         elif isinstance(module, _Embedding):
             module.value.normal_(0.0, 0.02, generator=generator)
 
@@ -287,27 +282,25 @@ class _ResidualBlock(nn.Module):
     def __init__(self, channels: int, width: int, halves: bool, pools: bool, norm: str, size: tuple[int, int]) -> None:
         super().__init__()
         stride = 2 if halves and not pools else 1
-        shrink = nn.AvgPool2d(2) if halves and pools else nn.Identity()
         out = _shrink(size, pools) if halves else size
         self.conv1 = nn.Conv2d(channels, width, 3, stride=stride, padding=1, bias=False)
         self.norm1 = _norm(norm, width, size if pools else out)
-        self.shrink = shrink
+        self.shrink = nn.AvgPool2d(2) if halves and pools else nn.Identity()
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
         self.norm2 = _norm(norm, width, out)
         self.shortcut: nn.Module = nn.Identity()
         if halves or channels != width:
             conv = nn.Conv2d(channels, width, 1, stride=stride, bias=False)
-            self.shortcut = nn.Sequential(conv, shrink, _norm(norm, width, out))
+            self.shortcut = nn.Sequential(conv, self.shrink, _norm(norm, width, out))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out = self.shrink(F.relu(self.norm1(self.conv1(x))))
         return F.relu(self.norm2(self.conv2(out)) + self.shortcut(x))
 
 
-def _resnet18(
-    config: NetworkConfig, image_shape: tuple[int, int, int], num_classes: int, pools: bool = False
-) -> nn.Sequential:
-    """Four groups of two residual blocks; without `pools` the head averages over the image."""
+def _resnet18(config: NetworkConfig, image_shape: tuple[int, int, int], num_classes: int) -> nn.Sequential:
+    """Four groups of two residual blocks; the head of "resnet18" averages over the image."""
+    pools = config.name == "resnet18_ap"
     padding, size = _first_layer(image_shape, kernel=3)
     stem = nn.Conv2d(image_shape[0], 64, 3, padding=padding, bias=False)
     layers: list[nn.Module] = [stem, _norm(config.norm, 64, size), nn.ReLU()]
@@ -384,7 +377,7 @@ NETWORKS: dict[str, Callable[[NetworkConfig, tuple[int, int, int], int], nn.Sequ
     "alexnet": _alexnet,
     "vgg11": _vgg11,
     "resnet18": _resnet18,
-    "resnet18_ap": partial(_resnet18, pools=True),
+    "resnet18_ap": _resnet18,
     "vit": _vit,
     "fcn": _fcn,
 }

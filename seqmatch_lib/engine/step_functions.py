@@ -5,10 +5,9 @@ compiled code is replayed as a CUDA graph.
 """
 
 import warnings
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +24,9 @@ PRECISIONS = ("float32", "tf32", "bfloat16")
 GRADIENT_PASSES, ADJOINT_PASSES, IMAGE_ADJOINT_PASSES = 3, 9, 6
 LOSSES = ("cross_entropy", "mse")
 MAX_SHAPES = 64  # most shapes of one function that are compiled; beyond torch's lower default it stops compiling
+UNCOMPILED: set[str] = (
+    set()
+)  # why functions of this run had to run uncompiled; a run in the same process begins by clearing it
 
 
 def batch_loss(kind: str, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -64,8 +66,6 @@ class StepFunctions:
     def __init__(
         self, network: nn.Module, precision: str = "float32", loss: str = "cross_entropy", compiled: bool = True
     ) -> None:
-        check_precision(precision)
-        check_loss(loss)
         require(
             not any(type(module) is nn.LayerNorm for module in network.modules()),
             "torch.nn.LayerNorm has wrong second derivatives in forward mode; use seqmatch_lib.engine.networks.LayerNorm",
@@ -90,7 +90,9 @@ class StepFunctions:
         parts = [part.view(shape) for part, shape in zip(parameters.split(self._sizes), self._shapes, strict=True)]
         if channels_last and torch.compiler.is_compiling() and images.device.type == "cpu":  # for GPUs the compiler does this
             images, *parts = [_channels_last(tensor) for tensor in (images, *parts)]
-        with self._autocast(images.device.type):
+        # autocast does not work with forward mode in uncompiled code, and is not faster there
+        bfloat16 = self._precision == "bfloat16" and torch.compiler.is_compiling()
+        with torch.autocast(images.device.type, torch.bfloat16) if bfloat16 else nullcontext():
             logits = functional_call(self._network, dict(zip(self._names, parts, strict=True)), (images,))
         return batch_loss(self._loss, logits.to(parameters.dtype), targets)
 
@@ -152,12 +154,6 @@ class StepFunctions:
 
         return adjoint
 
-    def _autocast(self, device: str) -> AbstractContextManager:
-        """Autocast for bfloat16 in compiled code; in uncompiled code it does not work with forward mode, and is not faster."""
-        if self._precision != "bfloat16" or not torch.compiler.is_compiling():
-            return nullcontext()
-        return torch.autocast(device, torch.bfloat16)
-
 
 _CACHE: dict[tuple[Hashable, str, str, bool], StepFunctions] = {}
 
@@ -173,18 +169,8 @@ def step_functions(network: nn.Module, precision: str, loss: str = "cross_entrop
 def check_engine(engine: str, precision: str, engines: Sequence[str]) -> None:
     """Raises ConfigError unless the engine is one of `engines` and has that precision: only "compiled" has more than one."""
     require(engine in engines, f"engine {engine!r} is unknown; use one of {', '.join(engines)}")
-    check_precision(precision)
-    require(engine == "compiled" or precision == "float32", f"engine {engine!r} has no precision {precision!r}; use 'float32'")
-
-
-def check_precision(precision: str) -> None:
-    """Raises ConfigError unless the precision is one of `PRECISIONS`."""
     require(precision in PRECISIONS, f"precision {precision!r} is unknown; use one of {', '.join(PRECISIONS)}")
-
-
-def check_loss(loss: str) -> None:
-    """Raises ConfigError unless the loss is one of `LOSSES`."""
-    require(loss in LOSSES, f"loss {loss!r} is unknown; use one of {', '.join(LOSSES)}")
+    require(engine == "compiled" or precision == "float32", f"engine {engine!r} has no precision {precision!r}; use 'float32'")
 
 
 def _channels_last(tensor: torch.Tensor) -> torch.Tensor:
@@ -212,7 +198,6 @@ class _Compiled:
     """
 
     enabled = True
-    reasons: ClassVar[set[str]] = set()  # why functions ran uncompiled since the last `forget_uncompiled`
 
     def __init__(self, function: Callable, precision: str = "float32") -> None:
         mode = "reduce-overhead" if torch.cuda.is_available() else "default"  # "reduce-overhead" replays CUDA graphs
@@ -225,7 +210,8 @@ class _Compiled:
         if not self.enabled:
             return self._function(*arguments)
         if self._compiled is self._function or torch._dynamo.config.disable:  # of which torch says nothing
-            self._note("torch.compile is turned off", "unset TORCHDYNAMO_DISABLE and TORCH_COMPILE_DISABLE")
+            self._failure = "torch.compile is turned off"
+            self._remedy = "unset TORCHDYNAMO_DISABLE and TORCH_COMPILE_DISABLE"
         if not self._failure:
             try:
                 with torch._dynamo.config.patch(recompile_limit=MAX_SHAPES):
@@ -234,37 +220,19 @@ class _Compiled:
                     return self._compiled(*arguments)
             except (BackendCompilerFailed, OSError) as error:
                 cause = getattr(error, "inner_exception", error)
-                remedy = "a missing compiler is the usual cause: install g++"
+                self._failure = f"{type(cause).__name__}: {str(cause).strip().splitlines()[0]}"
+                self._remedy = "a missing compiler is the usual cause: install g++"
                 if isinstance(cause, OSError):  # compiled code is kept in a folder, and there is no way without
-                    remedy = "set TORCHINDUCTOR_CACHE_DIR to a folder that can be written to"
-                self._note(f"{type(cause).__name__}: {str(cause).strip().splitlines()[0]}", remedy)
+                    self._remedy = "set TORCHINDUCTOR_CACHE_DIR to a folder that can be written to"
         require(
             self._precision != "bfloat16",
             f"precision 'bfloat16' needs compiled code, and compiling failed ({self._failure}); {self._remedy}, or set "
             "float32 in every section that has bfloat16: --set teachers.precision=float32 --set training.precision=float32",
         )
-        if self._failure not in self.reasons:
-            self.reasons.add(self._failure)
+        if self._failure not in UNCOMPILED:
+            UNCOMPILED.add(self._failure)
             warnings.warn(
                 f"running uncompiled, which is slower, because compiling failed ({self._failure}); {self._remedy}",
                 stacklevel=3,
             )
         return self._function(*arguments)
-
-    def _note(self, failure: str, remedy: str) -> None:
-        self._failure, self._remedy = failure, remedy
-
-
-def uncompiled_reasons() -> list[str]:
-    """Returns why functions ran uncompiled since the last `forget_uncompiled`; empty if all were compiled."""
-    return sorted(_Compiled.reasons)
-
-
-def note_uncompiled(reasons: Iterable[str]) -> None:
-    """Adds the reasons of an earlier process, whose work this process resumes."""
-    _Compiled.reasons.update(reasons)
-
-
-def forget_uncompiled() -> None:
-    """Clears `uncompiled_reasons`, for a new run in the same process."""
-    _Compiled.reasons.clear()

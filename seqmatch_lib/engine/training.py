@@ -1,9 +1,12 @@
 """Ordinary (not differentiable) training of networks, for teachers, evaluation, earlier stages and methods."""
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import cos, pi, sqrt
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,13 +16,12 @@ from seqmatch_lib.data.datasets import Split
 from seqmatch_lib.data.labels import count_right
 from seqmatch_lib.engine.augment import DSA_STRATEGY, apply_augmentation, check_strategy, draw_augmentation
 from seqmatch_lib.engine.networks import flatten_parameters, load_parameters
-from seqmatch_lib.engine.step_functions import batch_loss, check_engine, check_loss, step_functions
+from seqmatch_lib.engine.step_functions import LOSSES, batch_loss, check_engine, step_functions
 from seqmatch_lib.errors import DivergenceError, require
+from seqmatch_lib.store.budget import Budget
+from seqmatch_lib.store.checkpoint import Checkpoint
 from seqmatch_lib.store.files import tensors_under
 from seqmatch_lib.store.settings import omit_default
-
-if TYPE_CHECKING:  # `training_checkpoint` imports this module
-    from seqmatch_lib.engine.training_checkpoint import TrainingCheckpoint
 
 TRAINING_ENGINES = ("eager", "compiled")
 OPTIMIZERS = ("sgd", "adam")
@@ -29,8 +31,7 @@ WARMUP_EPOCHS = 500  # of schedule "cosine", but at most a quarter of all epochs
 
 def _half(epochs: int) -> list[float]:
     """Factor 0.1 after epoch `epochs // 2 + 1`, counted from 0."""
-    first = min(epochs // 2 + 2, epochs)
-    return [1.0] * first + [0.1] * (epochs - first)
+    return [1.0 if epoch <= epochs // 2 + 1 else 0.1 for epoch in range(epochs)]
 
 
 def _steps(epochs: int) -> list[float]:
@@ -50,9 +51,20 @@ def _cosine(epochs: int) -> list[float]:
 SCHEDULES: dict[str, Callable[[int], list[float]]] = {"half": _half, "steps": _steps, "cosine": _cosine}
 
 
+def check_trainer(section: str, config: Any) -> None:
+    """Raises ConfigError, which names the section, unless the settings that recipes and teachers share are valid."""
+    require(config.batch_size >= 1, f"{section}.batch_size {config.batch_size} must be at least 1")
+    require(0 <= config.momentum < 1, f"{section}.momentum {config.momentum} must lie in [0, 1)")
+    require(config.weight_decay >= 0, f"{section}.weight_decay {config.weight_decay} must not be negative")
+    check_strategy(config.augment)
+    check_engine(config.engine, config.precision, TRAINING_ENGINES)
+
+
 @dataclass(frozen=True)
 class TrainingRecipe:
-    """How a network is trained in one stage on a synthetic set; the defaults are the protocol of the public MTT code.
+    """How networks are trained, in one stage on a synthetic set; the defaults are the protocol of the public MTT code.
+
+    Trainers, which make single epochs, take it too; they do not read `epochs` and `schedule`.
 
     Args:
         epochs: passes over the stage's images, at least 1.
@@ -66,7 +78,7 @@ class TrainingRecipe:
         loss: "cross_entropy" or "mse", see `batch_loss`.
         schedule: of the step size. "half" is that of the MTT, DSA and DM codes, which also reset the momentum when the step
             size falls; "steps" is that of IDC, "cosine" that of FRePo.
-        cutmix: probability of CutMix for each batch.
+        cutmix: probability of CutMix for each batch; it needs targets that are probabilities.
 
     Source: `evaluate_synset` of the public MTT code; `train.py` of IDC; `script/eval.py` of FRePo.
     """
@@ -84,45 +96,20 @@ class TrainingRecipe:
     cutmix: float = omit_default(0.0)
 
     def __post_init__(self) -> None:
+        check_trainer("training", self)
         require(self.epochs >= 1, f"training.epochs {self.epochs} must be at least 1")
-        require(self.batch_size >= 1, f"training.batch_size {self.batch_size} must be at least 1")
-        require(0 <= self.momentum < 1, f"training.momentum {self.momentum} must lie in [0, 1)")
-        require(self.weight_decay >= 0, f"training.weight_decay {self.weight_decay} must not be negative")
         require(0 <= self.cutmix <= 1, f"training.cutmix {self.cutmix} must lie in [0, 1]")
-        for name, known in (("optimizer", OPTIMIZERS), ("schedule", tuple(SCHEDULES))):
+        for name, known in (("optimizer", OPTIMIZERS), ("loss", LOSSES), ("schedule", SCHEDULES)):
             value = getattr(self, name)
             require(value in known, f"training.{name} {value!r} is unknown; use one of {', '.join(known)}")
-        check_loss(self.loss)
-        check_strategy(self.augment)
-        check_engine(self.engine, self.precision, TRAINING_ENGINES)
 
-
-@dataclass(frozen=True)
-class OptimizerConfig:
-    """Loss and optimiser of a trainer, named as in `TrainingRecipe`; `lr` is the step size."""
-
-    lr: float
-    momentum: float = 0.0
-    weight_decay: float = 0.0
-    optimizer: str = "sgd"
-    loss: str = "cross_entropy"
-
-    def make_optimizer(self, parameters: Iterable[torch.Tensor]) -> torch.optim.Optimizer:
-        """Returns a fresh optimiser of these parameters."""
+    def make_optimizer(self, parameters: Iterable[torch.Tensor], lr: float) -> torch.optim.Optimizer:
+        """Returns a fresh optimiser of these parameters with this step size."""
         if self.optimizer == "adam":
-            return torch.optim.Adam(parameters, lr=self.lr, weight_decay=self.weight_decay)
-        return torch.optim.SGD(parameters, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
+            return torch.optim.Adam(parameters, lr=lr, weight_decay=self.weight_decay)
+        return torch.optim.SGD(parameters, lr=lr, momentum=self.momentum, weight_decay=self.weight_decay)
 
-
-@dataclass(frozen=True)
-class BatchConfig:
-    """Batches of a trainer, named as in `TrainingRecipe`; CutMix needs targets that are probabilities."""
-
-    batch_size: int
-    augment: str = "none"
-    cutmix: float = 0.0
-
-    def draw(
+    def draw_batch(
         self, images: torch.Tensor, targets: torch.Tensor, rows: torch.Tensor, generator: torch.Generator
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns the images of these rows, augmented and perhaps mixed, and their targets."""
@@ -159,33 +146,29 @@ def mix_patches(
 class LoopTrainer:
     """Trains networks in place, one after the other; the reference for `StackedTrainer`."""
 
-    def __init__(self, networks: Sequence[nn.Module], config: OptimizerConfig) -> None:
+    def __init__(self, networks: Sequence[nn.Module], recipe: TrainingRecipe, lr: float) -> None:
         self._networks = networks
-        self._config = config
-        self._optimizers = [config.make_optimizer(network.parameters()) for network in networks]
+        self._recipe = recipe
+        self._optimizers = [recipe.make_optimizer(network.parameters(), lr) for network in networks]
 
-    def epoch(
-        self, images: torch.Tensor, targets: torch.Tensor, batch_config: BatchConfig, generators: Sequence[torch.Generator]
-    ) -> torch.Tensor:
-        """Trains each network for one pass over the images, each in its own random order.
+    def epoch(self, images: torch.Tensor, targets: torch.Tensor, generators: Sequence[torch.Generator]) -> torch.Tensor:
+        """Trains each network for one pass over the images, each in its own random order; the last batch may be smaller.
 
         Args:
             images: (N, C, H, W), normalised, on the device of the networks.
             targets: (N,) int64 classes, or (N, classes); see `batch_loss`.
-            batch_config: batches and their augmentation; the last batch may be smaller.
             generators: CPU generators for order and augmentation, one for each network.
 
         Returns:
             (networks,) mean losses over the images.
         """
         losses = torch.zeros(len(self._networks), device=images.device)
-        for index, (network, optimizer, generator) in enumerate(
-            zip(self._networks, self._optimizers, generators, strict=True)
-        ):
+        parts = zip(self._networks, self._optimizers, generators, strict=True)
+        for index, (network, optimizer, generator) in enumerate(parts):
             network.train()
-            for rows in torch.randperm(len(images), generator=generator).to(images.device).split(batch_config.batch_size):
-                batch_images, batch_targets = batch_config.draw(images, targets, rows, generator)
-                loss = batch_loss(self._config.loss, network(batch_images), batch_targets)
+            for rows in torch.randperm(len(images), generator=generator).to(images.device).split(self._recipe.batch_size):
+                batch_images, batch_targets = self._recipe.draw_batch(images, targets, rows, generator)
+                loss = batch_loss(self._recipe.loss, network(batch_images), batch_targets)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -195,7 +178,7 @@ class LoopTrainer:
     def change_lr(self, lr: float, forget: bool) -> None:
         """Sets the step size; `forget` replaces the optimisers by fresh ones, which resets their momentum."""
         if forget:
-            self._optimizers = [self._config.make_optimizer(network.parameters()) for network in self._networks]
+            self._optimizers = [self._recipe.make_optimizer(network.parameters(), lr) for network in self._networks]
         for optimizer in self._optimizers:
             optimizer.param_groups[0]["lr"] = lr
 
@@ -220,42 +203,31 @@ class LoopTrainer:
             for name, parameter in network.named_parameters():
                 optimizer.state[parameter] = _restore_optimizer_state(tensors_under(state, f"{index}.optimizer.{name}."))
 
-    def finish(self) -> None:
-        """Does nothing: the networks are trained in place."""
-
 
 class StackedTrainer:
-    """Trains networks of one architecture together, on stacked parameters; only `finish` changes the networks.
+    """Trains networks of one architecture together, on stacked parameters; the networks themselves stay as they are.
 
     Each network gets the same batches and augmentations as with `LoopTrainer`, so the results are the same up to rounding.
+    With engine "eager" nothing is compiled.
     """
 
-    def __init__(
-        self,
-        networks: Sequence[nn.Module],
-        config: OptimizerConfig,
-        precision: str = "float32",
-        compiled: bool = True,
-    ) -> None:
+    def __init__(self, networks: Sequence[nn.Module], recipe: TrainingRecipe, lr: float) -> None:
         require(
             next(networks[0].buffers(), None) is None,
             "networks with running statistics cannot be trained by engine 'compiled'; use engine 'eager'",
         )
-        self._networks = networks
-        self._config = config
-        self._gradient = step_functions(networks[0], precision, config.loss, compiled).gradient
+        self._recipe = recipe
+        self.functions = step_functions(networks[0], recipe.precision, recipe.loss, recipe.engine == "compiled")
         self._parameters = torch.stack([flatten_parameters(network) for network in networks])
-        self._optimizer = config.make_optimizer([self._parameters])
+        self._optimizer = recipe.make_optimizer([self._parameters], lr)
 
-    def epoch(
-        self, images: torch.Tensor, targets: torch.Tensor, batch_config: BatchConfig, generators: Sequence[torch.Generator]
-    ) -> torch.Tensor:
+    def epoch(self, images: torch.Tensor, targets: torch.Tensor, generators: Sequence[torch.Generator]) -> torch.Tensor:
         """Trains all networks for one pass over the images; arguments and result as in `LoopTrainer.epoch`."""
         orders = [torch.randperm(len(images), generator=generator).to(images.device) for generator in generators]
         losses = torch.zeros(len(orders), device=images.device)
-        for rows_of_networks in zip(*(order.split(batch_config.batch_size) for order in orders), strict=True):
+        for rows_of_networks in zip(*(order.split(self._recipe.batch_size) for order in orders), strict=True):
             batches = [
-                batch_config.draw(images, targets, rows, generator)
+                self._recipe.draw_batch(images, targets, rows, generator)
                 for rows, generator in zip(rows_of_networks, generators, strict=True)
             ]
             self._parameters.grad, batch_losses = self._gradients(*zip(*batches, strict=True))
@@ -272,15 +244,15 @@ class StackedTrainer:
         keeps all cores busy, and convolutions of stacked networks are slower.
         """
         if self._parameters.is_cuda:
-            return self._gradient(self._parameters, torch.stack(images), torch.stack(targets))
-        results = [self._gradient(*arguments) for arguments in zip(self._parameters, images, targets, strict=True)]
+            return self.functions.gradient(self._parameters, torch.stack(images), torch.stack(targets))
+        results = [self.functions.gradient(*arguments) for arguments in zip(self._parameters, images, targets, strict=True)]
         gradients, losses = zip(*results, strict=True)
         return torch.stack(gradients), torch.stack(losses)
 
     def change_lr(self, lr: float, forget: bool) -> None:
         """Sets the step size, as `LoopTrainer.change_lr` does."""
         if forget:
-            self._optimizer = self._config.make_optimizer([self._parameters])
+            self._optimizer = self._recipe.make_optimizer([self._parameters], lr)
         self._optimizer.param_groups[0]["lr"] = lr
 
     def parameters(self) -> torch.Tensor:
@@ -297,11 +269,6 @@ class StackedTrainer:
         optimizer_state = {name: value for name, value in state.items() if name != "parameters"}
         self._optimizer.state[self._parameters] = _restore_optimizer_state(optimizer_state)
 
-    def finish(self) -> None:
-        """Writes the parameters into the networks."""
-        for network, parameters in zip(self._networks, self._parameters, strict=True):
-            load_parameters(network, parameters)
-
 
 def _restore_optimizer_state(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Copies an optimiser's state of one parameter; step counters stay on the CPU, as in torch's optimisers."""
@@ -311,9 +278,75 @@ def _restore_optimizer_state(state: dict[str, torch.Tensor]) -> dict[str, torch.
 Trainer = LoopTrainer | StackedTrainer
 
 
-def make_trainer(networks: Sequence[nn.Module], config: OptimizerConfig, engine: str, precision: str) -> Trainer:
-    """Returns the trainer of an engine: "eager" trains networks one by one, "compiled" all together."""
-    return LoopTrainer(networks, config) if engine == "eager" else StackedTrainer(networks, config, precision)
+def make_trainer(networks: Sequence[nn.Module], recipe: TrainingRecipe, lr: float) -> Trainer:
+    """Returns the trainer of the recipe's engine: "eager" trains networks one by one, "compiled" all together."""
+    return LoopTrainer(networks, recipe, lr) if recipe.engine == "eager" else StackedTrainer(networks, recipe, lr)
+
+
+class TrainingCheckpoint(Checkpoint):
+    """The checkpoint of one group of networks while they are trained.
+
+    Args:
+        path: of the safetensors file; the caller holds a lock under which no other process writes it.
+        owner: JSON values that identify the networks and their training data. A file of another owner, left behind by a killed
+            process, is ignored.
+        budget: determines when to save and when to stop.
+
+    Raises:
+        StorageError: the file is damaged.
+    """
+
+    def __init__(self, path: Path, owner: dict[str, Any], budget: Budget) -> None:
+        super().__init__(path, owner)
+        self._budget = budget
+        self._tensors, self._notes, is_own = self.read() or ({}, {}, False)
+        if not is_own:
+            self._tensors, self._notes = {}, {"stage": 0, "epoch": 0, "seconds": 0.0}
+        self._began = time.perf_counter() - self._notes["seconds"]
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training so far, including those of stopped processes up to their last checkpoint."""
+        return time.perf_counter() - self._began
+
+    def resume(
+        self, stage: int, epochs: int, trainer: Trainer, generators: Sequence[torch.Generator], device: torch.device
+    ) -> tuple[int, dict[str, torch.Tensor]]:
+        """Restores a trainer of fresh networks and the generators of its batches, if they were saved during this stage.
+
+        Stages are counted from 1, and `epochs` is the number of epochs of this one.
+
+        Returns:
+            The number of finished epochs of the stage, and the tensors saved as `more`.
+
+        Raises:
+            StorageError: the file does not fit these networks.
+        """
+        if stage != self._notes["stage"]:
+            return (epochs if stage < self._notes["stage"] else 0), {}
+        with self.restoring("these networks"):
+            state = tensors_under(self._tensors, "trainer.")
+            trainer.load_state({name: value.to(device) for name, value in state.items()})
+            for index, generator in enumerate(generators):
+                generator.set_state(self._tensors[f"generator.{index}"])
+        more, self._tensors = tensors_under(self._tensors, "more."), {}
+        return self._notes["epoch"], more
+
+    def offer(
+        self, stage: int, epoch: int, trainer: Trainer, generators: Sequence[torch.Generator], more: dict[str, torch.Tensor]
+    ) -> None:
+        """Saves the state after `epoch` epochs of a stage, and `more`, if the last save is old enough or the time is spent.
+
+        Raises:
+            OutOfTime: the time is spent, and the state is saved.
+        """
+        if not self._budget.wants_save():
+            return
+        tensors = {f"trainer.{name}": value for name, value in trainer.state().items()}
+        tensors |= {f"generator.{index}": generator.get_state() for index, generator in enumerate(generators)}
+        tensors |= {f"more.{name}": value for name, value in more.items()}
+        self.write(tensors, {"stage": stage, "epoch": epoch, "seconds": round(self.seconds, 3)})
+        self._budget.saved()
 
 
 def train_stage(
@@ -324,7 +357,7 @@ def train_stage(
     recipe: TrainingRecipe,
     generators: Sequence[torch.Generator],
     stage: int = 1,
-    checkpoint: "TrainingCheckpoint | None" = None,
+    checkpoint: TrainingCheckpoint | None = None,
 ) -> None:
     """Trains networks in place on the images of one stage.
 
@@ -346,20 +379,15 @@ def train_stage(
     """
     if recipe.cutmix and not targets.is_floating_point():
         targets = F.one_hot(targets, networks[0][-1].out_features).to(images.dtype)
-    optimizer_config = OptimizerConfig(lr, recipe.momentum, recipe.weight_decay, recipe.optimizer, recipe.loss)
-    trainer = make_trainer(networks, optimizer_config, recipe.engine, recipe.precision)
-    batch_config = BatchConfig(recipe.batch_size, recipe.augment, recipe.cutmix)
-    factors = SCHEDULES[recipe.schedule](recipe.epochs)
+    trainer = make_trainer(networks, recipe, lr)
     finished = 0 if checkpoint is None else checkpoint.resume(stage, recipe.epochs, trainer, generators, images.device)[0]
-    last_factor = 1.0
+    factors = [1.0, *SCHEDULES[recipe.schedule](recipe.epochs)]  # the first one is that of a new trainer
     if finished:
-        last_factor = factors[finished - 1]
-        trainer.change_lr(last_factor * lr, forget=False)
-    for epoch, factor in enumerate(factors[finished:], start=finished):
+        trainer.change_lr(factors[finished] * lr, forget=False)
+    for epoch, (last_factor, factor) in enumerate(pairwise(factors[finished:]), start=finished):
         if factor != last_factor:
             trainer.change_lr(factor * lr, forget=recipe.schedule == "half")
-            last_factor = factor
-        losses = trainer.epoch(images, targets, batch_config, generators)
+        losses = trainer.epoch(images, targets, generators)
         if epoch % CHECK_EPOCHS == 0 or epoch == recipe.epochs - 1:
             require(
                 bool(losses.isfinite().all()),
@@ -368,8 +396,9 @@ def train_stage(
                 DivergenceError,
             )
         if checkpoint is not None:
-            checkpoint.offer(stage, epoch + 1, trainer, generators)
-    trainer.finish()
+            checkpoint.offer(stage, epoch + 1, trainer, generators, {})
+    for network, parameters in zip(networks, trainer.parameters(), strict=True):
+        load_parameters(network, parameters)
 
 
 @torch.no_grad()
@@ -377,8 +406,6 @@ def measure_accuracy(network: nn.Module, split: Split, batch_size: int = 1000) -
     """Returns the share of images, or of labelled pixels, that a network classifies correctly, in per cent."""
     network.eval()
     batches = zip(split.images.split(batch_size), split.labels.split(batch_size), strict=True)
-    counts = [
-        torch.stack(count_right(network(batch_images).argmax(1), batch_labels)) for batch_images, batch_labels in batches
-    ]
+    counts = [torch.stack(count_right(network(images).argmax(1), labels)) for images, labels in batches]
     correct, total = torch.stack(counts).sum(0).tolist()
     return 100.0 * correct / total

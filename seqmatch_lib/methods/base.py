@@ -162,8 +162,7 @@ class Trainable:
 
     def freeze(self) -> SyntheticSubset:
         """Returns a copy as a subset, which later steps do not change."""
-        labels = self.targets().detach().clone()
-        return SyntheticSubset(self.images.detach().clone(), labels, self.lr.item(), self.formation)
+        return SyntheticSubset(self.images.detach().clone(), self.targets().detach().clone(), self.lr.item(), self.formation)
 
 
 def saved_like(saved: torch.Tensor, leaf: torch.Tensor) -> torch.Tensor:

@@ -16,8 +16,8 @@ from seqmatch_lib.data.multi_formation import Formation, store_tiles
 from seqmatch_lib.data.preprocessing import Normalisation
 from seqmatch_lib.engine.augment import augment_alike, check_strategy
 from seqmatch_lib.engine.networks import flatten_parameters, load_parameters
-from seqmatch_lib.engine.step_functions import GRADIENT_PASSES, IMAGE_ADJOINT_PASSES, check_engine, step_functions
-from seqmatch_lib.engine.training import TRAINING_ENGINES, BatchConfig, OptimizerConfig, StackedTrainer
+from seqmatch_lib.engine.step_functions import GRADIENT_PASSES, IMAGE_ADJOINT_PASSES, check_engine
+from seqmatch_lib.engine.training import TRAINING_ENGINES, StackedTrainer, TrainingRecipe
 from seqmatch_lib.errors import require
 from seqmatch_lib.methods.base import BaseMethod, Effort, MethodState, Stage, Trainable, register_method
 from seqmatch_lib.seeds import make_generator
@@ -134,34 +134,30 @@ class IDCPrepared(MethodState):
         self.targets = stage.labels
         if config.cutmix:
             self.targets = F.one_hot(stage.labels, stage.num_classes).to(stage.images.dtype)
-        self._network = stage.make_network(stage.seed, "matching network")
+        self._network = stage.make_network(stage.seed, "matching network")  # the start of the training
         self.shapes = [parameter.shape for parameter in self._network.parameters()]
-        self.functions = step_functions(self._network, config.precision, compiled=config.engine == "compiled")
-        self._optimizer_config = OptimizerConfig(config.net_lr, config.net_momentum, config.net_weight_decay)
-        self._engine = {"precision": config.precision, "compiled": config.engine == "compiled"}
-        self._start = torch.empty(0)
-        self.trainer: StackedTrainer | None = None
+        self._net_lr = config.net_lr
+        own = {name: getattr(config, f"net_{name}") for name in ("batch_size", "momentum", "weight_decay", "augment")}
+        self._recipe = TrainingRecipe(cutmix=config.cutmix, engine=config.engine, precision=config.precision, **own)
+        self._make_trainer()
 
     def begin_again(self, block: int, renew: bool) -> None:
         """Resets the network to its start; with `renew`, first draws the start of that block of iterations."""
         if renew:
-            (network,) = self.stage.start_networks(self.stage.seed, ("stage", self.stage.index, "matching", block))
-            self._start = flatten_parameters(network)
+            (self._network,) = self.stage.start_networks(self.stage.seed, ("stage", self.stage.index, "matching", block))
         self._make_trainer()
 
     def _make_trainer(self) -> None:
-        load_parameters(self._network, self._start)
-        self.trainer = StackedTrainer([self._network], self._optimizer_config, **self._engine)
+        self.trainer = StackedTrainer([self._network], self._recipe, self._net_lr)
 
     def state(self) -> dict[str, torch.Tensor]:
         """Returns the network's start, and the state of its training."""
-        if self.trainer is None:
-            return {}
-        return {"start": self._start, **{f"trainer.{name}": value for name, value in self.trainer.state().items()}}
+        training = {f"trainer.{name}": value for name, value in self.trainer.state().items()}
+        return {"start": flatten_parameters(self._network), **training}
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
         """Restores what `state` returned."""
-        self._start = state["start"]
+        load_parameters(self._network, state["start"])
         self._make_trainer()
         self.trainer.load_state(tensors_under(state, "trainer."))
 
@@ -224,13 +220,12 @@ class IDC(BaseMethod):
                 trainable.images.clamp_(prepared.low, prepared.high)
         sequence = frozen.then(trainable.freeze_view())
         parameters = prepared.trainer.parameters()[0]
-        losses = [
-            self._match(prepared, parameters, label, *self._training_images(sequence, label, stage, generator), generator)
-            for label in range(stage.num_classes)
-        ]
+        losses = [self._match(prepared, parameters, label, sequence, generator) for label in range(stage.num_classes)]
         # pixel = std * stored value + mean, with std = 1 / (high - low): a step of lr in pixels is lr / std² in stored values
         trainable.images.grad.mul_((prepared.high - prepared.low).square())
-        self._train(prepared, generator)
+        for _ in range(config.net_epoch if config.n_data else 0):
+            rows = torch.randperm(len(stage.images), generator=generator)[: config.n_data].to(stage.images.device)
+            prepared.trainer.epoch(stage.images[rows], prepared.targets[rows], [generator])
         return torch.stack(losses).sum()
 
     def _training_images(
@@ -250,21 +245,16 @@ class IDC(BaseMethod):
         return torch.cat(images), torch.cat(labels)
 
     def _match(
-        self,
-        prepared: IDCPrepared,
-        parameters: torch.Tensor,
-        label: int,
-        images: torch.Tensor,
-        labels: torch.Tensor,
-        generator: torch.Generator,
+        self, prepared: IDCPrepared, parameters: torch.Tensor, label: int, sequence: SubsetSequence, generator: torch.Generator
     ) -> torch.Tensor:
         """Returns the distance of one class's real and synthetic gradients, and adds its gradient to the synthetic images."""
-        stage, config = prepared.stage, self.config
+        stage, config, functions = prepared.stage, self.config, prepared.trainer.functions
+        images, labels = self._training_images(sequence, label, stage, generator)
         members = prepared.rows[label]
         rows = members[torch.randperm(len(members), generator=generator)[: config.batch_real].to(members.device)]
         real, synthetic = augment_alike([stage.images[rows], images], config.match_augment, generator)
-        real_gradient = prepared.functions.gradient(parameters, real, stage.labels[rows])[0].clone()
-        gradient = prepared.functions.gradient(parameters, synthetic.detach(), labels)[0].clone().requires_grad_()
+        real_gradient = functions.gradient(parameters, real, stage.labels[rows])[0].clone()
+        gradient = functions.gradient(parameters, synthetic.detach(), labels)[0].clone().requires_grad_()
         sizes = [shape.numel() for shape in prepared.shapes]
         loss = sum(
             METRICS[config.metric](part.view(shape), real_part.view(shape))
@@ -273,16 +263,8 @@ class IDC(BaseMethod):
         )
         (direction,) = torch.autograd.grad(loss, gradient)
         # the loss depends on the images x only through the gradient: d loss / d x = d <gradient, direction> / d x
-        synthetic.backward(prepared.functions.image_adjoint(parameters, synthetic.detach(), labels, direction))
+        synthetic.backward(functions.image_adjoint(parameters, synthetic.detach(), labels, direction))
         return loss.detach()
-
-    def _train(self, prepared: IDCPrepared, generator: torch.Generator) -> None:
-        """Trains the network on `n_data` real images."""
-        config, stage = self.config, prepared.stage
-        batch_config = BatchConfig(config.net_batch_size, config.net_augment, config.cutmix)
-        for _ in range(config.net_epoch if config.n_data else 0):
-            rows = torch.randperm(len(stage.images), generator=generator)[: config.n_data].to(stage.images.device)
-            prepared.trainer.epoch(stage.images[rows], prepared.targets[rows], batch_config, [generator])
 
     def effort(self, sizes: list[int], num_classes: int) -> Effort:
         """Returns the cost of matches and of training on real images."""

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from seqmatch_lib.engine.networks import load_parameters
-from seqmatch_lib.engine.step_functions import GRADIENT_PASSES, centred_one_hot, check_engine
-from seqmatch_lib.engine.training import TRAINING_ENGINES, BatchConfig, OptimizerConfig, StackedTrainer, TrainingRecipe
+from seqmatch_lib.engine.step_functions import GRADIENT_PASSES, batch_loss, centred_one_hot, check_engine
+from seqmatch_lib.engine.training import TRAINING_ENGINES, StackedTrainer, TrainingRecipe
 from seqmatch_lib.errors import require
 from seqmatch_lib.methods.base import BaseMethod, Effort, MethodState, Stage, Trainable, register_method
 from seqmatch_lib.methods.lamb import Lamb
@@ -77,8 +77,10 @@ class KRRPrepared(MethodState):
         self.stage = stage
         self.targets = centred_one_hot(stage.labels, stage.num_classes, stage.images.dtype)
         self.network = stage.make_network(stage.seed, "pool network")  # `features` loads parameters from the pool into it
-        self._optimizer_config = OptimizerConfig(config.net_lr, optimizer="adam", loss="mse")
-        self._engine = {"precision": config.precision, "compiled": config.engine == "compiled"}
+        engine = {"engine": config.engine, "precision": config.precision}
+        self._recipe = TrainingRecipe(
+            batch_size=config.batch_syn, weight_decay=0.0, augment="none", optimizer="adam", loss="mse", **engine
+        )
         self._config = config
         size = config.num_networks
         # staggered, as in the public code, so that the networks are not all replaced at once
@@ -90,7 +92,7 @@ class KRRPrepared(MethodState):
         """Returns trainers of fresh networks for these indices of the pool."""
         purposes = [("stage", self.stage.index, "pool", index, int(self.starts[index])) for index in indices]
         networks = self.stage.start_networks(self.stage.seed, *purposes)
-        return [StackedTrainer([network], self._optimizer_config, **self._engine) for network in networks]
+        return [StackedTrainer([network], self._recipe, self._config.net_lr) for network in networks]
 
     def train(self, index: int, images: torch.Tensor, labels: torch.Tensor, generator: torch.Generator) -> None:
         """Trains a network for one step on the synthetic set, or replaces it after `max_online_updates` steps."""
@@ -100,7 +102,7 @@ class KRRPrepared(MethodState):
             (self.trainers[index],) = self._make_trainers([index])
         else:
             rows = torch.randperm(len(images), generator=generator)[: self._config.batch_syn].to(images.device)
-            self.trainers[index].epoch(images[rows], labels[rows], BatchConfig(len(rows)), [generator])
+            self.trainers[index].epoch(images[rows], labels[rows], [generator])
             self.updates[index] += 1
 
     def features(self, index: int) -> nn.Module:
@@ -171,7 +173,7 @@ class KRR(BaseMethod):
         support = torch.cat([images, images.flip(3)]) if config.flip else images
         targets = torch.cat([labels, labels]) if config.flip else labels
         prediction = regress(real_features, features(support), targets, config.ridge)
-        loss = 0.5 * (prediction - prepared.targets[rows]).square().sum(1).mean() + margin_loss(trainable.labels)
+        loss = batch_loss("mse", prediction, prepared.targets[rows]) + margin_loss(trainable.labels)
         loss.backward()
         prepared.train(index, images.detach(), labels.detach(), generator)
         return loss.detach()

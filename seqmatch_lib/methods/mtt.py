@@ -210,9 +210,8 @@ def draw_batches(
         augment: DSA strategy, drawn anew for each batch.
         generator: a CPU generator.
     """
-    batches: list[InnerBatch] = []
-    chunks: list[torch.Tensor] = []
-    while len(batches) < steps:
+    batches, chunks = [], []
+    for _ in range(steps):
         if not chunks:
             order = torch.randperm(len(images), generator=generator).to(images.device, non_blocking=True)
             chunks = list(order.split(batch_size))

@@ -20,15 +20,11 @@ from filelock import Timeout
 from torch import nn
 from tqdm import tqdm
 
-from seqmatch_lib.engine.augment import DSA_STRATEGY, check_strategy
-from seqmatch_lib.engine.networks import count_parameters
-from seqmatch_lib.engine.step_functions import check_engine
-from seqmatch_lib.engine.training import TRAINING_ENGINES, BatchConfig, OptimizerConfig, TrainingRecipe, make_trainer
-from seqmatch_lib.engine.training_checkpoint import TrainingCheckpoint
+from seqmatch_lib.engine.augment import DSA_STRATEGY
+from seqmatch_lib.engine.training import TrainingCheckpoint, TrainingRecipe, check_trainer, make_trainer
 from seqmatch_lib.errors import DivergenceError, StorageError, require
 from seqmatch_lib.progress import progress_bar
 from seqmatch_lib.seeds import make_generator
-from seqmatch_lib.store.budget import Budget
 from seqmatch_lib.store.files import (
     acquire_lock,
     digest_json,
@@ -80,17 +76,20 @@ class TeacherConfig:
     together: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("num_teachers", "epochs", "later_epochs", "batch_size", "together"):
+        check_trainer("teachers", self)
+        for name in ("num_teachers", "epochs", "later_epochs", "together"):
             require(getattr(self, name) >= 1, f"teachers.{name} {getattr(self, name)} must be at least 1")
         require(self.lr > 0, f"teachers.lr {self.lr} must be positive")
-        require(0 <= self.momentum < 1, f"teachers.momentum {self.momentum} must lie in [0, 1)")
-        require(self.weight_decay >= 0, f"teachers.weight_decay {self.weight_decay} must not be negative")
-        check_strategy(self.augment)
-        check_engine(self.engine, self.precision, TRAINING_ENGINES)
 
     def recorded_epochs(self, stage: int) -> int:
         """Returns the epochs recorded for stage k, counted from 1."""
         return self.epochs if stage == 1 else self.later_epochs
+
+    @property
+    def recipe(self) -> TrainingRecipe:
+        """The settings of a trainer."""
+        shared = ("momentum", "weight_decay", "batch_size", "augment", "engine", "precision")
+        return TrainingRecipe(**{name: getattr(self, name) for name in shared})
 
 
 class TrajectorySet:
@@ -150,12 +149,11 @@ def record_stage_teachers(stage: "Stage") -> TrajectorySet:
     Source: Algorithm 1 of SeqMatch, the line that saves the network for the next subset; `buffer.py` of its public code,
     which however loses the augmentation of the earlier subsets.
     """
-    epochs = stage.teachers.recorded_epochs(stage.index)
     identity: dict[str, object] = {
         "data": stage.data_identity,
         "network": as_settings(stage.network),
         "stage": stage.index,
-        "epochs": epochs,
+        "epochs": stage.teachers.recorded_epochs(stage.index),
         "teachers": _without_engine(stage.teachers),
     }
     if stage.index > 1:
@@ -163,9 +161,9 @@ def record_stage_teachers(stage: "Stage") -> TrajectorySet:
     folder = stage.folder / f"{stage.network.name}-stage{stage.index}-{digest_json(identity)[:8]}"
 
     def make_starts(teachers: list[int]) -> list[nn.Module]:
-        return list(stage.start_networks(stage.teachers.seed, *(("teacher", teacher) for teacher in teachers)))
+        return stage.start_networks(stage.teachers.seed, *(("teacher", teacher) for teacher in teachers))
 
-    return record_trajectories(folder, identity, stage.teachers, epochs, make_starts, stage.images, stage.labels, stage.budget)
+    return record_trajectories(folder, identity, stage, make_starts)
 
 
 def _without_engine(config: TeacherConfig | TrainingRecipe) -> dict[str, object]:
@@ -177,14 +175,7 @@ def _without_engine(config: TeacherConfig | TrainingRecipe) -> dict[str, object]
 
 
 def record_trajectories(
-    folder: Path,
-    identity: dict[str, Any],
-    config: TeacherConfig,
-    epochs: int,
-    make_starts: Callable[[list[int]], list[nn.Module]],
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    budget: Budget,
+    folder: Path, identity: dict[str, Any], stage: "Stage", make_starts: Callable[[list[int]], list[nn.Module]]
 ) -> TrajectorySet:
     """Trains the teachers that are still missing in a folder and returns the whole set.
 
@@ -194,12 +185,8 @@ def record_trajectories(
     Args:
         folder: of the set; made if missing.
         identity: JSON values that determine the teachers (data, network, stage, earlier subsets), for the manifest.
-        config: how each teacher is trained.
-        epochs: recorded epochs.
+        stage: real images, how each teacher is trained on them, and the budget, which is checked after every epoch.
         make_starts: teacher indices -> the initial networks, on the device of the images.
-        images: (N, C, H, W) normalised real images.
-        labels: (N,) int64.
-        budget: checked after every epoch.
 
     Raises:
         StorageError: the folder holds another set.
@@ -207,6 +194,7 @@ def record_trajectories(
         OutOfTime: the budget is spent.
     """
     _claim_folder(folder, {"identity": identity, "torch": torch.__version__})
+    config, epochs = stage.teachers, stage.teachers.recorded_epochs(stage.index)
     waiting = _unfinished(folder, range(config.num_teachers))
     with progress_bar(config.num_teachers * epochs, f"teachers {folder.name}", "epoch") as bar:
         bar.update(epochs * (config.num_teachers - len(waiting)))
@@ -217,8 +205,8 @@ def record_trajectories(
                 bar.update(epochs * (len(locked) - len(group)))
                 if group:
                     path = _teacher_path(folder, group[0], ".safetensors")
-                    checkpoint = TrainingCheckpoint(path, {"teachers": group, "engine": config.engine}, budget)
-                    rows, losses = _train_teachers(make_starts(group), group, config, epochs, images, labels, checkpoint, bar)
+                    checkpoint = TrainingCheckpoint(path, {"teachers": group, "engine": config.engine}, stage.budget)
+                    rows, losses = _train_teachers(make_starts(group), group, stage, checkpoint, bar)
                     for index, teacher in enumerate(group):
                         seconds = checkpoint.seconds / len(group)
                         _write_teacher(_teacher_path(folder, teacher, ".npy"), rows[index], losses[index], seconds)
@@ -269,29 +257,22 @@ def _claim_folder(folder: Path, manifest: dict[str, Any]) -> None:
 
 
 def _train_teachers(
-    networks: list[nn.Module],
-    teachers: list[int],
-    config: TeacherConfig,
-    epochs: int,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    checkpoint: TrainingCheckpoint,
-    bar: tqdm,
+    networks: list[nn.Module], teachers: list[int], stage: "Stage", checkpoint: TrainingCheckpoint, bar: tqdm
 ) -> tuple[np.ndarray, np.ndarray]:
     """Trains a group of teachers; returns (teachers, epochs + 1, P) parameters and (teachers, epochs) mean training losses."""
-    optimizer_config = OptimizerConfig(config.lr, config.momentum, config.weight_decay)
-    trainer = make_trainer(networks, optimizer_config, config.engine, config.precision)
-    batch_config = BatchConfig(config.batch_size, config.augment)
-    rows = np.empty((len(networks), epochs + 1, count_parameters(networks[0])), dtype=np.float32)
-    rows[:, 0] = trainer.parameters().cpu().numpy()  # a copy: a view would follow the live weights
-    losses = np.empty((len(networks), epochs))
-    finished, saved = checkpoint.resume(1, epochs, trainer, (), images.device)
+    config, epochs = stage.teachers, stage.teachers.recorded_epochs(stage.index)
+    trainer = make_trainer(networks, config.recipe, config.lr)
+    start = trainer.parameters().cpu().numpy()
+    rows = np.empty((len(teachers), epochs + 1, start.shape[1]), dtype=np.float32)
+    rows[:, 0] = start
+    losses = np.empty((len(teachers), epochs))
+    finished, saved = checkpoint.resume(1, epochs, trainer, (), stage.images.device)
     if finished:
         rows[:, : finished + 1], losses[:, :finished] = saved["rows"], saved["losses"]
         bar.update(finished * len(teachers))
     for epoch in range(finished, epochs):
         generators = [make_generator(config.seed, "teacher", teacher, "epoch", epoch) for teacher in teachers]
-        losses[:, epoch] = trainer.epoch(images, labels, batch_config, generators).tolist()
+        losses[:, epoch] = trainer.epoch(stage.images, stage.labels, generators).tolist()
         for teacher, loss in zip(teachers, losses[:, epoch], strict=True):
             require(
                 np.isfinite(loss),
@@ -302,7 +283,7 @@ def _train_teachers(
         bar.update(len(teachers))
         bar.set_postfix(teacher=teachers[0], loss=f"{losses[0, epoch]:.3f}")
         more = {"rows": torch.from_numpy(rows[:, : epoch + 2]), "losses": torch.from_numpy(losses[:, : epoch + 1])}
-        checkpoint.offer(1, epoch + 1, trainer, more=more)
+        checkpoint.offer(1, epoch + 1, trainer, (), more)
     return rows, losses
 
 

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from seqmatch_lib.data.datasets import Split
 from seqmatch_lib.engine.evaluation import Accuracy, EvaluationProtocol
 from seqmatch_lib.engine.networks import NetworkConfig, check_networks
-from seqmatch_lib.engine.training_checkpoint import TrainingCheckpoint
+from seqmatch_lib.engine.training import TrainingCheckpoint
 from seqmatch_lib.progress import progress_bar
 from seqmatch_lib.store.budget import Budget
 from seqmatch_lib.store.files import only_process, read_json, remove_file, remove_leftovers, write_json

@@ -11,7 +11,7 @@ from seqmatch_lib.data.datasets import ImageDataset, find_dataset, load_dataset
 from seqmatch_lib.engine.evaluation import EvaluationProtocol
 from seqmatch_lib.engine.memory import keep_freed_memory, peak_memory_mb, reset_peak_memory
 from seqmatch_lib.engine.networks import check_networks
-from seqmatch_lib.engine.step_functions import forget_uncompiled
+from seqmatch_lib.engine.step_functions import UNCOMPILED
 from seqmatch_lib.errors import StorageError, require
 from seqmatch_lib.methods import Stage, get_method
 from seqmatch_lib.methods.teachers import record_stage_teachers
@@ -188,7 +188,7 @@ def _execute(
     config: RunConfig, dataset: ImageDataset, results_dir: Path, state_dir: Path, budget: Budget, device: torch.device
 ) -> RunRecord:
     """Runs what is missing and returns the record."""
-    forget_uncompiled()
+    UNCOMPILED.clear()
     select_on = "none" if config.method == "whole" else config.select_on  # "whole" holds nothing out
     data = prepare_data(dataset, config.zca, select_on, device)
     check_class_sizes(data.train.labels, data.num_classes, config.ipc, dataset)  # now, not when the baseline is drawn

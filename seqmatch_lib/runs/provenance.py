@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from seqmatch_lib.engine.step_functions import uncompiled_reasons
+from seqmatch_lib.engine.step_functions import UNCOMPILED
 
 EXTENSIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile")
 
@@ -42,7 +42,7 @@ class Provenance:
 def describe_provenance(device: torch.device) -> dict[str, Any]:
     """Returns the fields of `Provenance` as they are now, in this process."""
     commit, dirty = describe_code()
-    return {**describe_environment(device), "git_commit": commit, "dirty": dirty, "uncompiled": uncompiled_reasons()}
+    return {**describe_environment(device), "git_commit": commit, "dirty": dirty, "uncompiled": sorted(UNCOMPILED)}
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from seqmatch_lib.engine.evaluation import Accuracy, EvaluationProtocol
-from seqmatch_lib.engine.step_functions import forget_uncompiled
+from seqmatch_lib.engine.step_functions import UNCOMPILED
 from seqmatch_lib.errors import DataError, require
 from seqmatch_lib.runs.config import RunConfig
 from seqmatch_lib.runs.evaluation import ResumableEvaluation, state_folder
@@ -54,7 +54,7 @@ def reevaluate(
     sets = {key: (trained_on.joint() if joint else trained_on).to(device) for key, trained_on in sets.items()}
     protocol = EvaluationProtocol(data.num_classes, config.training, seed)
     networks = tuple(config.network.named(network) for network in config.evaluation.networks)
-    forget_uncompiled()
+    UNCOMPILED.clear()
     with state_folder(results_dir, name) as folder:
         evaluation = ResumableEvaluation(
             protocol, networks, config.evaluation.num_networks, data.test, folder, budget or Budget()

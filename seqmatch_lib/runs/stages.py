@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from seqmatch_lib.engine.memory import peak_memory_mb
-from seqmatch_lib.engine.step_functions import note_uncompiled, uncompiled_reasons
+from seqmatch_lib.engine.step_functions import UNCOMPILED
 from seqmatch_lib.errors import StorageError, require
 from seqmatch_lib.methods.base import Trainable, saved_like
 from seqmatch_lib.store.checkpoint import Checkpoint
@@ -76,7 +76,7 @@ class StageCheckpoint(Checkpoint):
             "test_scores": progress.test_scores,
             "seconds": progress.seconds,
             "peak_memory_mb": progress.peak_memory_mb,
-            "uncompiled": uncompiled_reasons(),
+            "uncompiled": sorted(UNCOMPILED),
         }
         self.write(tensors, notes)
 
@@ -120,7 +120,7 @@ class StageCheckpoint(Checkpoint):
         progress = StageProgress(fresh, best, scores, test_scores)
         progress.seconds |= {phase: float(value) for phase, value in notes["seconds"].items()}
         progress.peak_memory_mb |= {phase: float(value) for phase, value in notes["peak_memory_mb"].items()}
-        note_uncompiled(notes.get("uncompiled", []))
+        UNCOMPILED.update(notes.get("uncompiled", []))
         return progress, {key: value.to(device) for key, value in tensors_under(tensors, "method.").items()}
 
 

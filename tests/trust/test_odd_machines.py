@@ -12,9 +12,10 @@ import pytest
 import torch
 from fuzz_settings import write_notebook
 
+from seqmatch_lib.engine import step_functions
 from seqmatch_lib.engine.augment import apply_augmentation, draw_augmentation
 from seqmatch_lib.engine.networks import NETWORKS, NORMS, NetworkConfig, check_networks, flatten_parameters, make_network
-from seqmatch_lib.engine.step_functions import StepFunctions, _Compiled
+from seqmatch_lib.engine.step_functions import StepFunctions
 from seqmatch_lib.errors import ConfigError
 from seqmatch_lib.report.notebooks import run_notebook
 from seqmatch_lib.runs import provenance
@@ -67,7 +68,7 @@ def test_uncompiled_steps_take_what_augmentation_returns(generator, operation, c
 
 @pytest.mark.parametrize("disabled", [False, True], ids=["TORCHDYNAMO_DISABLE", "TORCH_COMPILE_DISABLE"])
 def test_a_compiler_that_is_turned_off_is_said(disabled, generator, monkeypatch):
-    monkeypatch.setattr(_Compiled, "reasons", set())
+    monkeypatch.setattr(step_functions, "UNCOMPILED", set())
     if not disabled:
         monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
     network = make_network(NetworkConfig(width=4, depth=1), (1, 4, 4), 2, generator)
