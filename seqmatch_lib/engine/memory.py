@@ -17,6 +17,8 @@ def keep_freed_memory() -> None:
     ConvNet of width 32 with batches of 256 spends more time on that than on arithmetic. This function does nothing where the
     C library is not glibc, and does not change GPU memory.
     """
+    if not sys.platform.startswith("linux"):
+        return
     libc = ctypes.CDLL(None)
     if hasattr(libc, "gnu_get_libc_version"):
         libc.mallopt(M_MMAP_THRESHOLD, 2**30)

@@ -24,9 +24,8 @@ PRECISIONS = ("float32", "tf32", "bfloat16")
 GRADIENT_PASSES, ADJOINT_PASSES, IMAGE_ADJOINT_PASSES = 3, 9, 6
 LOSSES = ("cross_entropy", "mse")
 MAX_SHAPES = 64  # most shapes of one function that are compiled; beyond torch's lower default it stops compiling
-UNCOMPILED: set[str] = (
-    set()
-)  # why functions of this run had to run uncompiled; a run in the same process begins by clearing it
+# why functions of this run had to run uncompiled; a run in the same process begins by clearing it
+UNCOMPILED: set[str] = set()
 
 
 def batch_loss(kind: str, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
