@@ -105,8 +105,11 @@ class SubsetSequence:
         return digest_tensors(_as_tensors(self))
 
     def save(self, path: Path | str) -> None:
-        """Writes the set as one safetensors file; see `load_sequence`."""
-        save_sequence(Path(path), self)
+        """Writes the set as one safetensors file, atomically; `load_sequence` reads it."""
+        header: dict[str, Any] = {"num_subsets": len(self)}
+        if any(subset.formation != AS_STORED for subset in self.subsets):
+            header["formations"] = [asdict(subset.formation) for subset in self.subsets]
+        save_tensors(Path(path), _as_tensors(self), header | self.metadata)
 
 
 def format_html(title: str, rows: Mapping[str, str]) -> str:
@@ -114,14 +117,6 @@ def format_html(title: str, rows: Mapping[str, str]) -> str:
     row = "<tr><th style='text-align: left'>{}</th><td>{}</td></tr>"
     lines = [row.format(escape(name), escape(text)) for name, text in rows.items()]
     return f"<table><caption>{escape(title)}</caption>{''.join(lines)}</table>"
-
-
-def save_sequence(path: Path, sequence: SubsetSequence) -> None:
-    """Writes a distilled set as one safetensors file, atomically."""
-    header: dict[str, Any] = {"num_subsets": len(sequence)}
-    if any(subset.formation != AS_STORED for subset in sequence.subsets):
-        header["formations"] = [asdict(subset.formation) for subset in sequence.subsets]
-    save_tensors(path, _as_tensors(sequence), header | sequence.metadata)
 
 
 def load_sequence(path: Path) -> SubsetSequence:

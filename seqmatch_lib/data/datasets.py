@@ -91,9 +91,8 @@ class DatasetSpec:
             width = height = image_size
         channels = 1 if grey and all(read_header(file)[1] for file in files) else 3  # one coloured image makes a coloured set
         mean_std = ((0.5,) * channels, (0.25,) * channels)
-        return cls(
-            name or path.name, len(classes), (channels, height, width), *mean_std, folder=path, resize=image_size is not None
-        )
+        shape = (channels, height, width)
+        return cls(name or path.name, len(classes), shape, *mean_std, folder=path, resize=image_size is not None)
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ takes `<class>` for a class's number, `3` or `3-cat`, or its name, never for its
 what the format stores are refused.
 
 A sequence of K > 1 subsets has folders `S_1` … `S_K` in the first two. The stored images of a multi-formation set are written
-as they are by `idc`, whose reader takes them apart, and taken apart by the others. Our own files, written by `save_sequence`,
-are the only ones that keep everything.
+as they are by `idc`, whose reader takes them apart, and taken apart by the others. Our own files, written by
+`SubsetSequence.save`, are the only ones that keep everything.
 """
 
 import json
