@@ -33,7 +33,7 @@ from seqmatch_lib.front import evaluate
 from seqmatch_lib.runs.config import SCALES, RunConfig, parse_override, preset_names
 from seqmatch_lib.runs.experiment import record_shared_teachers, run_experiment
 from seqmatch_lib.runs.records import format_records, load_runs
-from seqmatch_lib.subsets import SubsetSequence, check_sequence, load_sequence, save_sequence
+from seqmatch_lib.subsets import SubsetSequence, check_sequence, load_sequence
 
 RESULTS = Path("paper_results")
 EXECUTED = RESULTS / "executed"  # copies of all notebooks with their outputs, to be read where nothing can be run
@@ -319,7 +319,7 @@ def _import(options: argparse.Namespace) -> None:
     spec = find_dataset(config.dataset)
     preprocessing = _fit_preprocessing(spec, config)
     sequence = import_sequence(options.paths, options.kind, config, preprocessing, spec.shape, spec.num_classes, options.lr)
-    save_sequence(options.out, sequence)
+    sequence.save(options.out)
     print(f"imported: {options.out}")
 
 

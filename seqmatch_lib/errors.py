@@ -33,6 +33,11 @@ class OutOfTime(Exception):
     """The time budget is spent and the state is saved; the same command resumes from it."""
 
 
+def first_line(error: BaseException) -> str:
+    """Returns the first line of another library's message, or the kind of its error if it says nothing."""
+    return (str(error).splitlines() or [""])[0] or type(error).__name__
+
+
 def require(condition: bool, message: str, error: type[SeqMatchError] = ConfigError) -> None:
     """Raises `error(message)` unless the condition holds."""
     if not condition:

@@ -11,7 +11,7 @@ import torch
 from seqmatch_lib.data.datasets import ImageDataset, Split
 from seqmatch_lib.data.labels import image_classes
 from seqmatch_lib.data.multi_formation import AS_STORED, Formation
-from seqmatch_lib.errors import DataError, StorageError, require
+from seqmatch_lib.errors import ConfigError, DataError, StorageError, require
 from seqmatch_lib.seeds import make_generator
 from seqmatch_lib.store.files import digest_tensors, load_tensors, save_tensors
 from seqmatch_lib.store.settings import is_file_name
@@ -105,24 +105,18 @@ class SubsetSequence:
         return digest_tensors(_as_tensors(self))
 
     def save(self, path: Path | str) -> None:
-        """Writes the set as one safetensors file; see `load_sequence`."""
-        save_sequence(Path(path), self)
+        """Writes the set as one safetensors file, atomically; `load_sequence` reads it."""
+        header: dict[str, Any] = {"num_subsets": len(self)}
+        if any(subset.formation != AS_STORED for subset in self.subsets):
+            header["formations"] = [asdict(subset.formation) for subset in self.subsets]
+        save_tensors(Path(path), _as_tensors(self), header | self.metadata)
 
 
 def format_html(title: str, rows: Mapping[str, str]) -> str:
     """Returns a small table for notebooks."""
-    lines = [
-        f"<tr><th style='text-align: left'>{escape(name)}</th><td>{escape(text)}</td></tr>" for name, text in rows.items()
-    ]
+    row = "<tr><th style='text-align: left'>{}</th><td>{}</td></tr>"
+    lines = [row.format(escape(name), escape(text)) for name, text in rows.items()]
     return f"<table><caption>{escape(title)}</caption>{''.join(lines)}</table>"
-
-
-def save_sequence(path: Path, sequence: SubsetSequence) -> None:
-    """Writes a distilled set as one safetensors file, atomically."""
-    header: dict[str, Any] = {"num_subsets": len(sequence)}
-    if any(subset.formation != AS_STORED for subset in sequence.subsets):
-        header["formations"] = [asdict(subset.formation) for subset in sequence.subsets]
-    save_tensors(path, _as_tensors(sequence), header | sequence.metadata)
 
 
 def load_sequence(path: Path) -> SubsetSequence:
@@ -173,10 +167,10 @@ def set_path(results_dir: Path, run_id: str) -> Path:
 
 def spread_lrs(lrs: Sequence[float], count: int, origin: str) -> list[float]:
     """Returns a step size for each of `count` subsets, from as many or from one for all; errors name the `origin`."""
-    require(
-        len(lrs) in (1, count),
-        f"{origin}: {len(lrs)} step sizes are given for {count} subsets; give --lr once, or once for each subset",
-    )
+    require(len(lrs) > 0, f"{origin} holds no step size; give it with --lr")
+    if len(lrs) not in (1, count):
+        remedy = "give --lr once, or once for each subset"
+        raise ConfigError(f"{origin}: {len(lrs)} step sizes are given for {count} subsets; {remedy}")
     return list(lrs) * (count if len(lrs) == 1 else 1)
 
 
@@ -198,11 +192,9 @@ def check_sequence(sequence: SubsetSequence, origin: str, shape: tuple[int, int,
 def _check_images(images: torch.Tensor, name: str, shape: tuple[int, int, int]) -> None:
     """Raises DataError unless there are images, all finite, float32 and of this shape; errors begin with `name`."""
     size = tuple(images.shape[1:])
-    require(
-        size == shape,
-        f"{name} has images of shape {size}, but the data set has {shape}; give its own preset, --images or --image-size",
-        DataError,
-    )
+    if size != shape:
+        remedy = "give its own preset, --images or --image-size"
+        raise DataError(f"{name} has images of shape {size}, but the data set has {shape}; {remedy}")
     require(len(images) > 0, f"{name} has no images; get the set again", DataError)
     require(images.dtype is torch.float32, f"{name} has images of {images.dtype} instead of float32", DataError)
     require(bool(images.isfinite().all()), f"{name} has pixels that are not finite; get the set again", DataError)
@@ -210,31 +202,23 @@ def _check_images(images: torch.Tensor, name: str, shape: tuple[int, int, int]) 
 
 def _check_labels(labels: torch.Tensor, count: int, name: str, shape: tuple[int, int, int], num_classes: int) -> None:
     """Raises DataError unless the labels of `count` images are valid and all classes have the same number of images."""
-    require(
-        labels.dim() > 0 and len(labels) == count,
-        f"{name} has {count} images but labels of shape {tuple(labels.shape)}; there must be one label for each image",
-        DataError,
-    )
+    size = tuple(labels.shape)
+    fits = size[:1] == (count,)
+    require(fits, f"{name} has {count} images but labels of shape {size}; there must be one label for each image", DataError)
     if labels.is_floating_point():
-        finite = labels.shape == (count, num_classes) and bool(labels.isfinite().all())
-        valid = finite and labels.dtype is torch.float32
+        valid = size[1:] == (num_classes,) and labels.dtype is torch.float32 and bool(labels.isfinite().all())
         require(valid, f"{name} has soft labels that are not {num_classes} finite float32 numbers for each image", DataError)
         equal = count % num_classes == 0
         require(equal, f"{name} has {count} images for {num_classes} classes; all must have the same number", DataError)
         return
-    valid = labels.dtype is torch.int64 and tuple(labels.shape[1:]) in ((), shape[1:])
-    require(
-        valid, f"{name} has labels of {labels.dtype} and shape {tuple(labels.shape)}, not one int64 class an image", DataError
-    )
+    valid = labels.dtype is torch.int64 and size[1:] in ((), shape[1:])
+    require(valid, f"{name} has labels of {labels.dtype} and shape {size}, not one int64 class an image", DataError)
     low, high = (int(classes) for classes in image_classes(labels).aminmax())
     in_range = low >= 0 and high < num_classes
     require(in_range, f"{name} has labels from {low} to {high}, but they must lie in 0 … {num_classes - 1}", DataError)
-    counts = torch.bincount(image_classes(labels), minlength=num_classes)
-    require(
-        bool((counts == counts[0]).all()),
-        f"{name} has from {counts.min()} to {counts.max()} images a class; all classes must have the same number",
-        DataError,
-    )
+    least, most = (int(number) for number in torch.bincount(image_classes(labels), minlength=num_classes).aminmax())
+    equal = least == most
+    require(equal, f"{name} has from {least} to {most} images a class; all classes must have the same number", DataError)
 
 
 def check_class_sizes(labels: torch.Tensor, num_classes: int, ipc: int, dataset: ImageDataset | None = None) -> None:
@@ -280,18 +264,16 @@ def sample_real_subset(
 def sample_real_sequence(real: Split, num_classes: int, ipcs: Sequence[int], lr: float, seed: int) -> SubsetSequence:
     """Draws disjoint subsets of real images: the random baseline of a sequence with subsets of these sizes."""
     union = sample_real_subset(real.images, real.labels, num_classes, sum(ipcs), lr, seed, "random real images")
-    images_by_subset = union.images.unflatten(0, (num_classes, sum(ipcs))).split(list(ipcs), dim=1)
-    labels_by_subset = union.labels.unflatten(0, (num_classes, sum(ipcs))).split(list(ipcs), dim=1)
-    pairs = zip(images_by_subset, labels_by_subset, strict=True)
-    return SubsetSequence(tuple(SyntheticSubset(*(part.flatten(0, 1) for part in pair), lr) for pair in pairs))
+    rows = torch.arange(len(union.images)).view(num_classes, -1).split(list(ipcs), dim=1)
+    parts = [Split(union.images, union.labels).take(own.flatten()) for own in rows]
+    return SubsetSequence(tuple(SyntheticSubset(part.images, part.labels, lr) for part in parts))
 
 
 def _as_tensors(sequence: SubsetSequence) -> dict[str, torch.Tensor]:
     tensors = {}
     for k, subset in enumerate(sequence.subsets, start=1):
-        tensors[f"images.{k}"] = subset.images
-        tensors[f"labels.{k}"] = subset.labels
-        tensors[f"lr.{k}"] = torch.tensor(subset.lr, dtype=torch.float64)
+        lr = torch.tensor(subset.lr, dtype=torch.float64)
+        tensors |= {f"images.{k}": subset.images, f"labels.{k}": subset.labels, f"lr.{k}": lr}
         if subset.formation != AS_STORED:
             tensors[f"factor.{k}"] = torch.tensor(subset.formation.factor)
     return tensors

@@ -23,7 +23,6 @@ from seqmatch_lib.subsets import (
     load_sequence,
     sample_real_sequence,
     sample_real_subset,
-    save_sequence,
 )
 
 
@@ -278,7 +277,7 @@ def test_a_diverging_stage_stops():
 
 def test_sequences_survive_the_file(tmp_path):
     sequence = SubsetSequence(make_sequence().subsets, {"run_id": "x", "config": {"a": [1]}})
-    save_sequence(tmp_path / "set.safetensors", sequence)
+    sequence.save(tmp_path / "set.safetensors")
     loaded = load_sequence(tmp_path / "set.safetensors")
     assert loaded.sha256() == sequence.sha256()
     assert loaded.metadata == sequence.metadata

@@ -19,7 +19,7 @@ from seqmatch_lib.errors import ConfigError, DataError, StorageError
 from seqmatch_lib.exchange.formats import FORMATS, export_sequence, import_sequence
 from seqmatch_lib.exchange.pixel_layouts import share_outside
 from seqmatch_lib.runs.config import RunConfig
-from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset, load_sequence, save_sequence
+from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset, load_sequence
 
 ROOT = Path(__file__).parents[1]
 DIGITS = DATASETS["digits"]
@@ -211,7 +211,7 @@ def test_values_beyond_black_and_white_are_counted(generator):
 
 def test_from_the_command_line(tmp_path, generator, capsys):
     source = tmp_path / "set.safetensors"
-    save_sequence(source, replace(make_sequence(generator), metadata={"config": configure().as_dict(), "class_names": NAMES}))
+    replace(make_sequence(generator), metadata={"config": configure().as_dict(), "class_names": NAMES}).save(source)
     assert main(["export", str(source), "--to", "parquet", "--out", str(tmp_path / "parquet")]) == 0
     assert "clipped: 0.0 %" in capsys.readouterr().out
     back = tmp_path / "back.safetensors"

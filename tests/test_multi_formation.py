@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from seqmatch_lib.data.multi_formation import AS_STORED, Formation, enlarge_tiles, store_tiles
 from seqmatch_lib.errors import ConfigError
-from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset, load_sequence, save_sequence
+from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset, load_sequence
 
 # Two pixels become four: the outer ones keep their value, the inner ones lie a quarter of the way between.
 TWICE = torch.tensor([[1.0, 0.0], [0.75, 0.25], [0.25, 0.75], [0.0, 1.0]], dtype=torch.float64)
@@ -88,7 +88,7 @@ def test_a_sequence_is_trained_on_with_its_tiles_apart_and_survives_the_file(tmp
     assert torch.equal(images.mean((1, 2, 3)), all_labels.float())
     assert len(sequence.joint().subsets[0].images) == 10
     assert sequence.joint().subsets[0].formation == AS_STORED
-    save_sequence(tmp_path / "set.safetensors", sequence)
+    sequence.save(tmp_path / "set.safetensors")
     loaded = load_sequence(tmp_path / "set.safetensors")
     assert [subset.formation for subset in loaded.subsets] == [Formation(2), AS_STORED]
     assert loaded.sha256() == sequence.sha256()

@@ -28,17 +28,17 @@ def dataset_from_arrays(
     Raises:
         DataError: another shape or type than those, pixels beyond their range, labels that are no whole numbers from 0 up.
     """
-    splits = [_to_split(part, which) for part, which in ((train, "train"), (test, "test"))]
-    num_classes = int(splits[0].labels.max()) + 1
-    shape = tuple(splits[0].images.shape[1:])
+    train, test = _to_split(train, "train"), _to_split(test, "test")
+    num_classes = int(train.labels.max()) + 1
+    shape = tuple(train.images.shape[1:])
     mean_std = ((0.5,) * shape[0], (0.25,) * shape[0])  # as for image folders
-    spec = DatasetSpec(name, num_classes, shape, *mean_std, len(splits[0]), len(splits[1]))
-    for split, which in zip(splits, ("train", "test"), strict=True):
-        check_split(split, which, spec, "arrays")
+    spec = DatasetSpec(name, num_classes, shape, *mean_std, len(train), len(test))
+    check_split(train, "train", spec, "arrays")
+    check_split(test, "test", spec, "arrays")
     names = tuple(class_names or map(str, range(num_classes)))
     fits = len(names) == num_classes
     require(fits, f"{len(names)} class names are given for {num_classes} classes; give one a label", DataError)
-    return ImageDataset(spec, *splits, names, "arrays", fingerprint(*splits), ())
+    return ImageDataset(spec, train, test, names, "arrays", fingerprint(train, test), ())
 
 
 def _to_split(part: Arrays | Dataset, which: str) -> Split:
@@ -48,17 +48,13 @@ def _to_split(part: Arrays | Dataset, which: str) -> Split:
         part = torch.stack([_to_tensor(image) for image, _ in pairs]), torch.tensor([int(label) for _, label in pairs])
     require(len(part) == 2, f"{which} must be a pair (images, labels), not {len(part)} things", DataError)
     images, labels = (array if torch.is_tensor(array) else torch.as_tensor(np.asarray(array)) for array in part)
-    require(
-        images.dim() == 4 and images.shape[1] in (1, 3),
-        f"{which} has images of shape {tuple(images.shape)}; they must be (N, C, H, W) with 1 or 3 channels C",
-        DataError,
-    )
+    shape = tuple(images.shape)
+    if len(shape) != 4 or shape[1] not in (1, 3):
+        raise DataError(f"{which} has images of shape {shape}; they must be (N, C, H, W) with 1 or 3 channels C")
     whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype is torch.bool)
-    require(
-        labels.dim() == 1 and whole and len(labels) > 0 and int(labels.min()) >= 0,
-        f"{which} has labels of {labels.dtype} and shape {tuple(labels.shape)}; they must be (N,) whole numbers from 0 up",
-        DataError,
-    )
+    if not (labels.dim() == 1 and whole and len(labels) > 0 and int(labels.min()) >= 0):
+        description = f"{labels.dtype} and shape {tuple(labels.shape)}"
+        raise DataError(f"{which} has labels of {description}; they must be (N,) whole numbers from 0 up")
     return Split(_to_bytes(images, which), labels.long().cpu())
 
 
@@ -73,15 +69,10 @@ def _to_tensor(image: Any) -> torch.Tensor:
 def _to_bytes(images: torch.Tensor, which: str) -> torch.Tensor:
     if images.dtype is torch.uint8:
         return images.cpu().contiguous()
-    require(
-        images.is_floating_point(),
-        f"{which} has images of {images.dtype}; they must be uint8, or floats in [0, 1]",
-        DataError,
-    )
+    if not images.is_floating_point():
+        raise DataError(f"{which} has images of {images.dtype}; they must be uint8, or floats in [0, 1]")
     low, high = float(images.min()), float(images.max())
-    require(
-        low >= 0 and high <= 1,  # false where one is not a number
-        f"{which} has pixels from {low:.4g} to {high:.4g}; floats must lie in [0, 1], so undo a normalisation, or give uint8",
-        DataError,
-    )
+    if not (low >= 0 and high <= 1):  # nor where one is not a number
+        remedy = "floats must lie in [0, 1], so undo a normalisation, or give uint8"
+        raise DataError(f"{which} has pixels from {low:.4g} to {high:.4g}; {remedy}")
     return (255 * images).round().to(torch.uint8).cpu().contiguous()

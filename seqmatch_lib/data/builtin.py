@@ -1,6 +1,7 @@
 """Data that ships inside dependencies: handwritten digits, digits on a canvas with labels of pixels, names of places."""
 
 import unicodedata
+from collections import Counter
 
 import numpy as np
 import torch
@@ -50,14 +51,11 @@ def read_place_names() -> tuple[torch.Tensor, torch.Tensor, tuple[str, ...]]:
         (N, 1, 32, 16) uint8 images, 255 where the letter of the row stands at the place of the column; (N,) int64
         languages; their names.
     """
-    names = {code: _names_of(code) for code in LANGUAGES}
-    shared = {name for code in names for name in names[code] if sum(name in other for other in names.values()) > 1}
-    images, labels = [], []
-    for label, code in enumerate(LANGUAGES):
-        for name in sorted(names[code] - shared):
-            images.append(draw_name(name))
-            labels.append(label)
-    return torch.stack(images), torch.tensor(labels), tuple(LANGUAGES.values())
+    names = [_names_of(code) for code in LANGUAGES]
+    languages_with = Counter(name for own in names for name in own)
+    pairs = [(name, label) for label, own in enumerate(names) for name in sorted(own) if languages_with[name] == 1]
+    images = torch.stack([draw_name(name) for name, _ in pairs])
+    return images, torch.tensor([label for _, label in pairs]), tuple(LANGUAGES.values())
 
 
 def draw_name(name: str) -> torch.Tensor:

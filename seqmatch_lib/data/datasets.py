@@ -22,41 +22,14 @@ from seqmatch_lib.data.folders import (
     read_class_folders,
     read_tiny_imagenet,
 )
-from seqmatch_lib.data.labels import IGNORED, image_classes
+from seqmatch_lib.data.labels import IGNORED, Split, image_classes
 from seqmatch_lib.data.preprocessing import Normalisation, Preprocessing, Whitening
-from seqmatch_lib.data.readers import (
-    READABLE,
-    count_shards,
-    find_shards,
-    list_images,
-    read_header,
-    read_shards,
-)
+from seqmatch_lib.data.readers import READABLE, count_shards, find_shards, list_images, read_header, read_shards
 from seqmatch_lib.errors import DataError, require
 from seqmatch_lib.seeds import make_generator
 from seqmatch_lib.store.checksums import NAME as SHA256SUMS
 from seqmatch_lib.store.checksums import check_files
 from seqmatch_lib.store.settings import is_file_name
-
-
-@dataclass(frozen=True)
-class Split:
-    """Images and labels of one split.
-
-    Args:
-        images: (N, C, H, W), uint8 as read, or float32 after preprocessing.
-        labels: (N,) int64, or (N, H, W) of pixels as in `labels`.
-    """
-
-    images: torch.Tensor
-    labels: torch.Tensor
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def take(self, rows: torch.Tensor) -> "Split":
-        """Returns the chosen rows."""
-        return Split(self.images[rows], self.labels[rows])
 
 
 @dataclass(frozen=True)
@@ -84,12 +57,11 @@ class DatasetSpec:
     resize: bool = False
 
     def __post_init__(self) -> None:
-        require(
-            is_file_name(self.name),  # it becomes part of the names of files
-            f"data set name {self.name!r:.120} must consist of letters, digits, '_', '.' and '-', and of 100 at most; "
-            "give another one (--name NAME on the command line)",
-            DataError,
-        )
+        if not is_file_name(self.name):  # it becomes part of the names of files
+            raise DataError(
+                f"data set name {self.name!r:.120} must consist of letters, digits, '_', '.' and '-', and of 100 at most; "
+                "give another one (--name NAME on the command line)"
+            )
         require(self.num_classes >= 2, f"data set {self.name!r} has one class; there is nothing to tell apart", DataError)
 
     @classmethod
@@ -112,19 +84,15 @@ class DatasetSpec:
         require(has_train, f"{path} has no folder train; give the folder that holds train/<class>/ with the images", DataError)
         classes = class_folders(path / "train")
         files = [file for folder in classes for file in list_images(folder)]
-        require(
-            bool(files),
-            f"the class folders of {path / 'train'} hold no images that can be read ({READABLE}); add some",
-            DataError,
-        )
+        if not files:
+            raise DataError(f"the class folders of {path / 'train'} hold no images that can be read ({READABLE}); add some")
         (width, height), grey = read_header(files[0])
         if image_size is not None:
             width = height = image_size
         channels = 1 if grey and all(read_header(file)[1] for file in files) else 3  # one coloured image makes a coloured set
         mean_std = ((0.5,) * channels, (0.25,) * channels)
-        return cls(
-            name or path.name, len(classes), (channels, height, width), *mean_std, folder=path, resize=image_size is not None
-        )
+        shape = (channels, height, width)
+        return cls(name or path.name, len(classes), shape, *mean_std, folder=path, resize=image_size is not None)
 
 
 @dataclass(frozen=True)
@@ -182,13 +150,9 @@ def register_dataset(spec: DatasetSpec) -> None:
     Raises:
         DataError: the name is taken.
     """
-    registered = DATASETS.get(spec.name, spec)
-    require(
-        registered == spec,
-        f"another data set {spec.name!r} is registered already; give this one another name (--name NAME on the command line)",
-        DataError,
-    )
-    DATASETS[spec.name] = spec
+    if DATASETS.setdefault(spec.name, spec) != spec:
+        remedy = "give this one another name (--name NAME on the command line)"
+        raise DataError(f"another data set {spec.name!r} is registered already; {remedy}")
 
 
 def find_dataset(name: str) -> DatasetSpec:
@@ -197,12 +161,9 @@ def find_dataset(name: str) -> DatasetSpec:
     Raises:
         DataError: the name is not registered.
     """
-    known = ", ".join(DATASETS)
-    require(
-        name in DATASETS,
-        f"data set {name!r} is unknown; use one of {known}, or --images for a folder (in Python: register_dataset)",
-        DataError,
-    )
+    if name not in DATASETS:
+        remedy = f"use one of {', '.join(DATASETS)}, or --images for a folder (in Python: register_dataset)"
+        raise DataError(f"data set {name!r} is unknown; {remedy}")
     return DATASETS[name]
 
 
@@ -221,45 +182,39 @@ def load_dataset(dataset: str | DatasetSpec, root: Path | str | None = None, dow
     dataset = find_dataset(dataset) if isinstance(dataset, str) else dataset
     root = Path(root or os.environ.get("SEQMATCH_DATA") or "data")
     train, test, class_names, source, notices = _read(dataset, root, download)
+    where = f"{source} in {dataset.folder or root}"
     for split, name, whole in ((train, "train", dataset.train_size), (test, "test", dataset.test_size)):
-        check_split(split, name, dataset, f"{source} in {dataset.folder or root}")
+        check_split(split, name, dataset, where)
         if len(split) < whole and source != "parquet":  # where the shards are counted
             notices.append(_describe_part(split, name, dataset, whole))
-    class_names = class_names or tuple(str(label) for label in range(dataset.num_classes))
-    require(
-        len(class_names) == dataset.num_classes,
-        f"{dataset.name} ({source} in {dataset.folder or root}) names {len(class_names)} classes, but the data set has "
-        f"{dataset.num_classes}; get the files again",
-        DataError,
-    )
+    class_names = class_names or tuple(map(str, range(dataset.num_classes)))
+    if len(class_names) != dataset.num_classes:
+        problem = f"names {len(class_names)} classes, but the data set has {dataset.num_classes}"
+        raise DataError(f"{dataset.name} ({where}) {problem}; get the files again")
     for notice in notices:
         print(f"notice: {notice}", file=sys.stderr)
     return ImageDataset(dataset, train, test, class_names, source, fingerprint(train, test), tuple(notices))
 
 
-def split_validation(
-    split: Split, fraction: float = 0.1, seed: int = 0, class_names: Sequence[str] = ()
-) -> tuple[Split, Split]:
-    """Divides a split into a training and a validation part, class by class.
+def split_validation(split: Split, fraction: float = 0.1, class_names: Sequence[str] = ()) -> tuple[Split, Split]:
+    """Divides a split into a training and a validation part, class by class; the same for all runs, whatever their seed.
 
     Args:
         split: at least two images a class.
         fraction: of each class that is held out, at least one image.
-        seed: of the draw; the same for all runs, so that all are selected on the same images.
         class_names: what the classes are called in an error; their numbers by default.
 
     Raises:
         DataError: a class with fewer than two images.
     """
-    generator = make_generator(seed, "validation split")
+    generator = make_generator(0, "validation split")
     held_out = torch.zeros(len(split), dtype=torch.bool)
     classes = image_classes(split.labels)
     for label in classes.unique().tolist():
         members = (classes == label).nonzero().flatten()
-        name = repr(class_names[label]) if class_names else label
-        require(
-            len(members) >= 2, f"class {name} has {len(members)} images; to hold one out takes at least 2: add one", DataError
-        )
+        if len(members) < 2:
+            name = repr(class_names[label]) if class_names else label
+            raise DataError(f"class {name} has {len(members)} images; to hold one out takes at least 2: add one")
         count = max(1, round(fraction * len(members)))
         held_out[members[torch.randperm(len(members), generator=generator)[:count]]] = True
     return split.take((~held_out).nonzero().flatten()), split.take(held_out.nonzero().flatten())
@@ -278,7 +233,9 @@ def _read(spec: DatasetSpec, root: Path, download: bool) -> _Parts:
     if spec.folder is not None:
         return _read_own_folder(spec)
     if spec.name in _BUILTIN:
-        return _read_builtin(spec.name)
+        images, labels, class_names = _BUILTIN[spec.name]()
+        train, test = split_validation(Split(images, labels), fraction=0.25)
+        return train, test, class_names, "built in", []
     layout, marker = _LAYOUTS[spec.name]
     if (root / marker).exists():
         return (*layout(spec, root), "torchvision layout", [])
@@ -299,13 +256,6 @@ def _read(spec: DatasetSpec, root: Path, download: bool) -> _Parts:
         f"{spec.name} is neither in {root / marker} nor in {root / spec.name}/{{train,test}}-*.parquet; "
         f"set SEQMATCH_DATA to the folder that holds it, {how}"
     )
-
-
-def _read_builtin(name: str) -> _Parts:
-    """Divides built-in data: a quarter is the test split."""
-    images, labels, class_names = _BUILTIN[name]()
-    train, test = split_validation(Split(images, labels), fraction=0.25)
-    return train, test, class_names, "built in", []
 
 
 def _read_parquet(spec: DatasetSpec, root: Path, train_shards: list[Path], test_shards: list[Path]) -> _Parts:
@@ -331,7 +281,7 @@ def _describe_part(split: Split, name: str, spec: DatasetSpec, whole: int, shard
 def _read_own_folder(spec: DatasetSpec) -> _Parts:
     folders = class_folders(spec.folder / "train")
     classes = tuple(folder.name for folder in folders)
-    train = Split(*read_class_folders(folders, spec.shape, spec.resize))
+    train = read_class_folders(folders, spec.shape, spec.resize)
     notices = describe_left_out(spec.folder / "train", folders)
     test_folder, *others = find_test_folders(spec.folder) or [None]
     if test_folder is None:
@@ -339,7 +289,7 @@ def _read_own_folder(spec: DatasetSpec) -> _Parts:
         notices.append(f"{spec.folder} has no test folder: 20 % of each class is held out")
         return train, test, classes, "image folder", notices
     test_folders = match_classes(test_folder, classes)
-    test = Split(*read_class_folders(test_folders, spec.shape, spec.resize))
+    test = read_class_folders(test_folders, spec.shape, spec.resize)
     notices += describe_left_out(test_folder, test_folders)
     if test_folder.name != "test":
         notices.append(f"{spec.folder} has no test folder: its {test_folder.name} folder is the test split")
@@ -348,7 +298,7 @@ def _read_own_folder(spec: DatasetSpec) -> _Parts:
 
 
 def _read_cifar(spec: DatasetSpec, root: Path) -> tuple[Split, Split, tuple[str, ...]]:
-    kind = getattr(import_torchvision().datasets, {"cifar10": "CIFAR10", "cifar100": "CIFAR100"}[spec.name])
+    kind = getattr(import_torchvision().datasets, spec.name.upper())
     files = [*kind.train_list, *kind.test_list, [kind.meta["filename"], kind.meta["md5"]]]
     for name, md5 in files:  # before anything is unpickled
         _check_md5(root / kind.base_folder / name, md5)
@@ -383,11 +333,6 @@ def _read_fashion_mnist(spec: DatasetSpec, root: Path) -> tuple[Split, Split, tu
     return splits[0], splits[1], tuple(loaded.classes)
 
 
-def _read_tiny_imagenet(spec: DatasetSpec, root: Path) -> tuple[Split, Split, tuple[str, ...]]:
-    train, test, wnids = read_tiny_imagenet(root / "tiny-imagenet-200", spec.shape)
-    return Split(*train), Split(*test), wnids
-
-
 def _check_md5(path: Path, md5: str) -> None:
     require(path.is_file(), f"{path} is missing; get the data set again", DataError)
     actual = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
@@ -404,11 +349,9 @@ def check_split(split: Split, name: str, spec: DatasetSpec, source: str) -> None
     require(shape == spec.shape, f"{where} has images of shape {shape}, not {spec.shape}; get the files again", DataError)
     classes = split.labels[split.labels != IGNORED] if split.labels.dim() > 1 else split.labels
     low, high = int(classes.min()), int(classes.max())
-    require(
-        low >= 0 and high < spec.num_classes,
-        f"{where} has labels from {low} to {high}, but they must lie in 0 … {spec.num_classes - 1}; get the files again",
-        DataError,
-    )
+    if low < 0 or high >= spec.num_classes:
+        rule = f"they must lie in 0 … {spec.num_classes - 1}"
+        raise DataError(f"{where} has labels from {low} to {high}, but {rule}; get the files again")
     missing = (torch.bincount(image_classes(split.labels), minlength=spec.num_classes) == 0).nonzero().flatten().tolist()
     require(not missing, f"{where} has no images of classes {missing[:10]}; get the missing files", DataError)
 
@@ -439,11 +382,8 @@ def import_torchvision() -> Any:
             raise
         for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
             del sys.modules[name]
-        for schema in (
-            "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-            "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-        ):
-            _TORCHVISION_SCHEMAS.define(schema)
+        for name in ("nms", "qnms"):
+            _TORCHVISION_SCHEMAS.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         import torchvision
     return torchvision
 
@@ -458,7 +398,7 @@ _LAYOUTS: dict[str, tuple[_Reader, str]] = {  # reader, and the file or folder t
     "cifar10": (_read_cifar, "cifar-10-batches-py"),
     "cifar100": (_read_cifar, "cifar-100-python"),
     "svhn": (_read_svhn, "train_32x32.mat"),
-    "tiny_imagenet": (_read_tiny_imagenet, "tiny-imagenet-200"),
+    "tiny_imagenet": (lambda spec, root: read_tiny_imagenet(root / "tiny-imagenet-200", spec.shape), "tiny-imagenet-200"),
     "fashion_mnist": (_read_fashion_mnist, "FashionMNIST/raw"),
 }
 _DOWNLOADS: dict[str, Callable[[Path], Any]] = {

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import torch
 
+from seqmatch_lib.data.labels import Split
 from seqmatch_lib.data.readers import READABLE, list_files, list_images, read_image_files
 from seqmatch_lib.errors import DataError, require
 
 TEST_FOLDERS = ("test", "val", "valid", "validation")
-
-_Images = tuple[torch.Tensor, torch.Tensor]
 
 
 def class_folders(folder: Path) -> list[Path]:
@@ -56,9 +55,7 @@ def match_classes(folder: Path, classes: Sequence[str]) -> list[Path]:
     return [folder_of[_look(name)] for name in classes]
 
 
-def read_class_folders(
-    folders: Sequence[Path], shape: tuple[int, int, int], resize: bool = False
-) -> tuple[torch.Tensor, torch.Tensor]:
+def read_class_folders(folders: Sequence[Path], shape: tuple[int, int, int], resize: bool = False) -> Split:
     """Reads the images of each class, in the order of the file names.
 
     Args:
@@ -72,14 +69,13 @@ def read_class_folders(
     paths, labels = [], []
     for label, folder in enumerate(folders):
         files = list_images(folder)
-        require(
-            bool(files),
-            f"class folder {folder} holds no images that can be read ({READABLE}); add some or remove the class",
-            DataError,
-        )
+        if not files:
+            raise DataError(
+                f"class folder {folder} holds no images that can be read ({READABLE}); add some or remove the class"
+            )
         paths += files
         labels += [label] * len(files)
-    return read_image_files(paths, shape, resize), torch.tensor(labels)
+    return Split(read_image_files(paths, shape, resize), torch.tensor(labels))
 
 
 def describe_left_out(folder: Path, used: Iterable[Path]) -> list[str]:
@@ -97,7 +93,7 @@ def describe_left_out(folder: Path, used: Iterable[Path]) -> list[str]:
     return [f"{folder}: files left out: {left.total()} ({kinds}); what is read are {READABLE} in class folders"]
 
 
-def read_tiny_imagenet(folder: Path, shape: tuple[int, int, int]) -> tuple[_Images, _Images, tuple[str, ...]]:
+def read_tiny_imagenet(folder: Path, shape: tuple[int, int, int]) -> tuple[Split, Split, tuple[str, ...]]:
     """Reads `train/<wnid>/images/*.JPEG`, and the validation images as the archive or public codes arrange them.
 
     They lie in `val/images` with `val/val_annotations.txt`, or in a folder for each class, in `val/images` or `val`. Either
@@ -108,7 +104,7 @@ def read_tiny_imagenet(folder: Path, shape: tuple[int, int, int]) -> tuple[_Imag
         shape: (C, H, W) of an image.
 
     Returns:
-        (images, labels) of training, of validation, and the wnids.
+        The training images, the validation images, and the wnids.
 
     Raises:
         DataError: classes or annotations that are missing, or an image that is missing or damaged.
@@ -123,8 +119,8 @@ def read_tiny_imagenet(folder: Path, shape: tuple[int, int, int]) -> tuple[_Imag
     else:
         files = _read_annotations(val, wnids)
     require(bool(files), f"{val} holds no images, or none that its annotations name; unpack the archive again", DataError)
-    images = read_image_files([file for file, _ in files], shape)
-    return read_class_folders(folders, shape), (images, torch.tensor([label for _, label in files])), wnids
+    validation = Split(read_image_files([file for file, _ in files], shape), torch.tensor([label for _, label in files]))
+    return read_class_folders(folders, shape), validation, wnids
 
 
 def _read_annotations(val: Path, wnids: Sequence[str]) -> list[tuple[Path, int]]:

@@ -1,8 +1,30 @@
-"""Labels of images and of pixels: one number for each image, or one for each pixel, some of which are ignored."""
+"""Images with their labels: one number for each image, or one for each pixel, some of which are ignored."""
+
+from dataclasses import dataclass
 
 import torch
 
 IGNORED = -100  # label of pixels that count neither in a loss nor in an accuracy, as torch's cross-entropy has it
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images and labels of one split.
+
+    Args:
+        images: (N, C, H, W), uint8 as read, or float32 after preprocessing.
+        labels: (N,) int64, or (N, H, W) of pixels.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def take(self, rows: torch.Tensor) -> "Split":
+        """Returns the chosen rows."""
+        return Split(self.images[rows], self.labels[rows])
 
 
 def image_classes(labels: torch.Tensor) -> torch.Tensor:

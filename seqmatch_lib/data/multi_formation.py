@@ -5,7 +5,6 @@ Source: Kim et al., "Dataset Condensation via Efficient Synthetic-Data Parameter
 """
 
 from dataclasses import dataclass
-from math import ceil
 
 import torch
 import torch.nn.functional as F
@@ -45,29 +44,28 @@ class Formation:
         """
         if self.factor == 1:
             return images, labels
-        factors = range(1, self.factor + 1) if self.decode == "multi" else (self.factor,)
-        parts = [images] * len(factors), [labels] * len(factors)
         if self.decode == "bound":
-            factors, sizes = self._share_out(len(images), bound)
-            parts = images.split(sizes), labels.split(sizes)
-        decoded = [enlarge_tiles(part, factor) for part, factor in zip(parts[0], factors, strict=True)]
-        repeated = [torch.cat([part] * factor**2) for part, factor in zip(parts[1], factors, strict=True)]
+            sizes = self._share_out(len(images), bound)
+            counts = list(sizes.values())
+            parts = list(zip(sizes, images.split(counts), labels.split(counts), strict=True))
+        else:
+            first = 1 if self.decode == "multi" else self.factor
+            parts = [(factor, images, labels) for factor in range(first, self.factor + 1)]
+        decoded = [enlarge_tiles(part, factor) for factor, part, _ in parts]
+        repeated = [torch.cat([part] * factor**2) for factor, _, part in parts]
         return torch.cat(decoded), torch.cat(repeated)
 
-    def _share_out(self, count: int, bound: int) -> tuple[list[int], list[int]]:
-        """Returns the factors that "bound" uses, and how many of `count` images each gets."""
-        require(bound >= count, f"a bound of {bound} images is less than the {count} stored ones; raise batch_syn_max")
-        factors, sizes = [], []
-        left, room = count, bound
+    def _share_out(self, left: int, room: int) -> dict[int, int]:
+        """Returns, by factor, how many of the images `left` are cut so that "bound" returns no more than there is `room`."""
+        require(room >= left, f"a bound of {room} images is less than the {left} stored ones; raise batch_syn_max")
+        sizes = {}
         for factor in range(self.factor, 0, -1):
             # every image not enlarged by this factor still needs room for itself
-            size = left if factor == 1 else min((room - left) // factor**2, left)
-            factors.append(factor)
-            sizes.append(size)
-            left, room = left - size, room - size * factor**2
+            sizes[factor] = left if factor == 1 else min((room - left) // factor**2, left)
+            left, room = left - sizes[factor], room - sizes[factor] * factor**2
             if left == 0:
                 break
-        return factors, sizes
+        return sizes
 
 
 AS_STORED = Formation()
@@ -89,12 +87,8 @@ def enlarge_tiles(images: torch.Tensor, factor: int) -> torch.Tensor:
     if factor == 1:
         return images
     height, width = images.shape[2:]
-    rows, columns = ceil(height / factor), ceil(width / factor)
-    padded = F.pad(images, (0, factor * columns - width, 0, factor * rows - height))
-    tiles = [
-        padded[:, :, i * rows : (i + 1) * rows, j * columns : (j + 1) * columns] for i in range(factor) for j in range(factor)
-    ]
-    return F.interpolate(torch.cat(tiles), size=(height, width), mode="bilinear")
+    padded = F.pad(images, (0, -width % factor, 0, -height % factor))
+    return F.interpolate(torch.cat(_tiles(padded, factor)), size=(height, width), mode="bilinear")
 
 
 def store_tiles(images: torch.Tensor, factor: int) -> torch.Tensor:
@@ -107,17 +101,12 @@ def store_tiles(images: torch.Tensor, factor: int) -> torch.Tensor:
     Returns:
         (N, C, H, W): tile t of a stored image is its image t, by nearest pixels.
     """
-    height, width = images.shape[3:]
     stored = images.new_empty(len(images), *images.shape[2:])
-    tops, lefts = _edges(height, factor), _edges(width, factor)
-    for index in range(factor**2):
-        top, bottom = tops[index // factor : index // factor + 2]
-        left, right = lefts[index % factor : index % factor + 2]
-        stored[:, :, top:bottom, left:right] = F.interpolate(images[:, index], size=(bottom - top, right - left))
+    for index, tile in enumerate(_tiles(stored, factor)):
+        tile.copy_(F.interpolate(images[:, index], size=tile.shape[2:]))
     return stored
 
 
-def _edges(side: int, parts: int) -> list[int]:
-    """Returns where the parts of a side begin, and its end; the first parts are longer by one if they do not fit."""
-    short, longer = divmod(side, parts)
-    return [part * short + min(part, longer) for part in range(parts + 1)]
+def _tiles(images: torch.Tensor, factor: int) -> list[torch.Tensor]:
+    """Returns views of factor x factor tiles, row by row; the first are longer by one if a side is no multiple."""
+    return [tile for row in images.tensor_split(factor, dim=2) for tile in row.tensor_split(factor, dim=3)]

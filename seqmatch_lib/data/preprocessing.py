@@ -23,16 +23,10 @@ class Normalisation:
     std: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        require(
-            all(abs(mean) < float("inf") for mean in self.mean),
-            f"mean {list(self.mean)} must be finite in every channel",
-            DataError,
-        )
-        require(
-            all(0 < std < float("inf") for std in self.std),
-            f"std {list(self.std)} must be positive in every channel; leave a channel that never changes at 1",
-            DataError,
-        )
+        finite = all(abs(mean) < float("inf") for mean in self.mean)
+        require(finite, f"mean {list(self.mean)} must be finite in every channel", DataError)
+        if not all(0 < std < float("inf") for std in self.std):
+            raise DataError(f"std {list(self.std)} must be positive in every channel; leave a channel that never changes at 1")
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """Maps (N, C, H, W) pixels from 0 to 255, uint8 or float, to normalised float32 ones."""

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from seqmatch_lib.errors import DataError, require
+from seqmatch_lib.errors import DataError, first_line, require
 
 # Nothing else is opened: Pillow gives PostScript to a program of its own, and takes nearly anything for a TGA file.
 IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
@@ -85,7 +85,7 @@ def read_shards(shards: list[Path], shape: tuple[int, int, int]) -> tuple[torch.
         try:
             names = _class_names(metadata, _find_column(table, LABEL_COLUMNS))
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
-            raise DataError(f"{path} has damaged class names ({_first_line(error)}); get the file again") from error
+            raise DataError(f"{path} has damaged class names ({first_line(error)}); get the file again") from error
     return torch.cat(images), torch.cat(labels), names
 
 
@@ -111,10 +111,9 @@ def read_rows(path: Path, shape: tuple[int, int, int]) -> tuple[torch.Tensor, to
         encoded = [row["bytes"] for row in table[_find_column(table, IMAGE_COLUMNS)].to_pylist()]
         labels = torch.from_numpy(whole_numbers(table, _find_column(table, LABEL_COLUMNS)))
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, OverflowError) as error:
-        raise DataError(f"{path} is damaged or not an image shard ({_first_line(error)}); get the file again") from error
+        raise DataError(f"{path} is damaged or not an image shard ({first_line(error)}); get the file again") from error
     require(len(encoded) > 0, f"{path} has no rows; get the file again", DataError)
-    origins = [f"image {row} of {path}" for row in range(len(encoded))]
-    images = decode_images(encoded, origins, shape)
+    images = decode_images(encoded, [f"image {row} of {path}" for row in range(len(encoded))], shape)
     return images, labels, table, table.schema.metadata or {}
 
 
@@ -200,7 +199,7 @@ def read_header(path: Path) -> tuple[tuple[int, int], bool]:
             size = _upright_size(image)
         return size, image.mode in ("1", "L", *MODES_OF_16_BITS)
     except Exception as error:  # as in `decode_images`
-        raise DataError(f"{path} cannot be decoded ({_first_line(error)}); get the file again") from error
+        raise DataError(f"{path} cannot be decoded ({first_line(error)}); get the file again") from error
 
 
 def read_image_files(paths: list[Path], shape: tuple[int, int, int], resize: bool = False) -> torch.Tensor:
@@ -265,13 +264,10 @@ def decode_images(
             fits = resize or size == (width, height)
             image = _convert(image, "L" if channels == 1 else "RGB") if fits else image
         except Exception as error:  # Pillow's readers end in all kinds of exceptions on damaged files
-            raise DataError(f"{origin} cannot be decoded ({_first_line(error)}); get the file again") from error
-        require(
-            fits,
-            f"{origin} is {size[0]}x{size[1]}, but the data set has {width}x{height} images; give image_size "
-            "(--image-size PIXELS) if they are your own, or get the files again",
-            DataError,
-        )
+            raise DataError(f"{origin} cannot be decoded ({first_line(error)}); get the file again") from error
+        if not fits:
+            remedy = "give image_size (--image-size PIXELS) if they are your own, or get the files again"
+            raise DataError(f"{origin} is {size[0]}x{size[1]}, but the data set has {width}x{height} images; {remedy}")
         return np.asarray(_cover(image, (height, width)) if resize else image)
 
     with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -316,7 +312,3 @@ def _cover(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     scale = min(image.height / height, image.width / width)
     left, top = max(image.width - width * scale, 0) / 2, max(image.height - height * scale, 0) / 2
     return image.resize((width, height), Image.BICUBIC, box=(left, top, image.width - left, image.height - top))
-
-
-def _first_line(error: Any) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -13,8 +13,8 @@ takes `<class>` for a class's number, `3` or `3-cat`, or its name, never for its
 what the format stores are refused.
 
 A sequence of K > 1 subsets has folders `S_1` … `S_K` in the first two. The stored images of a multi-formation set are written
-as they are by `idc`, whose reader takes them apart, and taken apart by the others. Our own files, written by `save_sequence`,
-are the only ones that keep everything.
+as they are by `idc`, whose reader takes them apart, and taken apart by the others. Our own files, written by
+`SubsetSequence.save`, are the only ones that keep everything.
 """
 
 import json
@@ -27,15 +27,7 @@ from seqmatch_lib.data.datasets import load_dataset
 from seqmatch_lib.data.preprocessing import Preprocessing
 from seqmatch_lib.errors import ConfigError, require
 from seqmatch_lib.exchange.pixel_layouts import read_folder, read_parquet, write_folder, write_parquet
-from seqmatch_lib.exchange.public_layouts import (
-    match_lrs,
-    read_idc,
-    read_pt_subset,
-    subset_folders,
-    write_datm,
-    write_idc,
-    write_mtt,
-)
+from seqmatch_lib.exchange.public_layouts import read_idc, read_pt, write_datm, write_idc, write_mtt
 from seqmatch_lib.runs.config import RunConfig
 from seqmatch_lib.store.checksums import NAME, check_files, write_checksums
 from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset, check_sequence
@@ -63,7 +55,10 @@ def export_sequence(
     """
     _check_kind(kind)
     labels = sequence.subsets[0].labels
-    require(labels.dim() < 3, f"labels of pixels do not fit format {kind!r}; only our own files keep them", ConfigError)
+    require(labels.dim() < 3, f"labels of pixels do not fit format {kind!r}; only our own files keep them")
+    if labels.is_floating_point() and kind not in ("datm", "parquet"):
+        other = "datm" if kind == "mtt" else "parquet"
+        raise ConfigError(f"format {kind!r} holds classes, but this set has soft labels; use {other!r}")
     if kind in ("mtt", "datm"):
         written = (write_mtt if kind == "mtt" else write_datm)(sequence, folder)
     elif kind == "idc":
@@ -99,7 +94,7 @@ def import_sequence(
         if (folder / NAME).is_file():
             check_files(folder, sorted(file for file in folder.rglob("*") if file.is_file()))
     if kind in ("mtt", "datm"):
-        subsets = [read_pt_subset(path, kind == "datm", lr) for path, lr in match_lrs(subset_folders(paths), lrs)]
+        subsets = read_pt(paths, kind == "datm", lrs)
     else:
         require(len(paths) == 1, f"format {kind!r} has all subsets in one place; give one path instead of {len(paths)}")
         if kind == "idc":

@@ -4,7 +4,6 @@ import io
 import json
 import re
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 from seqmatch_lib.data.preprocessing import Preprocessing
 from seqmatch_lib.data.readers import list_images, read_image_files, read_rows, whole_numbers
 from seqmatch_lib.errors import DataError, StorageError, require
-from seqmatch_lib.store.files import write_atomically
+from seqmatch_lib.store.files import write_atomically, write_parts
 from seqmatch_lib.store.sheets import as_picture
 from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset, spread_lrs
 
@@ -56,31 +55,33 @@ def read_parquet(
     try:
         if "soft_label" in table.column_names:
             labels = torch.tensor(table["soft_label"].to_pylist(), dtype=torch.float32)
-        subset_of = whole_numbers(table, "subset") if "subset" in table.column_names else np.ones(len(images), dtype=np.int64)
-        numbers = sorted(set(subset_of.tolist()))
+        subset_of = whole_numbers(table, "subset").tolist() if "subset" in table.column_names else [1] * len(images)
         stored = [float(lr) for lr in json.loads(metadata.get(b"lrs", b"[]"))]
     except (TypeError, ValueError, OverflowError, RuntimeError, KeyError) as error:  # torch and json tell in many ways
         raise StorageError(f"{path} is no distilled set ({error}); export it again") from error
-    require(bool(lrs or stored), f"{path} holds no step size; give it with --lr")
-    step_sizes = spread_lrs(lrs or stored, len(numbers), str(path))
     ready = preprocessing(images)
-    rows = [torch.from_numpy(np.flatnonzero(subset_of == number)) for number in numbers]
-    return [SyntheticSubset(ready[chosen], labels[chosen], lr) for chosen, lr in zip(rows, step_sizes, strict=True)]
+    return [SyntheticSubset(ready[rows], labels[rows], lr) for rows, lr in _divide(subset_of, lrs or stored, path)]
+
+
+def _divide(subset_of: Sequence[int], lrs: Sequence[float], path: Path) -> list[tuple[list[int], float]]:
+    """Returns the rows of each subset, in the order of the subsets' numbers, and its step size."""
+    rows: dict[int, list[int]] = {number: [] for number in sorted(set(subset_of))}
+    for row, number in enumerate(subset_of):
+        rows[number].append(row)
+    return list(zip(rows.values(), spread_lrs(lrs, len(rows), str(path)), strict=True))
 
 
 def write_folder(
     sequence: SubsetSequence, folder: Path, preprocessing: Preprocessing, class_names: Sequence[str]
 ) -> list[Path]:
     """Writes one PNG an image, which `torchvision.datasets.ImageFolder` reads."""
-    soft = sequence.subsets[0].labels.is_floating_point()
-    require(not soft, "format 'folder' holds classes, but this set has soft labels; use 'parquet'")
     last = max(int(subset.labels.max()) for subset in sequence.subsets)
     require(last < len(class_names), f"{len(class_names)} class names are given, but the set has class {last}; name them all")
     names, written = _folder_names(class_names), []
     for k, (pixels, labels) in enumerate(_pixels_of(sequence, preprocessing), start=1):
         for number, (image, label) in enumerate(zip(pixels, labels.tolist(), strict=True)):
             path = folder / "train" / names[label] / f"s{k}-{number:05d}.png"
-            write_atomically(path, partial(_save_png, image))
+            write_parts(path, _encode(image))
             written.append(path)
     return written
 
@@ -109,15 +110,10 @@ def read_folder(
     files = [(file, label) for label, folder in zip(labels, folders, strict=True) for file in list_images(folder)]
     require(bool(files), f"{train} holds no images; put them into {train}/<class>/*.png", DataError)
     matches = [SUBSET_OF_FILE.match(file.name) for file, _ in files]
-    subset_of = [int(match[1]) if match else 1 for match in matches]
-    numbers = sorted(set(subset_of))
-    require(bool(lrs), f"{path} holds no step size, as images have none; give it with --lr")
-    step_sizes = spread_lrs(lrs, len(numbers), str(path))
     subsets = []
-    for number, lr in zip(numbers, step_sizes, strict=True):
-        chosen = [item for item, subset in zip(files, subset_of, strict=True) if subset == number]
-        images = read_image_files([file for file, _ in chosen], shape)
-        subsets.append(SyntheticSubset(preprocessing(images), torch.tensor([label for _, label in chosen]), lr))
+    for rows, lr in _divide([int(match[1]) if match else 1 for match in matches], lrs, path):
+        images = read_image_files([files[row][0] for row in rows], shape)
+        subsets.append(SyntheticSubset(preprocessing(images), torch.tensor([files[row][1] for row in rows]), lr))
     return subsets
 
 
@@ -137,12 +133,11 @@ def _match_classes(
     names = list(find_names())
     label_of = {_simplify(name): label for label, name in enumerate(names)}
     labels = [label_of.get(_simplify(folder), -1) for folder in folders]
-    require(
-        sorted(labels) == list(range(num_classes)),
-        f"{origin} has folders {_shorten(folders)}, which are neither the numbers 0 … {num_classes - 1} nor the names of the "
-        f"classes, {_shorten(names)}, each once; rename them to either",
-        DataError,
-    )
+    if sorted(labels) != list(range(num_classes)):
+        raise DataError(
+            f"{origin} has folders {_shorten(folders)}, which are neither the numbers 0 … {num_classes - 1} nor the names of "
+            f"the classes, {_shorten(names)}, each once; rename them to either"
+        )
     return labels
 
 
@@ -172,11 +167,7 @@ def share_outside(sequence: SubsetSequence, preprocessing: Preprocessing) -> flo
     return ((values < 0) | (values > 1)).float().mean().item()
 
 
-def _save_png(pixels: np.ndarray, file: Path | io.BytesIO) -> None:
-    as_picture(pixels).save(file, "PNG")
-
-
 def _encode(pixels: np.ndarray) -> bytes:
     buffer = io.BytesIO()
-    _save_png(pixels, buffer)
+    as_picture(pixels).save(buffer, "PNG")
     return buffer.getvalue()

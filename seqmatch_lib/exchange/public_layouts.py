@@ -17,7 +17,7 @@ import torch
 
 from seqmatch_lib.data.multi_formation import Formation
 from seqmatch_lib.data.preprocessing import Preprocessing
-from seqmatch_lib.errors import DataError, StorageError, require
+from seqmatch_lib.errors import ConfigError, DataError, StorageError, first_line, require
 from seqmatch_lib.runs.config import RunConfig
 from seqmatch_lib.store.files import write_parts
 from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset, spread_lrs
@@ -31,7 +31,6 @@ IDC_FILES = ("data_com_best.pt", "data_best.pt", "data.pt")  # all subsets of Se
 
 def write_mtt(sequence: SubsetSequence, folder: Path) -> list[Path]:
     """Writes the layout of MTT and SeqMatch; `export_sequence` says what goes where, here and in the functions below."""
-    _require_classes(sequence, "mtt", "datm")
     return [path for subset, where in _places(sequence, folder) for path in _write_pt_subset(subset, where, LR_FILES[0])]
 
 
@@ -49,15 +48,9 @@ def write_datm(sequence: SubsetSequence, folder: Path) -> list[Path]:
 
 def write_idc(sequence: SubsetSequence, folder: Path, preprocessing: Preprocessing) -> list[Path]:
     """Writes the layout of IDC, or of SeqMatch-IDC where there are several subsets: colours, tiles as they are stored."""
-    _require_classes(sequence, "idc", "parquet")
     images = torch.cat([preprocessing.inverse(subset.images) for subset in sequence.subsets])
     labels = torch.cat([subset.labels.cpu() for subset in sequence.subsets])
     return [_write_pt(folder / (IDC_FILES[0] if len(sequence) > 1 else IDC_FILES[-1]), [images, labels])]
-
-
-def _require_classes(sequence: SubsetSequence, kind: str, other: str) -> None:
-    soft = sequence.subsets[0].labels.is_floating_point()
-    require(not soft, f"format {kind!r} holds classes, but this set has soft labels; use {other!r}")
 
 
 def _places(sequence: SubsetSequence, folder: Path) -> list[tuple[SyntheticSubset, Path]]:
@@ -79,32 +72,28 @@ def _write_pt(path: Path, value: Any) -> Path:
     return path
 
 
-def subset_folders(paths: Sequence[Path]) -> list[Path]:
-    """Returns the folders of the subsets: those given, or `S_1`, `S_2`, … in the only one given."""
-    if len(paths) > 1 or not (paths[0] / "S_1").is_dir():
-        return list(paths)
-    count = len([path for path in paths[0].glob("S_*") if path.is_dir()])
-    return [paths[0] / f"S_{k}" for k in range(1, count + 1)]
+def read_pt(paths: Sequence[Path], soft: bool, lrs: Sequence[float]) -> list[SyntheticSubset]:
+    """Reads what MTT and SeqMatch save, or DATM if `soft`; step sizes given go before those found.
+
+    The subsets lie in the folders given, or in `S_1`, `S_2`, … in the only one given.
+    """
+    folders = list(paths)
+    if len(paths) == 1 and (paths[0] / "S_1").is_dir():
+        count = len([path for path in paths[0].glob("S_*") if path.is_dir()])
+        folders = [paths[0] / f"S_{k}" for k in range(1, count + 1)]
+    step_sizes = spread_lrs(lrs, len(folders), ", ".join(map(str, folders))) if lrs else [None] * len(folders)
+    return [_read_pt_subset(folder, soft, lr) for folder, lr in zip(folders, step_sizes, strict=True)]
 
 
-def match_lrs(folders: Sequence[Path], lrs: Sequence[float]) -> list[tuple[Path, float | None]]:
-    """Returns each subset's folder with the step size the user gives for it, if any."""
-    if not lrs:
-        return [(folder, None) for folder in folders]
-    return list(zip(folders, spread_lrs(lrs, len(folders), ", ".join(map(str, folders))), strict=True))
-
-
-def read_pt_subset(folder: Path, soft: bool, lr: float | None) -> SyntheticSubset:
-    """Reads one subset of MTT and SeqMatch, or of DATM if `soft`; a step size given goes before one found."""
+def _read_pt_subset(folder: Path, soft: bool, lr: float | None) -> SyntheticSubset:
     path = folder / "images_best.pt"
     images = _read_images(_load_pt(path), path, "save (images.float() / 255 - mean) / std")
-    require(
-        bool((images < 0).any()),
-        f"{path} holds values from {images.min():.4g} to {images.max():.4g}, none negative, but this format stores images as "
-        "networks see them, normalised to mean 0; save (images / 255 - mean) / std if they are pixels up to 255, or "
-        "(images - mean) / std if they are colours up to 1",
-        DataError,
-    )
+    if not (images < 0).any():
+        raise DataError(
+            f"{path} holds values from {images.min():.4g} to {images.max():.4g}, none negative, but this format stores images "
+            "as networks see them, normalised to mean 0; save (images / 255 - mean) / std if they are pixels up to 255, or "
+            "(images - mean) / std if they are colours up to 1"
+        )
     path = folder / "labels_best.pt"
     labels = _plain(_load_pt(path), path)
     labels = _read_soft_labels(labels, path) if soft else _read_classes(labels, path, "import it as datm")
@@ -127,11 +116,9 @@ def read_idc(
     _check_colours(images, path)
     labels = _read_classes(labels, path, "the format has none; save classes, one whole number an image")
     sizes = [len(images) * ipc // config.ipc for ipc in config.subset_ipcs]
-    require(
-        sum(sizes) == len(images) == len(labels),
-        f"{path} holds {len(images)} images and {len(labels)} labels, which subset_ipcs {list(config.subset_ipcs)} do not "
-        "divide; set ipc and subset_ipcs",
-    )
+    if not sum(sizes) == len(images) == len(labels):
+        problem = f"which subset_ipcs {list(config.subset_ipcs)} do not divide"
+        raise ConfigError(f"{path} holds {len(images)} images and {len(labels)} labels, {problem}; set ipc and subset_ipcs")
     formation = Formation(getattr(config.options, "factor", 1), getattr(config.options, "decode", "single"))
     lrs = lrs or [getattr(config.options, "syn_lr", config.evaluation.real_lr)]
     step_sizes = spread_lrs(lrs, len(sizes), str(path))
@@ -151,13 +138,12 @@ def _check_colours(images: torch.Tensor, path: Path) -> None:
     """Raises DataError unless images are colours in [0, 1], which distillation may have moved a little beyond."""
     low, high = images.min().item(), images.max().item()
     outside = (images - images.clamp(0, 1)).abs().mean().item()
-    remedy = "save images / 255" if low >= 0 else "undo the normalisation: save images * std + mean"
-    require(
-        outside <= MAX_OUTSIDE,  # nor if that is not a number
-        f"{path} holds values from {low:.4g} to {high:.4g}, on average {outside:.2g} outside [0, 1], in which this format "
-        f"stores colours; {remedy}",
-        DataError,
-    )
+    if not outside <= MAX_OUTSIDE:  # nor if that is not a number
+        remedy = "save images / 255" if low >= 0 else "undo the normalisation: save images * std + mean"
+        raise DataError(
+            f"{path} holds values from {low:.4g} to {high:.4g}, on average {outside:.2g} outside [0, 1], in which this format "
+            f"stores colours; {remedy}"
+        )
 
 
 def _read_classes(labels: torch.Tensor, path: Path, remedy: str) -> torch.Tensor:
@@ -188,12 +174,9 @@ def _read_soft_labels(labels: torch.Tensor, path: Path) -> torch.Tensor:
     require(is_soft, f"{description}; if they are classes, import it as mtt", DataError)
     are_probabilities = (labels > -SUM_TOLERANCE).all(1) & ((labels.sum(1) - 1).abs() < SUM_TOLERANCE)
     count = int(are_probabilities.sum())
-    require(
-        count in (0, len(labels)),
-        f"{path} holds {count} rows of probabilities (none negative, sum 1) among {len(labels)}, the others logits; save "
-        "either for all images",
-        DataError,
-    )
+    if count not in (0, len(labels)):
+        found = f"{count} rows of probabilities (none negative, sum 1) among {len(labels)}"
+        raise DataError(f"{path} holds {found}, the others logits; save either for all images")
     if not count:
         return labels.softmax(1)
     print(f"notice: {path} holds probabilities, not logits (all rows sum to 1); they are taken as they are", file=sys.stderr)
@@ -241,10 +224,8 @@ def _load_pt(path: Path) -> Any:
             warnings.simplefilter("ignore")  # torch's, on pickles of a kind that it reads all the same
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a malformed or hostile pickle can end in any exception that its opcodes lead to
-        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
         # pickle's error, by its name; torch's advice in it, to read the file without the protection, is not passed on
-        if type(error).__name__ == "UnpicklingError":
-            reason = _describe_objects(path)
+        reason = _describe_objects(path) if type(error).__name__ == "UnpicklingError" else first_line(error)
         raise StorageError(f"{path} is damaged or holds more than tensors ({reason}); it is not read") from error
 
 

@@ -31,7 +31,6 @@ from seqmatch_lib.subsets import (
     check_class_sizes,
     load_sequence,
     sample_real_sequence,
-    save_sequence,
     set_path,
 )
 
@@ -200,7 +199,7 @@ def _execute(
     last, selected = _make_sequences(config, data, stages)
     if config.method != "whole":
         path = set_path(results_dir, config.run_id)
-        save_sequence(path, last)
+        last.save(path)
         if config.zca:
             pictures = [data.preprocessing.inverse(subset.images) for subset in last.subsets]
             write_sheet(path.with_suffix(".png"), pictures, data.num_classes)

@@ -41,8 +41,8 @@ def check_files(folder: Path, files: Sequence[Path]) -> list[Path]:
         name = file.relative_to(folder).as_posix()
         if name not in expected:
             unlisted.append(file)
-            continue
-        require(hash_file(file) == expected[name], f"{file} does not match {path}: it was damaged; get it again", DataError)
+        elif hash_file(file) != expected[name]:
+            raise DataError(f"{file} does not match {path}: it was damaged; get it again")
     return unlisted
 
 

@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +78,8 @@ def remove_leftovers(folder: Path, prefix: str = "") -> None:
 
     The caller holds the lock for these files, so no running process is writing them.
     """
-    for path in folder.glob(".*.tmp"):
-        if path.name.startswith(f".{prefix}"):
-            remove_file(path)
+    for path in folder.glob(f".{escape(prefix)}*.tmp"):
+        remove_file(path)
 
 
 def acquire_lock(path: Path, timeout: float = -1) -> AcquireReturnProxy:
@@ -160,14 +160,22 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, Any]) -> None:
-    """Writes tensors and JSON metadata into one safetensors file, atomically, with digests of both."""
+    """Writes tensors and JSON metadata into one safetensors file, atomically, with digests of both.
+
+    safetensors' own `save_file` is not used: it writes metadata in random order, so equal sets would differ in bytes, and a
+    killed process would leave a temporary file with a name that `remove_leftovers` does not know.
+    """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    header = {
+    ours = {
         "metadata": json.dumps(metadata),
         "sha256_metadata": digest_json(metadata),
         "sha256_tensors": digest_tensors(tensors),
     }
-    write_parts(path, *_serialise(tensors, header))
+    content = memoryview(save(tensors))
+    start = _data_start(content)
+    header = json.dumps({"__metadata__": ours, **json.loads(bytes(content[8:start]))}, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # keeps the data aligned
+    write_parts(path, len(header).to_bytes(8, "little"), header, content[start:])
 
 
 def write_parts(path: Path, *parts: bytes | memoryview) -> None:
@@ -179,19 +187,6 @@ def write_parts(path: Path, *parts: bytes | memoryview) -> None:
                 handle.write(part)
 
     write_atomically(path, write)
-
-
-def _serialise(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> tuple[bytes, memoryview]:
-    """Returns the header and the data of a safetensors file.
-
-    safetensors' own `save_file` is not used: it writes metadata in random order, so equal sets would differ in bytes, and a
-    killed process would leave a temporary file with a name that `remove_leftovers` does not know.
-    """
-    content = memoryview(save(tensors))
-    start = _data_start(content)
-    header = json.dumps({"__metadata__": metadata, **json.loads(bytes(content[8:start]))}, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)  # keeps the data aligned
-    return len(header).to_bytes(8, "little") + header, content[start:]
 
 
 def _data_start(content: bytes | memoryview) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from seqmatch_lib.errors import StorageError, require
+from seqmatch_lib.errors import StorageError
 from seqmatch_lib.store.files import write_atomically
 
 
@@ -53,10 +53,7 @@ def read_sheet(path: Path, ipcs: Sequence[int], num_classes: int, shape: tuple[i
         raise StorageError(f"{path} is damaged; delete it: the pictures are then made from the data set") from error
     sheet = sheet if sheet.dim() == 3 else sheet.unsqueeze(2)
     size = (num_classes * height, sum(ipcs) * width, channels)
-    require(
-        tuple(sheet.shape) == size,
-        f"{path} has the size {tuple(sheet.shape)}, not {size}, so it is of another set; delete it",
-        StorageError,
-    )
+    if sheet.shape != size:
+        raise StorageError(f"{path} has the size {tuple(sheet.shape)}, not {size}, so it is of another set; delete it")
     by_class = (sheet / 255).unflatten(1, (-1, width)).unflatten(0, (-1, height)).permute(0, 2, 4, 1, 3)
     return [part.flatten(0, 1) for part in by_class.split(list(ipcs), dim=1)]

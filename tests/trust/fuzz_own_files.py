@@ -26,7 +26,7 @@ from seqmatch_lib.methods.teachers import TrajectorySet
 from seqmatch_lib.runs.records import Reevaluation, RunRecord, format_records, load_record, load_reevaluations
 from seqmatch_lib.runs.stages import StageCheckpoint, StageProgress, read_progress
 from seqmatch_lib.store.files import load_tensors, read_json, save_tensors, write_json
-from seqmatch_lib.subsets import load_sequence, save_sequence
+from seqmatch_lib.subsets import load_sequence
 
 
 def write_value(folder: Path) -> None:
@@ -165,7 +165,7 @@ OUR_FILES = [
     ),
     file_target(
         "distilled set",
-        lambda folder: save_sequence(folder / "set.safetensors", make_set()),
+        lambda folder: make_set().save(folder / "set.safetensors"),
         lambda folder: load_sequence(folder / "set.safetensors"),
         checksummed=True,
         share=3,

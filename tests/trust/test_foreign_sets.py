@@ -18,7 +18,7 @@ from seqmatch_lib.exchange.formats import export_sequence, import_sequence
 from seqmatch_lib.exchange.public_layouts import _check_colours
 from seqmatch_lib.runs.config import RunConfig
 from seqmatch_lib.runs.records import load_reevaluations, load_runs
-from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset, load_sequence, save_sequence
+from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset, load_sequence
 
 pytestmark = pytest.mark.trust
 
@@ -259,7 +259,7 @@ def test_networks_that_diverge_are_told_from_those_that_learn(tmp_path, capsys):
     config = configure((2,)).changed(network | training).as_dict()
     for lr, said in ((0.02, False), (20.0, True)):
         subset = SyntheticSubset(PLAIN(digits.images[rows]), LABELS, lr)
-        save_sequence(tmp_path / "set.safetensors", SubsetSequence((subset,), {"config": config}))
+        SubsetSequence((subset,), {"config": config}).save(tmp_path / "set.safetensors")
         assert main(["evaluate", str(tmp_path / "set.safetensors"), "--num-networks", "2", "--results", str(tmp_path)]) == 0
         assert ("(n = 2; 2 of them learned nothing: " in capsys.readouterr().out) == said
         found = {one.synthetic_sha256: one.accuracy["convnet"] for one in load_reevaluations(tmp_path)}
@@ -276,7 +276,7 @@ def test_a_run_whose_networks_diverge_says_so_in_its_record(tmp_path, capsys):
 
 def test_a_network_that_does_not_fit_is_told_before_others_are_trained(tmp_path, generator, capsys, monkeypatch):
     sequence = make_sequence(generator, (2,))
-    save_sequence(tmp_path / "set.safetensors", replace(sequence, metadata={"config": configure((2,)).as_dict()}))
+    replace(sequence, metadata={"config": configure((2,)).as_dict()}).save(tmp_path / "set.safetensors")
     monkeypatch.setattr("seqmatch_lib.engine.evaluation.train_stage", lambda *_: pytest.fail("it trains"))
     line = fails_in_one_line(capsys, "evaluate", str(tmp_path / "set.safetensors"), "--networks", "convnet", "vgg11")
     assert "5 poolings of 'vgg11', which needs 32x32 pixels; use 'resnet18', or larger images" in line

@@ -42,7 +42,7 @@ from seqmatch_lib.methods.teachers import TrajectorySet
 from seqmatch_lib.report.notebooks import run_notebook
 from seqmatch_lib.runs.config import parse_override
 from seqmatch_lib.store.files import load_tensors, save_tensors, write_json
-from seqmatch_lib.subsets import SubsetSequence, save_sequence
+from seqmatch_lib.subsets import SubsetSequence
 
 EVIL_NAMES = ["../../evil", "/tmp/evil", "x" * 10_000, "", ".", "..", "a/b\\c", "\0", "evil\n", "é"]
 
@@ -387,7 +387,7 @@ def test_postscript_is_given_to_no_interpreter(tmp_path, monkeypatch):
 def write_set(folder: Path, **changes: Any) -> Path:
     """Writes a set of digits whose metadata says other things than a run would."""
     path = folder / "set.safetensors"
-    save_sequence(path, replace(make_set(DATASETS["digits"].shape, 10), metadata=set_metadata() | changes))
+    replace(make_set(DATASETS["digits"].shape, 10), metadata=set_metadata() | changes).save(path)
     tensors, metadata = load_tensors(path)
     save_tensors(path, tensors, metadata | changes)
     return path

@@ -37,7 +37,7 @@ from seqmatch_lib.methods.krr import KRRPrepared, regress
 from seqmatch_lib.runs.config import RunConfig, parse_override
 from seqmatch_lib.runs.distillation import distill_stages
 from seqmatch_lib.store.files import load_tensors, save_tensors
-from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset, save_sequence
+from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset
 
 QUICK = TrainingRecipe(epochs=3)
 ODD = (math.nan, math.inf, 0.0, -0.1)
@@ -50,7 +50,7 @@ def write_digits(folder: Path, name: str, change: Callable[[torch.Tensor], torch
     """Writes a set of digits with one of its tensors changed, checksum and all."""
     path = folder / "set.safetensors"
     config = set_metadata()["config"] | {"training": {"epochs": 1}, "evaluation": {"num_networks": 1}}
-    save_sequence(path, replace(make_set(DATASETS["digits"].shape, 10, soft), metadata={"config": config}))
+    replace(make_set(DATASETS["digits"].shape, 10, soft), metadata={"config": config}).save(path)
     tensors, metadata = load_tensors(path)
     tensors[name] = change(tensors[name])
     save_tensors(path, tensors, metadata)
