@@ -76,39 +76,29 @@ def explore(results: Results) -> Any:
     menus = {name: Dropdown(description=name.replace("_", " ")) for name in (*LEVELS, "subset", "class")}
     output = Output()
 
-    def fill(first: int) -> None:
-        """Puts into the menus from the `first` on what those before them leave."""
-        for place in range(first, len(LEVELS)):
-            chosen = {name: menus[name].value for name in LEVELS[:place]}
-            _offer(menus[LEVELS[place]], [getattr(record, LEVELS[place]) for record in _choose(records, **chosen)])
-        (record,) = _choose(records, run_id=menus["run_id"].value)
-        _offer(menus["subset"], [ALL, *range(1, record.num_subsets + 1)])
-        _offer(menus["class"], [ALL, *(results.open_run(record).class_names if results.has_set(record) else [])])
-
     busy = False
 
-    def changed(change: Any) -> None:
+    def update(_: Any = None) -> None:
+        """Fills each menu with what those before it leave, and shows what is chosen."""
         nonlocal busy
-        if busy:  # a menu that is being filled
+        if busy:  # a menu is being filled
             return
-        busy = True
-        place = next((k for k, name in enumerate(LEVELS) if menus[name] is change["owner"]), None)
-        if place is not None:
-            fill(place + 1)
+        busy, left = True, records
+        for name in LEVELS:
+            _offer(menus[name], [getattr(record, name) for record in left])
+            left = _choose(left, **{name: menus[name].value})
+        (record,) = left
+        _offer(menus["subset"], [ALL, *range(1, record.num_subsets + 1)])
+        _offer(menus["class"], [ALL, *(results.open_run(record).class_names if results.has_set(record) else [])])
         busy = False
-        draw()
-
-    def draw() -> None:
-        (record,) = _choose(records, run_id=menus["run_id"].value)
         # not `with output`: papermill may then wait for ever, see https://github.com/jupyter/nbclient/issues/312
         with capture_output() as shown:
             show_run(results, record, menus["subset"].value, menus["class"].value)
         output.outputs = _as_outputs(shown)
 
-    fill(0)
+    update()
     for menu in menus.values():
-        menu.observe(changed, "value")
-    draw()
+        menu.observe(update, "value")
     return VBox([HBox(list(menus.values())[:4]), HBox(list(menus.values())[4:]), output])
 
 
