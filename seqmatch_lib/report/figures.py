@@ -123,22 +123,18 @@ def plot_losses(records: Mapping[str, RunRecord], window: int = 20, axis: Axes |
     """
     axis = axis or plt.subplots(figsize=(7, 3.5))[1]
     for (label, record), color in zip(records.items(), sns.color_palette(PALETTE), strict=False):
-        _draw_losses(axis, [stage["losses"] for stage in record.stages], label, color, window)
+        first = 0
+        for k, stage in enumerate(record.stages, start=1):
+            losses = stage["losses"]
+            width = min(window, len(losses))
+            smooth = np.convolve(losses, np.ones(width) / width, mode="valid")
+            name = label if len(record.stages) == 1 else f"{label}, $S_{k}$".lstrip(", ")
+            style = ("-", "--", ":", "-.")[(k - 1) % 4]
+            axis.plot(np.arange(len(smooth)) + first + width, smooth, style, color=color, label=name)
+            first += len(losses)
     axis.set(xlabel="iteration", ylabel=f"matching loss, mean over {window} iterations", title=title)
     axis.legend(frameon=False)
     return axis
-
-
-def _draw_losses(axis: Axes, stages: Sequence[Sequence[float]], label: str, color: Any, window: int) -> None:
-    """Draws one run's stages one after another, each in a style of its own."""
-    first = 0
-    for k, losses in enumerate(stages, start=1):
-        width = min(window, len(losses))
-        smooth = np.convolve(losses, np.ones(width) / width, mode="valid")
-        name = label if len(stages) == 1 else f"{label}, $S_{k}$".lstrip(", ")
-        style = ("-", "--", ":", "-.")[(k - 1) % 4]
-        axis.plot(np.arange(len(smooth)) + first + width, smooth, style, color=color, label=name)
-        first += len(losses)
 
 
 def plot_accuracies(
