@@ -64,8 +64,7 @@ def follow_real_training(
 def split_easy_hard(losses: torch.Tensor) -> torch.Tensor:
     """Returns (N,) booleans: True for the half of the images whose loss falls most in the first epoch.
 
-    Args:
-        losses: (epochs + 1, N) of `follow_real_training`.
+    The (epochs + 1, N) losses are those of `follow_real_training`.
     """
     drop = losses[0] - losses[1]
     easy = torch.zeros(len(drop), dtype=torch.bool, device=drop.device)

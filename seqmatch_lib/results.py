@@ -146,8 +146,7 @@ class Results:
         """Returns name -> finished run, after missing ones were run if that is allowed; without those that are missing."""
         if self.work_dir is not None:
             self.run(list(configs.values()))
-        runs = {name: self._find(config, False) for name, config in configs.items()}
-        return {name: run for name, run in runs.items() if run is not None}
+        return {name: run for name, config in configs.items() if (run := self._find(config, False)) is not None}
 
     def prepare(self, configs: Sequence[RunConfig]) -> Evidence:
         """Returns what all folders hold, after missing runs were run if that is allowed.
@@ -160,10 +159,7 @@ class Results:
         return self.evidence()
 
     def measure_orders(self, configs: Sequence[RunConfig]) -> Evidence:
-        """Returns what all folders hold, after ablations of order and division that no folder has were made.
-
-        Args:
-            configs: SeqMatch runs with two equal subsets.
+        """Returns what all folders hold, after ablations of order and division of SeqMatch runs were made that no folder has.
 
         Raises:
             StorageError: that is not allowed, and none of them was made.
@@ -171,14 +167,12 @@ class Results:
         known = {digest_json(record.config) for record in self.evidence().orders}
         missing = [config for config in configs if config.hash not in known]
         needed = [run for config in missing for run in runs_of_order(config).values()]
-        if self.work_dir is None:
-            if len(missing) == len(configs):
-                self._refuse(needed, len(needed), "distilled set")
-            return self.evidence()
-        at_work = Results((self.work_dir,), self.work_dir)  # the sets are needed, and few are committed
-        at_work.run(needed, with_sets=True)
-        for config in missing:
-            measure_order(config, self.work_dir)
+        if self.work_dir is not None:
+            Results((self.work_dir,), self.work_dir).run(needed, with_sets=True)  # few are committed with their sets
+            for config in missing:
+                measure_order(config, self.work_dir)
+        elif len(missing) == len(configs):
+            self._refuse(needed, len(needed), "distilled set")
         return self.evidence()
 
     def measure_coupling(self, dataset: str, scale: str, seed: int = 0) -> dict[str, dict[str, DataFrame]]:
@@ -236,8 +230,7 @@ class Results:
         """Returns a finished run, or None."""
         for folder in self.folders:
             path = folder / "runs" / config.dataset / f"{config.run_id}.json"
-            has_set = set_path(folder, config.run_id).is_file()
-            if path.is_file() and (has_set or not with_set or config.method == "whole"):
+            if path.is_file() and (not with_set or config.method == "whole" or set_path(folder, config.run_id).is_file()):
                 return Run(config, load_record(path), folder)
         return None
 

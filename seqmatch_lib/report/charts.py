@@ -60,9 +60,8 @@ def plot_table(published: pd.DataFrame, records: Sequence[RunRecord], dataset: s
     for line, (methods, draw, prefix) in zip(axes, rows, strict=True):
         for axis, ipc in zip(line, ipcs, strict=True):
             draw(axis, methods, *(table[table["ipc"] == ipc] for table in (known, ours, rehearsal)))
-            title = f"{prefix}{ipc} image{'s' if ipc > 1 else ''} per class"
             axis.set(xlim=(0, 100), xlabel="test accuracy, %", yticks=range(len(methods)), yticklabels=methods)
-            axis.set_title(title, fontsize=10)
+            axis.set_title(f"{prefix}{ipc} image{'s' if ipc > 1 else ''} per class", fontsize=10)
             axis.grid(axis="y", visible=False)
     _legend_below(figure, axes.flat, dataset)
     return figure
@@ -99,8 +98,7 @@ def _legend_below(figure: Figure, axes: Sequence[Axes], title: str) -> None:
     """Puts one legend for all axes below them and a title above."""
     handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     handles = {label: handles[label] for label in sorted(handles, key=lambda label: label == "mean")}
-    longest = max(map(len, handles))
-    columns = max(1, min(len(handles), int(figure.get_figwidth() / (0.7 + 0.085 * longest))))
+    columns = max(1, min(len(handles), int(figure.get_figwidth() / (0.7 + 0.085 * max(map(len, handles))))))
     figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.06)
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, frameon=False)
     figure.suptitle(title, fontsize=12)
@@ -309,15 +307,9 @@ def _class_names(folder: Path, spec: DatasetSpec) -> list[str]:
 
 
 def write_figures(results_dir: Path, out_dir: Path | None = None, kinds: Sequence[str] = ("svg", "png")) -> list[Path]:
-    """Draws the figures of tables and report from all records.
+    """Draws the figures of tables and report from all records; a figure that no record is for is left out.
 
-    Args:
-        results_dir: folder of records and published numbers.
-        out_dir: where they go; the same folder by default.
-        kinds: formats.
-
-    Returns:
-        The files, below `out_dir/figures`; a figure that no record is for is left out.
+    Returns the files, below `out_dir/figures`; `out_dir` is `results_dir` by default.
     """
     set_style()
     evidence, published = Evidence.load(results_dir), load_published(results_dir)

@@ -15,6 +15,7 @@ from seqmatch_lib.report.queries import Evidence, format_range, gains_at_several
 from seqmatch_lib.runs.config import SCALES
 from seqmatch_lib.runs.records import RunRecord, load_runs
 
+OTHERWISE = {"S_2 first": "SeqMatch, S_2 first", "S_2 undistilled": "SeqMatch, S_2 undistilled", "jointly": "SeqMatch, joint"}
 NOTHING = "Nothing yet: no such run has a record."
 OF_SCALES = {
     "smoke": "Scale smoke: these numbers mean nothing.",
@@ -25,12 +26,7 @@ OF_SCALES = {
 
 
 def shown_scales(query: Callable[..., pd.DataFrame], *arguments: Any) -> list[str]:
-    """Returns the scales at which a query finds something, the one nearest to the published settings first.
-
-    Args:
-        query: of `queries`, or one of below.
-        *arguments: all but the scale, which comes last.
-    """
+    """Returns the scales at which a query finds something, the nearest to published settings first; it takes them last."""
     return [scale for scale in reversed(SCALES) if len(query(*arguments, scale))]
 
 
@@ -73,12 +69,7 @@ def find_order(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str:
         if "divided, staged" in rows.index:
             divided, sequence = rows.loc[["divided, staged", "SeqMatch"], "accuracy"]
             halves.append(f"{base.upper()} {divided:.1f} (the sequence {sequence:.1f})")
-        known = {
-            "S_2 first": "SeqMatch, S_2 first",
-            "S_2 undistilled": "SeqMatch, S_2 undistilled",
-            "jointly": "SeqMatch, joint",
-        }
-        gaps = [f"{text} {rows.loc[name, 'difference']:+.1f}" for text, name in known.items() if name in rows.index]
+        gaps = [f"{text} {rows.loc[name, 'difference']:+.1f}" for text, name in OTHERWISE.items() if name in rows.index]
         parts.append(f"{base.upper()}: {', '.join(gaps)}")
     found = (
         "Halves that were distilled without knowing of each other are worth, in stages: "
@@ -88,18 +79,18 @@ def find_order(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str:
     return _finding(dataset, ipc, scale, found, f"{_seeds(frame)}; differences are over the same seeds.")
 
 
-def find_gains(evidence: Evidence, dataset: str, scale: str, base: str = "mtt") -> str:
-    """How the lead over random real images changes as the set grows, alone and in sequence."""
+def find_gains(evidence: Evidence, dataset: str, scale: str) -> str:
+    """How MTT's lead over random real images changes as the set grows, alone and in sequence."""
     frame = gains_at_several_sizes(evidence, dataset, scale)
     if frame.empty:
         return _finding(dataset, None, scale)
-    alone, sequence = (frame[frame["method"] == name] for name in (base, f"seqmatch_{base}"))
+    alone, sequence = (frame[frame["method"] == name] for name in ("mtt", "seqmatch_mtt"))
 
     def course(rows: pd.DataFrame) -> str:
         return ", ".join(f"{row.gain:+.1f} at {row.ipc}" for row in rows.itertuples())
 
     found = (
-        f"The lead of {base.upper()} over as many random real images, in points by images per class: {course(alone)}. "
+        f"The lead of MTT over as many random real images, in points by images per class: {course(alone)}. "
         f"That of its sequence: {course(sequence) or 'not run'}."
     )
     sure = (
@@ -208,10 +199,8 @@ def find_task(runs: Mapping[str, RunRecord], dataset: str, scale: str) -> str:
         return f"**What we find** ({where}). Nothing yet: no run has a record; compute = True runs them."
     reached = ", ".join(f"{run.accuracy_last['mean']:.1f} on {name}" for name, run in runs.items())
     counts = ", ".join(map(str, sorted({run.accuracy_last["n"] for run in runs.values()})))
-    found = f"Networks reach, in per cent of test labels: {reached}."
-    return _finding(
-        dataset, None, scale, found, f"One seed of distillation, {counts} networks each; no control of equal cost."
-    )
+    sure = f"One seed of distillation, {counts} networks each; no control of equal cost."
+    return _finding(dataset, None, scale, f"Networks reach, in per cent of test labels: {reached}.", sure)
 
 
 WHOLE = "whole data set"

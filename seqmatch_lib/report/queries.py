@@ -47,6 +47,7 @@ PUBLISHED_SETTINGS = ("paper", "short")  # scales whose numbers stand beside pub
 LEFT_OPEN = ("teachers.num_teachers", "evaluation.num_networks", "evaluation.num_selections")  # at scale "short"
 DRAWS = 10_000  # of the bootstrap
 SEEDS_FOR_AN_INTERVAL = 3
+SIGNED = ("difference", "gain")  # columns that are shown with a sign
 KINDS = {"last": "accuracy_last", "selected": "accuracy_selected", "joint": "accuracy_joint", "random": "random_baseline"}
 COLUMNS = (  # of `Evidence.accuracies`
     "dataset", "ipc", "scale", "method", "num_subsets", "seed", "base", "images", "even", "teachers", "iterations", "each",
@@ -91,10 +92,7 @@ class Evidence:
         suffix "again" in a re-evaluation), `trained`, `epochs`, `network`, `is_first` (the run's first architecture),
         `changes` (of the run from its preset) and `asked` (of a re-evaluation from its run): dictionaries; `values`: list.
         """
-        again: dict[str, list[Reevaluation]] = {}
-        for reevaluation in self.reevaluations:
-            again.setdefault(reevaluation.run_id, []).append(reevaluation)
-        rows = [row for run in self.runs for row in _accuracies_of(run, again.get(run.run_id, []))]
+        rows = [row for run in self.runs for row in _accuracies_of(run, self.reevaluations)]
         return pd.DataFrame(rows, columns=COLUMNS).astype({"is_first": bool, "even": bool, "seed": int})
 
     def select(self, kinds: Collection[str], **equal: Any) -> pd.DataFrame:
@@ -107,12 +105,13 @@ class Evidence:
 
 
 def _accuracies_of(run: RunRecord, reevaluations: Sequence[Reevaluation]) -> Iterable[dict[str, Any]]:
-    """Yields the rows of `Evidence.accuracies` that belong to one run."""
+    """Yields the rows of `Evidence.accuracies` that belong to one run; the re-evaluations are those of all runs."""
+    intervals = [f"{first} to {last}" for first, last in run.config["intervals"]]
     common = {name: getattr(run, name) for name in ("dataset", "ipc", "scale", "method", "num_subsets", "seed")} | {
         "base": run.method.removeprefix(SEQUENTIAL_PREFIX),
         "images": _sum(run.config["subset_ipcs"]),
         "even": run.method in REFERENCES or list(run.config["subset_ipcs"]) == even_subsets(run.ipc, run.num_subsets),
-        "teachers": _intervals(run),
+        "teachers": "; ".join(intervals if len(set(intervals)) > 1 else intervals[:1]) or "-",
         "iterations": iterations_of(run),
         "each": _sum(stage["iterations"] for stage in run.stages),
         "train_images": run.data["train_images"],
@@ -124,7 +123,7 @@ def _accuracies_of(run: RunRecord, reevaluations: Sequence[Reevaluation]) -> Ite
         for kind, name in KINDS.items()
         if getattr(run, name)
     ]
-    for index, again in enumerate(reevaluations):
+    for index, again in enumerate(one for one in reevaluations if one.run_id == run.run_id):
         asked = describe_changes(flatten_settings(run.config), flatten_settings(again.config))
         for kind, by_network in (("last again", again.accuracy), ("random again", again.random_baseline or {})):
             measured.append((kind, again.joint, again.config, asked, f"{run.run_id} {index}", by_network))
@@ -258,9 +257,8 @@ def subsets(
     """
     rows = evidence.select(["last", "joint", "random"], dataset=dataset, ipc=ipc, scale=scale)
     rows = _with_settings(rows[~rows["method"].isin(REFERENCES)], settings, ("ipc", "subset_ipcs", "intervals"))
-    rows = rows.sort_values(["base", "num_subsets", "images", "teachers"], kind="stable")
     by = ["base", "num_subsets", "images", "even", "teachers"]
-    return _pool(rows, by, {"accuracy": "last", "joint": "joint", "random": "random"}, by_seed)
+    return _pool(rows.sort_values(by, kind="stable"), by, {"accuracy": "last", "joint": "joint", "random": "random"}, by_seed)
 
 
 def runs_of(preset: str, scale: str, records: Iterable[RunRecord]) -> list[RunRecord]:
@@ -634,9 +632,6 @@ def style_frame(shown: pd.DataFrame, caption: str = "") -> Styler:
     return kept.style.hide().set_caption(caption).set_table_styles([left, bold]).set_uuid(name)
 
 
-SIGNED = ("difference", "gain")
-
-
 def _frame(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> pd.DataFrame:
     """Returns rows as a frame; without rows, one with the columns that any would have."""
     if rows:
@@ -647,8 +642,8 @@ def _frame(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> pd.Data
 
 def _summaries(
     group: pd.DataFrame, references: Mapping[str, Values], by_seed: bool, of_reference: bool = False
-) -> list[dict[str, Any]]:
-    """Returns mean, spread, differences and counts of one group: in one row, or in one for each seed.
+) -> Iterable[dict[str, Any]]:
+    """Yields mean, spread, differences and counts of one group: in one row, or in one for each seed.
 
     Args:
         group: rows with `seed`, `values` and `record`.
@@ -656,14 +651,12 @@ def _summaries(
         by_seed: whether each seed has a row.
         of_reference: whether differences are of the reference less the group.
     """
-    rows = []
     for part in [group[group["seed"] == seed] for seed in sorted(group["seed"])] if by_seed else [group]:
         values = values_by_seed(part)
         gaps: dict[str, float] = {}
         for name, reference in references.items():
             gaps |= difference(*((reference, values) if of_reference else (values, reference)), name)
-        rows.append(({"seed": part["seed"].iloc[0]} if by_seed else {}) | mean_and_std(values) | gaps | _counts(part))
-    return rows
+        yield ({"seed": part["seed"].iloc[0]} if by_seed else {}) | mean_and_std(values) | gaps | _counts(part)
 
 
 def _describe(changes: Mapping[str, Any], hidden: str) -> str:
@@ -673,9 +666,3 @@ def _describe(changes: Mapping[str, Any], hidden: str) -> str:
 
 def _sum(parts: Iterable[int]) -> str:
     return " + ".join(map(str, parts))
-
-
-def _intervals(run: RunRecord) -> str:
-    """Returns the epochs of teachers that each subset matches: once if they are all equal, "-" where there are no teachers."""
-    names = [f"{first} to {last}" for first, last in run.config["intervals"]]
-    return "; ".join(names if len(set(names)) > 1 else names[:1]) or "-"

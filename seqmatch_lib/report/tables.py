@@ -97,9 +97,8 @@ def build_table(
     printed = bool({*PUBLISHED_SETTINGS} & {*scales})
     rows = []
     for config in _cells_of(dataset):
-        preset = config.preset
-        cell = {"preset": preset, "ipc": config.ipc, "method": config.method} | _published(known, config.ipc, config.method)
-        by_scale = {scale: runs_of(preset, scale, records) for scale in scales}
+        cell = {"preset": config.preset, "ipc": config.ipc, "method": config.method} | _published(known, config)
+        by_scale = {scale: runs_of(config.preset, scale, records) for scale in scales}
         done = [cell | _summarise(runs, scale) for scale, runs in by_scale.items() if runs]
         rows += done or [cell | _summarise([], "paper")] * printed
     table = pd.DataFrame(rows, columns=COLUMNS).astype(dict.fromkeys(("iterations", "teachers", "train_images"), "Int64"))
@@ -119,9 +118,10 @@ def _cells_of(dataset: str) -> list[RunConfig]:
     )
 
 
-def _published(known: pd.DataFrame, ipc: int, method: str) -> dict[str, Any]:
-    mean, std, check = known.loc[(ipc, method), ["mean", "std", "check"]] if (ipc, method) in known.index else (nan, nan, "")
-    augmented = known["mean"].get((ipc, f"{method}_augmented"), nan)
+def _published(known: pd.DataFrame, config: RunConfig) -> dict[str, Any]:
+    cell = config.ipc, config.method
+    mean, std, check = known.loc[cell, ["mean", "std", "check"]] if cell in known.index else (nan, nan, "")
+    augmented = known["mean"].get((config.ipc, f"{config.method}_augmented"), nan)
     return {"published": mean, "published_std": std, "checked": check != UNVERIFIED, "augmented": augmented}
 
 
@@ -181,12 +181,7 @@ def to_markdown(shown: pd.DataFrame) -> str:
 
 
 def describe_table(settings: pd.DataFrame, rehearsal: pd.DataFrame) -> str:
-    """Returns what a data set's tables of published settings and of rehearsals say, in sentences, as Markdown.
-
-    Args:
-        settings: of `build_table`, at published settings.
-        rehearsal: of `build_table`, at other scales.
-    """
+    """Returns what tables of `build_table` at published settings and at other scales say, in sentences, as Markdown."""
     printed, run = settings[settings["published"].notna()], settings[settings["seeds"] > 0]
     compared = run[run["published"].notna()]
     gaps = "; ".join(
@@ -211,19 +206,13 @@ def list_missing(table: pd.DataFrame, scale: str = "paper") -> pd.DataFrame:
 def write_tables(results_dir: Path, out_dir: Path | None = None) -> list[Path]:
     """Writes the tables of every data set, at published settings and rehearsals, as Markdown, HTML and LaTeX.
 
-    Args:
-        results_dir: folder of records and published numbers.
-        out_dir: where the tables go; the same folder by default.
-
-    Returns:
-        The files, below `out_dir/tables`.
+    Returns the files, below `out_dir/tables`; `out_dir` is `results_dir` by default.
     """
     records, published = load_runs(results_dir), load_published(results_dir)
     paths = []
     for dataset in DATASETS:
-        settings, rehearsal = (
-            build_table(dataset, records, published, scales) for scales in (PUBLISHED_SETTINGS, ("reduced",))
-        )
+        settings = build_table(dataset, records, published)
+        rehearsal = build_table(dataset, records, published, ("reduced",))
         parts = [("At published settings", settings, SETTINGS_NOTE), ("Rehearsal (scale reduced)", rehearsal, REHEARSAL_NOTE)]
         shown = [(title, format_table(table), note) for title, table, note in parts if len(table)]
         pending = f"Cells that were not run: `{list_missing(settings)['command'].iloc[0]}`, and so on.\n"

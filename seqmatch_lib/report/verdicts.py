@@ -24,16 +24,15 @@ from seqmatch_lib.runs.config import SEQUENTIAL_PREFIX
 CONFIRMED, NOT_CONFIRMED, NOT_DECIDED = "confirmed", "not confirmed", "not decided"
 SCALES = (*PUBLISHED_SETTINGS, "reduced")  # the one that decides first
 COLUMNS = ("claim", "setting", "published", "measured", "control", "verdict", "records")
-Row = tuple[str, ...]  # of these
 
 
 class Gap(NamedTuple):
     """A difference of accuracy in points, with its 95 % interval (NaN below three seeds) and its number of seeds."""
 
-    mean: float
-    low: float
-    high: float
-    seeds: int
+    mean: float = nan
+    low: float = nan
+    high: float = nan
+    seeds: int = 0
 
     def __str__(self) -> str:
         interval = "" if pd.isna(self.low) else f" [{self.low:+.1f}, {self.high:+.1f}]"
@@ -85,16 +84,14 @@ def judge_accuracy(ours: float, ours_std: float, published: float, published_std
 def list_verdicts(evidence: Evidence, published: pd.DataFrame, results_dir: Path) -> pd.DataFrame:
     """Returns one page: every claim with its setting, what was measured, its control, the verdict, and the records behind it.
 
-    Args:
-        evidence: all records.
-        published: of `tables.load_published`.
-        results_dir: of the coupling measurements.
+    `published` is of `tables.load_published`; the coupling measurements are read from `results_dir`.
     """
+    known = published.set_index(["dataset", "ipc", "method"])
     rows = [
-        *_sequences(evidence, published),
+        *_sequences(evidence, known),
         *_knowing(evidence),
         *_coupling(evidence, results_dir),
-        *_over_random(evidence, published),
+        *_over_random(evidence, known),
         *_accuracies(evidence, published),
     ]
     return pd.DataFrame(rows, columns=COLUMNS)
@@ -111,7 +108,7 @@ def summarise(verdicts: pd.DataFrame) -> str:
     )
 
 
-def _accuracies(evidence: Evidence, published: pd.DataFrame) -> Iterable[Row]:
+def _accuracies(evidence: Evidence, published: pd.DataFrame) -> Iterable[tuple[str, ...]]:
     """Published accuracies of what was run at published settings."""
     for dataset in DATASETS:
         table = build_table(dataset, evidence.runs, published)
@@ -128,9 +125,8 @@ def _accuracies(evidence: Evidence, published: pd.DataFrame) -> Iterable[Row]:
             yield claim, setting, shown["published"], measured, control, verdict, records
 
 
-def _sequences(evidence: Evidence, published: pd.DataFrame) -> Iterable[Row]:
+def _sequences(evidence: Evidence, known: pd.DataFrame) -> Iterable[tuple[str, ...]]:
     """The gain of the sequence over its base method, wherever it was published, and on CIFAR-10 for the other base methods."""
-    known = published.set_index(["dataset", "ipc", "method"])
     cells = [key for key in known.index if key[2].startswith(SEQUENTIAL_PREFIX)]
     cells += [("cifar10", 10, SEQUENTIAL_PREFIX + base) for base in method_names()]
     for dataset, ipc, method in dict.fromkeys(cells):
@@ -156,9 +152,8 @@ def _printed(known: pd.DataFrame, dataset: str, ipc: int, method: str) -> str:
     return f"{row['mean']:.1f}{DAGGER * (row['check'] == UNVERIFIED)}"
 
 
-def _over_random(evidence: Evidence, published: pd.DataFrame) -> Iterable[Row]:
+def _over_random(evidence: Evidence, known: pd.DataFrame) -> Iterable[tuple[str, ...]]:
     """The gain of MTT's images over random real ones, at every published size."""
-    known = published.set_index(["dataset", "ipc", "method"])
     for ipc in (1, 10, 50):
         scale, frame = _leading(queries.gain_over_random, evidence, "cifar10", method="mtt", ipc=ipc)
         for row in frame.to_dict("records"):
@@ -169,7 +164,7 @@ def _over_random(evidence: Evidence, published: pd.DataFrame) -> Iterable[Row]:
             yield "MTT is ahead of random real images", setting, printed, str(gap), control, verdict, row["records"]
 
 
-def _knowing(evidence: Evidence) -> Iterable[Row]:
+def _knowing(evidence: Evidence) -> Iterable[tuple[str, ...]]:
     """Whether a second subset gains from being distilled for networks that know the first one."""
     for base in method_names():
         scale, frame = _leading(queries.order, evidence, "cifar10", 10, base=base)
@@ -184,7 +179,7 @@ def _knowing(evidence: Evidence) -> Iterable[Row]:
             yield claim, setting, "argument", str(gap), control, verdict, halves["records"]
 
 
-def _coupling(evidence: Evidence, results_dir: Path) -> Iterable[Row]:
+def _coupling(evidence: Evidence, results_dir: Path) -> Iterable[tuple[str, ...]]:
     """How training on a joint set, and on a sequence stage by stage, changes the loss of hard real images."""
     for run in evidence.runs:
         path = results_dir / "coupling" / run.run_id / "losses.csv"
@@ -195,7 +190,7 @@ def _coupling(evidence: Evidence, results_dir: Path) -> Iterable[Row]:
             yield (
                 "One set raises the loss of hard real images, a later subset lowers it",
                 queries.name_runs(evidence, run.dataset, run.ipc, run.scale, ["mtt"]), "figure 1", measured,
-                "one set trained on for as long: not run", judge_difference(Gap(nan, nan, nan, 1), run.scale),
+                "one set trained on for as long: not run", judge_difference(Gap(seeds=1), run.scale),
                 run.config_hash[:8],
             )  # fmt: skip
 
@@ -214,7 +209,7 @@ def _leading(query: Callable[..., pd.DataFrame], evidence: Evidence, *cell: Any,
 def _gap(sets: pd.DataFrame, name: str) -> Gap:
     """Returns the gap of the staged sequence to a set of a comparison."""
     if name not in sets.index or not sets.loc[name, "seeds"]:
-        return Gap(nan, nan, nan, 0)
+        return Gap()
     row = sets.loc[name]
     return Gap(row["difference"], row["difference_low"], row["difference_high"], min(row["seeds"], sets.loc[STAGED, "seeds"]))
 
