@@ -4,9 +4,9 @@ Source: Du et al., NeurIPS 2023, section 3. Joint optimisation keeps condensing 
 repair the errors of the others instead of adding later knowledge. The definitions that make this computable are ours.
 """
 
-import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import product
 
 import pandas as pd
 import torch
@@ -23,10 +23,10 @@ from seqmatch_lib.subsets import SubsetSequence
 
 
 @torch.no_grad()
-def image_losses(network: nn.Module, images: torch.Tensor, labels: torch.Tensor, batch_size: int = 1000) -> torch.Tensor:
+def image_losses(network: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Returns the (N,) cross-entropies of single images, without augmentation."""
     network.eval()
-    parts = zip(images.split(batch_size), labels.split(batch_size), strict=True)
+    parts = zip(images.split(1000), labels.split(1000), strict=True)
     return torch.cat([F.cross_entropy(network(batch), wanted, reduction="none") for batch, wanted in parts])
 
 
@@ -62,14 +62,12 @@ def follow_real_training(
     return torch.stack(losses)
 
 
-def split_easy_hard(losses: torch.Tensor, early_epochs: int = 1) -> torch.Tensor:
-    """Returns (N,) booleans: True for the half of the images whose loss falls most in the first epochs.
+def split_easy_hard(losses: torch.Tensor) -> torch.Tensor:
+    """Returns (N,) booleans: True for the half of the images whose loss falls most in the first epoch.
 
-    Args:
-        losses: (epochs + 1, N) of `follow_real_training`.
-        early_epochs: that count as first.
+    The (epochs + 1, N) losses are those of `follow_real_training`.
     """
-    drop = losses[0] - losses[early_epochs]
+    drop = losses[0] - losses[1]
     easy = torch.zeros(len(drop), dtype=torch.bool, device=drop.device)
     easy[drop.argsort(descending=True)[: len(drop) // 2]] = True
     return easy
@@ -94,14 +92,12 @@ def mean_losses(losses: torch.Tensor, easy: torch.Tensor, training: str) -> pd.D
     Returns:
         `rate` is the fall of the mean loss since the step before; it is missing at step 0.
     """
-    frames = []
-    for name, chosen in (("easy", easy), ("hard", ~easy)):
-        means = losses[:, chosen].mean(1).tolist()
-        rates = [float("nan"), *(before - after for before, after in itertools.pairwise(means))]
-        frames.append(
-            pd.DataFrame({"training": training, "step": range(len(means)), "images": name, "loss": means, "rate": rates})
-        )
-    return pd.concat(frames, ignore_index=True)
+    frames = [
+        pd.DataFrame({"training": training, "step": range(len(losses)), "images": name, "loss": means.tolist()})
+        for name, means in (("easy", losses[:, easy].mean(1)), ("hard", losses[:, ~easy].mean(1)))
+    ]
+    frame = pd.concat(frames, ignore_index=True)
+    return frame.assign(rate=frame.groupby("images")["loss"].shift() - frame["loss"])
 
 
 def follow_staged_training(
@@ -229,10 +225,9 @@ def errors_along_trajectory(
         epochs: start epochs e; each e + M must have been recorded.
     """
     rows = []
-    for epoch in epochs:
-        for teacher in range(len(teachers)):
-            match = make_matching_loss(network, teachers, teacher, epoch, expert_epochs, steps, lr)
-            rows.append({"epoch": epoch, "teacher": teacher, "error": match.error(images, labels)})
+    for epoch, teacher in product(epochs, range(len(teachers))):
+        match = make_matching_loss(network, teachers, teacher, epoch, expert_epochs, steps, lr)
+        rows.append({"epoch": epoch, "teacher": teacher, "error": match.error(images, labels)})
     return pd.DataFrame(rows)
 
 
@@ -256,10 +251,8 @@ def coupling_of_subsets(
     rows = []
     for size in sizes:
         require(size % 2 == 0 and 2 <= size <= ipc, f"size {size} must be even and between 2 and ipc {ipc}")
-        halves = [
-            (by_class[:, part].flatten(0, 1), labels_by_class[:, part].flatten(0, 1))
-            for part in (slice(0, size // 2), slice(size // 2, size))
-        ]
+        parts = slice(0, size // 2), slice(size // 2, size)
+        halves = [(by_class[:, part].flatten(0, 1), labels_by_class[:, part].flatten(0, 1)) for part in parts]
         for number, match in enumerate(matches):
             coupling, share = match.coupling(*halves), match.repair_share(*halves)
             rows.append({"ipc": size, "match": number, "coupling": coupling, "repair_share": share})

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
-from matplotlib.figure import Figure
 
 from seqmatch_lib.errors import StorageError, require
 from seqmatch_lib.report.figures import plot_accuracies, plot_losses, show_pictures
@@ -18,12 +17,7 @@ ALL = "all"
 
 
 def find_runs(results: Results, **wanted: Any) -> list[RunRecord]:
-    """Returns the records of distilled sets that equal these fields, those whose set is kept before the others.
-
-    Args:
-        results: where they lie.
-        **wanted: names and values of `LEVELS`.
-    """
+    """Returns the records of distilled sets that equal these `LEVELS`, those whose set is kept before the others."""
     records = [record for record in results.records() if record.stages]
     return sorted(_choose(records, **wanted), key=lambda record: not results.has_set(record))
 
@@ -50,16 +44,12 @@ def show_run(results: Results, record: RunRecord, subset: int | str = ALL, label
         show(show_pictures(chosen, run.class_names, record.run_id, classes=classes), alt)
     else:
         print(f"The images of {record.run_id} were not kept; its record has the losses and accuracies.")
-    show(_plot_numbers(record), f"Matching losses and accuracies of {record.run_id}")
-
-
-def _plot_numbers(record: RunRecord) -> Figure:
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.2))
     plot_losses({record.method: record}, axis=left, title=label_scale(record.scale))
     kinds = {"random real": record.random_baseline, "last": record.accuracy_last, "joint": record.accuracy_joint}
     plot_accuracies({name: accuracy for name, accuracy in kinds.items() if accuracy is not None}, axis=right)
     figure.tight_layout()
-    return figure
+    show(figure, f"Matching losses and accuracies of {record.run_id}")
 
 
 def explore(results: Results) -> Any:
@@ -74,49 +64,32 @@ def explore(results: Results) -> Any:
     records = find_runs(results)
     require(bool(records), f"{results.folders[0]} holds no record of a distilled set; run a preset first", StorageError)
     menus = {name: Dropdown(description=name.replace("_", " ")) for name in (*LEVELS, "subset", "class")}
-    output = Output()
+    output, busy = Output(), False
 
-    def fill(first: int) -> None:
-        """Puts into the menus from the `first` on what those before them leave."""
-        for place in range(first, len(LEVELS)):
-            chosen = {name: menus[name].value for name in LEVELS[:place]}
-            _offer(menus[LEVELS[place]], [getattr(record, LEVELS[place]) for record in _choose(records, **chosen)])
-        (record,) = _choose(records, run_id=menus["run_id"].value)
+    def update(_: Any = None) -> None:
+        """Fills each menu with what those before it leave, and shows what is chosen."""
+        nonlocal busy
+        if busy:  # a menu is being filled
+            return
+        busy, left = True, records
+        for name in LEVELS:
+            _offer(menus[name], [getattr(record, name) for record in left])
+            left = _choose(left, **{name: menus[name].value})
+        (record,) = left
         _offer(menus["subset"], [ALL, *range(1, record.num_subsets + 1)])
         _offer(menus["class"], [ALL, *(results.open_run(record).class_names if results.has_set(record) else [])])
-
-    busy = False
-
-    def changed(change: Any) -> None:
-        nonlocal busy
-        if busy:  # a menu that is being filled
-            return
-        busy = True
-        place = next((k for k, name in enumerate(LEVELS) if menus[name] is change["owner"]), None)
-        if place is not None:
-            fill(place + 1)
         busy = False
-        draw()
-
-    def draw() -> None:
-        (record,) = _choose(records, run_id=menus["run_id"].value)
         # not `with output`: papermill may then wait for ever, see https://github.com/jupyter/nbclient/issues/312
         with capture_output() as shown:
             show_run(results, record, menus["subset"].value, menus["class"].value)
-        output.outputs = _as_outputs(shown)
+        printed = [{"output_type": "stream", "name": "stdout", "text": shown.stdout}] if shown.stdout else []
+        pictures = [{"output_type": "display_data", "data": one.data, "metadata": one.metadata} for one in shown.outputs]
+        output.outputs = (*printed, *pictures)
 
-    fill(0)
+    update()
     for menu in menus.values():
-        menu.observe(changed, "value")
-    draw()
+        menu.observe(update, "value")
     return VBox([HBox(list(menus.values())[:4]), HBox(list(menus.values())[4:]), output])
-
-
-def _as_outputs(shown: Any) -> tuple[dict[str, Any], ...]:
-    """Returns what was printed and shown, as a notebook keeps it."""
-    printed = [{"output_type": "stream", "name": "stdout", "text": shown.stdout}] if shown.stdout else []
-    pictures = [{"output_type": "display_data", "data": output.data, "metadata": output.metadata} for output in shown.outputs]
-    return (*printed, *pictures)
 
 
 def _offer(menu: Any, values: Sequence[Any]) -> None:

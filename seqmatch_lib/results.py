@@ -3,7 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
+
+from pandas import DataFrame
 
 from seqmatch_lib.bench.cost import CostModel
 from seqmatch_lib.errors import StorageError, require
@@ -16,9 +18,6 @@ from seqmatch_lib.runs.order import measure_order, runs_of_order
 from seqmatch_lib.runs.records import RunRecord, load_record, load_runs
 from seqmatch_lib.store.files import digest_json
 from seqmatch_lib.subsets import set_path
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 COMPUTED = "build/results"  # of the repository: where notebooks put what they compute
 ANNOUNCED_MINUTES = 2.0  # what takes longer is announced
@@ -73,7 +72,7 @@ def list_presets(dataset: str, scale: str, seeds: Sequence[int] | int) -> list[R
 
 
 def _read_seeds(seeds: Sequence[int] | int) -> list[int]:
-    seeds = [seeds] if isinstance(seeds, int) else list(seeds) if isinstance(seeds, list | tuple) else [seeds]
+    seeds = list(seeds) if isinstance(seeds, list | tuple) else [seeds]
     require(all(type(seed) is int for seed in seeds), f"seeds {seeds} must be whole numbers, such as [0, 1, 2]")
     return seeds
 
@@ -147,8 +146,7 @@ class Results:
         """Returns name -> finished run, after missing ones were run if that is allowed; without those that are missing."""
         if self.work_dir is not None:
             self.run(list(configs.values()))
-        runs = {name: self._find(config, False) for name, config in configs.items()}
-        return {name: run for name, run in runs.items() if run is not None}
+        return {name: run for name, config in configs.items() if (run := self._find(config, False)) is not None}
 
     def prepare(self, configs: Sequence[RunConfig]) -> Evidence:
         """Returns what all folders hold, after missing runs were run if that is allowed.
@@ -161,10 +159,7 @@ class Results:
         return self.evidence()
 
     def measure_orders(self, configs: Sequence[RunConfig]) -> Evidence:
-        """Returns what all folders hold, after ablations of order and division that no folder has were made.
-
-        Args:
-            configs: SeqMatch runs with two equal subsets.
+        """Returns what all folders hold, after ablations of order and division of SeqMatch runs were made that no folder has.
 
         Raises:
             StorageError: that is not allowed, and none of them was made.
@@ -172,17 +167,15 @@ class Results:
         known = {digest_json(record.config) for record in self.evidence().orders}
         missing = [config for config in configs if config.hash not in known]
         needed = [run for config in missing for run in runs_of_order(config).values()]
-        if self.work_dir is None:
-            if len(missing) == len(configs):
-                self._refuse(needed, len(needed), "distilled set")
-            return self.evidence()
-        at_work = Results((self.work_dir,), self.work_dir)  # the sets are needed, and few are committed
-        at_work.run(needed, with_sets=True)
-        for config in missing:
-            measure_order(config, self.work_dir)
+        if self.work_dir is not None:
+            Results((self.work_dir,), self.work_dir).run(needed, with_sets=True)  # few are committed with their sets
+            for config in missing:
+                measure_order(config, self.work_dir)
+        elif len(missing) == len(configs):
+            self._refuse(needed, len(needed), "distilled set")
         return self.evidence()
 
-    def measure_coupling(self, dataset: str, scale: str, seed: int = 0) -> "dict[str, dict[str, DataFrame]]":
+    def measure_coupling(self, dataset: str, scale: str, seed: int = 0) -> dict[str, dict[str, DataFrame]]:
         """Returns the coupling measurements of MTT and its sequence, ten images per class, published settings first.
 
         Args:
@@ -204,13 +197,11 @@ class Results:
                 if wanted and run in runs_of(run.preset, run.scale, records):
                     measured[run.scale] = load_coupling(run.run_id, folder)
         if scale not in measured:
-            joint, sequential = list_configs(dataset, ["mtt"], [[10], [5, 5]], scale, seed)
-            divided = list_configs(dataset, ["mtt"], [[2] * 5], scale, seed)
-            runs = [joint, sequential, *divided]
+            joint, sequential, divided = runs = list_configs(dataset, ["mtt"], [[10], [5, 5], [2] * 5], scale, seed)
             if self.work_dir is None:
                 self._refuse(runs, len(runs), "coupling measurement")
             Results((self.work_dir,), self.work_dir).run(runs, with_sets=True)
-            measured[scale] = measure_coupling(joint, sequential, divided, self.work_dir)
+            measured[scale] = measure_coupling(joint, sequential, [divided], self.work_dir)
         return {name: measured[name] for name in reversed(SCALES) if name in measured}
 
     def reevaluate(self, runs: Sequence[Run], networks: Sequence[str], num_networks: int) -> Evidence:
@@ -239,8 +230,7 @@ class Results:
         """Returns a finished run, or None."""
         for folder in self.folders:
             path = folder / "runs" / config.dataset / f"{config.run_id}.json"
-            has_set = set_path(folder, config.run_id).is_file()
-            if path.is_file() and (has_set or not with_set or config.method == "whole"):
+            if path.is_file() and (not with_set or config.method == "whole" or set_path(folder, config.run_id).is_file()):
                 return Run(config, load_record(path), folder)
         return None
 

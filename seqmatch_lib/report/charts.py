@@ -18,7 +18,7 @@ from seqmatch_lib.errors import StorageError, require
 from seqmatch_lib.methods import method_names
 from seqmatch_lib.report import queries
 from seqmatch_lib.report.figures import PALETTE, save_figure, set_style, show_pictures, whole_ticks
-from seqmatch_lib.report.queries import HALVES, ONE_SET, PUBLISHED_SETTINGS, SETS, STAGED, Evidence, label_scale
+from seqmatch_lib.report.queries import HALVES, ONE_SET, PUBLISHED_SETTINGS, SETS, STAGED, Evidence, name_runs, name_setting
 from seqmatch_lib.report.tables import DATASETS, UNVERIFIED, build_table, load_published
 from seqmatch_lib.runs.config import SEQUENTIAL_PREFIX, RunConfig
 from seqmatch_lib.runs.pictures import load_pictures
@@ -48,7 +48,7 @@ def plot_table(published: pd.DataFrame, records: Sequence[RunRecord], dataset: s
     rehearsal = next((table for table in rehearsals if len(table)), rehearsals[0])
     ipcs = sorted({*known["ipc"], *ours["ipc"], *rehearsal["ipc"]})
     require(bool(ipcs), f"{dataset} has no published accuracies and no records at 1, 10 or 50 images per class", NothingToDraw)
-    scales = "".join(f"{label_scale(scale)}, " for scale in rehearsal["scale"].unique())
+    scales = "".join(f"{queries.label_scale(scale)}, " for scale in rehearsal["scale"].unique())
     rows = [
         (_by_accuracy(known, "mean", ours["method"]), _draw_published, ""),
         (_by_accuracy(rehearsal, "ours"), _draw_rehearsal, scales),
@@ -60,9 +60,8 @@ def plot_table(published: pd.DataFrame, records: Sequence[RunRecord], dataset: s
     for line, (methods, draw, prefix) in zip(axes, rows, strict=True):
         for axis, ipc in zip(line, ipcs, strict=True):
             draw(axis, methods, *(table[table["ipc"] == ipc] for table in (known, ours, rehearsal)))
-            title = f"{prefix}{ipc} image{'s' if ipc > 1 else ''} per class"
             axis.set(xlim=(0, 100), xlabel="test accuracy, %", yticks=range(len(methods)), yticklabels=methods)
-            axis.set_title(title, fontsize=10)
+            axis.set_title(f"{prefix}{ipc} image{'s' if ipc > 1 else ''} per class", fontsize=10)
             axis.grid(axis="y", visible=False)
     _legend_below(figure, axes.flat, dataset)
     return figure
@@ -99,8 +98,7 @@ def _legend_below(figure: Figure, axes: Sequence[Axes], title: str) -> None:
     """Puts one legend for all axes below them and a title above."""
     handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     handles = {label: handles[label] for label in sorted(handles, key=lambda label: label == "mean")}
-    longest = max(map(len, handles))
-    columns = max(1, min(len(handles), int(figure.get_figwidth() / (0.7 + 0.085 * longest))))
+    columns = max(1, min(len(handles), int(figure.get_figwidth() / (0.7 + 0.085 * max(map(len, handles))))))
     figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.06)
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, frameon=False)
     figure.suptitle(title, fontsize=12)
@@ -110,8 +108,7 @@ def plot_comparison(evidence: Evidence, dataset: str, ipc: int, scale: str) -> F
     """Draws every base method, its sequence and the controls of `queries.comparison`: a panel a method, a point a seed."""
     frame = queries.comparison(evidence, dataset, ipc, scale, by_seed=True)
     names = [name for name in SETS if name in set(frame["set"])]
-    label = label_scale(scale, queries.changed_settings(evidence, dataset, ipc, scale))
-    return _plot_seeds(frame, names, f"{dataset}, {ipc} images per class, {label}", STAGED)
+    return _plot_seeds(frame, names, name_runs(evidence, dataset, ipc, scale), STAGED)
 
 
 def plot_order(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figure:
@@ -119,7 +116,7 @@ def plot_order(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figure
     frame = queries.order(evidence, dataset, ipc, scale, by_seed=True)
     frame["set"] = frame["set"].where(frame["set"] != frame["base"].str.upper(), "one set")
     names = sorted(dict.fromkeys(frame["set"]), key=lambda name: name == "random real")
-    return _plot_seeds(frame, names, f"{dataset}, {ipc} images per class, {label_scale(scale)}", "SeqMatch")
+    return _plot_seeds(frame, names, name_setting(dataset, ipc, scale), "SeqMatch")
 
 
 def plot_effort(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figure:
@@ -129,15 +126,11 @@ def plot_effort(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figur
     """
     frame = queries.efforts(evidence, dataset, ipc, scale, by_seed=True)
     frame = frame[frame["base"].isin(frame[frame["num_subsets"] > 1]["base"])]
-    cost = [
-        f"{iterations:,} iterations, {epochs:,} epochs"
-        for iterations, epochs in zip(frame["iterations"], frame["epochs"], strict=True)
-    ]
-    frame = frame.assign(set=frame["images"] + " " + frame["trained"] + ", " + cost)
-    return _plot_seeds(frame, None, f"{dataset}, {ipc} images per class, {label_scale(scale)}")
+    sets = [f"{row.images} {row.trained}, {row.iterations:,} iterations, {row.epochs:,} epochs" for row in frame.itertuples()]
+    return _plot_seeds(frame.assign(set=sets), None, name_setting(dataset, ipc, scale))
 
 
-def _plot_seeds(frame: pd.DataFrame, names: Sequence[str] | None, title: str, reference: str | None = None) -> Figure:
+def _plot_seeds(frame: pd.DataFrame, names: list[str] | None, title: str, reference: str | None = None) -> Figure:
     """Draws a panel for each base method: a row for each set, a point for each seed, a stroke at the mean.
 
     Where there is one seed, the point has the standard deviation over networks instead of the stroke.
@@ -150,17 +143,13 @@ def _plot_seeds(frame: pd.DataFrame, names: Sequence[str] | None, title: str, re
     """
     panels = dict(iter(frame.groupby("base", sort=False)))
     require(bool(panels), f"there are no records to draw of {title}", NothingToDraw)
-    rows = [list(dict.fromkeys(panel["set"])) if names is None else list(names) for panel in panels.values()]
-    columns = 1 if names is None else len(panels)
-    size = (
-        (9, sum(0.8 + 0.3 * len(own) for own in rows))
-        if names is None
-        else (max(7.0, 3.2 + 2.1 * len(panels)), 1.3 + 0.3 * len(names))
-    )
-    figure, axes = plt.subplots(
-        len(panels) // columns, columns, figsize=size, squeeze=False, sharex=names is None, sharey=names is not None,
-        height_ratios=[len(own) + 1.5 for own in rows] if names is None else None,
-    )  # fmt: skip
+    rows = [names or list(dict.fromkeys(panel["set"])) for panel in panels.values()]
+    if names:
+        size = (max(7.0, 3.2 + 2.1 * len(panels)), 1.3 + 0.3 * len(names))
+        figure, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False, sharey=True)
+    else:
+        size, heights = (9, sum(0.8 + 0.3 * len(own) for own in rows)), [len(own) + 1.5 for own in rows]
+        figure, axes = plt.subplots(len(panels), figsize=size, squeeze=False, sharex=True, height_ratios=heights)
     seeds = sorted(set(frame["seed"]))
     colors = dict(zip(seeds, sns.color_palette(PALETTE, len(seeds)), strict=True))
     for axis, own, (base, panel) in zip(axes.flat, rows, panels.items(), strict=True):
@@ -213,7 +202,7 @@ def plot_subsets(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figu
         axis.set(title=base, xlabel="K, number of subsets", ylabel="test accuracy, %")
         axis.label_outer()
     whole_ticks(axes[0])
-    _legend_below(figure, axes[0], f"{dataset}, {ipc} images per class, {label_scale(scale)}")
+    _legend_below(figure, axes[0], name_setting(dataset, ipc, scale))
     return figure
 
 
@@ -222,9 +211,7 @@ def plot_gain(evidence: Evidence, dataset: str, scale: str) -> Figure:
 
     Methods that were run at one size are left out; sequences, dashed and hollow, have the K of their presets.
     """
-    frame = queries.gain_over_random(evidence, dataset, scale, by_seed=True)
-    frame = frame[(frame["num_subsets"] == 1) | frame["of_preset"]]
-    frame = frame.groupby("method").filter(lambda rows: rows["ipc"].nunique() > 1)
+    frame = queries.gains_at_several_sizes(evidence, dataset, scale, by_seed=True)
     require(len(frame) > 0, f"no method was run at two sizes on {dataset} at scale {scale}", NothingToDraw)
     colors = dict(zip(method_names(), sns.color_palette(PALETTE), strict=False))
     figure, axis = plt.subplots(figsize=(7, 4.2))
@@ -239,12 +226,12 @@ def plot_gain(evidence: Evidence, dataset: str, scale: str) -> Figure:
     ticks = sorted(set(frame["ipc"]))
     axis.set_xticks(ticks, [str(tick) for tick in ticks])
     axis.minorticks_off()
-    _legend_below(figure, [axis], f"{dataset}, {label_scale(scale)}")
+    _legend_below(figure, [axis], name_setting(dataset, None, scale))
     return figure
 
 
 def plot_curves(
-    evidence: Evidence, published: pd.DataFrame, results_dir: Path | str, dataset: str, ipc: int, scale: str, base: str = "mtt"
+    evidence: Evidence, published: pd.DataFrame, results_dir: Path, dataset: str, ipc: int, scale: str, base: str = "mtt"
 ) -> Figure:
     """Draws accuracy against iterations for a base method and its sequence, finished or not; published values are lines.
 
@@ -277,20 +264,14 @@ def plot_curves(
         style = {"fmt": marker, "color": color, "mfc": face, "capsize": 3, "zorder": 4}
         axis.errorbar(row.iterations, row.accuracy, row.accuracy_std, label=label if marker == "o" else HALVES, **style)
     axis.set(xlabel="iteration of distillation, over all subsets", ylabel="accuracy, %")
-    label = label_scale(scale, queries.changed_settings(evidence, dataset, ipc, scale, [base]))
-    _legend_below(figure, [axis], f"{dataset}, {ipc} image{'s' if ipc > 1 else ''} per class, {label}; lines: one network")
+    _legend_below(figure, [axis], f"{name_runs(evidence, dataset, ipc, scale, [base])}; lines: one network")
     return figure
 
 
 def plot_distilled(
-    results_dir: Path | str = "paper_results",
-    dataset: str = "cifar10",
-    ipc: int = 10,
-    scale: str = "short",
-    bases: Collection[str] = (),
-    max_per_class: int = 4,
+    results_dir: Path | str, dataset: str = "cifar10", ipc: int = 10, scale: str = "short", bases: Collection[str] = ()
 ) -> Figure:
-    """Draws the distilled sets of a results folder side by side, every other class, a block for each subset.
+    """Draws the distilled sets of a results folder side by side, four images of every other class, a block for each subset.
 
     Args:
         results_dir: folder of records and sets.
@@ -298,7 +279,6 @@ def plot_distilled(
         ipc: images per class.
         scale: of the runs; those that stand for presets are drawn, see `queries.runs_of`, one a preset.
         bases: base methods; all by default.
-        max_per_class: images per class shown of each subset.
 
     Raises:
         NothingToDraw: the folder has no such set.
@@ -317,7 +297,7 @@ def plot_distilled(
             shown = f"$S_{k}$" + f" (all: {accuracy})" * (k == len(pictures)) if prefix else accuracy
             blocks[f"{'SeqMatch-' * bool(prefix)}{base.upper()}\n{shown}"] = pixels
     require(bool(blocks), f"{results_dir / 'distilled'} has no set of {dataset} as a preset makes it", NothingToDraw)
-    return show_pictures(blocks, names, max_per_class=max_per_class, classes=range(0, spec.num_classes, 2))
+    return show_pictures(blocks, names, max_per_class=4, classes=range(0, spec.num_classes, 2))
 
 
 def _class_names(folder: Path, spec: DatasetSpec) -> list[str]:
@@ -326,18 +306,10 @@ def _class_names(folder: Path, spec: DatasetSpec) -> list[str]:
     return next(filter(None, known), [str(label) for label in range(spec.num_classes)])
 
 
-def write_figures(
-    results_dir: Path | str = "paper_results", out_dir: Path | str | None = None, kinds: Sequence[str] = ("svg", "png")
-) -> list[Path]:
-    """Draws the figures of tables and report from all records.
+def write_figures(results_dir: Path, out_dir: Path | None = None, kinds: Sequence[str] = ("svg", "png")) -> list[Path]:
+    """Draws the figures of tables and report from all records; a figure that no record is for is left out.
 
-    Args:
-        results_dir: folder of records and published numbers.
-        out_dir: where they go; the same folder by default.
-        kinds: formats.
-
-    Returns:
-        The files, below `out_dir/figures`; a figure that no record is for is left out.
+    Returns the files, below `out_dir/figures`; `out_dir` is `results_dir` by default.
     """
     set_style()
     evidence, published = Evidence.load(results_dir), load_published(results_dir)
@@ -347,11 +319,10 @@ def write_figures(
     cells += [("order", plot_order, ("cifar10", 10, "reduced")), ("gain", plot_gain, ("cifar10", "reduced"))]
     drawn = [(name, partial(plot, evidence, *cell)) for name, plot, cell in cells]
     drawn += [(dataset, partial(plot_table, published, evidence.runs, dataset)) for dataset in DATASETS]
-    drawn += [
-        (f"curves_{ipc}", partial(plot_curves, evidence, published, results_dir, "cifar10", ipc, "short")) for ipc in (1, 10)
-    ]
+    curves = partial(plot_curves, evidence, published, results_dir, "cifar10", scale="short")
+    drawn += [(f"curves_{ipc}", partial(curves, ipc)) for ipc in (1, 10)]
     drawn += [("distilled", partial(plot_distilled, results_dir))]
-    folder, paths = Path(out_dir or results_dir) / "figures", []
+    folder, paths = (out_dir or results_dir) / "figures", []
     for name, draw in drawn:
         with suppress(NothingToDraw):
             paths += save_figure(draw(), folder / name, kinds)

@@ -28,16 +28,7 @@ def set_style() -> None:
 
 
 def save_figure(figure: Figure, stem: Path, kinds: Sequence[str] = ("svg", "png")) -> list[Path]:
-    """Writes a figure in several formats; equal figures become equal files.
-
-    Args:
-        figure: any.
-        stem: path without its ending; its folder is made.
-        kinds: formats.
-
-    Returns:
-        The files.
-    """
+    """Writes a figure as `stem` with each of these endings and returns the paths; equal figures become equal files."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     paths = [stem.with_name(f"{stem.name}.{kind}") for kind in kinds]
     for path in paths:
@@ -123,22 +114,17 @@ def plot_losses(records: Mapping[str, RunRecord], window: int = 20, axis: Axes |
     """
     axis = axis or plt.subplots(figsize=(7, 3.5))[1]
     for (label, record), color in zip(records.items(), sns.color_palette(PALETTE), strict=False):
-        _draw_losses(axis, [stage["losses"] for stage in record.stages], label, color, window)
+        first = 0
+        for k, losses in enumerate((stage["losses"] for stage in record.stages), start=1):
+            width = min(window, len(losses))
+            smooth = np.convolve(losses, np.ones(width) / width, mode="valid")
+            name = label if len(record.stages) == 1 else f"{label}, $S_{k}$".lstrip(", ")
+            style = ("-", "--", ":", "-.")[(k - 1) % 4]
+            axis.plot(np.arange(len(smooth)) + first + width, smooth, style, color=color, label=name)
+            first += len(losses)
     axis.set(xlabel="iteration", ylabel=f"matching loss, mean over {window} iterations", title=title)
     axis.legend(frameon=False)
     return axis
-
-
-def _draw_losses(axis: Axes, stages: Sequence[Sequence[float]], label: str, color: Any, window: int) -> None:
-    """Draws one run's stages one after another, each in a style of its own."""
-    first = 0
-    for k, losses in enumerate(stages, start=1):
-        width = min(window, len(losses))
-        smooth = np.convolve(losses, np.ones(width) / width, mode="valid")
-        name = label if len(stages) == 1 else f"{label}, $S_{k}$".lstrip(", ")
-        style = ("-", "--", ":", "-.")[(k - 1) % 4]
-        axis.plot(np.arange(len(smooth)) + first + width, smooth, style, color=color, label=name)
-        first += len(losses)
 
 
 def plot_accuracies(
@@ -177,12 +163,7 @@ def plot_accuracies(
 
 
 def plot_transfer(frame: pd.DataFrame, title: str) -> Figure:
-    """Draws what sets are worth for several architectures, beside random real images under the same training.
-
-    Args:
-        frame: of `findings.transfer`.
-        title: of the figure.
-    """
+    """Draws a frame of `findings.transfer`: what sets are worth for several architectures, beside random real images."""
     names, methods = list(dict.fromkeys(frame["network"])), list(dict.fromkeys(frame["method"]))
     require(bool(methods), "no set was evaluated on two architectures; run the notebook with compute = True", StorageError)
     figure, axes = plt.subplots(1, len(methods), figsize=(1.6 + 2.8 * len(methods), 3.2), sharey=True, squeeze=False)
@@ -202,8 +183,7 @@ def plot_transfer(frame: pd.DataFrame, title: str) -> Figure:
 def plot_benchmark(result: Mapping[str, Any]) -> Figure:
     """Draws time and memory of the inner loop against its steps and against ipc, for every variant that was measured.
 
-    Args:
-        result: of `bench.run_benchmark`; the width with most sizes is drawn.
+    `result` is of `bench.run_benchmark`; the width with most sizes is drawn.
     """
     rows = pd.DataFrame(result["inner_steps"]).query("allocator == 'kept'")
     width = rows.groupby("width").size().idxmax()
@@ -215,9 +195,8 @@ def plot_benchmark(result: Mapping[str, Any]) -> Figure:
     )
     for column, (x, chosen, label) in enumerate(columns):
         for line, (y, unit) in enumerate((("ms", "ms per inner step"), ("memory_mb", "peak memory, MiB"))):
-            first = line == column == 0
-            axis = axes[line, column]
-            sns.lineplot(chosen, x=x, y=y, hue="variant", style="variant", markers=True, legend=first, ax=axis)
+            axis, legend = axes[line, column], line == column == 0
+            sns.lineplot(chosen, x=x, y=y, hue="variant", style="variant", markers=True, legend=legend, ax=axis)
             axis.set(xscale="log", yscale="log", xlabel=label, ylabel=unit)
             sizes = sorted(chosen[x].unique())
             axis.set_xticks(sizes, [str(size) for size in sizes])

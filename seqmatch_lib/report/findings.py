@@ -3,7 +3,7 @@
 A function a question. Each returns Markdown: what we find, then how sure that is. Where a control was not run, it says so.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,11 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 
 from seqmatch_lib.report import queries
-from seqmatch_lib.report.queries import Evidence, label_scale
+from seqmatch_lib.report.queries import Evidence, format_range, gains_at_several_sizes, label_scale, name_runs, name_setting
 from seqmatch_lib.runs.config import SCALES
 from seqmatch_lib.runs.records import RunRecord, load_runs
 
+OTHERWISE = {"S_2 first": "SeqMatch, S_2 first", "S_2 undistilled": "SeqMatch, S_2 undistilled", "jointly": "SeqMatch, joint"}
 NOTHING = "Nothing yet: no such run has a record."
 OF_SCALES = {
     "smoke": "Scale smoke: these numbers mean nothing.",
@@ -25,36 +26,14 @@ OF_SCALES = {
 
 
 def shown_scales(query: Callable[..., pd.DataFrame], *arguments: Any) -> list[str]:
-    """Returns the scales at which a query finds something, the one nearest to the published settings first.
-
-    Args:
-        query: of `queries`, or one of below.
-        *arguments: all but the scale, which comes last.
-    """
+    """Returns the scales at which a query finds something, the nearest to published settings first; it takes them last."""
     return [scale for scale in reversed(SCALES) if len(query(*arguments, scale))]
-
-
-def gains_at_several_sizes(evidence: Evidence, dataset: str, scale: str) -> pd.DataFrame:
-    """Returns `queries.gain_over_random` of methods that were run at more than one size."""
-    frame = queries.gain_over_random(evidence, dataset, scale)
-    frame = frame[(frame["num_subsets"] == 1) | frame["of_preset"]] if len(frame) else frame
-    return frame.groupby("method").filter(lambda rows: rows["ipc"].nunique() > 1) if len(frame) else frame
 
 
 def large_sequences(evidence: Evidence, dataset: str, scale: str) -> list[int]:
     """Returns the images per class of the sets above ten that were also distilled in sequence."""
     ipcs = {run.ipc for run in evidence.runs if run.dataset == dataset and run.scale == scale and run.num_subsets > 1}
     return [ipc for ipc in sorted(ipcs) if ipc > 10 and len(queries.comparison(evidence, dataset, ipc, scale))]
-
-
-def name_setting(dataset: str, ipc: int | None, scale: str, settings: Collection[str] = ()) -> str:
-    """Returns what a heading says of runs."""
-    return f"{dataset}, {f'{ipc} images per class, ' if ipc else ''}{label_scale(scale, settings)}"
-
-
-def name_runs(evidence: Evidence, dataset: str, ipc: int, scale: str, bases: Collection[str] = ()) -> str:
-    """Returns what a heading says of the runs that stand for presets, with what they changed; all base methods by default."""
-    return name_setting(dataset, ipc, scale, queries.changed_settings(evidence, dataset, ipc, scale, bases))
 
 
 def tabulate_comparison(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Styler:
@@ -67,81 +46,65 @@ def find_subsets(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str:
     """How accuracy changes with K, beside one set of equal cost."""
     frame = queries.subsets(evidence, dataset, ipc, scale)
     if frame.empty:
-        return _finding(dataset, ipc, scale, NOTHING, "")
+        return _finding(dataset, ipc, scale)
     frame = frame[frame["even"]].sort_values("num_subsets", kind="stable")
     courses = []
     for base, rows in frame.groupby("base", sort=False):
         if len(rows) > 1:
-            first, last = rows.iloc[0], rows.iloc[-1]
-            courses.append(
-                f"{base.upper()} {first['accuracy']:.1f} at K = {first['num_subsets']} and {last['accuracy']:.1f} at "
-                f"K = {last['num_subsets']}"
-            )
+            ends = [f"{row.accuracy:.1f} at K = {row.num_subsets}" for row in rows.iloc[[0, -1]].itertuples()]
+            courses.append(f"{base.upper()} {' and '.join(ends)}")
     controls = _controls(evidence, dataset, ipc, scale, queries.EQUAL)
-    return _finding(
-        dataset,
-        ipc,
-        scale,
-        f"Accuracy in stages, in per cent: {_join(courses)}. {controls}",
-        f"Seeds of distillation: {_seeds_by(frame, 'num_subsets', 'K = {}')}.",
-    )
+    found = f"Accuracy in stages, in per cent: {', '.join(courses)}. {controls}"
+    sure = f"Seeds of distillation: {_seeds_by(frame, 'num_subsets', 'K = {}')}."
+    return _finding(dataset, ipc, scale, found, sure)
 
 
 def find_order(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str:
     """Whether the division, the sequence or the order of training is what matters."""
     frame = queries.order(evidence, dataset, ipc, scale)
     if frame.empty:
-        return _finding(dataset, ipc, scale, NOTHING, "")
+        return _finding(dataset, ipc, scale)
     halves, parts = [], []
     for base, rows in frame.set_index("set").groupby("base", sort=False):
         if "divided, staged" in rows.index:
             divided, sequence = rows.loc[["divided, staged", "SeqMatch"], "accuracy"]
             halves.append(f"{base.upper()} {divided:.1f} (the sequence {sequence:.1f})")
-        known = {
-            "S_2 first": "SeqMatch, S_2 first",
-            "S_2 undistilled": "SeqMatch, S_2 undistilled",
-            "jointly": "SeqMatch, joint",
-        }
-        gaps = [f"{text} {rows.loc[name, 'difference']:+.1f}" for text, name in known.items() if name in rows.index]
+        gaps = [f"{text} {rows.loc[name, 'difference']:+.1f}" for text, name in OTHERWISE.items() if name in rows.index]
         parts.append(f"{base.upper()}: {', '.join(gaps)}")
-    return _finding(
-        dataset,
-        ipc,
-        scale,
+    found = (
         "Halves that were distilled without knowing of each other are worth, in stages: "
-        f"{_join(halves) or 'not run'}. Points lost or won by training in another way on the sequence's images: "
-        f"{_join(parts, '; ')}.",
-        f"{_seeds(frame)}; differences are over the same seeds.",
+        f"{', '.join(halves) or 'not run'}. Points lost or won by training in another way on the sequence's images: "
+        f"{'; '.join(parts)}."
     )
+    return _finding(dataset, ipc, scale, found, f"{_seeds(frame)}; differences are over the same seeds.")
 
 
-def find_gains(evidence: Evidence, dataset: str, scale: str, base: str = "mtt") -> str:
-    """How the lead over random real images changes as the set grows, alone and in sequence."""
+def find_gains(evidence: Evidence, dataset: str, scale: str) -> str:
+    """How MTT's lead over random real images changes as the set grows, alone and in sequence."""
     frame = gains_at_several_sizes(evidence, dataset, scale)
     if frame.empty:
-        return _finding(dataset, None, scale, NOTHING, "")
-    alone, sequence = (frame[frame["method"] == name] for name in (base, f"seqmatch_{base}"))
+        return _finding(dataset, None, scale)
+    alone, sequence = (frame[frame["method"] == name] for name in ("mtt", "seqmatch_mtt"))
 
     def course(rows: pd.DataFrame) -> str:
-        return _join([f"{gain:+.1f} at {ipc}" for ipc, gain in zip(rows["ipc"], rows["gain"], strict=True)])
+        return ", ".join(f"{row.gain:+.1f} at {row.ipc}" for row in rows.itertuples())
 
-    return _finding(
-        dataset,
-        None,
-        scale,
-        f"The lead of {base.upper()} over as many random real images, in points by images per class: {course(alone)}. "
-        f"That of its sequence: {course(sequence) or 'not run'}.",
-        f"Seeds of distillation: {_seeds_by(alone, 'ipc', '{} images')}. Iterations are the same at every size, so that "
-        "larger sets are further from finished.",
+    found = (
+        f"The lead of MTT over as many random real images, in points by images per class: {course(alone)}. "
+        f"That of its sequence: {course(sequence) or 'not run'}."
     )
+    sure = (
+        f"Seeds of distillation: {_seeds_by(alone, 'ipc', '{} images')}. Iterations are the same at every size, so that "
+        "larger sets are further from finished."
+    )
+    return _finding(dataset, None, scale, found, sure)
 
 
 def find_growth(results_dir: Path, dataset: str, scale: str) -> str:
     """Whether coupling grows with the set, as far as it was measured."""
-    paths = sorted((results_dir / "coupling").glob(f"{dataset}-*/gradients.csv"))
     known = {run.run_id for run in load_runs(results_dir) if run.scale == scale}
     parts, largest = [], 0
-    for path in paths:
+    for path in sorted((results_dir / "coupling").glob(f"{dataset}-*/gradients.csv")):
         if path.parent.name in known:
             means = pd.read_csv(path).groupby("ipc")["coupling"].mean()
             parts.append(
@@ -152,7 +115,7 @@ def find_growth(results_dir: Path, dataset: str, scale: str) -> str:
     if not parts:
         return f"Coupling was not measured on {dataset}, {label_scale(scale)}."
     return (
-        f"**What we find** ({label_scale(scale)}). Within one joint set of MTT, c(A|B) is {_join(parts, '; ')}. "
+        f"**What we find** ({label_scale(scale)}). Within one joint set of MTT, c(A|B) is {'; '.join(parts)}. "
         f"**How sure.** One seed, three segments of one teacher. Beyond {largest} images per class, and so beyond 50, "
         "coupling was not measured: the question of the title stays open."
     )
@@ -162,43 +125,34 @@ def find_bases(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str:
     """Whether the sequence helps each base method, first against one set as the preset makes it, then against its controls."""
     frame = queries.comparison(evidence, dataset, ipc, scale)
     if frame.empty:
-        return _finding(dataset, ipc, scale, NOTHING, "")
-    plain = _gaps(frame, queries.ONE_SET)
-    return _finding(
-        dataset,
-        ipc,
-        scale,
-        f"The sequence in stages less one set of its preset, in points: {plain or 'not run'}. "
-        + " ".join(_controls(evidence, dataset, ipc, scale, name) for name in queries.DECIDING),
-        f"{_seeds(frame[frame['set'] == queries.STAGED])} for the sequences.",
-    )
+        return _finding(dataset, ipc, scale)
+    plain = _gaps(frame, queries.ONE_SET) or "not run"
+    controls = " ".join(_controls(evidence, dataset, ipc, scale, name) for name in queries.DECIDING)
+    found = f"The sequence in stages less one set of its preset, in points: {plain}. {controls}"
+    return _finding(dataset, ipc, scale, found, f"{_seeds(frame[frame['set'] == queries.STAGED])} for the sequences.")
 
 
 def find_transfer(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str:
     """What sets are worth for architectures that they were not distilled with."""
     frame = transfer(evidence, dataset, ipc, scale)
     if frame.empty:
-        return _finding(dataset, ipc, scale, NOTHING, "")
+        return _finding(dataset, ipc, scale)
     parts = []
     for method, rows in frame.groupby("method", sort=False):
-        gains = [f"{gain:+.1f} on {name}" for name, gain in zip(rows["network"], rows["gain"], strict=True)]
-        parts.append(f"{method} {_join(gains)}")
+        gains = ", ".join(f"{row.gain:+.1f} on {row.network}" for row in rows.itertuples())
+        parts.append(f"{method} {gains}")
     missing = sorted({"mtt", "idc", "seqmatch_mtt", "seqmatch_idc"} - set(frame["method"]))
-    return _finding(
-        dataset,
-        ipc,
-        scale,
-        f"Points over random real images under the same training: {_join(parts, '; ')}. "
-        + (f"Other architectures were not asked about the sets of {_join(missing)}." if missing else ""),
-        f"{_seeds(frame)}, {frame['n'].min() if len(frame) else 0} networks and more of each architecture.",
-    )
+    found = f"Points over random real images under the same training: {'; '.join(parts)}. "
+    if missing:
+        found += f"Other architectures were not asked about the sets of {', '.join(missing)}."
+    return _finding(dataset, ipc, scale, found, f"{_seeds(frame)}, {frame['n'].min()} networks and more of each architecture.")
 
 
 def transfer(evidence: Evidence, dataset: str, ipc: int, scale: str) -> pd.DataFrame:
     """Returns what sets of presets are worth for several architectures: a row a method and architecture.
 
-    Columns `method`, `network`, `accuracy`, `random`, `gain`, each with its spread, `seeds`, `n`, `records`; methods of which
-    one architecture is known are left out.
+    Columns `method`, `network`, `accuracy`, `random`, `gain`, each with its spread, `seeds`, `n`; methods of which one
+    architecture is known are left out.
     """
     rows = evidence.accuracies
     rows = rows[(rows["dataset"] == dataset) & (rows["ipc"] == ipc) & (rows["scale"] == scale)]
@@ -208,16 +162,15 @@ def transfer(evidence: Evidence, dataset: str, ipc: int, scale: str) -> pd.DataF
     rows = rows[(rows["trained"] != "jointly") & (rows["method"] != "random")]
     pooled = []
     for (method, network), group in rows.groupby(["method", "network"], sort=False):
-        values = {kind: queries.values_by_seed(group[group["kind"].str.startswith(kind)]) for kind in ("last", "random")}
-        if not values["random"]:
-            continue
-        row = {"method": method, "network": network} | queries.mean_and_std(values["last"])
-        row |= queries.mean_and_std(values["random"], "random") | queries.difference(values["last"], values["random"], "gain")
-        pooled.append(row | {"seeds": len(values["last"]), "n": sum(map(len, values["last"].values()))})
-    columns = ["method", "network", "accuracy", "random", "gain", "seeds", "n"]
-    frame = pd.DataFrame(pooled, columns=None if pooled else columns)
-    several = frame.groupby("method")["network"].transform("nunique") > 1 if pooled else []
-    return queries.where(frame, several).reset_index(drop=True)
+        last, random = (queries.values_by_seed(group[group["kind"].str.startswith(kind)]) for kind in ("last", "random"))
+        if random:
+            row = {"method": method, "network": network} | queries.mean_and_std(last)
+            row |= queries.mean_and_std(random, "random") | queries.difference(last, random, "gain")
+            pooled.append(row | {"seeds": len(last), "n": sum(map(len, last.values()))})
+    if not pooled:
+        return pd.DataFrame(columns=["method", "network", "accuracy", "random", "gain", "seeds", "n"])
+    frame = pd.DataFrame(pooled)
+    return frame[frame.groupby("method")["network"].transform("nunique") > 1].reset_index(drop=True)
 
 
 def find_digits(runs: Mapping[str, RunRecord]) -> str:
@@ -227,16 +180,16 @@ def find_digits(runs: Mapping[str, RunRecord]) -> str:
     gap, spread = seqmatch["mean"] - mtt["mean"], max(seqmatch["std"], mtt["std"])
     apart = "less" if abs(gap) <= 2 * spread else "more"
     first = runs["MTT"]
-    return _finding(
-        first.dataset,
-        first.ipc,
-        first.scale,
+    found = (
         f"Random real images reach {random['mean']:.1f} %; distilled ones are ahead of them by {gains[0]:.1f} (MTT) and "
         f"{gains[1]:.1f} points (SeqMatch), and the whole data set reaches {whole['mean']:.1f} %. SeqMatch less MTT is "
-        f"{gap:+.1f} points: {apart} than twice the spread over networks, {spread:.1f}.",
-        f"One seed of distillation, {mtt['n']} networks each. That distillation works can be seen here; digits are too easy "
-        "to rank methods by.",
+        f"{gap:+.1f} points: {apart} than twice the spread over networks, {spread:.1f}."
     )
+    sure = (
+        f"One seed of distillation, {mtt['n']} networks each. That distillation works can be seen here; digits are too easy "
+        "to rank methods by."
+    )
+    return _finding(first.dataset, first.ipc, first.scale, found, sure)
 
 
 def find_task(runs: Mapping[str, RunRecord], dataset: str, scale: str) -> str:
@@ -244,15 +197,10 @@ def find_task(runs: Mapping[str, RunRecord], dataset: str, scale: str) -> str:
     if not runs:
         where = name_setting(dataset, None, scale)
         return f"**What we find** ({where}). Nothing yet: no run has a record; compute = True runs them."
-    parts = [f"{run.accuracy_last['mean']:.1f} on {name}" for name, run in runs.items()]
-    counts = {run.accuracy_last["n"] for run in runs.values()}
-    return _finding(
-        dataset,
-        None,
-        scale,
-        f"Networks reach, in per cent of test labels: {_join(parts)}.",
-        f"One seed of distillation, {_join(map(str, sorted(counts)))} networks each; no control of equal cost.",
-    )
+    reached = ", ".join(f"{run.accuracy_last['mean']:.1f} on {name}" for name, run in runs.items())
+    counts = ", ".join(map(str, sorted({run.accuracy_last["n"] for run in runs.values()})))
+    sure = f"One seed of distillation, {counts} networks each; no control of equal cost."
+    return _finding(dataset, None, scale, f"Networks reach, in per cent of test labels: {reached}.", sure)
 
 
 WHOLE = "whole data set"
@@ -261,7 +209,8 @@ WHOLE = "whole data set"
 def split_reference(runs: Mapping[str, RunRecord]) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Returns the accuracies of sets by name, and that of the whole data set, as `figures.plot_accuracies` takes them."""
     accuracies = {name: run.accuracy_last for name, run in runs.items()}
-    return {name: accuracy for name, accuracy in accuracies.items() if name != WHOLE}, accuracies.get(WHOLE)
+    whole = accuracies.pop(WHOLE, None)
+    return accuracies, whole
 
 
 def find_coupling(measured: dict[str, pd.DataFrame], setting: str) -> str:
@@ -291,11 +240,11 @@ def find_coupling(measured: dict[str, pd.DataFrame], setting: str) -> str:
         )
     if "errors" in measured:
         late = measured["errors"].groupby(["set", "epoch"], sort=False)["error"].mean().groupby("set", sort=False).last()
-        errors = _join([f"{value:.2f} for {name}" for name, value in late.items()])
+        errors = ", ".join(f"{value:.2f} for {name}" for name, value in late.items())
         parts.append(f"At the last start epoch the matching error is {errors}.")
         sure.append("errors over all teachers")
     return (
-        f"**What we find** ({setting}). {' '.join(parts)}\n\n**How sure.** {_join(sure, '; ')}. A control is missing here: "
+        f"**What we find** ({setting}). {' '.join(parts)}\n\n**How sure.** {'; '.join(sure)}. A control is missing here: "
         "the second subset comes with a second stage of training, and `21_ablation_order` shows what independent halves do in "
         "its place."
     )
@@ -303,37 +252,27 @@ def find_coupling(measured: dict[str, pd.DataFrame], setting: str) -> str:
 
 def _controls(evidence: Evidence, dataset: str, ipc: int, scale: str, name: str) -> str:
     """Returns a sentence about a control of the sequences."""
-    frame = queries.comparison(evidence, dataset, ipc, scale)
-    gaps = _gaps(frame, name)
+    gaps = _gaps(queries.comparison(evidence, dataset, ipc, scale), name)
     return f"The control, {name}: the sequence less that, {gaps}." if gaps else f"The control, {name}, was not run."
 
 
 def _gaps(frame: pd.DataFrame, name: str) -> str:
-    rows = frame[(frame["set"] == name) & (frame["seeds"] > 0)] if len(frame) else frame
-    texts = queries.format_frame(rows)["difference"] if len(rows) else []
-    return _join([
-        f"{base.upper()} {text} ({seeds} seed{'s' * (seeds > 1)})"
-        for base, text, seeds in zip(rows["base"], texts, rows["seeds"], strict=True)
-    ]) if len(rows) else ""  # fmt: skip
+    rows = frame[(frame["set"] == name) & (frame["seeds"] > 0)]
+    gaps = zip(rows["base"], queries.format_frame(rows)["difference"], rows["seeds"], strict=True)
+    return ", ".join(f"{base.upper()} {text} ({seeds} seed{'s' * (seeds > 1)})" for base, text, seeds in gaps)
 
 
 def _seeds(frame: pd.DataFrame) -> str:
-    low, high = (int(frame["seeds"].min()), int(frame["seeds"].max())) if len(frame) else (0, 0)
-    return f"{low} seed{'s' * (low != 1)} of distillation" if low == high else f"{low} to {high} seeds of distillation"
+    counts = format_range(frame["seeds"])
+    return f"{counts} seed{'s' * (counts != '1')} of distillation"
 
 
 def _seeds_by(frame: pd.DataFrame, column: str, name: str) -> str:
     """Returns the numbers of seeds at each value of a column."""
-    groups = frame.groupby(column)["seeds"].agg(["min", "max"])
-    counts = [str(low) if low == high else f"{low} to {high}" for low, high in zip(groups["min"], groups["max"], strict=True)]
-    return _join([f"{count} at {name.format(value)}" for value, count in zip(groups.index, counts, strict=True)])
+    groups = frame.groupby(column)["seeds"]
+    return ", ".join(f"{format_range(counts)} at {name.format(value)}" for value, counts in groups)
 
 
-def _finding(dataset: str, ipc: int | None, scale: str, found: str, sure: str) -> str:
-    return (
-        f"**What we find** ({name_setting(dataset, ipc, scale)}). {found}\n\n**How sure.** {sure} {OF_SCALES.get(scale, '')}"
-    )
-
-
-def _join(parts: Iterable[str], separator: str = ", ") -> str:
-    return separator.join(parts)
+def _finding(dataset: str, ipc: int | None, scale: str, found: str = NOTHING, sure: str = "") -> str:
+    setting = name_setting(dataset, ipc, scale)
+    return f"**What we find** ({setting}). {found}\n\n**How sure.** {sure} {OF_SCALES.get(scale, '')}"

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
-from zlib import crc32
 
 import nbformat
 
@@ -58,15 +57,14 @@ def check_parameters() -> None:
     from IPython import get_ipython
 
     cells = get_ipython().user_ns["In"]  # what was executed
-    own, given = (
-        next((_assigned(cell) for cell in cells if cell.startswith(start)), []) for start in (OWN_PARAMETERS, GIVEN_PARAMETERS)
-    )
-    for name in given:
+    own = _assigned(cells, OWN_PARAMETERS)
+    for name in _assigned(cells, GIVEN_PARAMETERS):
         require_known("parameter of this notebook", name, own)
 
 
-def _assigned(cell: str) -> list[str]:
-    """Returns the names that a cell of parameters assigns."""
+def _assigned(cells: Sequence[str], start: str) -> list[str]:
+    """Returns the names that the first cell assigns that begins so."""
+    cell = next((cell for cell in cells if cell.startswith(start)), "")
     return [node.targets[0].id for node in ast.parse(cell).body if isinstance(node, ast.Assign)]
 
 
@@ -115,7 +113,9 @@ def _clean(notebook: nbformat.NotebookNode) -> None:
         tags = cell.metadata.get("tags", [])
         cell.metadata = {"tags": tags} if tags else {}
         if cell.cell_type == "code":
-            cell.outputs = [_without_names(output) for output in cell.outputs if not _is_left_over(output)]
+            cell.outputs = [output for output in cell.outputs if not _is_left_over(output)]
+            for data in (output.data for output in cell.outputs if "text/plain" in output.get("data", {})):
+                data["text/plain"] = re.sub(r" at 0x[0-9a-f]+", "", data["text/plain"])  # addresses of objects
 
 
 def _is_left_over(output: nbformat.NotebookNode) -> bool:
@@ -123,20 +123,6 @@ def _is_left_over(output: nbformat.NotebookNode) -> bool:
     if output.output_type == "stream":
         return not output.text.strip()
     return "application/vnd.jupyter.widget-view+json" in output.get("data", {})
-
-
-TABLE_NAME = re.compile(r"(?<=T_)[0-9a-f]{5}(?=[\W_])")  # pandas draws it for each table
-
-
-def _without_names(output: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Returns an output that is the same every time: no addresses of objects, tables named by their content."""
-    data = output.get("data", {})
-    if "text/plain" in data:
-        data["text/plain"] = re.sub(r" at 0x[0-9a-f]+", "", data["text/plain"])
-    if "text/html" in data:
-        content = TABLE_NAME.sub("", data["text/html"])
-        data["text/html"] = TABLE_NAME.sub(f"{crc32(content.encode()):08x}", data["text/html"])
-    return output
 
 
 def list_copies(folder: Path | str) -> dict[str, tuple[Path, dict[str, Any]]]:

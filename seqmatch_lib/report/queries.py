@@ -44,8 +44,10 @@ from seqmatch_lib.runs.stages import read_progress
 from seqmatch_lib.store.files import digest_json, read_json
 
 PUBLISHED_SETTINGS = ("paper", "short")  # scales whose numbers stand beside published ones, the leading one first
+LEFT_OPEN = ("teachers.num_teachers", "evaluation.num_networks", "evaluation.num_selections")  # at scale "short"
 DRAWS = 10_000  # of the bootstrap
 SEEDS_FOR_AN_INTERVAL = 3
+SIGNED = ("difference", "gain")  # columns that are shown with a sign
 KINDS = {"last": "accuracy_last", "selected": "accuracy_selected", "joint": "accuracy_joint", "random": "random_baseline"}
 COLUMNS = (  # of `Evidence.accuracies`
     "dataset", "ipc", "scale", "method", "num_subsets", "seed", "base", "images", "even", "teachers", "iterations", "each",
@@ -71,13 +73,12 @@ class Evidence:
     trust: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, results_dir: Path | str) -> "Evidence":
+    def load(cls, results_dir: Path) -> "Evidence":
         """Reads a results folder.
 
         Raises:
             StorageError: a damaged record, or runs of one data set and scale on different images.
         """
-        results_dir = Path(results_dir)
         runs = load_runs(results_dir)
         check_same_images(runs)
         trust = {path.stem: read_json(path) for path in sorted((results_dir / "trust").glob("*.json"))}
@@ -91,10 +92,7 @@ class Evidence:
         suffix "again" in a re-evaluation), `trained`, `epochs`, `network`, `is_first` (the run's first architecture),
         `changes` (of the run from its preset) and `asked` (of a re-evaluation from its run): dictionaries; `values`: list.
         """
-        again: dict[str, list[Reevaluation]] = {}
-        for reevaluation in self.reevaluations:
-            again.setdefault(reevaluation.run_id, []).append(reevaluation)
-        rows = [row for run in self.runs for row in _accuracies_of(run, again.get(run.run_id, []))]
+        rows = [row for run in self.runs for row in _accuracies_of(run, self.reevaluations)]
         return pd.DataFrame(rows, columns=COLUMNS).astype({"is_first": bool, "even": bool, "seed": int})
 
     def select(self, kinds: Collection[str], **equal: Any) -> pd.DataFrame:
@@ -107,55 +105,50 @@ class Evidence:
 
 
 def _accuracies_of(run: RunRecord, reevaluations: Sequence[Reevaluation]) -> Iterable[dict[str, Any]]:
-    """Yields the rows of `Evidence.accuracies` that belong to one run."""
-    several, first, epochs = run.num_subsets > 1, run.config["evaluation"]["networks"][0], run.config["training"]["epochs"]
+    """Yields the rows of `Evidence.accuracies` that belong to one run; the re-evaluations are those of all runs."""
+    intervals = [f"{first} to {last}" for first, last in run.config["intervals"]]
     common = {name: getattr(run, name) for name in ("dataset", "ipc", "scale", "method", "num_subsets", "seed")} | {
         "base": run.method.removeprefix(SEQUENTIAL_PREFIX),
         "images": _sum(run.config["subset_ipcs"]),
         "even": run.method in REFERENCES or list(run.config["subset_ipcs"]) == even_subsets(run.ipc, run.num_subsets),
-        "teachers": _intervals(run),
-        "iterations": sum(stage["iterations"] for stage in run.stages),
+        "teachers": "; ".join(intervals if len(set(intervals)) > 1 else intervals[:1]) or "-",
+        "iterations": iterations_of(run),
         "each": _sum(stage["iterations"] for stage in run.stages),
         "train_images": run.data["train_images"],
         "changes": changes_of(run),
         "record": run.config_hash[:8],
     }
-
-    def row(
-        kind: str, joint: bool, epochs: int, network: str, values: list[float], asked: Mapping[str, Any], question: str
-    ) -> dict[str, Any]:
-        trained = "jointly" if joint and several else "in stages" if several else "in one stage"
-        total = epochs if joint else epochs * run.num_subsets
-        return common | {
-            "kind": kind, "trained": trained, "epochs": total, "network": network, "is_first": network == first,
-            "asked": dict(asked), "question": question, "values": values,
-        }  # fmt: skip
-
-    for kind, name in KINDS.items():
-        for network, accuracy in (getattr(run, name) or {"by_network": {}})["by_network"].items():
-            yield row(kind, kind == "joint", epochs, network, accuracy["values"], {}, run.run_id)
-    for index, reevaluation in enumerate(reevaluations):
-        question, epochs = f"{run.run_id} {index}", reevaluation.config["training"]["epochs"]
-        asked = describe_changes(flatten_settings(run.config), flatten_settings(reevaluation.config))
-        for kind, accuracies in (("last again", reevaluation.accuracy), ("random again", reevaluation.random_baseline or {})):
-            for network, accuracy in accuracies.items():
-                yield row(kind, reevaluation.joint, epochs, network, accuracy["values"], asked, question)
+    measured = [
+        (kind, kind == "joint", run.config, {}, run.run_id, getattr(run, name)["by_network"])
+        for kind, name in KINDS.items()
+        if getattr(run, name)
+    ]
+    for index, again in enumerate(one for one in reevaluations if one.run_id == run.run_id):
+        asked = describe_changes(flatten_settings(run.config), flatten_settings(again.config))
+        for kind, by_network in (("last again", again.accuracy), ("random again", again.random_baseline or {})):
+            measured.append((kind, again.joint, again.config, asked, f"{run.run_id} {index}", by_network))
+    for kind, joint, config, asked, question, by_network in measured:
+        trained = "in one stage" if run.num_subsets == 1 else "jointly" if joint else "in stages"
+        epochs = config["training"]["epochs"] * (1 if joint else run.num_subsets)
+        for network, accuracy in by_network.items():
+            yield common | {
+                "kind": kind, "trained": trained, "epochs": epochs, "network": network,
+                "is_first": network == run.config["evaluation"]["networks"][0], "asked": asked, "question": question,
+                "values": accuracy["values"],
+            }  # fmt: skip
 
 
 # --- numbers
 
 
-def bootstrap_difference(
-    first: Sequence[Sequence[float]], second: Sequence[Sequence[float]], seed: int = 0
-) -> tuple[float, float]:
+def bootstrap_difference(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]]) -> tuple[float, float]:
     """Returns the 95 % interval of mean(second) - mean(first), by a bootstrap over seeds and over the networks of each.
 
     Args:
         first: accuracies, one list a seed; the interval says something from 3 seeds on.
         second: the same of what it is compared with.
-        seed: of the bootstrap.
     """
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
 
     def means(values: Sequence[Sequence[float]]) -> np.ndarray:
         """(draws,) means over seeds drawn with replacement, each with networks drawn with replacement."""
@@ -264,9 +257,8 @@ def subsets(
     """
     rows = evidence.select(["last", "joint", "random"], dataset=dataset, ipc=ipc, scale=scale)
     rows = _with_settings(rows[~rows["method"].isin(REFERENCES)], settings, ("ipc", "subset_ipcs", "intervals"))
-    rows = rows.sort_values(["base", "num_subsets", "images", "teachers"], kind="stable")
     by = ["base", "num_subsets", "images", "even", "teachers"]
-    return _pool(rows, by, {"accuracy": "last", "joint": "joint", "random": "random"}, by_seed)
+    return _pool(rows.sort_values(by, kind="stable"), by, {"accuracy": "last", "joint": "joint", "random": "random"}, by_seed)
 
 
 def runs_of(preset: str, scale: str, records: Iterable[RunRecord]) -> list[RunRecord]:
@@ -279,15 +271,10 @@ def runs_of(preset: str, scale: str, records: Iterable[RunRecord]) -> list[RunRe
     for run in records:
         if (run.preset, run.scale) == (preset, scale):
             changes = changes_of(run)
-            if not changes or (scale == "short" and changes.keys() <= _numbers(run.method)):
+            left_open = {*LEFT_OPEN, f"{run.method.removeprefix(SEQUENTIAL_PREFIX)}.iterations"}
+            if not changes or (scale == "short" and changes.keys() <= left_open):
                 groups.setdefault(str(changes), []).append(run)
     return groups.get("{}") or max(groups.values(), key=lambda runs: iterations_of(runs[0]), default=[])
-
-
-def _numbers(method: str) -> set[str]:
-    """Returns the settings that scale "short" leaves open."""
-    iterations = f"{method.removeprefix(SEQUENTIAL_PREFIX)}.iterations"
-    return {iterations, "teachers.num_teachers", "evaluation.num_networks", "evaluation.num_selections"}
 
 
 def iterations_of(run: RunRecord) -> int:
@@ -363,10 +350,10 @@ def _cost(effort: Effort) -> tuple[str, str, int, int]:
     return effort.base, effort.teachers, effort.iterations, effort.epochs
 
 
-def _most_seeds(groups: Mapping[Effort, pd.DataFrame], base: str, images: str | None = None) -> Effort | None:
-    """Returns the staged sequence of a base method, with subsets of these sizes if any are named, that has most seeds."""
-    seeds = {effort: len(rows) for effort, rows in groups.items() if (effort.base, effort.trained) == (base, "in stages")}
-    return max((effort for effort in seeds if images in (None, effort.images)), key=lambda effort: seeds[effort], default=None)
+def _most_seeds(groups: Mapping[Effort, pd.DataFrame], base: str) -> Effort | None:
+    """Returns the staged sequence of a base method that has most seeds."""
+    staged = [effort for effort in groups if (effort.base, effort.trained) == (base, "in stages")]
+    return max(staged, key=lambda effort: len(groups[effort]), default=None)
 
 
 # what `comparison` sets side by side
@@ -388,19 +375,18 @@ def comparison(
     ipc: int,
     scale: str,
     settings: Collection[str] | None = None,
-    images: str | None = None,
     bases: Collection[str] = (),
     by_seed: bool = False,
 ) -> pd.DataFrame:
     """The sequence beside its base method, always with the controls: for each base method, a row a set and training.
 
     Args:
-        evidence: the records; base methods that were not run both alone and in sequence are left out.
+        evidence: the records; base methods that were not run both alone and in sequence are left out. Of several sequences,
+            that of most seeds is taken.
         dataset: its name.
         ipc: images per class of every set.
         scale: of the runs.
         settings: see the head of this file; by default those of `leading_settings`.
-        images: sizes of the subsets, for example "4 + 3 + 3"; by default those of most seeds.
         bases: base methods; all by default.
         by_seed: a row for each seed; what was not run has none then.
 
@@ -412,60 +398,55 @@ def comparison(
     for base in bases or method_names():
         changed = leading_settings(evidence, dataset, ipc, scale, base) if settings is None else settings
         groups = _efforts(evidence, dataset, ipc, scale, changed)
-        sequence = _most_seeds(groups, base, images)
-        plain = _plain(groups, base, sequence) if sequence else None
-        if plain is None:
+        sequence = _most_seeds(groups, base)
+        alone = [effort for effort in groups if (effort.base, effort.num_subsets) == (base, 1)]
+        if sequence is None or not alone:
             continue
-        staged = values_by_seed(groups[sequence])
-        random = evidence.select(["random"], dataset=dataset)
-        alone = (
-            plain if plain in groups else next(effort for effort in groups if (effort.base, effort.num_subsets) == (base, 1))
-        )
-        sets = {RANDOM: (plain._replace(iterations=0), random[random["record"].isin(groups[alone]["record"])])}
-        sets |= {name: (effort, groups.get(effort, random.iloc[:0])) for name, effort in _controls(plain, sequence).items()}
-        sets[HALVES] = sequence, _of_order(evidence, groups[sequence], "divided, staged")
-        sets[HALVES_JOINTLY] = sets[JOINTLY][0], _of_order(evidence, groups[sequence], "divided, joint")
-        for name, (effort, group) in sorted(sets.items(), key=lambda item: SETS.index(item[0])):
+        plain, of_sequence = _plain(groups, alone, sequence), set(groups[sequence]["record"])
+        ablations = [record for record in evidence.orders if digest_json(record.config)[:8] in of_sequence]
+        random, sets = evidence.select(["random"], dataset=dataset), _sets(plain, sequence)
+        known = {name: groups[effort] for name, effort in sets.items() if effort in groups} | {
+            RANDOM: random[random["record"].isin(groups.get(plain, groups[alone[0]])["record"])],
+            HALVES: _of_order(ablations, "divided, staged"),
+            HALVES_JOINTLY: _of_order(ablations, "divided, joint"),
+        }
+        for name, effort in sets.items():
             cost = {"iterations": effort.iterations, "epochs": effort.epochs}
             common = {"base": base, "num_subsets": effort.num_subsets, "set": name} | cost
-            gap = {} if name == STAGED else staged
-            rows += [common | row for row in _summaries(group, {"difference": gap}, by_seed, of_reference=True)]
-    return _frame(rows, ("base", "num_subsets", "set", "iterations", "epochs"))
+            gap = {"difference": {} if name == STAGED else values_by_seed(groups[sequence])}
+            rows += [common | row for row in _summaries(known.get(name, random.iloc[:0]), gap, by_seed, of_reference=True)]
+    return _frame(rows, ("base", "num_subsets", "set", "iterations", "epochs", "difference"))
 
 
-def _plain(groups: Mapping[Effort, pd.DataFrame], base: str, sequence: Effort) -> Effort | None:
-    """Returns the one set of a base method with the iterations and epochs of its preset; None if it was not run alone.
-
-    Where no one set has those of the preset, it is the one with the iterations and epochs of one stage, run or not.
-    """
-    one_set = [effort for effort in groups if (effort.base, effort.num_subsets) == (base, 1)]
+def _plain(groups: Mapping[Effort, pd.DataFrame], alone: Sequence[Effort], sequence: Effort) -> Effort:
+    """Returns the one set with the iterations and epochs of its preset; where there is none, with those of one stage."""
     stage = {"iterations": sequence.iterations // sequence.num_subsets, "epochs": sequence.epochs // sequence.num_subsets}
-    of_a_stage = one_set[0]._replace(**stage) if one_set else None
-    return next((effort for effort in one_set if _of_preset(effort, groups[effort])), of_a_stage)
+    return next((effort for effort in alone if _of_preset(effort, groups[effort])), alone[0]._replace(**stage))
 
 
-def _controls(plain: Effort, sequence: Effort) -> dict[str, Effort]:
-    iterations, epochs, stage = sequence.iterations, sequence.epochs, sequence.epochs // sequence.num_subsets
+def _sets(plain: Effort, sequence: Effort) -> dict[str, Effort]:
+    """Returns the sets of `SETS`, and what each took, run or not."""
+    longer, epochs = plain._replace(iterations=sequence.iterations), sequence.epochs
+    jointly = sequence._replace(trained="jointly", epochs=epochs // sequence.num_subsets)
     return {
+        RANDOM: plain._replace(iterations=0),
         ONE_SET: plain,
-        LONGER: plain._replace(iterations=iterations),
+        LONGER: longer,
         "one set, as many epochs": plain._replace(epochs=epochs),
-        EQUAL: plain._replace(iterations=iterations, epochs=epochs),
+        EQUAL: longer._replace(epochs=epochs),
+        HALVES: sequence,
+        HALVES_JOINTLY: jointly,
         STAGED: sequence,
-        JOINTLY: sequence._replace(trained="jointly", epochs=stage),
+        JOINTLY: jointly,
         "sequence, jointly, as many epochs": sequence._replace(trained="jointly"),
     }
 
 
-def _of_order(evidence: Evidence, sequence: pd.DataFrame, name: str) -> pd.DataFrame:
-    """Returns what one set of the ablation of order and division is worth, for the seeds of a sequence that have one."""
-    ablations = {digest_json(ablation.config)[:8]: ablation for ablation in evidence.orders}
-    rows = [
-        (record, ablations[record].seed, ablations[record].accuracy[name])
-        for record in sequence["record"]
-        if record in ablations and name in ablations[record].accuracy
-    ]
-    return pd.DataFrame(rows, columns=["record", "seed", "values"])
+def _of_order(records: Iterable[OrderRecord], name: str) -> pd.DataFrame:
+    """Returns what one set of the ablation of order and division is worth, for the seeds that have one."""
+    having = sorted((record for record in records if name in record.accuracy), key=lambda record: record.seed)
+    rows = [(record.seed, record.accuracy[name], digest_json(record.config)[:8]) for record in having]
+    return pd.DataFrame(rows, columns=["seed", "values", "record"])
 
 
 def gain_over_random(evidence: Evidence, dataset: str, scale: str, by_seed: bool = False) -> pd.DataFrame:
@@ -477,8 +458,8 @@ def gain_over_random(evidence: Evidence, dataset: str, scale: str, by_seed: bool
     rows = evidence.select(["last", "random"], dataset=dataset, scale=scale)
     rows = rows[~rows["method"].isin(REFERENCES) & rows["even"]]
     rows = where(rows, (changes.keys() <= {"ipc", "subset_ipcs"} for changes in rows["changes"]))
-    rows = rows.assign(of_preset=~rows["changes"].astype(bool)).sort_values(["method", "num_subsets", "ipc"], kind="stable")
     by, pooled = ["method", "num_subsets", "ipc"], []
+    rows = rows.assign(of_preset=~rows["changes"].astype(bool)).sort_values(by, kind="stable")
     for key, group in rows.groupby(by, sort=False):
         group = group[group["of_preset"] == group["of_preset"].max()]
         random = values_by_seed(group[group["kind"] == "random"])
@@ -486,6 +467,13 @@ def gain_over_random(evidence: Evidence, dataset: str, scale: str, by_seed: bool
         last = group[group["kind"] == "last"]
         pooled += [common | row for row in _summaries(last, {"gain": random}, by_seed)]
     return _frame(pooled, (*by, "of_preset", "gain"))
+
+
+def gains_at_several_sizes(evidence: Evidence, dataset: str, scale: str, by_seed: bool = False) -> pd.DataFrame:
+    """`gain_over_random` of methods that were run at more than one size; sequences have the K of their presets."""
+    frame = gain_over_random(evidence, dataset, scale, by_seed)
+    frame = frame[(frame["num_subsets"] == 1) | frame["of_preset"]]
+    return frame.groupby("method").filter(lambda rows: rows["ipc"].nunique() > 1)
 
 
 def order(
@@ -503,14 +491,11 @@ def order(
             groups.setdefault(record.method.removeprefix(SEQUENTIAL_PREFIX), []).append(record)
     rows = []
     for base, records in groups.items():
-        seqmatch = {record.seed: record.accuracy["SeqMatch"] for record in records}
+        seqmatch = values_by_seed(_of_order(records, "SeqMatch"))
         for name in dict.fromkeys(name for record in records for name in record.accuracy):
-            having = [record for record in records if name in record.accuracy]
-            kept = [(record.seed, record.accuracy[name], digest_json(record.config)[:8]) for record in having]
-            group = pd.DataFrame(kept, columns=["seed", "values", "record"])
             gap = {} if name == "SeqMatch" else seqmatch
             common = {"base": base, "set": name.replace("$", "")}
-            rows += [common | row for row in _summaries(group, {"difference": gap}, by_seed)]
+            rows += [common | row for row in _summaries(_of_order(records, name), {"difference": gap}, by_seed)]
     return _frame(rows, ("base", "set"))
 
 
@@ -524,34 +509,32 @@ def reevaluated(evidence: Evidence, dataset: str) -> pd.DataFrame:
     return pooled.assign(difference=pooled["accuracy"] - pooled["random"]).drop(columns=["seeds", "question"])
 
 
-def curves(evidence: Evidence, results_dir: Path | str, dataset: str, ipc: int, scale: str, base: str = "mtt") -> pd.DataFrame:
+def curves(evidence: Evidence, results_dir: Path, dataset: str, ipc: int, scale: str, base: str = "mtt") -> pd.DataFrame:
     """Accuracies of scored iterates of a base method and its sequence, one a row, of one network each.
 
     Of finished runs from their records, of others from their checkpoints in `state/` and `checkpoints/` of the results folder.
 
     Returns:
-        Columns `method`, `seed`, `stage`, `iteration` (counted through all stages), `images` ("validation" or "test"),
-        `accuracy`, `finished` and `record`.
+        Columns `method`, `seed`, `finished`, `images` ("validation" or "test"), `iteration` (counted through all stages) and
+        `accuracy`.
     """
     rows = []
     for method in (base, SEQUENTIAL_PREFIX + base):
         preset = f"{dataset}-ipc{ipc}-{method}"
-        runs = {run.seed: (run.stages, run.run_id, True) for run in runs_of(preset, scale, evidence.runs)}
-        folders = [Path(results_dir) / name for name in ("state", "checkpoints")]
+        runs = {run.seed: (run.stages, True) for run in runs_of(preset, scale, evidence.runs)}
+        folders = [results_dir / name for name in ("state", "checkpoints")]
         unfinished = [path for folder in folders for path in folder.glob(f"{dataset}-{method}-ipc{ipc}-*-seed*-*/")]
         for path in unfinished if preset in preset_names() else ():
             seed = int(path.name.rpartition("-seed")[2].split("-")[0])
             if path.name == RunConfig.from_preset(preset, scale, seed).run_id:
-                runs.setdefault(seed, (read_progress(path), path.name, False))
-        for seed, (stages, run_id, finished) in runs.items():
+                runs.setdefault(seed, (read_progress(path), False))
+        for seed, (stages, finished) in runs.items():
             first = 0
-            for k, stage in enumerate(stages, start=1):
-                common = {"method": method, "seed": seed, "stage": k, "finished": finished, "record": run_id[-8:]}
+            for stage in stages:
                 for images, key in (("validation", "scores"), ("test", "test_scores")):
-                    points = stage.get(key, [])
-                    rows += [common | {"images": images, "iteration": first + at, "accuracy": score} for at, score in points]
+                    rows += [(method, seed, finished, images, first + at, score) for at, score in stage.get(key, [])]
                 first += len(stage["losses"])
-    return pd.DataFrame(rows, columns=["method", "seed", "stage", "iteration", "images", "accuracy", "finished", "record"])
+    return pd.DataFrame(rows, columns=["method", "seed", "finished", "images", "iteration", "accuracy"])
 
 
 def robust(evidence: Evidence, dataset: str, scale: str) -> pd.DataFrame:
@@ -576,21 +559,18 @@ def robust(evidence: Evidence, dataset: str, scale: str) -> pd.DataFrame:
 
 def trust(evidence: Evidence) -> pd.DataFrame:
     """Outcomes of injected faults and of fuzzed inputs, by kind of fault."""
-    counts: dict[str, Counter[str]] = {}
+    rows = []
     for fault, row in evidence.trust.get("faults", {"rows": {}})["rows"].items():
         if not fault.endswith("goes on to its end"):  # what became of a run after its kills, and no kill itself
-            kind = re.match(r"clock jumps|files from|[^:]*", fault)[0]
-            counts.setdefault(kind.replace("files from", "files from another time"), Counter()).update(row)
+            kind = re.match(r"clock jumps|files from|[^:]*", fault)[0].replace("files from", "files from another time")
+            rows.append((kind, row["injected"], row["crashes"] + row["other"], row["losses"], row["silent"]))
     targets = evidence.trust.get("fuzzing", {"targets": {}})["targets"]
     for row in targets.values():
-        numbers = Counter({name: count for name, count in row.items() if name != "examples"})
-        other = numbers["crash"] + numbers["hang"] + numbers["memory"]
-        outcomes = Counter(injected=numbers.total(), crashes=other, silent=numbers["silent"])
-        counts.setdefault(f"fuzzed inputs, {len(targets)} readers", Counter()).update(outcomes)
-    rows = [
-        (fault, row["injected"], row["crashes"] + row["other"], row["losses"], row["silent"]) for fault, row in counts.items()
-    ]
-    return pd.DataFrame(rows, columns=["fault", "times", "crashes", "losses", "silent_errors"])
+        counts = Counter(row | {"examples": 0})
+        crashes = counts["crash"] + counts["hang"] + counts["memory"]
+        rows.append((f"fuzzed inputs, {len(targets)} readers", counts.total(), crashes, 0, counts["silent"]))
+    frame = pd.DataFrame(rows, columns=["fault", "times", "crashes", "losses", "silent_errors"])
+    return frame.groupby("fault", sort=False).sum().reset_index()
 
 
 # --- for showing
@@ -602,30 +582,45 @@ def label_scale(scale: str, settings: Collection[str] = ()) -> str:
     return ", ".join([label, *settings])
 
 
+def name_setting(dataset: str, ipc: int | None, scale: str, settings: Collection[str] = ()) -> str:
+    """Returns what a heading says of runs; `ipc` is None for runs of several sizes, 0 for all images."""
+    size = {None: "", 0: "all images", 1: "1 image per class"}.get(ipc, f"{ipc} images per class")
+    return ", ".join(filter(None, (dataset, size, label_scale(scale, settings))))
+
+
+def name_runs(evidence: Evidence, dataset: str, ipc: int, scale: str, bases: Collection[str] = ()) -> str:
+    """Returns what a heading says of the runs that stand for presets, with what they changed; all base methods by default."""
+    return name_setting(dataset, ipc, scale, changed_settings(evidence, dataset, ipc, scale, bases))
+
+
+def format_range(counts: pd.Series) -> str:
+    """Returns numbers of seeds as "3", or as "1 to 3" where they differ."""
+    return " to ".join(map(str, sorted({counts.min(), counts.max()})))
+
+
 def format_frame(frame: pd.DataFrame) -> pd.DataFrame:
     """Returns a frame as texts: `x` and `x_std` as "47.2 ± 0.6", `x` with its interval as "+1.1 [+0.1, +2.2]"."""
-    shown = {}
-    for name, column in frame.items():
-        if any(name == f"{other}{end}" for other in frame for end in ("_std", "_low", "_high")):
-            continue
-        if f"{name}_std" in frame:
-            texts = [
-                f"{mean:.1f}" + ("" if pd.isna(std) else f" ± {std:.1f}")
-                for mean, std in zip(column, frame[f"{name}_std"], strict=True)
-            ]
-        elif f"{name}_low" in frame:
-            bounds = zip(column, frame[f"{name}_low"], frame[f"{name}_high"], strict=True)
-            texts = [f"{mean:+.1f}" + ("" if pd.isna(low) else f" [{low:+.1f}, {high:+.1f}]") for mean, low, high in bounds]
-        elif pd.api.types.is_bool_dtype(column):
-            texts = ["yes" if value else "no" for value in column]
-        elif pd.api.types.is_float_dtype(column):
-            texts = [f"{value:{'+' * (name in SIGNED)}.1f}" for value in column]
-        else:
-            texts = [f"{value:,}" if isinstance(value, int | np.integer) else str(value) for value in column]
-        shown[name.replace("_", " ")] = ["" if pd.isna(value) else text for value, text in zip(column, texts, strict=True)]
+    rows, kept = frame.to_dict("records"), [name for name in frame if not name.endswith(("_std", "_low", "_high"))]
+    shown = {name.replace("_", " "): [_format_cell(row, name) for row in rows] for name in kept}
     if "seeds" in frame and "accuracy" in frame:
         shown["accuracy"] = [text or "not run" for text in shown["accuracy"]]
     return pd.DataFrame(shown)
+
+
+def _format_cell(row: Mapping[str, Any], name: str) -> str:
+    value, std = row[name], row.get(f"{name}_std")
+    if pd.isna(value):
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if not isinstance(value, float):
+        return str(value)
+    if f"{name}_low" in row:
+        low, high = row[f"{name}_low"], row[f"{name}_high"]
+        return f"{value:+.1f}" + ("" if pd.isna(low) else f" [{low:+.1f}, {high:+.1f}]")
+    return f"{value:{'+' * (name in SIGNED)}.1f}" + ("" if pd.isna(std) else f" ± {std:.1f}")
 
 
 def style_frame(shown: pd.DataFrame, caption: str = "") -> Styler:
@@ -635,9 +630,6 @@ def style_frame(shown: pd.DataFrame, caption: str = "") -> Styler:
     bold = {"selector": "caption", "props": "text-align: left; font-weight: bold"}
     name = digest_json([caption, shown.to_numpy().tolist()])[:8]  # by default a random one, so that equal pages would differ
     return kept.style.hide().set_caption(caption).set_table_styles([left, bold]).set_uuid(name)
-
-
-SIGNED = ("difference", "gain")
 
 
 def _frame(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> pd.DataFrame:
@@ -650,8 +642,8 @@ def _frame(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> pd.Data
 
 def _summaries(
     group: pd.DataFrame, references: Mapping[str, Values], by_seed: bool, of_reference: bool = False
-) -> list[dict[str, Any]]:
-    """Returns mean, spread, differences and counts of one group: in one row, or in one for each seed.
+) -> Iterable[dict[str, Any]]:
+    """Yields mean, spread, differences and counts of one group: in one row, or in one for each seed.
 
     Args:
         group: rows with `seed`, `values` and `record`.
@@ -659,14 +651,12 @@ def _summaries(
         by_seed: whether each seed has a row.
         of_reference: whether differences are of the reference less the group.
     """
-    rows = []
     for part in [group[group["seed"] == seed] for seed in sorted(group["seed"])] if by_seed else [group]:
         values = values_by_seed(part)
         gaps: dict[str, float] = {}
         for name, reference in references.items():
             gaps |= difference(*((reference, values) if of_reference else (values, reference)), name)
-        rows.append(({"seed": part["seed"].iloc[0]} if by_seed else {}) | mean_and_std(values) | gaps | _counts(part))
-    return rows
+        yield ({"seed": part["seed"].iloc[0]} if by_seed else {}) | mean_and_std(values) | gaps | _counts(part)
 
 
 def _describe(changes: Mapping[str, Any], hidden: str) -> str:
@@ -676,9 +666,3 @@ def _describe(changes: Mapping[str, Any], hidden: str) -> str:
 
 def _sum(parts: Iterable[int]) -> str:
     return " + ".join(map(str, parts))
-
-
-def _intervals(run: RunRecord) -> str:
-    """Returns the epochs of teachers that each subset matches: once if they are all equal, "-" where there are no teachers."""
-    names = [f"{first} to {last}" for first, last in run.config["intervals"]]
-    return "; ".join(names if len(set(names)) > 1 else names[:1]) or "-"

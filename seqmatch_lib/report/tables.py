@@ -9,7 +9,8 @@ from typing import Any
 import pandas as pd
 
 from seqmatch_lib.errors import StorageError, require
-from seqmatch_lib.report.queries import PUBLISHED_SETTINGS, format_frame, iterations_of, label_scale, mean_and_std, runs_of
+from seqmatch_lib.report import queries
+from seqmatch_lib.report.queries import PUBLISHED_SETTINGS, format_frame, label_scale, mean_and_std, runs_of
 from seqmatch_lib.runs.config import REFERENCES, RunConfig, preset_names
 from seqmatch_lib.runs.records import RunRecord, check_same_images, load_runs
 from seqmatch_lib.store.files import write_text
@@ -96,9 +97,8 @@ def build_table(
     printed = bool({*PUBLISHED_SETTINGS} & {*scales})
     rows = []
     for config in _cells_of(dataset):
-        preset = config.preset
-        cell = {"preset": preset, "ipc": config.ipc, "method": config.method} | _published(known, config.ipc, config.method)
-        by_scale = {scale: runs_of(preset, scale, records) for scale in scales}
+        cell = {"preset": config.preset, "ipc": config.ipc, "method": config.method} | _published(known, config)
+        by_scale = {scale: runs_of(config.preset, scale, records) for scale in scales}
         done = [cell | _summarise(runs, scale) for scale, runs in by_scale.items() if runs]
         rows += done or [cell | _summarise([], "paper")] * printed
     table = pd.DataFrame(rows, columns=COLUMNS).astype(dict.fromkeys(("iterations", "teachers", "train_images"), "Int64"))
@@ -118,9 +118,10 @@ def _cells_of(dataset: str) -> list[RunConfig]:
     )
 
 
-def _published(known: pd.DataFrame, ipc: int, method: str) -> dict[str, Any]:
-    mean, std, check = known.loc[(ipc, method), ["mean", "std", "check"]] if (ipc, method) in known.index else (nan, nan, "")
-    augmented = known["mean"].get((ipc, f"{method}_augmented"), nan)
+def _published(known: pd.DataFrame, config: RunConfig) -> dict[str, Any]:
+    cell = config.ipc, config.method
+    mean, std, check = known.loc[cell, ["mean", "std", "check"]] if cell in known.index else (nan, nan, "")
+    augmented = known["mean"].get((config.ipc, f"{config.method}_augmented"), nan)
     return {"published": mean, "published_std": std, "checked": check != UNVERIFIED, "augmented": augmented}
 
 
@@ -132,7 +133,7 @@ def _summarise(runs: Sequence[RunRecord], scale: str) -> dict[str, Any]:
         return row
     config = RunConfig.from_dict(runs[0].config)
     return row | {
-        "iterations": iterations_of(runs[0]) or None,
+        "iterations": queries.iterations_of(runs[0]) or None,
         "teachers": config.teachers.num_teachers if config.uses_teachers else None,
         "train_images": runs[0].data["train_images"],
         "core_hours": sum(run.threads * sum(run.seconds.values()) for run in runs) / 3600,
@@ -148,16 +149,14 @@ def readme_table(records: Sequence[RunRecord], published: pd.DataFrame) -> str:
     scales = (*PUBLISHED_SETTINGS, "reduced")
     names = dict.fromkeys(preset.split("-")[0] for preset in README_CELLS)
     tables = [build_table(name, records, published, scales).assign(dataset=name) for name in names]
-    cells = (
-        pd.concat(tables).drop_duplicates("preset").set_index("preset").loc[list(README_CELLS)]
-    )  # rows that lead come first
+    leading = pd.concat(tables).drop_duplicates("preset")  # rows that lead come first
+    cells = leading.set_index("preset").loc[list(README_CELLS)]
     shown = format_table(cells)
     how = [", ".join(filter(None, parts)) for parts in zip(shown["scale"], shown["iterations"], strict=True)]
     counts = [f"{n} / {seeds}" if seeds else "" for n, seeds in zip(cells["n"], cells["seeds"], strict=True)]
-    shown = shown.assign(how=how, counts=counts, **{"data set": cells["dataset"].tolist()})
-    columns = {name: name for name in ("data set", "ipc", "method", "published", "ours")}
-    columns |= {"how": "scale, iterations", "random": "random real", "counts": "networks / seeds"}
-    return f"{to_markdown(shown[list(columns)].rename(columns=columns))}\n\n{README_NOTE}\n"
+    shown = shown.assign(how=how, counts=counts)[["dataset", "ipc", "method", "published", "ours", "how", "random", "counts"]]
+    shown.columns = ["data set", "ipc", "method", "published", "ours", "scale, iterations", "random real", "networks / seeds"]
+    return f"{to_markdown(shown)}\n\n{README_NOTE}\n"
 
 
 def format_table(table: pd.DataFrame) -> pd.DataFrame:
@@ -182,19 +181,13 @@ def to_markdown(shown: pd.DataFrame) -> str:
 
 
 def describe_table(settings: pd.DataFrame, rehearsal: pd.DataFrame) -> str:
-    """Returns what a data set's tables of published settings and of rehearsals say, in sentences, as Markdown.
-
-    Args:
-        settings: of `build_table`, at published settings.
-        rehearsal: of `build_table`, at other scales.
-    """
+    """Returns what tables of `build_table` at published settings and at other scales say, in sentences, as Markdown."""
     printed, run = settings[settings["published"].notna()], settings[settings["seeds"] > 0]
     compared = run[run["published"].notna()]
     gaps = "; ".join(
         f"{row.method} at ipc {row.ipc or 'all'} {row.ours:.1f} ({row.difference:+.1f})" for row in compared.itertuples()
     )
-    seeds = [sorted({int(rows["seeds"].min()), int(rows["seeds"].max())}) if len(rows) else [0] for rows in (run, rehearsal)]
-    published, rehearsed = (" to ".join(map(str, counts)) for counts in seeds)
+    published, rehearsed = (queries.format_range(rows["seeds"]) if len(rows) else "0" for rows in (run, rehearsal))
     return (
         f"**What we find.** {printed['preset'].nunique()} cells have a published number. {compared['preset'].nunique()} of "
         "them were run at published settings" + (f", with their distance from it in points: {gaps}" if gaps else "") + ". "
@@ -210,23 +203,16 @@ def list_missing(table: pd.DataFrame, scale: str = "paper") -> pd.DataFrame:
     return rows[["ipc", "method"]].assign(command="python -m seqmatch_lib run " + rows["preset"] + f" --scale {scale}")
 
 
-def write_tables(results_dir: Path | str = "paper_results", out_dir: Path | str | None = None) -> list[Path]:
+def write_tables(results_dir: Path, out_dir: Path | None = None) -> list[Path]:
     """Writes the tables of every data set, at published settings and rehearsals, as Markdown, HTML and LaTeX.
 
-    Args:
-        results_dir: folder of records and published numbers.
-        out_dir: where the tables go; the same folder by default.
-
-    Returns:
-        The files, below `out_dir/tables`.
+    Returns the files, below `out_dir/tables`; `out_dir` is `results_dir` by default.
     """
-    results_dir = Path(results_dir)
     records, published = load_runs(results_dir), load_published(results_dir)
     paths = []
     for dataset in DATASETS:
-        settings, rehearsal = (
-            build_table(dataset, records, published, scales) for scales in (PUBLISHED_SETTINGS, ("reduced",))
-        )
+        settings = build_table(dataset, records, published)
+        rehearsal = build_table(dataset, records, published, ("reduced",))
         parts = [("At published settings", settings, SETTINGS_NOTE), ("Rehearsal (scale reduced)", rehearsal, REHEARSAL_NOTE)]
         shown = [(title, format_table(table), note) for title, table, note in parts if len(table)]
         pending = f"Cells that were not run: `{list_missing(settings)['command'].iloc[0]}`, and so on.\n"
@@ -237,7 +223,7 @@ def write_tables(results_dir: Path | str = "paper_results", out_dir: Path | str 
             "tex": "".join(f"% {title}\n{table.to_latex(index=False, escape=True)}" for title, table, _ in shown),
         }  # fmt: skip
         for kind, text in texts.items():
-            path = Path(out_dir or results_dir) / "tables" / f"{dataset}.{kind}"
+            path = (out_dir or results_dir) / "tables" / f"{dataset}.{kind}"
             write_text(path, text)
             paths.append(path)
     return paths

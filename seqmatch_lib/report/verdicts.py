@@ -7,7 +7,7 @@ scale "short", which has fewer iterations, decides nothing. Nor does what was me
 without its controls.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from math import hypot, isnan, nan
 from pathlib import Path
@@ -17,16 +17,7 @@ import pandas as pd
 
 from seqmatch_lib.methods import method_names
 from seqmatch_lib.report import queries
-from seqmatch_lib.report.queries import (
-    HALVES,
-    LONGER,
-    ONE_SET,
-    PUBLISHED_SETTINGS,
-    SEEDS_FOR_AN_INTERVAL,
-    STAGED,
-    Evidence,
-    label_scale,
-)
+from seqmatch_lib.report.queries import HALVES, LONGER, ONE_SET, PUBLISHED_SETTINGS, SEEDS_FOR_AN_INTERVAL, STAGED, Evidence
 from seqmatch_lib.report.tables import DAGGER, DATASETS, UNVERIFIED, build_table, format_table
 from seqmatch_lib.runs.config import SEQUENTIAL_PREFIX
 
@@ -38,10 +29,10 @@ COLUMNS = ("claim", "setting", "published", "measured", "control", "verdict", "r
 class Gap(NamedTuple):
     """A difference of accuracy in points, with its 95 % interval (NaN below three seeds) and its number of seeds."""
 
-    mean: float
-    low: float
-    high: float
-    seeds: int
+    mean: float = nan
+    low: float = nan
+    high: float = nan
+    seeds: int = 0
 
     def __str__(self) -> str:
         interval = "" if pd.isna(self.low) else f" [{self.low:+.1f}, {self.high:+.1f}]"
@@ -90,19 +81,17 @@ def judge_accuracy(ours: float, ours_std: float, published: float, published_std
     return f"{NOT_CONFIRMED if scale == 'paper' else NOT_DECIDED} ({ours - published:+.1f})"
 
 
-def list_verdicts(evidence: Evidence, published: pd.DataFrame, results_dir: Path | str) -> pd.DataFrame:
+def list_verdicts(evidence: Evidence, published: pd.DataFrame, results_dir: Path) -> pd.DataFrame:
     """Returns one page: every claim with its setting, what was measured, its control, the verdict, and the records behind it.
 
-    Args:
-        evidence: all records.
-        published: of `tables.load_published`.
-        results_dir: of the coupling measurements.
+    `published` is of `tables.load_published`; the coupling measurements are read from `results_dir`.
     """
+    known = published.set_index(["dataset", "ipc", "method"])
     rows = [
-        *_sequences(evidence, published),
+        *_sequences(evidence, known),
         *_knowing(evidence),
-        *_coupling(evidence, Path(results_dir)),
-        *_over_random(evidence, published),
+        *_coupling(evidence, results_dir),
+        *_over_random(evidence, known),
         *_accuracies(evidence, published),
     ]
     return pd.DataFrame(rows, columns=COLUMNS)
@@ -110,18 +99,17 @@ def list_verdicts(evidence: Evidence, published: pd.DataFrame, results_dir: Path
 
 def summarise(verdicts: pd.DataFrame) -> str:
     """Returns how many claims have which verdict, in a sentence, as Markdown."""
-    kinds = verdicts["verdict"].str.extract("^(confirmed|not confirmed|not decided)", expand=False).value_counts()
-    counts = ", ".join(f"{kinds.get(kind, 0)} {kind}" for kind in (CONFIRMED, NOT_CONFIRMED, NOT_DECIDED))
-    rehearsed = verdicts["verdict"].str.contains("rehearsal").sum()
+    given = verdicts["verdict"].str
+    counts = ", ".join(f"{given.startswith(kind).sum()} {kind}" for kind in (CONFIRMED, NOT_CONFIRMED, NOT_DECIDED))
+    rehearsed = given.contains("rehearsal").sum()
     return (
         f"**What we find.** Of {len(verdicts)} claims, {counts}. **How sure.** {rehearsed} of them were only rehearsed: "
         "smaller networks, fewer teachers and iterations. What a rehearsal shows stands in brackets and decides nothing."
     )
 
 
-def _accuracies(evidence: Evidence, published: pd.DataFrame) -> list[tuple[str, ...]]:
+def _accuracies(evidence: Evidence, published: pd.DataFrame) -> Iterable[tuple[str, ...]]:
     """Published accuracies of what was run at published settings."""
-    rows = []
     for dataset in DATASETS:
         table = build_table(dataset, evidence.runs, published)
         table = table[(table["seeds"] > 0) & table["published"].notna()]
@@ -130,20 +118,17 @@ def _accuracies(evidence: Evidence, published: pd.DataFrame) -> list[tuple[str, 
             mean, std = (row["augmented"], 0.0) if augmented else (row["published"], row["published_std"])
             verdict = judge_accuracy(row["ours"], row["ours_std"], mean, std, row["seeds"], row["scale"])
             records = ", ".join(run.config_hash[:8] for run in queries.runs_of(row["preset"], row["scale"], evidence.runs))
-            setting = _setting(dataset, row["ipc"], row["scale"])
+            setting = queries.name_setting(dataset, row["ipc"], row["scale"])
             measured = f"{shown['ours']}, {_seeds(row['seeds'])}"
             claim = f"{_name(row['method'])}: the published accuracy is reached"
             control = "" if row["method"] == "random" else f"random real {shown['random']}"
-            rows.append((claim, setting, shown["published"], measured, control, verdict, records))
-    return rows
+            yield claim, setting, shown["published"], measured, control, verdict, records
 
 
-def _sequences(evidence: Evidence, published: pd.DataFrame) -> list[tuple[str, ...]]:
+def _sequences(evidence: Evidence, known: pd.DataFrame) -> Iterable[tuple[str, ...]]:
     """The gain of the sequence over its base method, wherever it was published, and on CIFAR-10 for the other base methods."""
-    known = published.set_index(["dataset", "ipc", "method"])
     cells = [key for key in known.index if key[2].startswith(SEQUENTIAL_PREFIX)]
     cells += [("cifar10", 10, SEQUENTIAL_PREFIX + base) for base in method_names()]
-    rows = []
     for dataset, ipc, method in dict.fromkeys(cells):
         base = method.removeprefix(SEQUENTIAL_PREFIX)
         scale, frame = _leading(partial(queries.comparison, bases=[base]), evidence, dataset, ipc)
@@ -151,15 +136,13 @@ def _sequences(evidence: Evidence, published: pd.DataFrame) -> list[tuple[str, .
         one_set = next((name for name in (ONE_SET, LONGER) if _gap(sets, name).seeds), ONE_SET)
         gap = _gap(sets, one_set)
         controls = {"equal cost": _gap(sets, queries.EQUAL), "independent halves": _gap(sets, HALVES)}
-        settings = queries.changed_settings(evidence, dataset, ipc, scale, [base])
-        rows.append((
-            f"{_name(method)} is ahead of {_name(base)}", _setting(dataset, ipc, scale, settings),
+        yield (
+            f"{_name(method)} is ahead of {_name(base)}", queries.name_runs(evidence, dataset, ipc, scale, [base]),
             " over ".join(_printed(known, dataset, ipc, name) for name in (method, base)),
             f"{gap} ({one_set})" if one_set == LONGER else str(gap),
             "; ".join(f"{name} {control}" for name, control in controls.items()) if gap.seeds else "",
             judge_difference(gap, scale, controls), ", ".join(sets.loc[[one_set, STAGED], "records"] if gap.seeds else []),
-        ))  # fmt: skip
-    return rows
+        )  # fmt: skip
 
 
 def _printed(known: pd.DataFrame, dataset: str, ipc: int, method: str) -> str:
@@ -169,23 +152,20 @@ def _printed(known: pd.DataFrame, dataset: str, ipc: int, method: str) -> str:
     return f"{row['mean']:.1f}{DAGGER * (row['check'] == UNVERIFIED)}"
 
 
-def _over_random(evidence: Evidence, published: pd.DataFrame) -> list[tuple[str, ...]]:
+def _over_random(evidence: Evidence, known: pd.DataFrame) -> Iterable[tuple[str, ...]]:
     """The gain of MTT's images over random real ones, at every published size."""
-    known, rows = published.set_index(["dataset", "ipc", "method"]), []
     for ipc in (1, 10, 50):
         scale, frame = _leading(queries.gain_over_random, evidence, "cifar10", method="mtt", ipc=ipc)
         for row in frame.to_dict("records"):
             gap = Gap(row["gain"], row["gain_low"], row["gain_high"], row["seeds"])
             printed = " over ".join(_printed(known, "cifar10", ipc, method) for method in ("mtt", "random"))
             control = f"random real {row['accuracy'] - row['gain']:.1f}, trained alike"
-            verdict, setting = judge_difference(gap, scale), _setting("cifar10", ipc, scale)
-            rows.append(("MTT is ahead of random real images", setting, printed, str(gap), control, verdict, row["records"]))
-    return rows
+            verdict, setting = judge_difference(gap, scale), queries.name_setting("cifar10", ipc, scale)
+            yield "MTT is ahead of random real images", setting, printed, str(gap), control, verdict, row["records"]
 
 
-def _knowing(evidence: Evidence) -> list[tuple[str, ...]]:
+def _knowing(evidence: Evidence) -> Iterable[tuple[str, ...]]:
     """Whether a second subset gains from being distilled for networks that know the first one."""
-    rows = []
     for base in method_names():
         scale, frame = _leading(queries.order, evidence, "cifar10", 10, base=base)
         sets = frame.set_index("set")
@@ -195,28 +175,24 @@ def _knowing(evidence: Evidence) -> list[tuple[str, ...]]:
             first = sets["difference"].get("SeqMatch, S_2 first", nan)
             control = "S_2 first: not run" if isnan(first) else f"S_2 first {first:+.1f}"
             claim = f"SeqMatch-{_name(base)}: an S_2 that knows S_1 is ahead of an independent half"
-            setting, verdict = _setting("cifar10", 10, scale), judge_difference(gap, scale)
-            rows.append((claim, setting, "argument", str(gap), control, verdict, halves["records"]))
-    return rows
+            setting, verdict = queries.name_setting("cifar10", 10, scale), judge_difference(gap, scale)
+            yield claim, setting, "argument", str(gap), control, verdict, halves["records"]
 
 
-def _coupling(evidence: Evidence, results_dir: Path) -> list[tuple[str, ...]]:
+def _coupling(evidence: Evidence, results_dir: Path) -> Iterable[tuple[str, ...]]:
     """How training on a joint set, and on a sequence stage by stage, changes the loss of hard real images."""
-    rows = []
     for run in evidence.runs:
         path = results_dir / "coupling" / run.run_id / "losses.csv"
         if path.is_file() and run in queries.runs_of(run.preset, run.scale, evidence.runs):
-            cell = run.dataset, run.ipc, run.scale
-            setting = _setting(*cell, queries.changed_settings(evidence, *cell, ["mtt"]))
             losses = pd.read_csv(path).query("images == 'hard' and training != 'real data'")
             changes = {name: rows["loss"].diff().dropna() for name, rows in losses.groupby("training", sort=False)}
             measured = "; ".join(f"{name} {', then '.join(map('{:+.2f}'.format, steps))}" for name, steps in changes.items())
-            rows.append((
+            yield (
                 "One set raises the loss of hard real images, a later subset lowers it",
-                setting, "figure 1", measured, "one set trained on for as long: not run",
-                judge_difference(Gap(nan, nan, nan, 1), run.scale), run.config_hash[:8],
-            ))  # fmt: skip
-    return rows
+                queries.name_runs(evidence, run.dataset, run.ipc, run.scale, ["mtt"]), "figure 1", measured,
+                "one set trained on for as long: not run", judge_difference(Gap(seeds=1), run.scale),
+                run.config_hash[:8],
+            )  # fmt: skip
 
 
 def _leading(query: Callable[..., pd.DataFrame], evidence: Evidence, *cell: Any, **equal: Any) -> tuple[str, pd.DataFrame]:
@@ -233,14 +209,9 @@ def _leading(query: Callable[..., pd.DataFrame], evidence: Evidence, *cell: Any,
 def _gap(sets: pd.DataFrame, name: str) -> Gap:
     """Returns the gap of the staged sequence to a set of a comparison."""
     if name not in sets.index or not sets.loc[name, "seeds"]:
-        return Gap(nan, nan, nan, 0)
+        return Gap()
     row = sets.loc[name]
     return Gap(row["difference"], row["difference_low"], row["difference_high"], min(row["seeds"], sets.loc[STAGED, "seeds"]))
-
-
-def _setting(dataset: str, ipc: int, scale: str, settings: Collection[str] = ()) -> str:
-    size = "all images" if not ipc else f"{ipc} image{'s' * (ipc > 1)} per class"
-    return ", ".join(filter(None, (dataset, size, label_scale(scale, settings))))
 
 
 def _name(method: str) -> str:
