@@ -5,7 +5,6 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
-from seqmatch_lib.errors import StorageError, require
 from seqmatch_lib.report.figures import plot_accuracies, plot_losses, show_pictures
 from seqmatch_lib.report.notebooks import show
 from seqmatch_lib.report.queries import label_scale
@@ -52,17 +51,17 @@ def show_run(results: Results, record: RunRecord, subset: int | str = ALL, label
     show(figure, f"Matching losses and accuracies of {record.run_id}")
 
 
-def explore(results: Results) -> Any:
+def explore(results: Results, first: RunRecord) -> Any:
     """Returns menus of data set, scale, images per class, method, run, subset and class, above what they choose.
 
-    Raises:
-        StorageError: there is no record of a distilled set.
+    Args:
+        results: whose runs can be chosen.
+        first: record of the run that is chosen at first.
     """
     from IPython.utils.capture import capture_output
     from ipywidgets import Dropdown, HBox, Output, VBox
 
-    records = find_runs(results)
-    require(bool(records), f"{results.folders[0]} holds no record of a distilled set; run a preset first", StorageError)
+    records = sorted(find_runs(results), key=lambda record: record.run_id != first.run_id)
     menus = {name: Dropdown(description=name.replace("_", " ")) for name in (*LEVELS, "subset", "class")}
     output, busy = Output(), False
 

@@ -125,7 +125,7 @@ return Array.from(images, image => image.alt).join('; ');
 
 
 def test_menus_change_what_is_shown(lab, chromium):
-    """Chooses by hand: another method, then one subset of it, then one class; the pictures follow."""
+    """Chooses by hand: another base method, then one subset of it, then one class; the pictures follow."""
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.select import Select
 
@@ -141,7 +141,7 @@ def test_menus_change_what_is_shown(lab, chromium):
 
     method, subset, label = 3, 5, 6
     for menu, text, expected in [
-        (method, "seqmatch_mtt", "seqmatch_mtt"),
+        (method, "seqmatch_idc", "seqmatch_idc"),
         (subset, "2", "subset: 2, class: all"),
         (label, "ship", "subset: 2, class: ship"),
     ]:

@@ -6,12 +6,14 @@ from types import SimpleNamespace
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
-from seqmatch_lib.errors import StorageError
 from seqmatch_lib.explore import LEVELS, explore, find_runs, show_run
 from seqmatch_lib.results import Results
 from seqmatch_lib.runs.records import load_runs
 
 RESULTS = Results.open(Path(__file__).parents[1] / "paper_results")
+
+
+FIRST = find_runs(RESULTS, dataset="cifar10", method="seqmatch_mtt", ipc=10, scale="reduced")[0]
 
 
 @pytest.fixture
@@ -44,8 +46,9 @@ def test_a_run_is_shown_with_and_without_its_images(shown, capsys):
 
 def test_every_choice_of_the_menus_is_a_run(shown):
     pytest.importorskip("ipywidgets")
-    above, below, _ = explore(RESULTS).children
+    above, below, _ = explore(RESULTS, FIRST).children
     menus = dict(zip((*LEVELS, "subset", "class"), (*above.children, *below.children), strict=True))
+    assert menus["run_id"].value == FIRST.run_id
     menus["dataset"].value = "digits"
     menus["method"].value = "seqmatch_mtt"
     chosen = {one.run_id: one for one in load_runs(RESULTS.folders[0])}[menus["run_id"].value]
@@ -60,7 +63,7 @@ def test_menus_show_pictures_without_redirecting_a_cell():
     shell = InteractiveShell.instance()
     shell.kernel = SimpleNamespace(get_parent=lambda: {"header": {"msg_id": "of a cell"}})  # what can be redirected
     try:
-        above, _, output = explore(RESULTS).children
+        above, _, output = explore(RESULTS, FIRST).children
         redirected = []
         output.observe(redirected.append, "msg_id")
         alts = []
@@ -72,9 +75,3 @@ def test_menus_show_pictures_without_redirecting_a_cell():
     assert any("digits-" in alt for alt in alts)
     assert any("cifar10-" in alt for alt in alts)
     assert not redirected
-
-
-def test_an_empty_folder_is_said(tmp_path):
-    pytest.importorskip("ipywidgets")
-    with pytest.raises(StorageError, match="holds no record of a distilled set"):
-        explore(Results((tmp_path,)))
