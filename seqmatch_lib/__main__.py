@@ -24,6 +24,7 @@ from seqmatch_lib.data.datasets import (
     load_dataset,
     register_dataset,
 )
+from seqmatch_lib.data.multi_formation import AS_STORED, Formation
 from seqmatch_lib.data.preprocessing import Preprocessing
 from seqmatch_lib.engine.evaluation import Accuracy
 from seqmatch_lib.errors import OutOfTime, SeqMatchError, require
@@ -316,9 +317,14 @@ def _export(options: argparse.Namespace) -> None:
 
 def _import(options: argparse.Namespace) -> None:
     config = _read_config(options)
-    spec = find_dataset(config.dataset)
-    preprocessing = _fit_preprocessing(spec, config)
-    sequence = import_sequence(options.paths, options.kind, config, preprocessing, spec.shape, spec.num_classes, options.lr)
+    spec, lrs, method = find_dataset(config.dataset), options.lr, config.options
+    preprocessing, formation = _fit_preprocessing(spec, config), AS_STORED
+    if options.kind == "idc":  # its files say neither
+        lrs = lrs or [getattr(method, "syn_lr", config.evaluation.real_lr)]
+        formation = Formation(getattr(method, "factor", 1), getattr(method, "decode", "single"))
+    sequence = import_sequence(
+        options.paths, options.kind, spec, preprocessing, config.subset_ipcs, config.as_dict(), lrs, formation
+    )
     save_sequence(options.out, sequence)
     print(f"imported: {options.out}")
 
