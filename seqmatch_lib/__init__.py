@@ -16,26 +16,17 @@ if TYPE_CHECKING:  # so that editors know them
     from seqmatch_lib.runs.config import RunConfig
     from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset
 
-_HOMES = {
-    "Run": "front",
-    "distill": "front",
-    "evaluate": "front",
-    "load": "front",
-    "presets": "front",
-    "records": "front",
-    "run": "front",
-    "Results": "results",
-    "BaseMethod": "methods",
-    "method_names": "methods",
-    "register_method": "methods",
-    "RunConfig": "runs.config",
-    "SubsetSequence": "subsets",
-    "SyntheticSubset": "subsets",
-    "ImageDataset": "data.datasets",
-    "unroll": "engine.inner_loop",
-    "OutOfTime": "errors",
-    "SeqMatchError": "errors",
+_NAMES = {
+    "front": ("Run", "distill", "evaluate", "load", "presets", "records", "run"),
+    "results": ("Results",),
+    "methods": ("BaseMethod", "method_names", "register_method"),
+    "runs.config": ("RunConfig",),
+    "subsets": ("SubsetSequence", "SyntheticSubset"),
+    "data.datasets": ("ImageDataset",),
+    "engine.inner_loop": ("unroll",),
+    "errors": ("OutOfTime", "SeqMatchError"),
 }
+_HOMES = {name: home for home, names in _NAMES.items() for name in names}
 __all__ = [
     "BaseMethod", "ImageDataset", "OutOfTime", "Results", "Run", "RunConfig", "SeqMatchError", "SubsetSequence",
     "SyntheticSubset", "distill", "evaluate", "load", "method_names", "presets", "records", "register_method", "run", "unroll",

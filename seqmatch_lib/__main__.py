@@ -4,7 +4,7 @@ import argparse
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,7 +14,7 @@ import torch
 
 from seqmatch_lib.bench.batch import Batch
 from seqmatch_lib.bench.benchmark import run_benchmark
-from seqmatch_lib.bench.cost import CostModel, DataSizes, format_cost, format_pending
+from seqmatch_lib.bench.cost import CostModel, format_cost, format_pending
 from seqmatch_lib.bench.report import format_benchmark, save_benchmark
 from seqmatch_lib.data.datasets import (
     DATASETS,
@@ -24,12 +24,13 @@ from seqmatch_lib.data.datasets import (
     load_dataset,
     register_dataset,
 )
+from seqmatch_lib.data.multi_formation import AS_STORED, Formation
 from seqmatch_lib.data.preprocessing import Preprocessing
 from seqmatch_lib.engine.evaluation import Accuracy
 from seqmatch_lib.errors import OutOfTime, SeqMatchError, require
 from seqmatch_lib.exchange.formats import FORMATS, export_sequence, import_sequence
 from seqmatch_lib.exchange.pixel_layouts import share_outside
-from seqmatch_lib.front import evaluate
+from seqmatch_lib.front import config_of, evaluate
 from seqmatch_lib.runs.config import SCALES, RunConfig, parse_override, preset_names
 from seqmatch_lib.runs.experiment import record_shared_teachers, run_experiment
 from seqmatch_lib.runs.records import format_records, load_runs
@@ -79,33 +80,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _make_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="seqmatch_lib", description="SeqMatch: sequential subset matching for dataset distillation")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
-    for add in (_add_runs, _add_sets, _add_results, _add_pages, _add_predictions):
+    for add in (_add_runs, _add_sets, _add_results, _add_predictions):
         add(commands)
     return parser
 
 
+def _add_command(commands: Any, name: str, run: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=text)
+    command.set_defaults(command=run)
+    return command
+
+
 def _add_runs(commands: Any) -> None:
     """Adds the commands that compute: a run, the teachers that runs share."""
-    run = commands.add_parser("run", help="distil, evaluate and record one preset, or go on with it")
+    run = _add_command(commands, "run", _run, "distil, evaluate and record one preset, or go on with it")
     _add_preset_arguments(run)
     _add_results_argument(run)
     _add_minutes_argument(run)
     run.add_argument("--download", action="store_true", help="download the data set if it is missing")
     run.add_argument("--force", action="store_true", help="run again although there is a record")
     _add_folder_arguments(run, of_set=False)
-    run.set_defaults(command=_run)
 
-    teachers = commands.add_parser("teachers", help="record the teachers of a preset's first stage, which runs share")
+    teachers = _add_command(commands, "teachers", _teachers, "record the teachers of a preset's first stage, which runs share")
     _add_preset_arguments(teachers)
     _add_results_argument(teachers)
     _add_folder_arguments(teachers, of_set=False)
     _add_minutes_argument(teachers)
-    teachers.set_defaults(command=_teachers)
 
 
 def _add_sets(commands: Any) -> None:
     """Adds the commands for distilled sets: evaluate, export, import."""
-    evaluate = commands.add_parser("evaluate", help="train fresh networks on a distilled set and test them")
+    evaluate = _add_command(commands, "evaluate", _evaluate, "train fresh networks on a distilled set and test them")
     evaluate.add_argument("path", type=Path, metavar="PATH", help="a .safetensors file below <results>/distilled")
     evaluate.add_argument("--networks", nargs="+", metavar="NAME", help="default: those of the set's own run")
     evaluate.add_argument("--num-networks", type=int, metavar="N", help="default: as in the set's own run")
@@ -116,16 +121,14 @@ def _add_sets(commands: Any) -> None:
     evaluate.add_argument("--results", type=Path, metavar="DIR", help="keep a record in <DIR>/reevaluations")
     _add_minutes_argument(evaluate)
     _add_folder_arguments(evaluate, of_set=True)
-    evaluate.set_defaults(command=_evaluate)
 
-    export = commands.add_parser("export", help="write a distilled set in the layout of another code, or as pictures")
+    export = _add_command(commands, "export", _export, "write a distilled set in the layout of another code, or as pictures")
     export.add_argument("path", type=Path, metavar="PATH", help="a .safetensors file below <results>/distilled")
     export.add_argument("--to", required=True, choices=FORMATS, metavar="FORMAT", help=", ".join(FORMATS))
     export.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the files")
     _add_folder_arguments(export, of_set=True)
-    export.set_defaults(command=_export)
 
-    import_ = commands.add_parser("import", help="read a distilled set in the layout of another code, for `evaluate`")
+    import_ = _add_command(commands, "import", _import, "read a distilled set in the layout of another code, for `evaluate`")
     import_.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="folder of the set, or of each subset in order")
     import_.add_argument("--from", dest="kind", required=True, choices=FORMATS, metavar="FORMAT", help=", ".join(FORMATS))
     import_.add_argument("--preset", required=True, metavar="PRESET", help="what the set is: data set, ipc, method")
@@ -134,53 +137,47 @@ def _add_sets(commands: Any) -> None:
     import_.add_argument("--lr", type=float, nargs="+", default=[], metavar="LR", help="one step size, or one a subset")
     import_.add_argument("--out", type=Path, required=True, metavar="FILE", help="the .safetensors file to write")
     _add_folder_arguments(import_, of_set=False)
-    import_.set_defaults(command=_import)
 
 
 def _add_results(commands: Any) -> None:
-    """Adds the commands that read records: all of them, as tables."""
-    show = commands.add_parser("show", help="print the accuracies of all records of a results folder")
+    """Adds the commands that read records: all of them, as tables, in notebooks."""
+    show = _add_command(commands, "show", _show, "print the accuracies of all records of a results folder")
     show.add_argument("results", type=Path, nargs="?", default=RESULTS, metavar="DIR")
-    show.set_defaults(command=_show)
 
-    tables = commands.add_parser("tables", help="write the paper's tables and figures from the records of a results folder")
+    tables = _add_command(
+        commands, "tables", _tables, "write the paper's tables and figures from the records of a results folder"
+    )
     _add_results_argument(tables)
     tables.add_argument("--readme", action="store_true", help="print the README's table of results instead")
     tables.add_argument("--pending", action="store_true", help="list the cells without a record instead")
     tables.add_argument("--scale", default="paper", choices=SCALES, help="of the pending cells; default: paper")
-    tables.set_defaults(command=_tables)
 
-
-def _add_pages(commands: Any) -> None:
-    """Adds the command that executes a notebook."""
-    notebook = commands.add_parser("notebook", help="execute a notebook; a parameter it does not have is an error")
+    notebook = _add_command(commands, "notebook", _notebook, "execute a notebook; a parameter it does not have is an error")
     notebook.add_argument("path", type=Path, nargs="?", metavar="PATH", help="for example notebooks/20_ablation_k.ipynb")
     notebook.add_argument("--all", action="store_true", help=f"all notebooks as they open, into {EXECUTED}")
     notebook.add_argument("--out", type=Path, metavar="PATH", help="the executed copy; default: build/executed/<name>")
     notebook.add_argument("--html", action="store_true", help="write the copy as a page, too")
     _add_set_argument(notebook, "scale=reduced")
-    notebook.set_defaults(command=_notebook)
 
 
 def _add_predictions(commands: Any) -> None:
     """Adds the commands for what comes before a run: the presets, a batch of them, the speed of the machine, the cost."""
-    presets = commands.add_parser("presets", help="list the presets")
-    presets.set_defaults(command=lambda options: print("\n".join(preset_names())))
+    _add_command(commands, "presets", lambda options: print("\n".join(preset_names())), "list the presets")
 
-    plan = commands.add_parser("plan", help="list the runs that a batch (`make tables`) has yet to make, and what they take")
+    plan = _add_command(
+        commands, "plan", _plan, "list the runs that a batch (`make tables`) has yet to make, and what they take"
+    )
     plan.add_argument("--scale", default="smoke", help=f"{', '.join(SCALES)}; default: smoke")
     for name, others in (("datasets", "presets"), ("presets", "datasets")):
         plan.add_argument(f"--{name}", nargs="+", metavar="NAME", help=f"of the batch, instead of {others}")
     plan.add_argument("--seeds", nargs="+", default=[0], metavar="N", help="default: 0")
     plan.add_argument("--results", metavar="DIR", help="default: build/<scale>")
-    plan.set_defaults(command=_plan)
 
-    bench = commands.add_parser("bench", help="measure speed, memory and exactness of the engines on this machine")
+    bench = _add_command(commands, "bench", _bench, "measure speed, memory and exactness of the engines on this machine")
     bench.add_argument("--quick", action="store_true", help="small networks alone, under three minutes on two CPU cores")
     _add_results_argument(bench)
-    bench.set_defaults(command=_bench)
 
-    cost = commands.add_parser("cost", help="predict operations, seconds and memory of a preset from a benchmark")
+    cost = _add_command(commands, "cost", _cost, "predict operations, seconds and memory of a preset from a benchmark")
     _add_preset_arguments(cost)
     cost.add_argument("--threads", type=int, metavar="N", help="of the run; default: those of torch")
     cost.add_argument("--benchmark", type=Path, metavar="FILE", help="default: the newest below <results>/benchmarks")
@@ -188,7 +185,6 @@ def _add_predictions(commands: Any) -> None:
     cost.add_argument("--image-size", type=int, metavar="PIXELS", help="of another data set; default: the preset's")
     cost.add_argument("--num-classes", type=int, metavar="N", help="of another data set")
     cost.add_argument("--train-images", type=int, metavar="N", help="of another data set")
-    cost.set_defaults(command=_cost)
 
 
 def _add_preset_arguments(command: argparse.ArgumentParser) -> None:
@@ -264,13 +260,12 @@ def _announce_hours(config: RunConfig) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    sequence, config = _open_set(options.path)
-    dataset = None if options.images is None else load_dataset(_find_images(options, sequence, config))
+    dataset = None if options.images is None else load_dataset(_find_images(options, load_sequence(options.path)))
     changes = dict(parse_override(text) for text in options.set)
     if options.num_networks is not None:
         changes["evaluation.num_networks"] = options.num_networks
     reevaluation = evaluate(
-        sequence, options.networks, options.joint, options.random, options.seed, changes, dataset, options.results,
+        options.path, options.networks, options.joint, options.random, options.seed, changes, dataset, options.results,
         options.max_minutes,
     )  # fmt: skip
     for prefix, accuracies in (("", reevaluation.accuracy), ("random real images, ", reevaluation.random_baseline or {})):
@@ -280,15 +275,9 @@ def _evaluate(options: argparse.Namespace) -> None:
         print(f"record: {options.results / 'reevaluations' / reevaluation.config['dataset'] / reevaluation.name}.json")
 
 
-def _open_set(path: Path) -> tuple[SubsetSequence, RunConfig]:
-    """Returns the set in a file, and the configuration it was made with."""
-    sequence = load_sequence(path)
-    require("config" in sequence.metadata, f"{path} does not say how it was made; give a file written by `run`")
-    return sequence, RunConfig.from_dict(sequence.metadata["config"])
-
-
-def _find_images(options: argparse.Namespace, sequence: SubsetSequence, config: RunConfig) -> DatasetSpec:
+def _find_images(options: argparse.Namespace, sequence: SubsetSequence) -> DatasetSpec:
     """Returns the data set that a distilled set was made of: by its name, or in a folder of whatever name."""
+    config = config_of(sequence, options.path)
     if options.images is None:
         return find_dataset(config.dataset)
     registered = DATASETS.get(config.dataset)
@@ -302,9 +291,9 @@ def _find_images(options: argparse.Namespace, sequence: SubsetSequence, config: 
 
 
 def _export(options: argparse.Namespace) -> None:
-    sequence, config = _open_set(options.path)
-    spec = _find_images(options, sequence, config)
-    preprocessing = _fit_preprocessing(spec, config)
+    sequence = load_sequence(options.path)
+    spec = _find_images(options, sequence)
+    preprocessing = _fit_preprocessing(spec, config_of(sequence, options.path))
     check_sequence(sequence, str(options.path), spec.shape, spec.num_classes)
     names = sequence.metadata.get("class_names") or [str(label) for label in range(spec.num_classes)]
     written = export_sequence(sequence, options.to, options.out, preprocessing, names)
@@ -316,9 +305,14 @@ def _export(options: argparse.Namespace) -> None:
 
 def _import(options: argparse.Namespace) -> None:
     config = _read_config(options)
-    spec = find_dataset(config.dataset)
-    preprocessing = _fit_preprocessing(spec, config)
-    sequence = import_sequence(options.paths, options.kind, config, preprocessing, spec.shape, spec.num_classes, options.lr)
+    spec, lrs, method = find_dataset(config.dataset), options.lr, config.options
+    preprocessing, formation = _fit_preprocessing(spec, config), AS_STORED
+    if options.kind == "idc":  # its files say neither
+        lrs = lrs or [getattr(method, "syn_lr", config.evaluation.real_lr)]
+        formation = Formation(getattr(method, "factor", 1), getattr(method, "decode", "single"))
+    sequence = import_sequence(
+        options.paths, options.kind, spec, preprocessing, config.subset_ipcs, config.as_dict(), lrs, formation
+    )
     sequence.save(options.out)
     print(f"imported: {options.out}")
 
@@ -397,12 +391,12 @@ def _plan(options: argparse.Namespace) -> None:
 def _cost(options: argparse.Namespace) -> None:
     config = _read_config(options)
     model = CostModel.load(options.results, options.benchmark)
-    sizes = DataSizes.of(config.dataset)
-    changes = {"num_classes": options.num_classes, "train_images": options.train_images}
+    dataset = find_dataset(config.dataset)
+    changes = {"num_classes": options.num_classes, "train_size": options.train_images}
     if options.image_size is not None:
-        changes["image_shape"] = (sizes.image_shape[0], options.image_size, options.image_size)
-    sizes = replace(sizes, **{name: value for name, value in changes.items() if value is not None})
-    print(format_cost(config, sizes, model, options.threads))
+        changes["shape"] = (dataset.shape[0], options.image_size, options.image_size)
+    dataset = replace(dataset, **{name: value for name, value in changes.items() if value is not None})
+    print(format_cost(config, dataset, model, options.threads))
 
 
 if __name__ == "__main__":

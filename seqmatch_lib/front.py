@@ -24,14 +24,14 @@ from torch.utils.data import Dataset
 
 from seqmatch_lib.bench.cost import CostModel
 from seqmatch_lib.data.arrays import Arrays, dataset_from_arrays
-from seqmatch_lib.data.datasets import DATASETS, DatasetSpec, ImageDataset, find_dataset, load_dataset
-from seqmatch_lib.errors import ConfigError, StorageError, require
+from seqmatch_lib.data.datasets import DATASETS, ImageDataset, find_dataset, load_dataset
+from seqmatch_lib.errors import StorageError, require
 from seqmatch_lib.methods import get_method, method_names
 from seqmatch_lib.runs.config import SEQUENTIAL_PREFIX, RunConfig, preset_names
 from seqmatch_lib.runs.experiment import choose_device, run_experiment
 from seqmatch_lib.runs.pictures import load_pictures
 from seqmatch_lib.runs.real_data import prepare_data
-from seqmatch_lib.runs.records import Reevaluation, RunRecord, load_runs, tabulate_accuracies
+from seqmatch_lib.runs.records import Reevaluation, RunRecord, load_runs
 from seqmatch_lib.runs.reevaluation import reevaluate
 from seqmatch_lib.store.budget import Budget
 from seqmatch_lib.subsets import SubsetSequence, load_sequence, set_path
@@ -127,12 +127,8 @@ class Run:
     @property
     def class_names(self) -> list[str]:
         """One a class; numbers where the set does not know them."""
-        numbers = [str(label) for label in range(self._spec.num_classes)]
-        return self.distilled.metadata.get("class_names") or numbers
-
-    @property
-    def _spec(self) -> DatasetSpec:
-        return find_dataset(self.config.dataset) if self.dataset is None else self.dataset.spec
+        spec = find_dataset(self.config.dataset) if self.dataset is None else self.dataset.spec
+        return self.distilled.metadata.get("class_names") or [str(label) for label in range(spec.num_classes)]
 
     def plot_losses(self, window: int = 20) -> "Figure":
         """Draws the matching loss of every stage, as a running mean over `window` iterations."""
@@ -150,10 +146,7 @@ class Run:
         results_dir: Path | str | None = None,
     ) -> Reevaluation:
         """Trains fresh networks on the distilled set and tests them; arguments as in `evaluate`."""
-        return evaluate(self.distilled, networks, joint, random, seed, set, self._load(), results_dir)
-
-    def _load(self) -> ImageDataset:
-        return load_dataset(self.config.dataset) if self.dataset is None else self.dataset
+        return evaluate(self.distilled, networks, joint, random, seed, set, self.dataset, results_dir)
 
 
 def run(
@@ -272,13 +265,17 @@ def evaluate(
         DataError: the set was distilled from other images than those found.
     """
     sequence = distilled if isinstance(distilled, SubsetSequence) else load(distilled)
-    origin = "the set" if isinstance(distilled, SubsetSequence) else distilled
-    require("config" in sequence.metadata, f"{origin} does not say how it was made; give one that a run wrote", ConfigError)
     changes = dict(set or {}) | ({"evaluation.networks": list(networks)} if networks else {})
-    config = RunConfig.from_dict(sequence.metadata["config"]).changed(changes)
+    config = config_of(sequence, "the set" if sequence is distilled else distilled).changed(changes)
     real = prepare_data(dataset or load_dataset(config.dataset), config.zca, config.select_on, choose_device())
     folder = None if results_dir is None else Path(results_dir)
     return reevaluate(sequence, config, real, joint, seed, random, folder, Budget(max_minutes))
+
+
+def config_of(sequence: SubsetSequence, origin: Path | str) -> RunConfig:
+    """Returns the configuration that a set was made with; raises ConfigError, which names the `origin`, if it has none."""
+    require("config" in sequence.metadata, f"{origin} does not say how it was made; give a file written by `run`")
+    return RunConfig.from_dict(sequence.metadata["config"])
 
 
 def load(path: Path | str) -> SubsetSequence:
@@ -297,9 +294,17 @@ def records(results_dir: Path | str = RESULTS) -> "DataFrame":
         Columns `dataset`, `ipc`, `method`, `num_subsets`, `scale`, `run_id`, `seed`, `training` ("last", "selected", "joint",
         or "random" for random real images), `network`, `accuracy`.
     """
-    runs = load_runs(Path(results_dir))
-    names = ["dataset", "ipc", "method", "num_subsets", "scale", "run_id"]
-    return tabulate_accuracies({tuple(getattr(run, name) for name in names): [run] for run in runs}, names)
+    from pandas import DataFrame
+
+    names = ("dataset", "ipc", "method", "num_subsets", "scale", "run_id", "seed")
+    rows = [
+        (*(getattr(run, name) for name in names), kind.removesuffix(" real"), network, value)
+        for run in load_runs(Path(results_dir))
+        for kind, accuracies in run.accuracies.items()
+        for network, accuracy in (accuracies or {"by_network": {}})["by_network"].items()
+        for value in accuracy["values"]
+    ]
+    return DataFrame(rows, columns=[*names, "training", "network", "accuracy"])
 
 
 def presets(dataset: str | None = None, scale: str = "paper", results_dir: Path | str = RESULTS) -> "DataFrame":

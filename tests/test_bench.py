@@ -14,8 +14,7 @@ from seqmatch_lib.bench import cost
 from seqmatch_lib.bench.benchmark import Case, InnerLoop, run_benchmark
 from seqmatch_lib.bench.cost import (
     CostModel,
-    DataSizes,
-    count_forward_flops,
+    count_network,
     format_cost,
     predict_seconds,
     predict_work,
@@ -23,6 +22,7 @@ from seqmatch_lib.bench.cost import (
 )
 from seqmatch_lib.bench.floors import list_convolutions, list_copies
 from seqmatch_lib.bench.report import format_benchmark, load_benchmark, newest_benchmark, save_benchmark, summarise_ratios
+from seqmatch_lib.data.datasets import DATASETS
 from seqmatch_lib.engine.networks import NetworkConfig, flatten_parameters, make_network
 from seqmatch_lib.engine.step_functions import ADJOINT_PASSES, GRADIENT_PASSES, StepFunctions, _Compiled
 from seqmatch_lib.errors import ConfigError
@@ -111,7 +111,7 @@ def test_the_figure_draws_every_way(result):
 def test_forward_operations_are_those_of_the_layers():
     width = 32
     products = 9 * 3 * width * 32 * 32 + 9 * width * width * (16 * 16 + 8 * 8) + width * 4 * 4 * 10
-    assert count_forward_flops(NetworkConfig(width=width), *CIFAR) == 2 * products
+    assert count_network(NetworkConfig(width=width), *CIFAR).flops == 2 * products
 
 
 def test_a_gradient_is_three_passes(uncompiled):
@@ -120,7 +120,7 @@ def test_a_gradient_is_three_passes(uncompiled):
     functions = StepFunctions(network)
     with FlopCounterMode(display=False) as counter:
         functions.gradient(flatten_parameters(network), torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 3]))
-    passes = counter.get_total_flops() / (4 * count_forward_flops(NetworkConfig(width=32), *CIFAR))
+    passes = counter.get_total_flops() / (4 * count_network(NetworkConfig(width=32), *CIFAR).flops)
     assert GRADIENT_PASSES - 0.5 < passes <= GRADIENT_PASSES
 
 
@@ -132,7 +132,7 @@ def test_floors_hold_all_convolutions_of_a_step_and_of_its_adjoint():
     with FlopCounterMode(display=False) as counter:
         for call in convolutions:
             call()
-    passes = counter.get_total_flops() / (4 * count_forward_flops(NetworkConfig(width=32), *CIFAR))
+    passes = counter.get_total_flops() / (4 * count_network(NetworkConfig(width=32), *CIFAR).flops)
     assert GRADIENT_PASSES + ADJOINT_PASSES - 1.5 < passes <= GRADIENT_PASSES + ADJOINT_PASSES
     first_output = convolutions[0]()
     torch.testing.assert_close(first_output, network[0](images))
@@ -143,22 +143,22 @@ def test_work_is_counted_stage_by_stage():
     overrides = {"subset_ipcs": [4, 6], "training.epochs": 7, "mtt.batch_syn": 50, "evaluation.num_networks": 3,
                  "evaluation.num_selections": 2, "select_on": "test"}  # fmt: skip
     config = RunConfig.from_preset("cifar10-ipc10-seqmatch_mtt", overrides=overrides)
-    work = predict_work(config, DataSizes.of("cifar10"))
-    forward = count_forward_flops(config.network, *CIFAR)
+    work = predict_work(config, DATASETS["cifar10"])
+    forward = count_network(config.network, *CIFAR).flops
     start = 3 * 7 * 40
     assert work["teachers"].flops == pytest.approx(forward * 100 * (3 * 50_000 * (42 + 20) + start))
     assert work["distillation"].flops == pytest.approx(forward * 5000 * 30 * 12 * (40 + 50))
     assert work["selection"].flops == pytest.approx(forward * 2 * (3 * 7 * 40 + 3 * 7 * 140 + 2 * 10_000))
     assert work["evaluation"].flops == pytest.approx(forward * 3 * (3 * (3 * 7 * 140 + 10_000) + 3 * 7 * 100 + 10_000))
-    assert trajectory_bytes(config, DataSizes.of("cifar10")) == 4 * 320_010 * 100 * (43 + 21)
-    whole = predict_work(RunConfig.from_preset("cifar10-whole"), DataSizes.of("cifar10"))
+    assert trajectory_bytes(config, DATASETS["cifar10"]) == 4 * 320_010 * 100 * (43 + 21)
+    whole = predict_work(RunConfig.from_preset("cifar10-whole"), DATASETS["cifar10"])
     assert whole.keys() == {"evaluation"}
     assert whole["evaluation"].flops == pytest.approx(forward * 5 * (3 * 100 * 50_000 + 10_000))
 
 
 def test_seconds_follow_the_rate_of_the_nearest_width(result):
     config = RunConfig.from_preset("cifar10-ipc10-mtt", "reduced", overrides={"mtt.precision": "bfloat16"})
-    work = predict_work(config, DataSizes.of("cifar10"))["distillation"]
+    work = predict_work(config, DATASETS["cifar10"])["distillation"]
     rows = [row for row in result["inner_steps"] if row["variant"] == "compiled bfloat16"]
     for row in rows:
         row["seconds"] = row["flops"] / 1e9
@@ -205,16 +205,16 @@ def test_predictions_are_corrected_by_recorded_runs_of_the_machine(recorded, mon
     assert sum(model.predict(config, 1).values()) == pytest.approx(2.5 * plain)
     # the run that took 3 times its plain prediction is predicted from those that took 2, 2.5 and 2.5 times theirs
     assert sorted(model.errors()) == pytest.approx(sorted([2.5 / 2, 2.5 / 3, 2.5 / 2.5, 2.5 / 2.5]))
-    text = format_cost(config, DataSizes.of("cifar10"), model, threads=1)
+    text = format_cost(config, DATASETS["cifar10"], model, threads=1)
     assert "4 recorded runs" in text
     assert text.splitlines()[-1].startswith(f"predicted: {2.5 * plain / 3600:.2f} hours")
 
 
 def test_an_equal_recorded_run_is_shown(recorded):
     result, config, run = recorded
-    text = format_cost(config.changed({"training.epochs": 999}), DataSizes.of("cifar10"), CostModel(result, [run("a", 2.0)]))
+    text = format_cost(config.changed({"training.epochs": 999}), DATASETS["cifar10"], CostModel(result, [run("a", 2.0)]))
     assert "recorded:" not in text
-    assert "run a" in format_cost(replace(config, seed=5), DataSizes.of("cifar10"), CostModel(result, [run("a", 2.0)]))
+    assert "run a" in format_cost(replace(config, seed=5), DATASETS["cifar10"], CostModel(result, [run("a", 2.0)]))
 
 
 def test_a_missing_benchmark_is_named(tmp_path):

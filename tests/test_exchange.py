@@ -47,10 +47,15 @@ def configure(ipcs=(2, 1), method="seqmatch_mtt"):
     return RunConfig.from_preset(f"digits-ipc10-{name}", overrides=overrides)
 
 
+def import_as(config, paths, kind, lrs=(), spec=DIGITS, preprocessing=PLAIN):
+    """Imports a set as an instance of a configuration."""
+    return import_sequence(paths, kind, spec, preprocessing, config.subset_ipcs, config.as_dict(), lrs)
+
+
 def there_and_back(sequence, kind, folder, config, lrs=(), preprocessing=PLAIN):
     written = export_sequence(sequence, kind, folder, preprocessing, NAMES)
     assert all(path.is_file() and folder in path.parents for path in written)
-    return import_sequence([folder], kind, config, preprocessing, DIGITS.shape, 10, lrs)
+    return import_as(config, [folder], kind, lrs, preprocessing=preprocessing)
 
 
 @pytest.mark.parametrize("ipcs", [(3,), (2, 1)])
@@ -113,9 +118,12 @@ def test_the_files_are_those_the_public_codes_load(tmp_path, generator):
 
 def test_multi_formation_is_kept_by_idc_and_taken_apart_by_the_others(tmp_path, generator):
     sequence = make_sequence(generator, (2,), formation=Formation(2))
-    config = RunConfig.from_preset("digits-ipc10-idc", overrides={"ipc": 2, "subset_ipcs": [2]})
-    back = there_and_back(sequence, "idc", tmp_path / "idc", config)
+    export_sequence(sequence, "idc", tmp_path / "idc", PLAIN, NAMES)
+    given = ["--preset", "digits-ipc10-idc", "--set", "ipc=2", "--set", "subset_ipcs=[2]", "--out", str(tmp_path / "back")]
+    assert main(["import", str(tmp_path / "idc"), "--from", "idc", *given]) == 0
+    back = load_sequence(tmp_path / "back")
     assert back.subsets[0].formation == Formation(2)
+    assert back.subsets[0].lr == RunConfig.from_preset("digits-ipc10-idc").options.syn_lr
     torch.testing.assert_close(back.union()[0], sequence.union()[0], rtol=0, atol=1e-5)
     back = there_and_back(sequence, "mtt", tmp_path / "mtt", configure((8,)))
     assert [len(subset.images) for subset in back.subsets] == [80]
@@ -140,7 +148,7 @@ def test_the_subsets_of_seqmatch_may_lie_in_folders_of_any_name(tmp_path, genera
     export_sequence(sequence, "mtt", tmp_path, PLAIN, NAMES)
     (tmp_path / "SHA256SUMS").unlink()
     folders = [(tmp_path / f"S_{k}").rename(tmp_path / name) for k, name in ((1, "warm"), (2, "late"))]
-    back = import_sequence(folders, "mtt", configure(), PLAIN, DIGITS.shape, 10)
+    back = import_as(configure(), folders, "mtt")
     assert torch.equal(back.union()[0], sequence.union()[0])
 
 
@@ -152,7 +160,7 @@ def test_a_damaged_export_is_named(tmp_path, generator, kind):
     content[len(content) // 2] ^= 1
     files[0].write_bytes(content)
     with pytest.raises(DataError, match=rf"{re.escape(files[0].name)} does not match .*SHA256SUMS"):
-        import_sequence([tmp_path], kind, configure((2,)), PLAIN, DIGITS.shape, 10, [0.01])
+        import_as(configure((2,)), [tmp_path], kind, [0.01])
 
 
 def test_what_a_layout_cannot_hold_is_refused(tmp_path, generator):
@@ -179,7 +187,7 @@ def test_what_does_not_fit_is_told_with_the_remedy(tmp_path, generator):
     export_sequence(make_sequence(generator), "folder", tmp_path / "folder", PLAIN, NAMES)
 
     def read(name, kind, config=None, shape=DIGITS.shape, lrs=()):
-        return import_sequence([tmp_path / name], kind, config or configure(), PLAIN, shape, 10, lrs)
+        return import_as(config or configure(), [tmp_path / name], kind, lrs, replace(DIGITS, shape=shape))
 
     with pytest.raises(ConfigError, match=r"subsets of \[2, 1\] images per class.*--set ipc=3 --set subset_ipcs=\[2,1\]"):
         read("mtt", "mtt", configure((5, 5)))

@@ -4,13 +4,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-import pandas as pd
 import pytest
 
 from seqmatch_lib.__main__ import main
 from seqmatch_lib.bench.cost import CostModel, format_pending
 from seqmatch_lib.bench.report import load_benchmark, newest_benchmark
 from seqmatch_lib.errors import StorageError
+from seqmatch_lib.front import records as accuracies_of
 from seqmatch_lib.report import charts
 from seqmatch_lib.report.tables import (
     DATASETS,
@@ -25,7 +25,7 @@ from seqmatch_lib.report.tables import (
     write_tables,
 )
 from seqmatch_lib.runs.config import RunConfig, preset_names
-from seqmatch_lib.runs.records import load_runs, overrides_of, tabulate_accuracies
+from seqmatch_lib.runs.records import load_runs, overrides_of
 
 RESULTS = Path(__file__).parents[1] / "paper_results"
 RECORDS = load_runs(RESULTS)
@@ -165,13 +165,15 @@ def test_published_numbers_are_complete_and_name_their_source():
         load_published("nowhere")
 
 
-def test_accuracies_become_one_row_a_network():
-    runs = [as_run_of("cifar10-ipc10-mtt", seed=seed, mean=mean) for seed, mean in ((0, 50.0), (1, 60.0))]
-    frame = tabulate_accuracies({("mtt", 10): runs}, ["method", "ipc"])
-    assert list(frame.columns) == ["method", "ipc", "seed", "training", "network", "accuracy"]
+def test_accuracies_become_one_row_a_network(tmp_path):
+    for seed, mean in ((0, 50.0), (1, 60.0)):
+        run = as_run_of("cifar10-ipc10-mtt", seed=seed, mean=mean)
+        run.save(tmp_path / "runs" / f"{run.run_id}.json")
+    frame = accuracies_of(tmp_path)
+    columns = ["dataset", "ipc", "method", "num_subsets", "scale", "run_id", "seed", "training", "network", "accuracy"]
+    assert list(frame.columns) == columns
     assert frame[frame["training"] == "last"]["accuracy"].tolist() == [49.0, 51.0, 59.0, 61.0]
     assert set(frame["training"]) >= {"last", "selected", "random"}
-    assert isinstance(tabulate_accuracies({3: runs}, "K"), pd.DataFrame)
 
 
 def test_the_command_writes_tables_and_lists_what_is_pending(tmp_path, capsys):

@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from math import ceil, inf
@@ -15,7 +16,8 @@ from typing import Any
 
 from filelock import AcquireReturnProxy, Timeout
 
-from seqmatch_lib.bench.cost import CostModel, DataSizes, Work, predict_work
+from seqmatch_lib.bench.cost import CostModel, Work, predict_work
+from seqmatch_lib.data.datasets import find_dataset
 from seqmatch_lib.errors import ConfigError, StorageError, require
 from seqmatch_lib.runs.config import RunConfig, preset_names, require_known
 from seqmatch_lib.store.files import acquire_lock, digest_json
@@ -168,35 +170,21 @@ class Batch:
 
     def need(self, job: str) -> Need:
         """Returns what a job takes; that of a run is without the teachers it begins with, which are a job of their own."""
-        if job not in self._needs:
-            self._needs[job] = self._find_need(job)
-        return self._needs[job]
-
-    @cached_property
-    def _needs(self) -> dict[str, Need]:
-        return {}
-
-    def _find_need(self, job: str) -> Need:
         config = self.configs[self.teachers.get(job, job)]
-        work = predict_work(config, DataSizes.of(config.dataset))
+        work = predict_work(config, find_dataset(config.dataset))
         record = None if self.model is None else self.model.find_record(config)
-        if record is None:
-            source, mebibytes = "predicted", {phase: PROCESS_MEBIBYTES + part.bytes / 2**20 for phase, part in work.items()}
-            seconds = self._predict(config)
-        else:
+        source, seconds = "predicted", None
+        mebibytes = {phase: PROCESS_MEBIBYTES + part.bytes / 2**20 for phase, part in work.items()}
+        if record is not None:
             source, mebibytes, seconds = "measured", record.peak_memory_mb, record.seconds
+        elif self.model is not None:
+            with suppress(ConfigError):  # no benchmark measured what the run would use
+                seconds = self.model.predict(config, self.threads)
         peak = mebibytes["teachers"] if job in self.teachers else max(mebibytes.values())
         if seconds is None:
             return Need(None, peak, source)
         shared = seconds["teachers"] * _first_stage_share(config, work) if config.uses_teachers else 0.0
         return Need((shared if job in self.teachers else sum(seconds.values()) - shared) / 60, peak, source)
-
-    def _predict(self, config: RunConfig) -> dict[str, float] | None:
-        """Returns the seconds of each phase; None where no benchmark measured what the run would use."""
-        try:
-            return None if self.model is None else self.model.predict(config, self.threads)
-        except ConfigError:
-            return None
 
     @cached_property
     def model(self) -> CostModel | None:
@@ -252,21 +240,17 @@ class Batch:
             (name, seed), need = names[job], needs[job]
             minutes = "-" if need.minutes is None else f"{need.minutes:,.1f}"
             lines.append(f"{name:<36}{seed:>6}{minutes:>12}{need.mebibytes:>10,.0f}  {need.source}")
-        return "\n".join([*lines, "", *self._totals(needs.values(), len(missing))])
-
-    def _totals(self, needs: Iterable[Need], missing: int) -> list[str]:
-        """Returns the lines below the table."""
-        needs = list(needs)
-        count = f"{missing} of {len(self.configs)} runs at scale {self.scale} are missing from {self.results}"
+        count = f"{len(missing)} of {len(self.configs)} runs at scale {self.scale} are missing from {self.results}"
         if not needs:
-            return [count]
-        hours = sum(need.minutes or 0.0 for need in needs) / 60
-        lines = [f"{count}: {hours:,.1f} hours one after another, at most {max(need.mebibytes for need in needs):,.0f} MiB"]
+            return "\n".join([*lines, "", count])
+        hours = sum(need.minutes or 0.0 for need in needs.values()) / 60
+        memory = max(need.mebibytes for need in needs.values())
+        lines += ["", f"{count}: {hours:,.1f} hours one after another, at most {memory:,.0f} MiB"]
         if self.model is not None:
             lines.append(f"predicted for {self.threads} threads of {self.model.machine}")
-        if any(need.minutes is None for need in needs):
+        if any(need.minutes is None for need in needs.values()):
             lines.append(f"-: no benchmark of a {self.device} device says; run `python -m seqmatch_lib bench` on one")
-        return lines
+        return "\n".join(lines)
 
 
 def split_names(given: Any) -> tuple[str, ...]:
@@ -291,7 +275,7 @@ def check_names(what: str, names: tuple[str, ...], known: Iterable[str]) -> tupl
 def _first_stage_share(config: RunConfig, work: Mapping[str, Work]) -> float:
     """Returns how much of the work for a run's teachers is for those of its first stage."""
     plain = {"method": config.base_method, "subset_ipcs": [config.ipc], "intervals": [list(config.intervals[0])]}
-    first = predict_work(config.changed(plain), DataSizes.of(config.dataset))
+    first = predict_work(config.changed(plain), find_dataset(config.dataset))
     return first["teachers"].flops / work["teachers"].flops
 
 

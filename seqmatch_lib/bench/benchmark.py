@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch.func import functional_call
 from torch.utils.data import DataLoader, TensorDataset
 
 from seqmatch_lib.bench.floors import list_convolutions, list_copies
-from seqmatch_lib.bench.flops import count_forward_flops
+from seqmatch_lib.bench.flops import count_network
 from seqmatch_lib.engine.augment import DSA_STRATEGY, apply_augmentation, draw_augmentation
 from seqmatch_lib.engine.inner_loop import InnerBatch, unroll
 from seqmatch_lib.engine.memory import keep_freed_memory, peak_memory_mb, release_freed_memory, reset_peak_memory
@@ -84,13 +85,9 @@ class InnerLoop:
             drawn = draw_augmentation(DSA_STRATEGY, case.batch, IMAGE_SHAPE[1:], generator, device=device)
             self.batches.append(InnerBatch(rows, drawn))
 
-    def arguments(self) -> tuple[Any, ...]:
-        """Returns what `unroll` takes."""
-        return self.network, self.start, self.images, self.targets, self.batches, self.lr
-
     def gradient(self, variant: str) -> torch.Tensor:
         """Unrolls, goes back, and returns the gradient of the images."""
-        reached = VARIANTS[variant](*self.arguments())
+        reached = VARIANTS[variant](self.network, self.start, self.images, self.targets, self.batches, self.lr)
         return torch.autograd.grad(reached.square().sum(), [self.images, self.lr])[0]
 
 
@@ -119,14 +116,10 @@ def unroll_flat(
     return trail[-1]
 
 
-VARIANTS: dict[str, Callable[..., torch.Tensor]] = {
-    "higher": unroll,
-    "flat": unroll_flat,
-    "compiled float32": lambda *arguments: unroll(*arguments, engine="compiled"),
-    "compiled tf32": lambda *arguments: unroll(*arguments, engine="compiled", precision="tf32"),
-    "compiled bfloat16": lambda *arguments: unroll(*arguments, engine="compiled", precision="bfloat16"),
-}
 PUBLIC_VARIANTS = ("higher", "flat")
+VARIANTS: dict[str, Callable[..., torch.Tensor]] = {"higher": unroll, "flat": unroll_flat} | {
+    name: partial(unroll, engine="compiled", precision=name.split()[1]) for name in KEEPS_NO_GRAPH
+}
 
 
 def run_benchmark(quick: bool = False, device: torch.device | str | None = None) -> dict[str, Any]:
@@ -203,7 +196,11 @@ def _time_inner_steps(cases: Sequence[Case], variants: Sequence[str], device: to
 
 
 def _forward_flops(width: int) -> int:
-    return count_forward_flops(NetworkConfig(width=width), IMAGE_SHAPE, NUM_CLASSES)
+    return count_network(NetworkConfig(width=width), IMAGE_SHAPE, NUM_CLASSES).flops
+
+
+def _make_network(width: int, device: torch.device, *purpose: int) -> nn.Sequential:
+    return make_network(NetworkConfig(width=width), IMAGE_SHAPE, NUM_CLASSES, make_generator(0, *purpose)).to(device)
 
 
 def _relative_error(ours: torch.Tensor, exact: torch.Tensor) -> float:
@@ -249,23 +246,26 @@ def _teacher_row(variant: str, width: int, together: int, allocator: str, second
             "images_per_second": images / seconds, "seconds": seconds, "flops": flops}  # fmt: skip
 
 
+def _make_epoch(
+    width: int, count: int, recipe: TrainingRecipe, images: torch.Tensor, labels: torch.Tensor
+) -> Callable[[], torch.Tensor]:
+    """Returns an epoch of training of `count` networks; it returns their losses."""
+    networks = [_make_network(width, images.device, index) for index in range(count)]
+    generators = [make_generator(1, index) for index in range(count)]
+    return partial(make_trainer(networks, recipe, 0.01).epoch, images, labels, generators)
+
+
 def _time_teachers(width: int, engine: str, precision: str, together: int, device: torch.device) -> Row:
     """Times an epoch of our teachers."""
-    networks = [
-        make_network(NetworkConfig(width=width), IMAGE_SHAPE, NUM_CLASSES, make_generator(0, index)).to(device)
-        for index in range(together)
-    ]
     recipe = TrainingRecipe(batch_size=TEACHER_BATCH, momentum=0.0, weight_decay=0.0, engine=engine, precision=precision)
-    trainer = make_trainer(networks, recipe, 0.01)
-    generators = [make_generator(1, index) for index in range(together)]
-    images, labels = _real_images(device)
-    seconds, _ = _measure(lambda: trainer.epoch(images, labels, generators).tolist(), device)
+    epoch = _make_epoch(width, together, recipe, *_real_images(device))
+    seconds, _ = _measure(lambda: epoch().tolist(), device)
     return _teacher_row(f"{engine} {precision}", width, together, "kept", seconds)
 
 
 def _time_plain_loop(width: int, device: torch.device, allocator: str) -> Row:
     """Times an epoch as the public code's `epoch` makes it: a DataLoader, and accuracy and loss fetched at each step."""
-    network = make_network(NetworkConfig(width=width), IMAGE_SHAPE, NUM_CLASSES, make_generator(0)).to(device)
+    network = _make_network(width, device)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
     images, labels = _real_images(torch.device("cpu"))
     loader = DataLoader(TensorDataset(images, labels), TEACHER_BATCH, shuffle=True, generator=make_generator(2))
@@ -291,19 +291,14 @@ EVALUATION_NETWORKS, EVALUATION_IPC, EVALUATION_EPOCHS = 5, 10, 4
 
 def _time_evaluation(width: int, engine: str, precision: str, device: torch.device, allocator: str) -> Row:
     """Times a few epochs of the networks of one evaluation at ipc 10."""
-    config = NetworkConfig(width=width)
-    networks = [
-        make_network(config, IMAGE_SHAPE, NUM_CLASSES, make_generator(0, index)).to(device)
-        for index in range(EVALUATION_NETWORKS)
-    ]
-    trainer = make_trainer(networks, TrainingRecipe(batch_size=TEACHER_BATCH, engine=engine, precision=precision), 0.01)
-    generators = [make_generator(1, index) for index in range(EVALUATION_NETWORKS)]
     count = EVALUATION_IPC * NUM_CLASSES
     images, labels = (tensor[:count] for tensor in _real_images(device))
+    recipe = TrainingRecipe(batch_size=TEACHER_BATCH, engine=engine, precision=precision)
+    epoch = _make_epoch(width, EVALUATION_NETWORKS, recipe, images, labels)
 
     def epochs() -> None:
         for _ in range(EVALUATION_EPOCHS):
-            losses = trainer.epoch(images, labels, generators)
+            losses = epoch()
         losses.tolist()
 
     seconds, _ = _measure(epochs, device)

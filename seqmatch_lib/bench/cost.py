@@ -1,21 +1,21 @@
 """What a run will cost: floating-point operations, seconds and memory, predicted from a benchmark's measured rates."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from math import log
+from math import log, prod
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
 import torch
 
-from seqmatch_lib.bench.flops import count_activations, count_forward_flops, count_parameters_of
+from seqmatch_lib.bench.flops import count_network
 from seqmatch_lib.bench.report import load_benchmark, newest_benchmark
-from seqmatch_lib.data.datasets import DATASETS
+from seqmatch_lib.data.datasets import DATASETS, DatasetSpec, find_dataset
 from seqmatch_lib.engine.networks import NetworkConfig
 from seqmatch_lib.engine.step_functions import GRADIENT_PASSES
-from seqmatch_lib.errors import ConfigError, require
+from seqmatch_lib.errors import SeqMatchError, require
 from seqmatch_lib.methods import get_method
 from seqmatch_lib.runs.config import RunConfig, preset_names
 from seqmatch_lib.runs.real_data import VALIDATION_SHARE
@@ -24,29 +24,6 @@ from seqmatch_lib.store.files import digest_json
 
 ENOUGH_RECORDS = 3  # of a method and phase, to correct predictions by
 START_SECONDS, LONG_SECONDS = 5, 300  # shorter phases are start-up; and what counts as a long run
-
-
-@dataclass(frozen=True)
-class DataSizes:
-    """The sizes of a data set, which need not be downloaded.
-
-    Args:
-        image_shape: (C, H, W).
-        num_classes: of them.
-        train_images: and `test_images`: how many.
-    """
-
-    image_shape: tuple[int, int, int]
-    num_classes: int
-    train_images: int
-    test_images: int
-
-    @classmethod
-    def of(cls, dataset: str) -> "DataSizes":
-        """Returns the sizes of the whole data set of that name."""
-        require(dataset in DATASETS, f"data set {dataset!r} is unknown; use one of {', '.join(DATASETS)}")
-        spec = DATASETS[dataset]
-        return cls(spec.shape, spec.num_classes, spec.train_size, spec.test_size)
 
 
 @dataclass(frozen=True)
@@ -66,17 +43,11 @@ class Work:
     bytes: float
 
 
-def predict_work(config: RunConfig, sizes: DataSizes) -> dict[str, Work]:
-    """Returns the work of each phase of a run.
-
-    Args:
-        config: of the run.
-        sizes: sizes of its data set.
-    """
-    plan = _Plan(config, sizes)
-    work = {}
+def predict_work(config: RunConfig, dataset: DatasetSpec) -> dict[str, Work]:
+    """Returns the work of each phase of a run on a data set, which need not be downloaded."""
+    plan = _Plan(config, dataset)
+    work = {"teachers": plan.teachers()} if config.uses_teachers else {}
     if config.options is not None:
-        work = {"teachers": plan.teachers()} if config.uses_teachers else {}
         work |= {"distillation": plan.distillation(), "selection": plan.selection()}
     return work | {"evaluation": plan.evaluation()}
 
@@ -84,24 +55,19 @@ def predict_work(config: RunConfig, sizes: DataSizes) -> dict[str, Work]:
 class _Plan:
     """The phases of one run, counted."""
 
-    def __init__(self, config: RunConfig, sizes: DataSizes) -> None:
+    def __init__(self, config: RunConfig, dataset: DatasetSpec) -> None:
         self.config = config
-        self.test_images = sizes.test_images
-        self.num_classes = sizes.num_classes
-        architecture = (config.network, sizes.image_shape, sizes.num_classes)
-        self.forward = count_forward_flops(*architecture)
-        self.activations = count_activations(*architecture)
-        self.parameters = count_parameters_of(*architecture)
+        self.dataset = dataset
+        self.forward, self.activations, self.parameters = count_network(config.network, dataset.shape, dataset.num_classes)
         held_out = config.select_on == "validation" and config.method != "whole"
-        validation = VALIDATION_SHARE * sizes.train_images if held_out else 0.0
-        self.train_images = sizes.train_images - validation
-        self.selection_images = sizes.test_images if config.select_on == "test" else validation
-        self.sizes = [sizes.num_classes * ipc for ipc in config.subset_ipcs] if config.ipc else [self.train_images]
+        validation = VALIDATION_SHARE * dataset.train_size if held_out else 0.0
+        self.train_images = dataset.train_size - validation
+        self.selection_images = dataset.test_size if config.select_on == "test" else validation
+        self.sizes = [dataset.num_classes * ipc for ipc in config.subset_ipcs] if config.ipc else [self.train_images]
         self.unions = [sum(self.sizes[: k + 1]) for k in range(len(self.sizes))]
         # training images in a stored one
         self.tiles = getattr(config.options, "factor", 1) ** 2
-        pixels = sizes.image_shape[0] * sizes.image_shape[1] * sizes.image_shape[2]
-        self.data_bytes = 4 * pixels * (self.train_images + self.selection_images + sizes.test_images)
+        self.data_bytes = 4 * prod(dataset.shape) * (self.train_images + self.selection_images + dataset.test_size)
         self.training_variant = f"{config.training.engine} {config.training.precision}"
 
     def staged(self, stages: int) -> float:
@@ -126,7 +92,7 @@ class _Plan:
 
     def distillation(self) -> Work:
         """What the method does in all stages, and the networks that it starts from."""
-        effort = get_method(self.config.base_method)(self.config.options).effort(self.sizes, self.num_classes)
+        effort = get_method(self.config.base_method)(self.config.options).effort(self.sizes, self.dataset.num_classes)
         starts = sum(count * self.staged(k) for k, count in enumerate(effort.starts))
         flops = effort.passes * self.forward + starts
         return self.work(flops, effort.rate, effort.variant, effort.vectors, effort.images)
@@ -141,12 +107,10 @@ class _Plan:
     def evaluation(self) -> Work:
         """The last set, the selected one, random real images, and all subsets jointly where there are several."""
         evaluation, training = self.config.evaluation, self.config.training
-        several = len(self.sizes) > 1
-        references = self.config.options is None
-        per_set = self.staged(len(self.sizes)) + self.forward * self.test_images
-        flops = per_set * (1 if references else 3)
-        if several:
-            flops += self.staged(len(self.sizes)) - self.staged(len(self.sizes) - 1) + self.forward * self.test_images
+        test = self.forward * self.dataset.test_size
+        flops = (self.staged(len(self.sizes)) + test) * (1 if self.config.options is None else 3)
+        if len(self.sizes) > 1:
+            flops += self.staged(len(self.sizes)) - self.staged(len(self.sizes) - 1) + test
         together = evaluation.num_networks if training.engine == "compiled" else 1
         batch = together * min(training.batch_size, self.unions[-1])
         networks = evaluation.num_networks * len(evaluation.networks)
@@ -165,7 +129,6 @@ def predict_seconds(work: Work, network: NetworkConfig, benchmark: Mapping[str, 
     require(
         bool(rows),
         f"the benchmark has no rate for {variant!r}; measure it with `python -m seqmatch_lib bench` on this machine",
-        ConfigError,
     )
     nearest = min(rows, key=lambda row: abs(log(row["width"] / network.width)))["width"]
     rates = [row["flops"] / row["seconds"] for row in rows if row["width"] == nearest]
@@ -211,24 +174,24 @@ class CostModel:
         record = self.find_record(config)
         try:
             return sum((self.predict(config) if record is None else record.seconds).values()) / 60
-        except ConfigError:
+        except SeqMatchError:
             return None
 
     def predict(
-        self, config: RunConfig, threads: int | None = None, sizes: DataSizes | None = None, without: str = ""
+        self, config: RunConfig, threads: int | None = None, dataset: DatasetSpec | None = None, without: str = ""
     ) -> dict[str, float]:
         """Returns the seconds of each phase of a run.
 
         Args:
             config: of the run.
             threads: that it will have; those of torch by default.
-            sizes: of its data set; those of the whole one by default.
+            dataset: that it is made on; by default the whole one of its name.
             without: id of a run whose record is not to be used.
 
         Raises:
             ConfigError: the benchmark did not measure what the run would use.
         """
-        seconds = self._from_benchmark(config, threads or torch.get_num_threads(), sizes or DataSizes.of(config.dataset))
+        seconds = self._from_benchmark(config, threads or torch.get_num_threads(), dataset or find_dataset(config.dataset))
         return {phase: value * self._correction(config.base_method, phase, without) for phase, value in seconds.items()}
 
     def errors(self) -> list[float]:
@@ -238,14 +201,14 @@ class CostModel:
             measured = sum(record.seconds.values())
             if measured >= LONG_SECONDS:
                 config = RunConfig.from_dict(record.config)
-                predicted = self.predict(config, record.threads, _sizes_of(record), without=record.run_id)
+                predicted = self.predict(config, record.threads, _dataset_of(record), without=record.run_id)
                 ratios.append(sum(predicted.values()) / measured)
         return ratios
 
-    def _from_benchmark(self, config: RunConfig, threads: int, sizes: DataSizes) -> dict[str, float]:
+    def _from_benchmark(self, config: RunConfig, threads: int, dataset: DatasetSpec) -> dict[str, float]:
         machine = self.benchmark["machine"]
         faster = threads / machine["threads"] if machine["device"] == "cpu" else 1.0
-        work = predict_work(config, sizes)
+        work = predict_work(config, dataset)
         return {phase: predict_seconds(part, config.network, self.benchmark) / faster for phase, part in work.items()}
 
     def _correction(self, method: str, phase: str, without: str) -> float:
@@ -270,7 +233,7 @@ class CostModel:
         ratios = []
         for record in self._own_records:
             config = RunConfig.from_dict(record.config)
-            for phase, predicted in self._from_benchmark(config, record.threads, _sizes_of(record)).items():
+            for phase, predicted in self._from_benchmark(config, record.threads, _dataset_of(record)).items():
                 measured = record.seconds.get(phase, 0.0)
                 if measured >= START_SECONDS:
                     ratios.append(_Ratio(record.run_id, config.base_method, phase, measured / predicted))
@@ -290,16 +253,17 @@ def _hash_without_seed(settings: Mapping[str, Any]) -> str:
     return digest_json({**settings, "seed": 0})
 
 
-def _sizes_of(record: RunRecord) -> DataSizes:
-    """Returns the sizes of the data that a run had, which may have been a part of the data set."""
-    whole, data = DataSizes.of(record.dataset), record.data
-    return DataSizes(whole.image_shape, whole.num_classes, data["train_images"] + data["held_out"], data["test_images"])
+def _dataset_of(record: RunRecord) -> DatasetSpec:
+    """Returns the data that a run had, which may have been a part of the data set."""
+    data = record.data
+    train_size = data["train_images"] + data["held_out"]
+    return replace(find_dataset(record.dataset), train_size=train_size, test_size=data["test_images"])
 
 
-def format_cost(config: RunConfig, sizes: DataSizes, model: CostModel, threads: int | None = None) -> str:
+def format_cost(config: RunConfig, dataset: DatasetSpec, model: CostModel, threads: int | None = None) -> str:
     """Returns what a run will cost: phase by phase, how far such predictions were off, and in all."""
     threads = threads or torch.get_num_threads()
-    seconds, work = model.predict(config, threads, sizes), predict_work(config, sizes)
+    seconds, work = model.predict(config, threads, dataset), predict_work(config, dataset)
     lines = [f"{config.preset}, scale {config.scale}, {threads} thread{'s' * (threads > 1)} of {model.machine}", ""]
     lines.append(f"{'phase':<14}{'PFLOP':>10}{'hours':>10}{'memory GiB':>12}")
     for phase, part in work.items():
@@ -318,15 +282,15 @@ def format_cost(config: RunConfig, sizes: DataSizes, model: CostModel, threads: 
         lines += ["", f"recorded: {hours:.2f} hours, threads: {record.threads}, run {record.run_id}"]
     memory = max(part.bytes for part in work.values()) / 2**30
     lines += ["", f"predicted: {sum(seconds.values()) / 3600:.2f} hours, {memory:.1f} GiB of memory, "
-                  f"{trajectory_bytes(config, sizes) / 2**30:.1f} GiB of teachers on disk"]  # fmt: skip
+                  f"{trajectory_bytes(config, dataset) / 2**30:.1f} GiB of teachers on disk"]  # fmt: skip
     return "\n".join(lines)
 
 
-def trajectory_bytes(config: RunConfig, sizes: DataSizes) -> float:
+def trajectory_bytes(config: RunConfig, dataset: DatasetSpec) -> float:
     """Returns the bytes of all teacher files of a run."""
     if not config.uses_teachers:
         return 0.0
-    parameters = count_parameters_of(config.network, sizes.image_shape, sizes.num_classes)
+    parameters = count_network(config.network, dataset.shape, dataset.num_classes).parameters
     rows = sum(config.teachers.recorded_epochs(k) + 1 for k in range(1, config.num_subsets + 1))
     return 4.0 * parameters * config.teachers.num_teachers * rows
 

@@ -1,12 +1,13 @@
 """Benchmarks on disk and as text: the JSON file, its tables, and the ratios that are its point."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from seqmatch_lib.bench.benchmark import KEEPS_NO_GRAPH, PUBLIC_VARIANTS, SCHEMA, Row
 from seqmatch_lib.errors import require
+from seqmatch_lib.runs.records import format_columns
 from seqmatch_lib.store.files import read_json, write_json
 
 Benchmark = Mapping[str, Any]
@@ -53,36 +54,24 @@ def format_benchmark(result: Benchmark) -> str:
     would take alone.
     """
     machine = result["machine"]
-    inner = [_inner_step_cells(row, result) for row in result["inner_steps"]]
-    teachers = [
+    inner = [
+        ("inner step", "width", "batch", "steps", "allocator", "ms/step", "convolutions", "memory", "MiB", "error", "first s")
+    ]
+    inner += [_inner_step_cells(row, result) for row in result["inner_steps"]]
+    teachers = [("teachers", "width", "together", "allocator", "images/s")]
+    teachers += [
         (row["variant"], row["width"], row["together"], row["allocator"], f"{row['images_per_second']:,.0f}")
         for row in result["teachers"]
     ]
-    evaluation = [
+    evaluation = [("5 networks, ipc 10", "width", "allocator", "ms/epoch")]
+    evaluation += [
         (row["variant"], row["width"], row["allocator"], f"{1000 * row['seconds_per_epoch']:.0f}")
         for row in result["evaluation"]
     ]
     parts = [
         f"{machine['device_name']} ({' '.join(machine['extensions']) or 'no extensions known'}), "
         f"{machine['threads']} threads, torch {machine['torch']}",
-        _table(
-            (
-                "inner step",
-                "width",
-                "batch",
-                "steps",
-                "allocator",
-                "ms/step",
-                "convolutions",
-                "memory",
-                "MiB",
-                "error",
-                "first s",
-            ),
-            inner,
-        ),
-        _table(("teachers", "width", "together", "allocator", "images/s"), teachers),
-        _table(("5 networks, ipc 10", "width", "allocator", "ms/epoch"), evaluation),
+        *(format_columns(rows, left=1) for rows in (inner, teachers, evaluation)),
         "\n".join(f"{name}: {value:.2f}x" for name, value in summarise_ratios(result).items()),
     ]
     return "\n\n".join(parts)
@@ -91,13 +80,8 @@ def format_benchmark(result: Benchmark) -> str:
 def summarise_ratios(result: Benchmark) -> dict[str, float]:
     """Returns how many times faster ours are at the largest width and batch 100, and how memory grows from 10 to 80 steps."""
     width = max(row["width"] for row in result["inner_steps"])
-    ratios = (
-        _inner_step_ratios(result, width),
-        _floor_ratios(result, width),
-        _memory_ratios(result),
-        _training_ratios(result, width),
-    )
-    return dict(chain.from_iterable(ratios))
+    steps = chain(_inner_step_ratios(result, width), _floor_ratios(result, width), _memory_ratios(result))
+    return dict(chain(steps, _training_ratios(result, width)))
 
 
 def _inner_step_ratios(result: Benchmark, width: int) -> Iterator[tuple[str, float]]:
@@ -152,14 +136,3 @@ def _inner_step_cells(row: Row, result: Benchmark) -> tuple[Any, ...]:
     parts = [f"{floors[0][part] / row['seconds']:.0%}" if floors else "" for part in ("convolutions", "memory")]
     size = (row["variant"], row["width"], row["batch"], row["syn_steps"], row["allocator"], f"{1000 * row['seconds']:.1f}")
     return (*size, *parts, f"{row['memory_mb']:,.0f}", f"{row['error']:.0e}", f"{row['first_call']:.1f}")
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    cells = [tuple(map(str, row)) for row in (header, *rows)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
-    first, *others = widths
-    lines = [
-        "  ".join([row[0].ljust(first), *(cell.rjust(width) for cell, width in zip(row[1:], others, strict=True))])
-        for row in cells
-    ]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

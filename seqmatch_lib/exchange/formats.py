@@ -20,15 +20,16 @@ as they are by `idc`, whose reader takes them apart, and taken apart by the othe
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from seqmatch_lib.data.datasets import load_dataset
+from seqmatch_lib.data.datasets import DatasetSpec, load_dataset
+from seqmatch_lib.data.multi_formation import AS_STORED, Formation
 from seqmatch_lib.data.preprocessing import Preprocessing
 from seqmatch_lib.errors import ConfigError, require
 from seqmatch_lib.exchange.pixel_layouts import read_folder, read_parquet, write_folder, write_parquet
 from seqmatch_lib.exchange.public_layouts import read_idc, read_pt, write_datm, write_idc, write_mtt
-from seqmatch_lib.runs.config import RunConfig
 from seqmatch_lib.store.checksums import NAME, check_files, write_checksums
 from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset, check_sequence
 
@@ -69,24 +70,25 @@ def export_sequence(
 
 
 def import_sequence(
-    paths: Sequence[Path], kind: str, config: RunConfig, preprocessing: Preprocessing, shape: tuple[int, int, int],
-    num_classes: int, lrs: Sequence[float] = (),
+    paths: Sequence[Path], kind: str, spec: DatasetSpec, preprocessing: Preprocessing, subset_ipcs: Sequence[int],
+    settings: dict[str, Any], lrs: Sequence[float] = (), formation: Formation = AS_STORED,
 ) -> SubsetSequence:  # fmt: skip
     """Reads a distilled set in another layout. Nothing in the files is run: pickles are read with `weights_only=True`.
 
     Args:
         paths: the folder that holds the set or its `S_1` … `S_K`; or one folder a subset, in order, as in SeqMatch's code.
         kind: one of `FORMATS`.
-        config: of the preset the set is an instance of; it says how networks are trained on it, and how it is divided.
+        spec: of the data set; it is loaded only where a folder calls classes by their names.
         preprocessing: of the data set; applied to what holds pixels.
-        shape: (C, H, W) of the data set's images.
-        num_classes: of the data set.
+        subset_ipcs: images per class of its subsets.
+        settings: of the run that it is an instance of, noted in its metadata; they say how networks are trained on it.
         lrs: step size of each subset, or one for all, for layouts that do not hold them.
+        formation: of the images in "idc"; the other layouts hold training images.
 
     Raises:
         StorageError: a file is missing, damaged or hostile.
         DataError: images or labels that do not fit the data set, or a file that does not match the `SHA256SUMS` beside it.
-        ConfigError: a division into subsets other than the configuration's, or no step size.
+        ConfigError: a division into other subsets than these, or no step size.
     """
     _check_kind(kind)
     for path in paths:
@@ -98,22 +100,22 @@ def import_sequence(
     else:
         require(len(paths) == 1, f"format {kind!r} has all subsets in one place; give one path instead of {len(paths)}")
         if kind == "idc":
-            subsets = read_idc(paths[0], config, preprocessing, shape, lrs)
+            subsets = read_idc(paths[0], subset_ipcs, formation, preprocessing, spec.shape, lrs)
         elif kind == "parquet":
-            subsets = read_parquet(paths[0], preprocessing, shape, lrs)
+            subsets = read_parquet(paths[0], preprocessing, spec.shape, lrs)
         else:
             subsets = read_folder(
-                paths[0], preprocessing, shape, lrs, num_classes, lambda: load_dataset(config.dataset).class_names
+                paths[0], preprocessing, spec.shape, lrs, spec.num_classes, lambda: load_dataset(spec).class_names
             )
-    metadata = {"config": config.as_dict(), "imported": {"format": kind, "paths": [path.name for path in paths]}}
+    metadata = {"config": settings, "imported": {"format": kind, "paths": [path.name for path in paths]}}
     sequence = SubsetSequence(tuple(_sort_by_class(subset) for subset in subsets), metadata)
     origin = ", ".join(map(str, paths))
-    check_sequence(sequence, origin, shape, num_classes)
-    ipcs = tuple(len(subset.images) // num_classes for subset in sequence.subsets)
+    check_sequence(sequence, origin, spec.shape, spec.num_classes)
+    ipcs = [len(subset.images) // spec.num_classes for subset in sequence.subsets]
     require(
-        ipcs == config.subset_ipcs,
-        f"{origin} has subsets of {list(ipcs)} images per class, but preset {config.preset!r} of {list(config.subset_ipcs)}; "
-        f"add --set ipc={sum(ipcs)} --set subset_ipcs={json.dumps(list(ipcs), separators=(',', ':'))}",
+        ipcs == list(subset_ipcs),
+        f"{origin} has subsets of {ipcs} images per class, but its preset of {list(subset_ipcs)}; "
+        f"add --set ipc={sum(ipcs)} --set subset_ipcs={json.dumps(ipcs, separators=(',', ':'))}",
     )
     return sequence
 

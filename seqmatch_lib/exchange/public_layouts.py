@@ -18,7 +18,6 @@ import torch
 from seqmatch_lib.data.multi_formation import Formation
 from seqmatch_lib.data.preprocessing import Preprocessing
 from seqmatch_lib.errors import ConfigError, DataError, StorageError, first_line, require
-from seqmatch_lib.runs.config import RunConfig
 from seqmatch_lib.store.files import write_parts
 from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset, spread_lrs
 
@@ -101,9 +100,10 @@ def _read_pt_subset(folder: Path, soft: bool, lr: float | None) -> SyntheticSubs
 
 
 def read_idc(
-    folder: Path, config: RunConfig, preprocessing: Preprocessing, shape: tuple[int, int, int], lrs: Sequence[float]
-) -> list[SyntheticSubset]:
-    """Reads what IDC and SeqMatch-IDC save; how it is divided and stored stands in their options, and here in the preset."""
+    folder: Path, subset_ipcs: Sequence[int], formation: Formation, preprocessing: Preprocessing,
+    shape: tuple[int, int, int], lrs: Sequence[float],
+) -> list[SyntheticSubset]:  # fmt: skip
+    """Reads what IDC and SeqMatch-IDC save; how it is divided and stored stands in their options, and is given here."""
     path = next((folder / name for name in IDC_FILES if (folder / name).is_file()), None)
     require(path is not None, f"{folder} holds none of {', '.join(IDC_FILES)}; give the folder of a run of IDC", StorageError)
     value = _load_pt(path)
@@ -115,12 +115,10 @@ def read_idc(
     require(fits, f"{path} holds images and labels of {images.shape} and {labels.shape}, not images of {shape}", DataError)
     _check_colours(images, path)
     labels = _read_classes(labels, path, "the format has none; save classes, one whole number an image")
-    sizes = [len(images) * ipc // config.ipc for ipc in config.subset_ipcs]
+    sizes = [len(images) * ipc // sum(subset_ipcs) for ipc in subset_ipcs]
     if not sum(sizes) == len(images) == len(labels):
-        problem = f"which subset_ipcs {list(config.subset_ipcs)} do not divide"
+        problem = f"which subset_ipcs {list(subset_ipcs)} do not divide"
         raise ConfigError(f"{path} holds {len(images)} images and {len(labels)} labels, {problem}; set ipc and subset_ipcs")
-    formation = Formation(getattr(config.options, "factor", 1), getattr(config.options, "decode", "single"))
-    lrs = lrs or [getattr(config.options, "syn_lr", config.evaluation.real_lr)]
     step_sizes = spread_lrs(lrs, len(sizes), str(path))
     parts = zip(preprocessing(255 * images).split(sizes), labels.split(sizes), step_sizes, strict=True)
     return [SyntheticSubset(*part, formation) for part in parts]

@@ -124,7 +124,6 @@ class RunConfig:
         """
         table = _read_presets()
         require_known("preset", preset, table["preset"])
-        require(scale in SCALES, f"scale {scale!r} is unknown; use one of {', '.join(SCALES)}")
         own = table["preset"][preset]
         base = own["method"].removeprefix(SEQUENTIAL_PREFIX)
         scaled = table["scale"].get(scale, {})
@@ -135,9 +134,7 @@ class RunConfig:
             settings = _merge(settings, layer)
         if not _has_intervals(base):
             settings["intervals"] = []  # those of a scale are meant for the others
-        for key, value in (overrides or {}).items():
-            settings = _merge(settings, _nested(key, value, settings))
-        return cls.from_dict({**settings, "preset": preset, "scale": scale, "seed": seed})
+        return cls.from_dict({**_override(settings, overrides or {}), "preset": preset, "scale": scale, "seed": seed})
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> "RunConfig":
@@ -170,10 +167,7 @@ class RunConfig:
         Raises:
             ConfigError: as `from_preset`.
         """
-        settings = self.as_dict()
-        for key, value in overrides.items():
-            settings = _merge(settings, _nested(key, value, settings))
-        return RunConfig.from_dict(settings)
+        return RunConfig.from_dict(_override(self.as_dict(), overrides))
 
     def as_dict(self, with_defaults: bool = False) -> dict[str, Any]:
         """Returns the configuration as nested JSON values; the base method's section stands under its name.
@@ -296,12 +290,14 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _nested(key: str, value: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Turns "mtt.syn_steps", 20 into {"mtt": {"syn_steps": 20}}; the key must be one that a preset has."""
-    require_known("key", key, _known_keys(settings))
-    for part in reversed(key.split(".")):
-        value = {part: value}
-    return value
+def _override(settings: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns settings with some of them changed, by dotted keys that a preset has."""
+    for key, value in overrides.items():
+        require_known("key", key, _known_keys(settings))
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        settings = _merge(settings, value)
+    return settings
 
 
 def _known_keys(settings: Mapping[str, Any]) -> list[str]:
@@ -332,19 +328,13 @@ def _build(kind: type, values: Mapping[str, Any], section: str) -> Any:
     """Builds a dataclass from a mapping: every key known, every value of the field's type."""
     prefix = f"{section}." if section else ""
     require(isinstance(values, Mapping), f"{section} must be a table of settings, not {values!r:.200}")
-    names = [field.name for field in fields(kind)]
+    kinds = {field.name: field.type for field in fields(kind)}
     for key in values:
-        require_known("key", f"{prefix}{key}", [f"{prefix}{name}" for name in names])
+        require_known("key", f"{prefix}{key}", [f"{prefix}{name}" for name in kinds])
     needed = [field.name for field in fields(kind) if field.default is MISSING and field.default_factory is MISSING]
     missing = [f"{prefix}{name}" for name in needed if name not in values]
     require(not missing, f"the settings lack {', '.join(missing)}; take those of a preset and change them")
-    return kind(
-        **{
-            field.name: _coerce(values[field.name], field.type, f"{prefix}{field.name}")
-            for field in fields(kind)
-            if field.name in values
-        }
-    )
+    return kind(**{name: _coerce(value, kinds[name], f"{prefix}{name}") for name, value in values.items()})
 
 
 def _coerce(value: Any, kind: Any, key: str) -> Any:

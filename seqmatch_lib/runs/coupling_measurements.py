@@ -20,6 +20,7 @@ from seqmatch_lib.methods import Stage
 from seqmatch_lib.methods.teachers import TrajectorySet, record_stage_teachers
 from seqmatch_lib.runs.config import RunConfig
 from seqmatch_lib.runs.experiment import open_run
+from seqmatch_lib.runs.real_data import RealData
 from seqmatch_lib.runs.records import load_record
 from seqmatch_lib.seeds import make_generator
 from seqmatch_lib.subsets import SubsetSequence
@@ -70,24 +71,23 @@ def measure_coupling(
         ConfigError: an unknown table.
         StorageError: a run has left no set there.
     """
-    pair = _Pair(joint, sequential, results_dir)
-    measures = {"gradients": pair.gradients, "errors": pair.errors, "losses": pair.losses, "deciles": pair.deciles}
-    measures["subsets"] = lambda: pd.concat([_of_last_subset(run, results_dir) for run in (sequential, *divided)])
-    unknown = [name for name in tables if name not in measures]
+    pair = _Pair(joint, sequential, divided, results_dir)
+    unknown = [name for name in tables if name not in TABLES]
     require(not unknown, f"tables {unknown} are unknown; use any of {', '.join(TABLES)}")
     folder = results_dir / "coupling" / sequential.run_id
     folder.mkdir(parents=True, exist_ok=True)
     for name in tables:
-        measures[name]().round(6).to_csv(folder / f"{name}.csv", index=False)
+        getattr(pair, name)().round(6).to_csv(folder / f"{name}.csv", index=False)
     return load_coupling(sequential.run_id, results_dir)
 
 
 @dataclass(frozen=True)
 class _Pair:
-    """A joint and a sequential set of one data set, and what is measured of both."""
+    """A joint and a sequential set of one data set, and what is measured of both: a method for each of `TABLES`."""
 
     joint_config: RunConfig
     config: RunConfig
+    divided: Sequence[RunConfig]
     results_dir: Path
 
     @cached_property
@@ -96,14 +96,13 @@ class _Pair:
         return sequence, stage
 
     @cached_property
-    def sequence(self) -> tuple[SubsetSequence, list[Stage]]:
-        _, sequence, stages = open_run(self.config, self.results_dir)
-        return sequence, stages
+    def sequence(self) -> tuple[RealData, SubsetSequence, list[Stage]]:
+        return open_run(self.config, self.results_dir)
 
     @cached_property
     def teachers(self) -> tuple[TrajectorySet, TrajectorySet]:
         """Of the first stage, and of the second."""
-        return record_stage_teachers(self.joint[1]), record_stage_teachers(self.sequence[1][1])
+        return record_stage_teachers(self.joint[1]), record_stage_teachers(self.sequence[2][1])
 
     @property
     def last_epoch(self) -> int:
@@ -127,7 +126,7 @@ class _Pair:
 
     def errors(self) -> pd.DataFrame:
         """The matching error along the training of teachers; later subsets are asked about teachers of their own."""
-        (joint, _), (sequence, _), (first, second) = self.joint, self.sequence, self.teachers
+        (joint, _), (_, sequence, _), (first, second) = self.joint, self.sequence, self.teachers
         mtt, starts = self.joint_config.options, range(0, self.last_epoch + 1, max(1, self.last_epoch // 4))
         cases = {
             f"MTT, {self.joint_config.ipc} images": (first, joint.union(), joint.subsets[0].lr),
@@ -150,14 +149,14 @@ class _Pair:
         watched = self._follow_real("real training", make_generator(seed, "watched"))
         easy = coupling.split_easy_hard(watched)
         losses = {"real data": watched}
-        for name, sequence in (("MTT", self.joint[0]), ("SeqMatch", self.sequence[0])):
+        for name, sequence in (("MTT", self.joint[0]), ("SeqMatch", self.sequence[1])):
             network, generator = self.network("watched", name), make_generator(seed, name)
             losses[name] = coupling.follow_staged_training(network, sequence, self.joint_config.training, *real, generator)
         return pd.concat([coupling.mean_losses(values, easy, name) for name, values in losses.items()], ignore_index=True)
 
     def deciles(self) -> pd.DataFrame:
         """The accuracy on test images by difficulty, after each stage of training on the sequence."""
-        data, sequence, _ = open_run(self.config, self.results_dir)
+        data, sequence, _ = self.sequence
         deciles = coupling.difficulty_deciles(self._follow_real("difficulty", make_generator(0), data.test))
         network, after = self.network("stages"), []
         generator = make_generator(self.config.seed, "stages")
@@ -167,6 +166,10 @@ class _Pair:
         )  # fmt: skip
         rows = [(decile, value, f"stage {k}") for k, stage in enumerate(after, start=1) for decile, value in stage.items()]
         return pd.DataFrame(rows, columns=["decile", "accuracy", "after"])
+
+    def subsets(self) -> pd.DataFrame:
+        """How the last subset is coupled with those before it, for sequences of several K."""
+        return pd.concat([_of_last_subset(run, self.results_dir) for run in (self.config, *self.divided)])
 
     def _follow_real(self, purpose: str, generator: torch.Generator, watched: Split | None = None) -> torch.Tensor:
         """Returns the losses of the watched images while a fresh network trains on real ones."""

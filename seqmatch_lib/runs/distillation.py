@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from seqmatch_lib.engine.memory import reset_peak_memory
 from seqmatch_lib.errors import DivergenceError
-from seqmatch_lib.methods.base import BaseMethod, MethodState, Stage
+from seqmatch_lib.methods.base import BaseMethod, Stage
 from seqmatch_lib.progress import progress_bar
 from seqmatch_lib.runs.stages import StageCheckpoint, StageProgress
 from seqmatch_lib.seqmatch import distill_sequence, iterate
@@ -56,52 +56,35 @@ def _distill_stage(
     method: BaseMethod, stage: Stage, checkpoint: StageCheckpoint, score: Scorer | None, num_selections: int
 ) -> StageProgress:
     progress, state = checkpoint.load(method.initialise(stage))
-    if progress.trainable.iteration < method.num_iterations(stage.index):
-        prepared = _prepare(method, stage, progress)
-        if state:
-            prepared.load_state(state)
-        try:
-            _iterate_and_keep(method, stage, prepared, progress, checkpoint, score, num_selections)
-        except DivergenceError:
-            checkpoint.save(progress, prepared.state())
-            raise
-    return progress
-
-
-def _prepare(method: BaseMethod, stage: Stage, progress: StageProgress) -> MethodState:
-    """Makes what the steps need, and notes what that took."""
-    reset_peak_memory(stage.images.device)
+    iterations, done = method.num_iterations(stage.index), progress.trainable.iteration
+    if done >= iterations:
+        return progress
+    device = stage.images.device
+    reset_peak_memory(device)
     prepared = method.prepare(stage)
     progress.seconds["teachers"] = prepared.seconds
     progress.note_memory("teachers")
-    reset_peak_memory(stage.images.device)
-    return prepared
-
-
-def _iterate_and_keep(
-    method: BaseMethod,
-    stage: Stage,
-    prepared: MethodState,
-    progress: StageProgress,
-    checkpoint: StageCheckpoint,
-    score: Scorer | None,
-    num_selections: int,
-) -> None:
-    iterations = method.num_iterations(stage.index)
+    reset_peak_memory(device)
+    if state:
+        prepared.load_state(state)
     scored = {round(iterations * (i + 1) / num_selections) for i in range(num_selections)} if score else set()
-    done = progress.trainable.iteration
-    with progress_bar(iterations, f"distil S_{stage.index}", "it", done) as bar:
-        began = time.perf_counter()
-        for trainable in iterate(method, stage, prepared, progress.trainable):
-            progress.seconds["distillation"] += time.perf_counter() - began
-            bar.update()
-            bar.set_postfix(loss=f"{trainable.losses[-1]:.4f}", lr=f"{trainable.lr.item():.4f}")
-            if trainable.iteration in scored:
-                began = time.perf_counter()
-                progress.consider(*score(stage.frozen.then(trainable.freeze())))
-                progress.seconds["selection"] += time.perf_counter() - began
-            if trainable.iteration == iterations or stage.budget.wants_save():
-                progress.note_memory("distillation")
-                checkpoint.save(progress, prepared.state())
-                stage.budget.saved()
+    try:
+        with progress_bar(iterations, f"distil S_{stage.index}", "it", done) as bar:
             began = time.perf_counter()
+            for trainable in iterate(method, stage, prepared, progress.trainable):
+                progress.seconds["distillation"] += time.perf_counter() - began
+                bar.update()
+                bar.set_postfix(loss=f"{trainable.losses[-1]:.4f}", lr=f"{trainable.lr.item():.4f}")
+                if trainable.iteration in scored:
+                    began = time.perf_counter()
+                    progress.consider(*score(stage.frozen.then(trainable.freeze())))
+                    progress.seconds["selection"] += time.perf_counter() - began
+                if trainable.iteration == iterations or stage.budget.wants_save():
+                    progress.note_memory("distillation")
+                    checkpoint.save(progress, prepared.state())
+                    stage.budget.saved()
+                began = time.perf_counter()
+    except DivergenceError:
+        checkpoint.save(progress, prepared.state())
+        raise
+    return progress

@@ -1,5 +1,6 @@
 """One run from end to end: data, distillation, evaluation, record. Every part is kept, so a killed run goes on."""
 
+from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,10 +18,10 @@ from seqmatch_lib.methods import Stage, get_method
 from seqmatch_lib.methods.teachers import record_stage_teachers
 from seqmatch_lib.runs.config import RunConfig
 from seqmatch_lib.runs.distillation import distill_stages
-from seqmatch_lib.runs.evaluation import ResumableEvaluation, as_record
+from seqmatch_lib.runs.evaluation import as_record, evaluate_sets
 from seqmatch_lib.runs.provenance import describe_code, describe_provenance
 from seqmatch_lib.runs.real_data import RealData, prepare_data
-from seqmatch_lib.runs.records import SCHEMA, RunRecord, load_record, overrides_of
+from seqmatch_lib.runs.records import KINDS, RunRecord, fields_of, load_record
 from seqmatch_lib.runs.stages import StageCheckpoint, StageProgress
 from seqmatch_lib.store.budget import Budget
 from seqmatch_lib.store.files import only_process, read_json, remove_file, remove_leftovers, write_json
@@ -38,7 +39,6 @@ from seqmatch_lib.subsets import (
 def run_experiment(
     config: RunConfig,
     results_dir: Path | str = "paper_results",
-    data_root: Path | str | None = None,
     max_minutes: float | None = None,
     force: bool = False,
     device: torch.device | str | None = None,
@@ -51,7 +51,6 @@ def run_experiment(
     Args:
         config: what to run.
         results_dir: folder of records (`runs/`), distilled sets (`distilled/`), teachers and state.
-        data_root: folder of the data sets; see `load_dataset`.
         max_minutes: stop at the first checkpoint after this time.
         force: run again although a record exists.
         device: defaults to the first GPU, or the CPU.
@@ -81,9 +80,10 @@ def run_experiment(
             _check_same_data(record.data["fingerprint"], dataset, record_path)
         return record
     with only_process(state_dir.with_name(f"{config.run_id}.lock")):
-        dataset = dataset or load_dataset(config.dataset, data_root, download)  # first, so that bad data lose no record
+        dataset = dataset or load_dataset(config.dataset, download=download)  # first, so that bad data lose no record
         if force:
-            _remove_state(state_dir, record_path)
+            for path in (record_path, *state_dir.glob("*")):
+                remove_file(path)
         remove_leftovers(state_dir)
         for folder in (record_path.parent, set_path(results_dir, config.run_id).parent):
             remove_leftovers(folder, f"{config.run_id}.")
@@ -125,10 +125,7 @@ def make_first_stage(config: RunConfig, data: RealData, results_dir: Path, budge
 
 
 def record_shared_teachers(
-    config: RunConfig,
-    results_dir: Path | str = "paper_results",
-    data_root: Path | str | None = None,
-    max_minutes: float | None = None,
+    config: RunConfig, results_dir: Path | str = "paper_results", max_minutes: float | None = None
 ) -> Path:
     """Records the teachers of a run's first stage, or goes on with them; they depend neither on its method nor on its seed.
 
@@ -142,29 +139,21 @@ def record_shared_teachers(
     budget = Budget(max_minutes)
     require(config.uses_teachers, f"method {config.method!r} uses no teachers; give a preset of one that does, such as mtt")
     keep_freed_memory()
-    data = prepare_data(load_dataset(config.dataset, data_root), config.zca, config.select_on, choose_device())
+    data = prepare_data(load_dataset(config.dataset), config.zca, config.select_on, choose_device())
     return record_stage_teachers(make_first_stage(config, data, Path(results_dir), budget)).folder
 
 
-def open_run(
-    config: RunConfig, results_dir: Path | str = "paper_results", data_root: Path | str | None = None
-) -> tuple[RealData, SubsetSequence, list[Stage]]:
-    """Returns the data, the distilled set and the stages of a finished run.
+def open_run(config: RunConfig, results_dir: Path | str) -> tuple[RealData, SubsetSequence, list[Stage]]:
+    """Returns the data, the distilled set and the stages of a finished run, from the folder where it was run.
 
-    Args:
-        config: of the run.
-        results_dir: where it was run.
-        data_root: folder of the data sets; see `load_dataset`.
-
-    Returns:
-        The set and the stages are on the CPU; `record_stage_teachers(stage)` opens a stage's teachers.
+    The set and the stages are on the CPU; `record_stage_teachers(stage)` opens a stage's teachers.
 
     Raises:
         StorageError: the run has left no set there.
     """
     results_dir = Path(results_dir)
     sequence = load_sequence(set_path(results_dir, config.run_id))
-    data = prepare_data(load_dataset(config.dataset, data_root), config.zca, config.select_on, torch.device("cpu"))
+    data = prepare_data(load_dataset(config.dataset), config.zca, config.select_on, torch.device("cpu"))
     first = make_first_stage(config, data, results_dir, Budget())
     stages = [
         replace(first, index=k, ipc=ipc, interval=interval, frozen=SubsetSequence(sequence.subsets[: k - 1]))
@@ -178,11 +167,6 @@ def choose_device(device: torch.device | str | None = None) -> torch.device:
     return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def _remove_state(state_dir: Path, record_path: Path) -> None:
-    for path in (record_path, *state_dir.glob("*")):
-        remove_file(path)
-
-
 def _execute(
     config: RunConfig, dataset: ImageDataset, results_dir: Path, state_dir: Path, budget: Budget, device: torch.device
 ) -> RunRecord:
@@ -191,8 +175,12 @@ def _execute(
     select_on = "none" if config.method == "whole" else config.select_on  # "whole" holds nothing out
     data = prepare_data(dataset, config.zca, select_on, device)
     check_class_sizes(data.train.labels, data.num_classes, config.ipc, dataset)  # now, not when the baseline is drawn
-    start = _read_or_write_start(state_dir)
-    _claim_data(dataset, state_dir)  # after the check, so that a run refused for too few images can begin with more
+    # after the check, so that a run refused for too few images can begin with more
+    commit, dirty = describe_code()
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    start = _first_notes(state_dir / "start.json", {"git_commit": commit, "dirty": dirty, "started_at": now})
+    claim = state_dir / "data.json"
+    _check_same_data(_first_notes(claim, {"fingerprint": dataset.fingerprint})["fingerprint"], dataset, claim)
     networks = [config.network.named(name) for name in config.evaluation.networks]
     check_networks(networks, tuple(data.test.images.shape[1:]), data.num_classes)
     stages = _distill(config, data, results_dir, state_dir, budget)
@@ -207,22 +195,11 @@ def _execute(
     return _make_record(config, data, stages, last, accuracies, seconds, start)
 
 
-def _read_or_write_start(state_dir: Path) -> dict[str, Any]:
-    """Returns when and from which code the run began, which a resumed run takes over."""
-    path = state_dir / "start.json"
+def _first_notes(path: Path, notes: dict[str, Any]) -> dict[str, Any]:
+    """Returns the notes that the run began with: these if there are none, which a resumed run will find."""
     if not path.is_file():
-        commit, dirty = describe_code()
-        start = {"git_commit": commit, "dirty": dirty, "started_at": datetime.now(UTC).isoformat(timespec="seconds")}
-        write_json(path, start)
+        write_json(path, notes)
     return read_json(path)
-
-
-def _claim_data(dataset: ImageDataset, state_dir: Path) -> None:
-    """Notes which images the run began with; it does not go on with others."""
-    path = state_dir / "data.json"
-    if not path.is_file():
-        write_json(path, {"fingerprint": dataset.fingerprint})
-    _check_same_data(read_json(path)["fingerprint"], dataset, path)
 
 
 def _distill(config: RunConfig, data: RealData, results_dir: Path, state_dir: Path, budget: Budget) -> list[StageProgress]:
@@ -265,22 +242,13 @@ def _evaluate(
 ) -> tuple[dict[str, Any], float]:
     """Returns the four accuracies of the record, and the seconds they took."""
     reset_peak_memory(data.test.images.device)
-    evaluation = ResumableEvaluation(
-        EvaluationProtocol(data.num_classes, config.training, config.seed),
-        tuple(config.network.named(name) for name in config.evaluation.networks),
-        config.evaluation.num_networks,
-        data.test,
-        state_dir,
-        budget,
-    )
-    sequences = {
-        "accuracy_last": last,
-        "accuracy_selected": selected,
-        "accuracy_joint": last.joint() if len(last) > 1 else None,
-        "random_baseline": _reference(config, data) if config.method != "whole" else None,
-    }
-    accuracies, seconds = evaluation.run(sequences)
-    return {name: as_record(accuracy) for name, accuracy in accuracies.items()}, seconds
+    sequences = {"accuracy_last": last, "accuracy_selected": selected}
+    if len(last) > 1:
+        sequences["accuracy_joint"] = last.joint()
+    if config.method != "whole":
+        sequences["random_baseline"] = _reference(config, data)
+    accuracies, seconds = evaluate_sets(sequences, config, data, state_dir, budget)
+    return dict.fromkeys(KINDS.values()) | {name: as_record(found) for name, found in accuracies.items()}, seconds
 
 
 def _make_record(
@@ -293,25 +261,13 @@ def _make_record(
     start: dict[str, Any],
 ) -> RunRecord:
     device = data.test.images.device
-    seconds, memory = {"evaluation": evaluation_seconds}, {"evaluation": peak_memory_mb(device)}
+    seconds, memory = Counter({"evaluation": evaluation_seconds}), {"evaluation": peak_memory_mb(device)}
     for stage in stages:
-        for phase, value in stage.seconds.items():
-            seconds[phase] = seconds.get(phase, 0.0) + value
-        for phase, value in stage.peak_memory_mb.items():
-            memory[phase] = max(memory.get(phase, 0.0), value)
+        seconds.update(stage.seconds)
+        memory |= {phase: max(value, memory.get(phase, 0.0)) for phase, value in stage.peak_memory_mb.items()}
     return RunRecord(
-        schema=SCHEMA,
-        run_id=config.run_id,
-        preset=config.preset,
-        scale=config.scale,
-        dataset=config.dataset,
-        method=config.method,
-        ipc=config.ipc,
-        num_subsets=config.num_subsets,
-        seed=config.seed,
-        config=config.as_dict(),
+        **fields_of(config, "run_id", "preset", "scale", "dataset", "method", "ipc", "num_subsets", "seed"),
         config_hash=config.hash,
-        overrides=overrides_of(config),
         **accuracies,
         selected_on=config.select_on if stages else "none",
         stages=[_describe_stage(stage, ipc) for stage, ipc in zip(stages, config.subset_ipcs, strict=bool(stages))],

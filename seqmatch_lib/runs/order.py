@@ -6,15 +6,14 @@ from pathlib import Path
 
 import torch
 
-from seqmatch_lib.engine.evaluation import EvaluationProtocol
 from seqmatch_lib.errors import require
 from seqmatch_lib.methods import BaseMethod, Stage, get_method
 from seqmatch_lib.runs.config import RunConfig, config_of_subsets
-from seqmatch_lib.runs.evaluation import ResumableEvaluation, state_folder
+from seqmatch_lib.runs.evaluation import evaluate_sets, state_folder
 from seqmatch_lib.runs.experiment import open_run, run_experiment
 from seqmatch_lib.runs.provenance import describe_provenance
 from seqmatch_lib.runs.real_data import RealData
-from seqmatch_lib.runs.records import SCHEMA, OrderRecord, overrides_of
+from seqmatch_lib.runs.records import OrderRecord, fields_of, overrides_of
 from seqmatch_lib.seqmatch import iterate
 from seqmatch_lib.store.budget import Budget
 from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset, load_sequence, sample_real_sequence, set_path
@@ -85,13 +84,7 @@ def measure_order(config: RunConfig, results_dir: Path | str, parts: Sequence[st
         lr = config.evaluation.real_lr
         sets["random real"] = sample_real_sequence(data.train, data.num_classes, config.subset_ipcs, lr, config.seed)
     record = OrderRecord(
-        schema=SCHEMA,
-        dataset=config.dataset,
-        ipc=config.ipc,
-        scale=config.scale,
-        seed=config.seed,
-        config=config.as_dict(),
-        overrides=overrides_of(config),
+        **fields_of(config, "dataset", "ipc", "scale", "seed"),
         accuracy=_evaluate(config, data, sets, results_dir),
         **describe_provenance(data.test.images.device),
     )
@@ -101,11 +94,9 @@ def measure_order(config: RunConfig, results_dir: Path | str, parts: Sequence[st
 
 def _evaluate(config: RunConfig, data: RealData, sets: dict[str, SubsetSequence], results_dir: Path) -> dict[str, list[float]]:
     """Returns set -> accuracies (%) of as many networks as the run's own, on its architecture."""
-    protocol = EvaluationProtocol(data.num_classes, config.training, config.seed)
+    asked = config.changed({"evaluation.networks": [config.network.name]})
     with state_folder(results_dir, f"{config.run_id}-order") as folder:
-        count = config.evaluation.num_networks
-        evaluation = ResumableEvaluation(protocol, (config.network,), count, data.test, folder, Budget())
-        accuracies, _ = evaluation.run(sets)
+        accuracies, _ = evaluate_sets(sets, asked, data, folder, Budget())
     return {name: [round(value, 4) for value in networks[config.network.name].values] for name, networks in accuracies.items()}
 
 

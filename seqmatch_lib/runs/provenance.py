@@ -46,8 +46,10 @@ def describe_provenance(device: torch.device) -> dict[str, Any]:
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:
-    """Returns device, its name, threads, and the versions of torch and Python."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor_name()
+    """Returns device, its name (of a processor where Linux tells it, or the kind of machine), threads, and versions."""
+    name = (
+        torch.cuda.get_device_name(device) if device.type == "cuda" else _processor_entry("model name") or platform.machine()
+    )
     return {
         "device": device.type,
         "device_name": name,
@@ -60,11 +62,6 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
 def processor_extensions() -> list[str]:
     """Returns which of the extensions that decide the speed of a convolution this processor has, where Linux tells them."""
     return [name for name in EXTENSIONS if name in _processor_entry("flags").split()]
-
-
-def _processor_name() -> str:
-    """Returns the processor's name where Linux tells it, or the kind of machine."""
-    return _processor_entry("model name") or platform.machine()
 
 
 def _processor_entry(name: str) -> str:

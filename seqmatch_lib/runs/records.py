@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin
+from typing import Any, TypeVar, get_args, get_origin
 
 from seqmatch_lib.errors import ConfigError, StorageError, require
 from seqmatch_lib.runs.config import RunConfig, preset_names
@@ -17,12 +17,10 @@ from seqmatch_lib.runs.provenance import Provenance
 from seqmatch_lib.store.files import digest_json, read_json, write_json
 from seqmatch_lib.subsets import format_html
 
-if TYPE_CHECKING:  # the library runs without the notebook packages
-    from pandas import DataFrame
-
 SCHEMA = 2
 VOLATILE = ("seconds", "peak_memory_mb", "started_at")  # differ between two runs that are otherwise equal
 ACCURACY = {"mean": float, "std": float, "n": int, "values": list[float]}  # what an accuracy holds, beside `by_network`
+KINDS = {"last": "accuracy_last", "selected": "accuracy_selected", "joint": "accuracy_joint", "random real": "random_baseline"}
 
 
 @dataclass(frozen=True, repr=False)
@@ -81,17 +79,18 @@ class RunRecord(Provenance):
 
     def _repr_html_(self) -> str:
         """Returns what a notebook shows: accuracies, changed settings, time and code, a row each."""
-        accuracies = {
-            "last": self.accuracy_last, "selected": self.accuracy_selected, "joint": self.accuracy_joint,
-            "random real": self.random_baseline,
-        }  # fmt: skip
         rows = {"scale": self.scale}
-        rows |= {f"accuracy, {name}": _format_accuracy(value) for name, value in accuracies.items() if value is not None}
+        rows |= {f"accuracy, {kind}": _format_accuracy(value) for kind, value in self.accuracies.items() if value is not None}
         changes = ", ".join(f"{key} = {value}" for key, value in changes_of(self).items())
         rows["changed from the preset"] = changes or "nothing"
         rows["minutes"] = f"{sum(self.seconds.values()) / 60:.1f} on {self.device_name}"
         rows["code"] = self.git_commit[:8] + (" and uncommitted changes" if self.dirty else "")
         return format_html(self.run_id, rows)
+
+    @property
+    def accuracies(self) -> dict[str, dict[str, Any] | None]:
+        """What networks were trained on -> their accuracies; None where that was not asked."""
+        return {kind: getattr(self, name) for kind, name in KINDS.items()}
 
     def comparable(self) -> dict[str, Any]:
         """Returns what must be equal between two runs of one configuration on one machine."""
@@ -188,12 +187,10 @@ def load_record(path: Path) -> RunRecord:
             settings that no run can have.
     """
     record = _load(RunRecord, path, "run its preset again")
-    names = ("accuracy_last", "accuracy_selected", "accuracy_joint", "random_baseline")
-    accuracies = {name: getattr(record, name) for name in names if getattr(record, name) is not None}
     wrong = [
-        name
-        for name, accuracy in accuracies.items()
-        if not all(_fits(accuracy.get(key), kind) for key, kind in ACCURACY.items())
+        KINDS[kind]
+        for kind, accuracy in record.accuracies.items()
+        if accuracy is not None and not all(_fits(accuracy.get(key), type_) for key, type_ in ACCURACY.items())
     ]
     require(not wrong, f"{path} is no valid record: {wrong} hold values of another type; run its preset again", StorageError)
     return record
@@ -296,6 +293,16 @@ def changes_of(record: RunRecord | OrderRecord) -> dict[str, Any]:
     return record.overrides | ({"preset": f"as of {record.git_commit[:8]}"} if is_edited else {})
 
 
+def fields_of(config: RunConfig, *names: str) -> dict[str, Any]:
+    """Returns what a record says of the configuration: these attributes of it, itself, and how it differs from its preset."""
+    return {
+        "schema": SCHEMA,
+        **{name: getattr(config, name) for name in names},
+        "config": config.as_dict(),
+        "overrides": overrides_of(config),
+    }
+
+
 def overrides_of(config: RunConfig) -> dict[str, Any]:
     """Returns what differs from the run's preset as it stands: dotted key -> value, as `RunConfig.from_preset` takes them.
 
@@ -332,20 +339,29 @@ def format_records(records: Iterable[RunRecord]) -> str:
     """
     records = list(records)
     told_apart = _differing_changes(records)
-    rows = [
-        ("dataset", "ipc", "method", "K", "scale", "seed", "last", "selected", "joint", "random real", "n", "run", "changed")
-    ]
+    rows = [("dataset", "ipc", "method", "K", "scale", "seed", *KINDS, "n", "run", "changed")]
     for record in records:
-        accuracies = (record.accuracy_last, record.accuracy_selected, record.accuracy_joint, record.random_baseline)
-        cells = ["-" if value is None else f"{value['mean']:.1f} ± {value['std']:.1f}{_mark(value)}" for value in accuracies]
         names = (record.dataset, record.ipc or "all", record.method, record.num_subsets, record.scale, record.seed)
+        cells = [
+            "-" if value is None else f"{value['mean']:.1f} ± {value['std']:.1f}{_mark(value)}"
+            for value in record.accuracies.values()
+        ]
         changed = ", ".join(f"{key}={value}" for key, value in told_apart[record.run_id].items())
-        rows.append((*map(str, names), *cells, str(record.accuracy_last["n"]), record.config_hash[:8], changed))
+        rows.append((*names, *cells, record.accuracy_last["n"], record.config_hash[:8], changed))
     if not any(row[-1] for row in rows[1:]):
         rows = [row[:-1] for row in rows]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+    return format_columns(rows, left=len(rows[0]))
+
+
+def format_columns(rows: Sequence[Sequence[Any]], left: int) -> str:
+    """Returns a plain-text table; the first row is its head, the first `left` columns are aligned left, the others right."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for row in cells:
+        row[:left] = map(str.ljust, row[:left], widths)
+        row[left:] = map(str.rjust, row[left:], widths[left:])
+    head, *lines = ("  ".join(row).rstrip() for row in cells)
+    return "\n".join([head, "-" * len(head), *lines])
 
 
 def _differing_changes(records: Sequence[RunRecord]) -> dict[str, dict[str, Any]]:
@@ -364,31 +380,6 @@ def _differing_changes(records: Sequence[RunRecord]) -> dict[str, dict[str, Any]
 
 def _mark(accuracy: Mapping[str, Any]) -> str:
     return f" ({accuracy['not_learned']} learned nothing)" if "not_learned" in accuracy else ""
-
-
-def tabulate_accuracies(records: Mapping[Any, Sequence[RunRecord]], names: str | Sequence[str]) -> "DataFrame":
-    """Returns one row for each network of each evaluation, for figures and statistics.
-
-    Args:
-        records: what is compared -> its runs, which differ in the seed.
-        names: of the columns that hold the key: one, or as many as its parts.
-
-    Returns:
-        The key's columns, seed, training ("last", "selected", "joint" or "random"), network, accuracy in per cent.
-    """
-    from pandas import DataFrame
-
-    columns = [names] if isinstance(names, str) else list(names)
-    rows = []
-    for key, runs in records.items():
-        parts = dict(zip(columns, [key] if isinstance(names, str) else key, strict=True))
-        for run in runs:
-            kinds = {"last": run.accuracy_last, "selected": run.accuracy_selected, "joint": run.accuracy_joint}
-            for training, accuracies in (kinds | {"random": run.random_baseline}).items():
-                for network, accuracy in (accuracies or {"by_network": {}})["by_network"].items():
-                    common = parts | {"seed": run.seed, "training": training, "network": network}
-                    rows += [common | {"accuracy": value} for value in accuracy["values"]]
-    return DataFrame(rows)
 
 
 def flatten_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

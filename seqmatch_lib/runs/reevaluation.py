@@ -1,13 +1,14 @@
 """Re-evaluation of a finished set: by other networks, after other training, jointly, without augmentation."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from seqmatch_lib.engine.evaluation import Accuracy, EvaluationProtocol
+from seqmatch_lib.engine.evaluation import Accuracy
 from seqmatch_lib.engine.step_functions import UNCOMPILED
 from seqmatch_lib.errors import DataError, require
 from seqmatch_lib.runs.config import RunConfig
-from seqmatch_lib.runs.evaluation import ResumableEvaluation, state_folder
+from seqmatch_lib.runs.evaluation import evaluate_sets, state_folder
 from seqmatch_lib.runs.provenance import describe_provenance
 from seqmatch_lib.runs.real_data import RealData
 from seqmatch_lib.runs.records import SCHEMA, Reevaluation
@@ -52,14 +53,9 @@ def reevaluate(
         ipcs = [len(subset.images) // data.num_classes for subset in sequence.subsets]
         sets["random_baseline"] = sample_real_sequence(data.train, data.num_classes, ipcs, config.evaluation.real_lr, seed)
     sets = {key: (trained_on.joint() if joint else trained_on).to(device) for key, trained_on in sets.items()}
-    protocol = EvaluationProtocol(data.num_classes, config.training, seed)
-    networks = tuple(config.network.named(network) for network in config.evaluation.networks)
     UNCOMPILED.clear()
     with state_folder(results_dir, name) as folder:
-        evaluation = ResumableEvaluation(
-            protocol, networks, config.evaluation.num_networks, data.test, folder, budget or Budget()
-        )
-        accuracies, seconds = evaluation.run(sets)
+        accuracies, seconds = evaluate_sets(sets, replace(config, seed=seed), data, folder, budget or Budget())
         record = Reevaluation(
             schema=SCHEMA,
             run_id=run_id,

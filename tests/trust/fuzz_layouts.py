@@ -16,7 +16,7 @@ from fuzz_samples import LRS, NAMES, PLAIN, make_set, pixels, small_config
 from helpers import CLASSES, SHAPE, encode
 from hypothesis import strategies as st
 
-from seqmatch_lib.data.datasets import ImageDataset, load_dataset
+from seqmatch_lib.data.datasets import DATASETS, ImageDataset, load_dataset
 from seqmatch_lib.exchange.formats import FORMATS, export_sequence, import_sequence
 from seqmatch_lib.subsets import SubsetSequence
 
@@ -24,7 +24,8 @@ from seqmatch_lib.subsets import SubsetSequence
 def read_layout(kind: str, folder: Path) -> SubsetSequence:
     """Imports the set."""
     lrs = LRS if kind in ("idc", "folder") else ()
-    return import_sequence([folder], kind, small_config(kind), PLAIN, SHAPE, CLASSES, lrs)
+    config, spec = small_config(kind), replace(DATASETS["digits"], shape=SHAPE, num_classes=CLASSES)
+    return import_sequence([folder], kind, spec, PLAIN, config.subset_ipcs, config.as_dict(), lrs)
 
 
 def fits_set(sequence: SubsetSequence) -> bool:

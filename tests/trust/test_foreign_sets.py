@@ -9,12 +9,12 @@ import pytest
 import torch
 from PIL import Image
 from test_cli import fails_in_one_line
-from test_exchange import DIGITS, NAMES, PLAIN, configure, make_sequence
+from test_exchange import DIGITS, NAMES, PLAIN, configure, import_as, make_sequence
 
 from seqmatch_lib.__main__ import main
 from seqmatch_lib.data.datasets import DATASETS, DatasetSpec, fit_preprocessing, load_dataset
 from seqmatch_lib.errors import DataError, SeqMatchError, StorageError
-from seqmatch_lib.exchange.formats import export_sequence, import_sequence
+from seqmatch_lib.exchange.formats import export_sequence
 from seqmatch_lib.exchange.public_layouts import _check_colours
 from seqmatch_lib.runs.config import RunConfig
 from seqmatch_lib.runs.records import load_reevaluations, load_runs
@@ -46,7 +46,7 @@ def write(folder: Path, kind: str, **changed) -> Path:
 
 
 def read(folder: Path, kind: str, lrs=()) -> SyntheticSubset:
-    return import_sequence([folder], kind, configure((2,)), PLAIN, DIGITS.shape, 10, lrs).subsets[0]
+    return import_as(configure((2,)), [folder], kind, lrs).subsets[0]
 
 
 def refuses(error: type[SeqMatchError], words: str, folder: Path, kind: str, **changed) -> None:
@@ -211,7 +211,7 @@ def read_pictures(folder: Path, preset: str = "place_names-ipc10-mtt") -> list[i
     config = RunConfig.from_preset(preset, overrides={"ipc": 1, "subset_ipcs": [1], "zca": False})
     spec = DATASETS[config.dataset]
     pixels = fit_preprocessing(spec, torch.empty(0), zca=False)
-    sequence = import_sequence([folder], "folder", config, pixels, spec.shape, spec.num_classes, [0.1])
+    sequence = import_as(config, [folder], "folder", [0.1], spec, pixels)
     images, labels = sequence.union()
     assert labels.tolist() == list(range(spec.num_classes))
     return (255 * pixels.inverse(images)).round().int()[:, 0, 0, 0].tolist()
