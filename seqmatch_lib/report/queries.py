@@ -477,17 +477,27 @@ def gains_at_several_sizes(evidence: Evidence, dataset: str, scale: str, by_seed
 
 
 def order(
-    evidence: Evidence, dataset: str, ipc: int, scale: str, settings: Collection[str] = (), by_seed: bool = False
+    evidence: Evidence,
+    dataset: str,
+    ipc: int,
+    scale: str,
+    settings: Collection[str] | None = None,
+    by_seed: bool = False,
 ) -> pd.DataFrame:
     """Sets of equal size that are divided or not, in sequence or not; `difference` is that from SeqMatch.
 
-    Where the ablation was asked about other sets alone, they are left out; `comparison` has its halves.
+    By default these are the ablations of the runs that stand for their preset, see `runs_of`. Where the ablation was asked
+    about other sets alone, they are left out; `comparison` has its halves.
     """
     groups: dict[str, list[OrderRecord]] = {}
     for record in sorted(evidence.orders, key=lambda record: (record.method, record.seed)):
-        changes = {f"{key}={value}" for key, value in changes_of(record).items()}
-        wanted = (record.dataset, record.ipc, record.scale) == (dataset, ipc, scale) and changes == set(settings)
-        if wanted and "SeqMatch" in record.accuracy:
+        if settings is None:
+            standing = runs_of(record.config["preset"], scale, evidence.runs)
+            chosen = digest_json(record.config) in {run.config_hash for run in standing}
+        else:
+            chosen = {f"{key}={value}" for key, value in changes_of(record).items()} == set(settings)
+        wanted = (record.dataset, record.ipc, record.scale) == (dataset, ipc, scale)
+        if chosen and wanted and "SeqMatch" in record.accuracy:
             groups.setdefault(record.method.removeprefix(SEQUENTIAL_PREFIX), []).append(record)
     rows = []
     for base, records in groups.items():
