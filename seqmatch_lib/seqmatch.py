@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import torch
 
-from seqmatch_lib.errors import DivergenceError, require
+from seqmatch_lib.errors import DivergenceError
 from seqmatch_lib.methods.base import BaseMethod, MethodState, Stage, Trainable
 from seqmatch_lib.seeds import make_generator
 from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset
@@ -56,34 +56,29 @@ def iterate(method: BaseMethod, stage: Stage, prepared: MethodState, trainable: 
 def advance(method: BaseMethod, prepared: MethodState, trainable: Trainable, stage: Stage) -> None:
     """Performs one iteration: loss and gradients by the base method, then one step of every optimiser.
 
+    A learned step size may pass below zero for some iterations, as in the public code; `Trainable.freeze` refuses it.
+
     Raises:
-        DivergenceError: a loss, gradient or new value is not finite, or the new step size is not positive. Images, labels
-            and step size then stay as they were before the iteration.
+        DivergenceError: a loss, gradient or new value is not finite. Images, labels and step size then stay as they were
+            before the iteration.
     """
     generator = make_generator(stage.seed, "stage", stage.index, "iteration", trainable.iteration)
     for optimizer in trainable.optimizers.values():
         optimizer.zero_grad()
     loss = method.step(prepared, trainable, stage.frozen, generator)
     undos = [_step(trainable.leaves[name], optimizer) for name, optimizer in trainable.optimizers.items()]
-    finite = loss.isfinite()
+    finite = loss.isfinite() & trainable.lr.detach().isfinite()
     for leaf in (trainable.images, trainable.labels):
         if leaf.grad is not None:
             finite = finite & leaf.grad.isfinite().all() & leaf.detach().isfinite().all()
-    values = torch.stack([value.double() for value in (loss, finite, trainable.lr.detach())])
-    loss_value, is_finite, lr_value = values.tolist()  # the only wait for the device in an iteration
-    if not (is_finite and 0 < lr_value < float("inf")):
+    loss_value, is_finite = torch.stack([loss.double(), finite.double()]).tolist()  # the only wait for the device
+    if not is_finite:
         for undo in undos:
             undo()
-        where = f"stage {stage.index}, iteration {trainable.iteration}"
-        require(
-            is_finite,
-            f"{where}: the loss is {loss_value:.4g}; the loss, its gradient or the step is not finite; the state before this "
-            "iteration is kept. Lower lr_img or syn_steps, or start with a smaller syn_lr",
-            DivergenceError,
-        )
         raise DivergenceError(
-            f"{where}: the step size would go from {trainable.lr.item():.4g} to {lr_value:.4g}, but it must stay positive; "
-            "the state before this iteration is kept. Lower lr_lr, or start with a larger syn_lr"
+            f"stage {stage.index}, iteration {trainable.iteration}: the loss is {loss_value:.4g}; the loss, its gradient or "
+            "the step is not finite; the state before this iteration is kept. Lower lr_img, lr_lr or syn_steps, or start with "
+            "a smaller syn_lr"
         )
     trainable.losses.append(loss_value)
     trainable.iteration += 1

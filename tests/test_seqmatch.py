@@ -183,13 +183,42 @@ def test_the_best_scored_iterate_is_selected_and_survives_a_restart(tmp_path):
     assert (again.scores, again.test_scores) == (stage.scores, stage.test_scores)
 
 
-def test_a_step_size_driven_negative_stops_with_the_last_good_state(tmp_path):
-    config = replace(CONFIG, iterations=50, syn_lr=1.0, lr_lr=10.0)
-    with pytest.raises(DivergenceError, match=r"stage 1, iteration \d+: the step size would go from .* to -?.*Lower lr_lr"):
-        distil(tmp_path, config)
-    saved, _ = checkpoints(tmp_path)(1).load(MTT(config).initialise(make_stage(tmp_path)))
-    assert 0 < saved.trainable.lr.item() < float("inf")
-    assert saved.trainable.images.isfinite().all()
+def push_lr(monkeypatch, gradients):
+    """Makes MTT give the step size these gradients, by iteration, and 0 in the others; returns where the step sizes go."""
+    step, lrs = MTT.step, []
+
+    def pushed(self, prepared, trainable, frozen, generator):
+        lrs.append(trainable.lr.item())
+        loss = step(self, prepared, trainable, frozen, generator)
+        trainable.lr.grad.fill_(gradients.get(trainable.iteration, 0.0))
+        return loss
+
+    monkeypatch.setattr(MTT, "step", pushed)
+    return lrs
+
+
+def test_a_step_size_may_pass_below_zero_as_in_the_public_code(tmp_path, monkeypatch):
+    lrs = push_lr(monkeypatch, {1: 600.0, 2: -1200.0})
+    (stage,) = distil(tmp_path)
+    assert lrs[2] == pytest.approx(-0.01)
+    assert len(stage.trainable.losses) == CONFIG.iterations
+    assert stage.last.lr > 0
+
+
+def test_no_subset_has_a_negative_step_size(tmp_path, monkeypatch):
+    push_lr(monkeypatch, {4: 600.0})
+    with pytest.raises(DivergenceError, match=r"step size after 5 iterations is -0\.01, .* lower lr_lr"):
+        distil(tmp_path)
+
+
+def test_a_score_of_a_negative_step_size_is_refused_and_the_run_goes_on(tmp_path, monkeypatch):
+    lrs = push_lr(monkeypatch, {1: 600.0, 2: -1200.0})
+    scoring = {"score": lambda sequence: (1.0, None), "num_selections": 2}  # after iterations 2 and 5
+    with pytest.raises(DivergenceError, match="step size after 2 iterations is -0"):
+        distil(tmp_path, **scoring)
+    (stage,) = distil(tmp_path, **scoring)
+    assert len(lrs) == CONFIG.iterations  # none was made twice
+    assert stage.scores == [(5, 1.0)]
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_last_good_state(tmp_path):

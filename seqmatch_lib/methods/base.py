@@ -21,7 +21,7 @@ from seqmatch_lib.data.preprocessing import Preprocessing
 from seqmatch_lib.engine.evaluation import train_staged
 from seqmatch_lib.engine.networks import NetworkConfig, make_network
 from seqmatch_lib.engine.training import TrainingRecipe
-from seqmatch_lib.errors import ConfigError, require
+from seqmatch_lib.errors import ConfigError, DivergenceError, require
 from seqmatch_lib.methods.teachers import TeacherConfig
 from seqmatch_lib.seeds import make_generator
 from seqmatch_lib.store.budget import Budget
@@ -161,8 +161,18 @@ class Trainable:
         return SyntheticSubset(self.images, self.targets(), 0.0, self.formation)
 
     def freeze(self) -> SyntheticSubset:
-        """Returns a copy as a subset, which later steps do not change."""
-        return SyntheticSubset(self.images.detach().clone(), self.targets().detach().clone(), self.lr.item(), self.formation)
+        """Returns a copy as a subset, which later steps do not change.
+
+        Raises:
+            DivergenceError: the step size is not positive, so that no network can be trained on the subset.
+        """
+        lr = self.lr.item()
+        if lr <= 0:
+            raise DivergenceError(
+                f"the learned step size after {self.iteration} iterations is {lr:.4g}, with which no network can be trained; "
+                "if iterations are left, the same command goes on with them, else lower lr_lr, or start with a larger syn_lr"
+            )
+        return SyntheticSubset(self.images.detach().clone(), self.targets().detach().clone(), lr, self.formation)
 
 
 def saved_like(saved: torch.Tensor, leaf: torch.Tensor) -> torch.Tensor:

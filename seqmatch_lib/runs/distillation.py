@@ -39,7 +39,8 @@ def distill_stages(
         The finished stages. S_k as frozen for the later stages is `selected`; only S_K has a separate `last`.
 
     Raises:
-        DivergenceError: the loss or the step size leaves its range; the last good state is in the checkpoint.
+        DivergenceError: a value is not finite, and the last good state is in the checkpoint; or the step size is not positive
+            where a network is to be trained.
         OutOfTime: the budget is spent; the state is in the checkpoint.
     """
     finished = []

@@ -215,7 +215,7 @@ def test_a_step_size_that_is_no_number_leaves_the_state_before_it(tmp_path, monk
         return loss
 
     monkeypatch.setattr(type(method), "step", spoiled)
-    with pytest.raises(DivergenceError, match="the step size would go from .* to nan, but it must stay positive"):
+    with pytest.raises(DivergenceError, match="the step is not finite; the state before this iteration is kept"):
         distil(tmp_path, method)
     found, _ = checkpoints(tmp_path)(1).load(method.initialise(make_stage(tmp_path)))
     assert found.trainable.iteration == 1
