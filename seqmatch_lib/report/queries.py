@@ -491,11 +491,10 @@ def order(
     """
     groups: dict[str, list[OrderRecord]] = {}
     for record in sorted(evidence.orders, key=lambda record: (record.method, record.seed)):
-        if settings is None:
-            standing = runs_of(record.config["preset"], scale, evidence.runs)
-            chosen = digest_json(record.config) in {run.config_hash for run in standing}
-        else:
-            chosen = {f"{key}={value}" for key, value in changes_of(record).items()} == set(settings)
+        changes = changes_of(record)
+        standing = runs_of(record.config["preset"], scale, evidence.runs) if settings is None and changes else []
+        of_preset = digest_json(record.config) in {run.config_hash for run in standing}
+        chosen = of_preset or {f"{key}={value}" for key, value in changes.items()} == set(settings or ())
         wanted = (record.dataset, record.ipc, record.scale) == (dataset, ipc, scale)
         if chosen and wanted and "SeqMatch" in record.accuracy:
             groups.setdefault(record.method.removeprefix(SEQUENTIAL_PREFIX), []).append(record)
