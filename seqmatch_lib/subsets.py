@@ -264,7 +264,7 @@ def sample_real_subset(
 def sample_real_sequence(real: Split, num_classes: int, ipcs: Sequence[int], lr: float, seed: int) -> SubsetSequence:
     """Draws disjoint subsets of real images: the random baseline of a sequence with subsets of these sizes."""
     union = sample_real_subset(real.images, real.labels, num_classes, sum(ipcs), lr, seed, "random real images")
-    rows = torch.arange(len(union.images)).view(num_classes, -1).split(list(ipcs), dim=1)
+    rows = torch.arange(len(union.images), device=union.images.device).view(num_classes, -1).split(list(ipcs), dim=1)
     parts = [Split(union.images, union.labels).take(own.flatten()) for own in rows]
     return SubsetSequence(tuple(SyntheticSubset(part.images, part.labels, lr) for part in parts))
 
