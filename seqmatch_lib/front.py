@@ -112,7 +112,7 @@ class Run:
 
         steps = [f", step size {subset.lr:.3g}" for subset in self.distilled.subsets]
         blocks = {f"{name}{step}": pixels for (name, pixels), step in zip(self.pictures().items(), steps, strict=True)}
-        return show_pictures(blocks, self.class_names, self.record.run_id, max_per_class, classes)
+        return _close(show_pictures(blocks, self.class_names, self.record.run_id, max_per_class, classes))
 
     def pictures(self) -> dict[str, torch.Tensor]:
         """Returns name of each subset -> its images as (classes * ipc, C, H, W) pixels; those of real ones lie in [0, 1].
@@ -134,7 +134,7 @@ class Run:
         """Draws the matching loss of every stage, as a running mean over `window` iterations."""
         from seqmatch_lib.report.figures import plot_losses
 
-        return plot_losses({self.config.method: self.record}, window).figure
+        return _close(plot_losses({self.config.method: self.record}, window).figure)
 
     def evaluate(
         self,
@@ -147,6 +147,14 @@ class Run:
     ) -> Reevaluation:
         """Trains fresh networks on the distilled set and tests them; arguments as in `evaluate`."""
         return evaluate(self.distilled, networks, joint, random, seed, set, self.dataset, results_dir)
+
+
+def _close(figure: "Figure") -> "Figure":
+    """Returns a figure that a notebook draws once, as the value of a cell; open ones it draws at the cell's end, too."""
+    from matplotlib.pyplot import close
+
+    close(figure)
+    return figure
 
 
 def run(

@@ -7,6 +7,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -125,6 +126,7 @@ def test_a_distilled_set_is_saved_loaded_and_evaluated(mine, tmp_path):
 def test_pictures_of_the_set_and_of_its_losses_are_drawn(mine):
     assert len(mine.show().axes) == 2
     assert len(mine.plot_losses().axes[0].lines) == 2
+    assert not plt.get_fignums()  # a notebook draws open figures once more
 
 
 @pytest.mark.parametrize("method", ["idc", "dm", "krr"])

@@ -5,7 +5,7 @@ from pathlib import Path
 from seqmatch_lib.front import Run, load
 from seqmatch_lib.results import Results
 from seqmatch_lib.runs.config import RunConfig
-from seqmatch_lib.runs.records import format_records, load_runs
+from seqmatch_lib.runs.records import format_records, load_reevaluations, load_runs
 
 RESULTS = Path(__file__).parents[1] / "paper_results"
 NAME = "cifar10-seqmatch_mtt-ipc10-k2-seed0-0818608f"
@@ -30,6 +30,16 @@ def test_in_a_notebook_they_are_tables_of_text_without_markup():
     assert sequence._repr_html_().count("<tr>") == 2
     sequence.metadata["run_id"] = "<script>"
     assert "<script>" not in sequence._repr_html_()
+
+
+def test_a_reevaluation_says_what_was_asked_and_found():
+    joint = "cifar10-seqmatch_mtt-ipc10-k2-seed0-178da106"
+    again = next(one for one in load_reevaluations(RESULTS) if one.run_id == joint and one.joint)
+    assert repr(again) == f"Reevaluation({joint}, jointly: convnet 52.7 ± 0.4 %, n = 3)"
+    assert f"{joint}, jointly" in again._repr_html_()
+    with_random = next(one for one in load_reevaluations(RESULTS) if "vit" in one.accuracy)
+    assert "vit, random real" in with_random._repr_html_()
+    assert repr(with_random).count(" %, n = ") == len(with_random.accuracy)
 
 
 def test_runs_of_one_method_and_size_are_told_apart_by_what_they_changed():

@@ -101,7 +101,7 @@ class RunRecord(Provenance):
         write_json(path, asdict(self))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Reevaluation(Provenance):
     """A finished set evaluated once more: by other networks, after other training, or jointly.
 
@@ -130,6 +130,17 @@ class Reevaluation(Provenance):
     random_baseline: dict[str, dict[str, Any]] | None
     data: str
     seconds: float
+
+    def __repr__(self) -> str:
+        accuracies = (f"{network} {_format_accuracy(accuracy)}" for network, accuracy in self.accuracy.items())
+        return f"Reevaluation({self.run_id}{', jointly' * self.joint}: {'; '.join(accuracies)})"
+
+    def _repr_html_(self) -> str:
+        """Returns what a notebook shows: a row for each architecture, and for random real images on it."""
+        rows = {network: _format_accuracy(accuracy) for network, accuracy in self.accuracy.items()}
+        random = (self.random_baseline or {}).items()
+        rows |= {f"{network}, random real": _format_accuracy(accuracy) for network, accuracy in random}
+        return format_html(self.run_id + ", jointly" * self.joint, rows)
 
     @property
     def name(self) -> str:
