@@ -29,6 +29,7 @@ from seqmatch_lib.errors import StorageError, require
 from seqmatch_lib.methods import method_names
 from seqmatch_lib.runs.config import REFERENCES, SEQUENTIAL_PREFIX, RunConfig, even_subsets, preset_names
 from seqmatch_lib.runs.records import (
+    ACCURACIES,
     OrderRecord,
     Reevaluation,
     RunRecord,
@@ -48,7 +49,7 @@ LEFT_OPEN = ("teachers.num_teachers", "evaluation.num_networks", "evaluation.num
 DRAWS = 10_000  # of the bootstrap
 SEEDS_FOR_AN_INTERVAL = 3
 SIGNED = ("difference", "gain")  # columns that are shown with a sign
-KINDS = {"last": "accuracy_last", "selected": "accuracy_selected", "joint": "accuracy_joint", "random": "random_baseline"}
+KINDS = {kind.removesuffix(" real"): name for kind, name in ACCURACIES.items()}  # as columns are called
 COLUMNS = (  # of `Evidence.accuracies`
     "dataset", "ipc", "scale", "method", "num_subsets", "seed", "base", "images", "even", "teachers", "iterations", "each",
     "train_images", "changes", "record", "kind", "trained", "epochs", "network", "is_first", "asked", "question", "values",

@@ -21,7 +21,7 @@ from seqmatch_lib.runs.distillation import distill_stages
 from seqmatch_lib.runs.evaluation import as_record, evaluate_sets
 from seqmatch_lib.runs.provenance import describe_code, describe_provenance
 from seqmatch_lib.runs.real_data import RealData, prepare_data
-from seqmatch_lib.runs.records import KINDS, RunRecord, fields_of, load_record
+from seqmatch_lib.runs.records import ACCURACIES, RunRecord, fields_of, load_record
 from seqmatch_lib.runs.stages import StageCheckpoint, StageProgress
 from seqmatch_lib.store.budget import Budget
 from seqmatch_lib.store.files import only_process, read_json, remove_file, remove_leftovers, write_json
@@ -248,7 +248,7 @@ def _evaluate(
     if config.method != "whole":
         sequences["random_baseline"] = _reference(config, data)
     accuracies, seconds = evaluate_sets(sequences, config, data, state_dir, budget)
-    return dict.fromkeys(KINDS.values()) | {name: as_record(found) for name, found in accuracies.items()}, seconds
+    return dict.fromkeys(ACCURACIES.values()) | {name: as_record(found) for name, found in accuracies.items()}, seconds
 
 
 def _make_record(

@@ -20,7 +20,12 @@ from seqmatch_lib.subsets import format_html
 SCHEMA = 2
 VOLATILE = ("seconds", "peak_memory_mb", "started_at")  # differ between two runs that are otherwise equal
 ACCURACY = {"mean": float, "std": float, "n": int, "values": list[float]}  # what an accuracy holds, beside `by_network`
-KINDS = {"last": "accuracy_last", "selected": "accuracy_selected", "joint": "accuracy_joint", "random real": "random_baseline"}
+ACCURACIES = {
+    "last": "accuracy_last",
+    "selected": "accuracy_selected",
+    "joint": "accuracy_joint",
+    "random real": "random_baseline",
+}
 
 
 @dataclass(frozen=True, repr=False)
@@ -90,7 +95,7 @@ class RunRecord(Provenance):
     @property
     def accuracies(self) -> dict[str, dict[str, Any] | None]:
         """What networks were trained on -> their accuracies; None where that was not asked."""
-        return {kind: getattr(self, name) for kind, name in KINDS.items()}
+        return {kind: getattr(self, name) for kind, name in ACCURACIES.items()}
 
     def comparable(self) -> dict[str, Any]:
         """Returns what must be equal between two runs of one configuration on one machine."""
@@ -199,7 +204,7 @@ def load_record(path: Path) -> RunRecord:
     """
     record = _load(RunRecord, path, "run its preset again")
     wrong = [
-        KINDS[kind]
+        ACCURACIES[kind]
         for kind, accuracy in record.accuracies.items()
         if accuracy is not None and not all(_fits(accuracy.get(key), type_) for key, type_ in ACCURACY.items())
     ]
@@ -350,7 +355,7 @@ def format_records(records: Iterable[RunRecord]) -> str:
     """
     records = list(records)
     told_apart = _differing_changes(records)
-    rows = [("dataset", "ipc", "method", "K", "scale", "seed", *KINDS, "n", "run", "changed")]
+    rows = [("dataset", "ipc", "method", "K", "scale", "seed", *ACCURACIES, "n", "run", "changed")]
     for record in records:
         names = (record.dataset, record.ipc or "all", record.method, record.num_subsets, record.scale, record.seed)
         cells = [
