@@ -144,18 +144,21 @@ class MatchingLoss:
         target: (P,) teacher parameters θ* = θ_{e+M}.
         steps: inner steps.
         lr: step size.
+        engine: of the inner loop, as in `unroll`, always in float32.
     """
 
-    def __init__(self, network: nn.Module, start: torch.Tensor, target: torch.Tensor, steps: int, lr: float) -> None:
+    def __init__(
+        self, network: nn.Module, start: torch.Tensor, target: torch.Tensor, steps: int, lr: float, engine: str = "higher"
+    ) -> None:
         require(steps >= 1, f"steps {steps} must be at least 1")
-        self._network, self._start, self._target, self._steps = network, start, target, steps
+        self._network, self._start, self._target, self._steps, self._engine = network, start, target, steps, engine
         self._lr = torch.tensor(lr, dtype=start.dtype, device=start.device)
         self._scale = (start - target).square().sum()
 
     def reach(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Returns θ̂(S), differentiable in the images."""
         batch = InnerBatch(torch.arange(len(images), device=images.device), ())
-        return unroll(self._network, self._start, images, labels, [batch] * self._steps, self._lr)
+        return unroll(self._network, self._start, images, labels, [batch] * self._steps, self._lr, self._engine)
 
     def error(self, images: torch.Tensor, labels: torch.Tensor) -> float:
         """Returns L(S): 0 if the target is reached, 1 if the student came no nearer to it."""
@@ -194,12 +197,19 @@ class MatchingLoss:
 
 
 def make_matching_loss(
-    network: nn.Module, teachers: TrajectorySet, teacher: int, epoch: int, expert_epochs: int, steps: int, lr: float
+    network: nn.Module,
+    teachers: TrajectorySet,
+    teacher: int,
+    epoch: int,
+    expert_epochs: int,
+    steps: int,
+    lr: float,
+    engine: str = "higher",
 ) -> MatchingLoss:
     """Returns the match of a teacher's epochs [epoch, epoch + expert_epochs] on the device of the network."""
     device = next(network.parameters()).device
     start, target = teachers.segment(teacher, epoch, epoch + expert_epochs)
-    return MatchingLoss(network, start.to(device), target.to(device), steps, lr)
+    return MatchingLoss(network, start.to(device), target.to(device), steps, lr, engine)
 
 
 def errors_along_trajectory(
@@ -211,6 +221,7 @@ def errors_along_trajectory(
     steps: int,
     expert_epochs: int,
     epochs: Iterable[int],
+    engine: str = "higher",
 ) -> pd.DataFrame:
     """Returns the matching error of a set as a function of the start epoch: columns epoch, teacher, error.
 
@@ -223,10 +234,11 @@ def errors_along_trajectory(
         steps: `syn_steps`.
         expert_epochs: M.
         epochs: start epochs e; each e + M must have been recorded.
+        engine: of the inner loop.
     """
     rows = []
     for epoch, teacher in product(epochs, range(len(teachers))):
-        match = make_matching_loss(network, teachers, teacher, epoch, expert_epochs, steps, lr)
+        match = make_matching_loss(network, teachers, teacher, epoch, expert_epochs, steps, lr, engine)
         rows.append({"epoch": epoch, "teacher": teacher, "error": match.error(images, labels)})
     return pd.DataFrame(rows)
 

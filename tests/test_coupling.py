@@ -92,6 +92,13 @@ def test_repair_share_is_its_definition(problem):
     assert match.repair_share(a, b) == pytest.approx((whole @ repair / whole.norm() / repair.norm()).item())
 
 
+def test_the_compiled_inner_loop_measures_the_same(problem):
+    match, start, target, a, b = problem
+    compiled = MatchingLoss(match._network, start, target, 3, 0.3, engine="compiled")
+    assert compiled.coupling(a, b) == pytest.approx(match.coupling(a, b), rel=1e-9)
+    assert compiled.repair_share(a, b) == pytest.approx(match.repair_share(a, b), rel=1e-9)
+
+
 def test_growing_sets_have_a_row_for_each_size_and_match(problem):
     match = problem[0]
     images = torch.randn(CLASSES * 4, *SHAPE)

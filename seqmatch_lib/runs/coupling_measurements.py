@@ -100,9 +100,12 @@ class _Pair:
         return open_run(self.config, self.results_dir)
 
     @cached_property
-    def teachers(self) -> tuple[TrajectorySet, TrajectorySet]:
-        """Of the first stage, and of the second."""
-        return record_stage_teachers(self.joint[1]), record_stage_teachers(self.sequence[2][1])
+    def first_teachers(self) -> TrajectorySet:
+        return record_stage_teachers(self.joint[1])
+
+    @cached_property
+    def second_teachers(self) -> TrajectorySet:
+        return record_stage_teachers(self.sequence[2][1])
 
     @property
     def last_epoch(self) -> int:
@@ -116,9 +119,9 @@ class _Pair:
         sequence, stage = self.joint
         mtt, ipc = self.joint_config.options, self.joint_config.ipc
         epochs = sorted({0, self.last_epoch // 2, self.last_epoch})
-        match = (mtt.expert_epochs, mtt.syn_steps, sequence.subsets[0].lr)
+        match = (mtt.expert_epochs, mtt.syn_steps, sequence.subsets[0].lr, mtt.engine)
         matches = [
-            coupling.make_matching_loss(self.network("coupling"), self.teachers[0], 0, epoch, *match) for epoch in epochs
+            coupling.make_matching_loss(self.network("coupling"), self.first_teachers, 0, epoch, *match) for epoch in epochs
         ]
         sizes = range(2, ipc + 1, 2)
         frame = coupling.coupling_of_subsets(matches, *sequence.union(), stage.num_classes, sizes)
@@ -126,7 +129,8 @@ class _Pair:
 
     def errors(self) -> pd.DataFrame:
         """The matching error along the training of teachers; later subsets are asked about teachers of their own."""
-        (joint, _), (_, sequence, _), (first, second) = self.joint, self.sequence, self.teachers
+        (joint, _), (_, sequence, _) = self.joint, self.sequence
+        first, second = self.first_teachers, self.second_teachers
         mtt, starts = self.joint_config.options, range(0, self.last_epoch + 1, max(1, self.last_epoch // 4))
         cases = {
             f"MTT, {self.joint_config.ipc} images": (first, joint.union(), joint.subsets[0].lr),
@@ -135,9 +139,9 @@ class _Pair:
         }
         network = self.network("coupling")
         errors = [
-            coupling.errors_along_trajectory(network, teachers, *images, lr, mtt.syn_steps, mtt.expert_epochs, starts).assign(
-                set=name
-            )
+            coupling.errors_along_trajectory(
+                network, teachers, *images, lr, mtt.syn_steps, mtt.expert_epochs, starts, mtt.engine
+            ).assign(set=name)
             for name, (teachers, images, lr) in cases.items()
         ]
         return pd.concat(errors, ignore_index=True)
@@ -189,7 +193,9 @@ def _of_last_subset(config: RunConfig, results_dir: Path) -> pd.DataFrame:
     network = stages[0].make_network(config.seed, "coupling")
     rows = []
     for teacher in range(min(FEW_TEACHERS, len(teachers))):
-        match = coupling.make_matching_loss(network, teachers, teacher, 0, mtt.expert_epochs, mtt.syn_steps, last.lr)
+        match = coupling.make_matching_loss(
+            network, teachers, teacher, 0, mtt.expert_epochs, mtt.syn_steps, last.lr, mtt.engine
+        )
         measured = {"coupling_of_earlier": match.coupling(*parts), "repair_by_last": match.repair_share(*parts)}
         rows.append({"K": len(sequence), "teacher": teacher, **measured, "accuracy": record.accuracy_last["mean"]})
     return pd.DataFrame(rows)
