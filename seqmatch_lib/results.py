@@ -193,11 +193,12 @@ class Results:
         for folder in reversed(self.folders):
             records = load_runs(folder)
             for run in records:
-                wanted = (run.dataset, run.seed) == (dataset, seed) and (folder / "coupling" / run.run_id).is_dir()
+                wanted = (run.dataset, run.seed) == (dataset, seed) and any((folder / "coupling" / run.run_id).glob("*.csv"))
                 if wanted and run in runs_of(run.preset, run.scale, records):
                     measured[run.scale] = load_coupling(run.run_id, folder)
-        if scale not in measured:
-            joint, sequential, divided = runs = list_configs(dataset, ["mtt"], [[10], [5, 5], [2] * 5], scale, seed)
+        joint, sequential, divided = runs = list_configs(dataset, ["mtt"], [[10], [5, 5], [2] * 5], scale, seed)
+        begun = self.work_dir is not None and (self.work_dir / "coupling" / sequential.run_id).is_dir()  # and perhaps stopped
+        if scale not in measured or begun:
             if self.work_dir is None:
                 self._refuse(runs, len(runs), "coupling measurement")
             Results((self.work_dir,), self.work_dir).run(runs, with_sets=True)

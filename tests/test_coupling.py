@@ -12,7 +12,7 @@ from seqmatch_lib.engine.evaluation import train_staged
 from seqmatch_lib.engine.networks import flatten_parameters, make_network
 from seqmatch_lib.errors import ConfigError, StorageError
 from seqmatch_lib.methods.teachers import record_stage_teachers
-from seqmatch_lib.runs.config import config_of_subsets
+from seqmatch_lib.runs.config import RunConfig, config_of_subsets
 from seqmatch_lib.runs.coupling_measurements import load_coupling, measure_coupling
 from seqmatch_lib.runs.experiment import run_experiment
 from seqmatch_lib.seeds import make_generator
@@ -186,3 +186,19 @@ def test_a_pair_of_runs_is_measured_and_the_tables_are_kept(tmp_path):
     assert sorted(set(measured["deciles"]["decile"])) == list(range(10))
     assert measured["subsets"]["K"].eq(2).all()
     assert load_coupling(configs[1].run_id, tmp_path).keys() == measured.keys()
+
+
+def test_a_stopped_measurement_goes_on_and_teachers_of_stage_2_may_be_shorter(tmp_path):
+    """At published settings the teachers of stage 2 have fewer epochs than the interval of the joint set."""
+    joint = config_of_subsets("digits", "mtt", [10], "smoke")
+    shorter = {"intervals": [[0, 3], [0, 3]], "teachers.later_epochs": 3}
+    sequential = RunConfig.from_preset("digits-ipc10-seqmatch_mtt", "smoke", overrides=shorter)
+    for config in (joint, sequential):
+        run_experiment(config, tmp_path)
+    folder = tmp_path / "coupling" / sequential.run_id
+    folder.mkdir(parents=True)
+    (folder / "losses.csv").write_text("measured\nbefore\n")
+    measured = measure_coupling(joint, sequential, [], tmp_path, ["losses", "errors"])
+    assert measured["losses"]["measured"].tolist() == ["before"]
+    assert sorted(set(measured["errors"]["epoch"])) == [0, 1], "start epochs whose ends all teachers have recorded"
+    assert set(measured["errors"].groupby("epoch")["set"].nunique()) == {3}

@@ -125,7 +125,8 @@ class TrajectorySet:
         path = self._paths[teacher]
         require(
             0 <= epoch < len(checksums),
-            f"epoch {epoch} is beyond the {len(checksums) - 1} recorded in {path}; raise teachers.epochs or lower intervals",
+            f"epoch {epoch} is beyond the {len(checksums) - 1} recorded in {path}; raise teachers.epochs (after stage 1 "
+            "teachers.later_epochs) or lower intervals",
             StorageError,
         )
         remedy = "delete it and its .json to train the teacher again"

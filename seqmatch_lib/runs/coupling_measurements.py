@@ -23,6 +23,7 @@ from seqmatch_lib.runs.experiment import open_run
 from seqmatch_lib.runs.real_data import RealData
 from seqmatch_lib.runs.records import load_record
 from seqmatch_lib.seeds import make_generator
+from seqmatch_lib.store.files import write_text
 from seqmatch_lib.subsets import SubsetSequence
 
 TABLES = ("gradients", "errors", "losses", "deciles", "subsets")
@@ -60,6 +61,8 @@ def measure_coupling(
 ) -> dict[str, pd.DataFrame]:
     """Measures the coupling in finished runs of MTT, and keeps the tables; returns them as `load_coupling` does.
 
+    A table that is there already is not measured again, so a stopped call goes on.
+
     Args:
         joint: run of one set.
         sequential: run of a sequence of as many images.
@@ -75,9 +78,9 @@ def measure_coupling(
     unknown = [name for name in tables if name not in TABLES]
     require(not unknown, f"tables {unknown} are unknown; use any of {', '.join(TABLES)}")
     folder = results_dir / "coupling" / sequential.run_id
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in tables:
-        getattr(pair, name)().round(6).to_csv(folder / f"{name}.csv", index=False)
+    for path in (folder / f"{name}.csv" for name in tables):
+        if not path.is_file():
+            write_text(path, getattr(pair, path.stem)().round(6).to_csv(index=False))
     return load_coupling(sequential.run_id, results_dir)
 
 
@@ -130,8 +133,9 @@ class _Pair:
     def errors(self) -> pd.DataFrame:
         """The matching error along the training of teachers; later subsets are asked about teachers of their own."""
         (joint, _), (_, sequence, _) = self.joint, self.sequence
-        first, second = self.first_teachers, self.second_teachers
-        mtt, starts = self.joint_config.options, range(0, self.last_epoch + 1, max(1, self.last_epoch // 4))
+        first, second, mtt = self.first_teachers, self.second_teachers, self.joint_config.options
+        last = min(end for _, end in (*self.joint_config.intervals, *self.config.intervals)) - mtt.expert_epochs
+        starts = range(0, last + 1, max(1, last // 4))  # epochs that all sets are asked about
         cases = {
             f"MTT, {self.joint_config.ipc} images": (first, joint.union(), joint.subsets[0].lr),
             "$S_1$": (first, sequence.union(1), sequence.subsets[0].lr),
