@@ -31,7 +31,7 @@ from seqmatch_lib.runs.config import SEQUENTIAL_PREFIX, RunConfig, preset_names
 from seqmatch_lib.runs.experiment import choose_device, run_experiment
 from seqmatch_lib.runs.pictures import load_pictures
 from seqmatch_lib.runs.real_data import prepare_data
-from seqmatch_lib.runs.records import Reevaluation, RunRecord, load_runs
+from seqmatch_lib.runs.records import Reevaluation, RunRecord, list_scores, load_runs
 from seqmatch_lib.runs.reevaluation import reevaluate
 from seqmatch_lib.store.budget import Budget
 from seqmatch_lib.subsets import SubsetSequence, load_sequence, set_path
@@ -98,12 +98,7 @@ class Run:
         """Accuracies (%) of scored iterates, in columns `stage`, `iteration`, `images` ("validation", "test"), `accuracy`."""
         from pandas import DataFrame
 
-        rows = [
-            (k, iteration, images, accuracy)
-            for k, stage in enumerate(self.record.stages, start=1)
-            for images, name in ((self.record.selected_on, "scores"), ("test", "test_scores"))
-            for iteration, accuracy in stage.get(name, [])
-        ]
+        rows = list_scores(self.record.stages, self.record.selected_on)
         return DataFrame(rows, columns=["stage", "iteration", "images", "accuracy"])
 
     def show(self, max_per_class: int = 10, classes: Sequence[int] | None = None) -> "Figure":

@@ -63,7 +63,7 @@ def make_run(preset, seed=0, last=(40.0, 42.0), joint=None, overrides=None, iter
     return replace(
         TEMPLATE, run_id=config.run_id, dataset=config.dataset, method=config.method, ipc=config.ipc, preset=preset,
         scale=scale, num_subsets=config.num_subsets, seed=seed, config=config.as_dict(), config_hash=config.hash,
-        overrides=overrides_of(config), accuracy_last=accuracy(*last),
+        overrides=overrides_of(config), selected_on=config.select_on, accuracy_last=accuracy(*last),
         accuracy_selected=accuracy(*last), random_baseline=accuracy(20.0, 22.0),
         accuracy_joint=None if joint is None else accuracy(*joint),
         stages=[{"iterations": count, "losses": [1.0] * count} for count in iterations],
@@ -95,6 +95,29 @@ def make_order(folder, seed, values, method="mtt", changes=None):
 # --- numbers
 
 
+def test_a_re_evaluation_that_changes_nothing_does_not_stand_for_the_run():
+    runs = [make_run("cifar10-ipc10-mtt"), make_sequence(), make_run("cifar10-whole", last=(70.0, 72.0))]
+    again = [make_reevaluation(run) for run in runs[:2]]
+    with_them, without = (queries.comparison(Evidence(runs, these), *CELL) for these in (again, []))
+    pd.testing.assert_frame_equal(with_them, without)
+    assert queries.robust(Evidence(runs, again), "cifar10", "reduced").empty
+
+
+def test_sequences_of_other_iterations_a_subset_do_not_hide_those_of_equal_ones():
+    runs = [make_run("cifar10-ipc10-mtt", seed) for seed in range(3)] + [make_sequence(seed) for seed in range(3)]
+    runs.append(make_sequence(3, (90.0, 92.0), iterations=(250, 350)))
+    staged = queries.comparison(Evidence(runs), *CELL).set_index("set").loc[STAGED]
+    assert (staged["accuracy"], staged["seeds"]) == (51, 3)
+    found = queries.efforts(Evidence(runs), *CELL)
+    assert set(found[found["trained"] == "in stages"]["by_subset"]) == {"300 + 300", "250 + 350"}
+
+
+def test_two_accuracies_of_one_seed_are_refused():
+    rows = pd.DataFrame({"seed": [0, 0], "values": [[40.0], [50.0]], "record": ["a", "b"]})
+    with pytest.raises(StorageError, match="two accuracies of one seed, in records a, b"):
+        queries.values_by_seed(rows)
+
+
 def test_a_spread_is_over_seeds_or_else_over_networks():
     several = queries.mean_and_std({0: [40.0, 42.0], 1: [44.0, 46.0]})
     assert several == {"accuracy": 43.0, "accuracy_std": pytest.approx(np.std([41, 45], ddof=1))}
@@ -106,7 +129,7 @@ def test_a_spread_is_over_seeds_or_else_over_networks():
 def test_a_difference_is_over_the_seeds_that_both_have():
     values, reference = {seed: [50.0 + seed] * 2 for seed in range(4)}, {seed: [40.0] * 2 for seed in (1, 2)}
     two = queries.difference(values, reference)
-    assert two["difference"] == 11.5
+    assert (two["difference"], two["difference_seeds"]) == (11.5, 2)
     assert np.isnan(two["difference_low"]), "an interval needs three seeds"
     three = queries.difference(values, reference | {3: [40.0, 40.0]}, "gain")
     assert three["gain_low"] <= three["gain"] == 12 <= three["gain_high"]
@@ -216,7 +239,7 @@ def test_at_scale_short_a_sequence_of_fewer_teachers_and_iterations_stands_for_i
     runs = [make_short("seqmatch_mtt"), make_short("mtt", last=(47.0, 49.0), iterations=(400,))]
     runs.append(make_short("mtt", last=(90.0, 92.0), overrides=SHORTER | {"mtt.syn_steps": 7}))
     assert sorted(queries.leading_settings(Evidence(runs), *cell, "mtt")) == list(settings)
-    assert queries.changed_settings(Evidence(runs), *cell) == ["mtt: teachers.num_teachers=2"]
+    assert queries.name_runs(Evidence(runs), *cell) == "cifar10, 10 images per class, short, 2 teachers"
     found = queries.comparison(Evidence(runs), *cell).set_index("set")
     assert found.loc[["random real", ONE_SET, LONGER, STAGED], "seeds"].tolist() == [1, 0, 1, 1]
     assert found.loc[[ONE_SET, LONGER, EQUAL, STAGED], "iterations"].tolist() == [200, 400, 400, 400]
@@ -326,19 +349,18 @@ def test_efforts_set_accuracies_beside_what_they_cost():
         make_reevaluation(runs[-1], epochs=500), make_reevaluation(runs[0], epochs=600, augment="none"),
     ]  # fmt: skip
     found = queries.efforts(Evidence(runs, again), *CELL)
-    columns = ["images", "iterations", "trained", "epochs", "of_preset", "seeds", "accuracy", "less_staged"]
+    columns = ["images", "iterations", "trained", "epochs", "of_preset", "seeds", "accuracy", "difference"]
     assert found[columns].round(1).fillna(0).to_numpy().tolist() == [
-        ["10", 300, "in one stage", 300, True, 1, 41.0, -10.0],
-        ["10", 300, "in one stage", 600, False, 1, 31.0, -20.0],
-        ["10", 600, "in one stage", 300, False, 3, 45.0, -6.0],
+        ["10", 300, "in one stage", 300, True, 1, 41.0, 10.0],
+        ["10", 300, "in one stage", 600, False, 1, 31.0, 20.0],
+        ["10", 600, "in one stage", 300, False, 3, 45.0, 6.0],
         ["5 + 5", 600, "in stages", 600, True, 3, 51.0, 0.0],  # what the others are compared with
-        ["5 + 5", 600, "in stages", 1000, False, 1, 31.0, -20.0],
-        ["5 + 5", 600, "jointly", 300, True, 3, 45.0, -6.0],
-        ["5 + 5", 600, "jointly", 600, False, 1, 31.0, -20.0],
-        ["4 + 3 + 3", 900, "in stages", 900, True, 1, 61.0, 10.0],
-        ["4 + 3 + 3", 900, "jointly", 300, True, 1, 45.0, -6.0],
+        ["5 + 5", 600, "in stages", 1000, False, 1, 31.0, 20.0],
+        ["5 + 5", 600, "jointly", 300, True, 3, 45.0, 6.0],
+        ["5 + 5", 600, "jointly", 600, False, 1, 31.0, 20.0],
+        ["4 + 3 + 3", 900, "in stages", 900, True, 1, 61.0, -10.0],
+        ["4 + 3 + 3", 900, "jointly", 300, True, 1, 45.0, 6.0],
     ]
-    assert found["less_one_set"].dropna().tolist() == [0.0], "the joint training of 300 epochs, less the set of 600 iterations"
 
 
 def test_the_gain_over_random_images_by_their_number():
@@ -374,11 +396,11 @@ def test_orders_are_kept_a_seed_and_pooled(tmp_path):
     evidence = Evidence([], orders=load_orders(tmp_path))
     found = queries.order(evidence, *CELL)
     assert found[["base", "set", "seeds", "accuracy", "difference"]].fillna(0).to_numpy().tolist() == [
-        ["krr", "KRR", 1, 35.5, -2.5], ["krr", "SeqMatch", 1, 38.0, 0], ["mtt", "MTT", 3, 31.5, -9.5],
-        ["mtt", "SeqMatch", 3, 41.0, 0], ["mtt", "SeqMatch, S_2 first", 2, 20.5, -20.5],
+        ["krr", ONE_SET, 1, 35.5, 2.5], ["krr", STAGED, 1, 38.0, 0], ["mtt", ONE_SET, 3, 31.5, 9.5],
+        ["mtt", STAGED, 3, 41.0, 0], ["mtt", "sequence, S_2 first", 2, 20.5, 20.5],
     ]  # fmt: skip
     assert queries.order(evidence, *CELL, ["mtt.syn_lr=0.03"])["accuracy"].tolist() == [31.0]
-    assert "in stages: not run." in findings.find_order(evidence, *CELL)
+    assert "independent halves: not run." in findings.find_order(evidence, *CELL)
     assert queries.order(evidence, "cifar10", 50, "reduced").empty
 
 
@@ -429,7 +451,9 @@ def test_curves_are_those_of_finished_runs_and_of_checkpoints(tmp_path, monkeypa
     assert sequence[sequence["images"] == "test"]["accuracy"].tolist() == [36.0, 36.0]
     assert found[found["method"] == "mtt"].groupby("seed")["finished"].first().to_dict() == {0: True, 1: False}
     (axis,) = charts.plot_curves(Evidence(runs), PUBLISHED, tmp_path, *CELL).axes
-    assert sum(line.get_linestyle() in ("-", ":") for line in axis.lines) == 5  # a rehearsal has no published lines
+    assert sum("images" in line.get_label() for line in axis.lines) == 5
+    assert not any("published" in line.get_label() for line in axis.lines), "a rehearsal is not drawn beside published numbers"
+    assert [300, 300] in [list(line.get_xdata()) for line in axis.lines], "where S_1 is finished"
     with pytest.raises(StorageError, match="has no scores on cifar10, 50 images per class, at scale reduced yet"):
         charts.plot_curves(Evidence(runs), PUBLISHED, tmp_path, "cifar10", 50, "reduced")
 

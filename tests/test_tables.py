@@ -132,8 +132,8 @@ def test_the_table_in_words():
     runs = [as_run_of("cifar10-ipc10-mtt", "short", seed, 64.0) for seed in range(3)]
     settings, rehearsal = (build_table("cifar10", runs, PUBLISHED, scales) for scales in (("paper", "short"), ("reduced",)))
     text = describe_table(settings, rehearsal)
-    assert "22 cells have a published number. 1 of them were run" in text
-    assert "mtt at ipc 10 64.0 (-1.3)" in text
+    assert "22 cells have a published number. We ran 0 of them at scale `paper` and 1 of them at scale `short`" in text
+    assert "mtt at ipc 10, short: 64.0 (-1.3)" in text
     assert "3 at published settings, 0 in rehearsals" in text
 
 

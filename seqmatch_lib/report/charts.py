@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
@@ -18,7 +19,17 @@ from seqmatch_lib.errors import StorageError, require
 from seqmatch_lib.methods import method_names
 from seqmatch_lib.report import queries
 from seqmatch_lib.report.figures import PALETTE, save_figure, set_style, show_pictures, whole_ticks
-from seqmatch_lib.report.queries import HALVES, ONE_SET, PUBLISHED_SETTINGS, SETS, STAGED, Evidence, name_runs, name_setting
+from seqmatch_lib.report.queries import (
+    HALVES,
+    ONE_SET,
+    PUBLISHED_SETTINGS,
+    RANDOM,
+    SETS,
+    STAGED,
+    Evidence,
+    name_runs,
+    name_setting,
+)
 from seqmatch_lib.report.tables import DATASETS, UNVERIFIED, build_table, load_published
 from seqmatch_lib.runs.config import SEQUENTIAL_PREFIX, RunConfig
 from seqmatch_lib.runs.pictures import load_pictures
@@ -43,8 +54,8 @@ def plot_table(published: pd.DataFrame, records: Sequence[RunRecord], dataset: s
         NothingToDraw: nothing was published or run.
     """
     known = published[(published["dataset"] == dataset) & published["ipc"].isin([1, 10, 50])]
-    tables = [build_table(dataset, records, published, scales) for scales in (PUBLISHED_SETTINGS, ("reduced",), ("smoke",))]
-    ours, *rehearsals = (table[table["ipc"].isin([1, 10, 50]) & (table["seeds"] > 0)] for table in tables)
+    built = [build_table(dataset, records, published, scales) for scales in (PUBLISHED_SETTINGS, ("reduced",), ("smoke",))]
+    ours, *rehearsals = (table[table["ipc"].isin([1, 10, 50]) & (table["seeds"] > 0)] for table in built)
     rehearsal = next((table for table in rehearsals if len(table)), rehearsals[0])
     ipcs = sorted({*known["ipc"], *ours["ipc"], *rehearsal["ipc"]})
     require(bool(ipcs), f"{dataset} has no published accuracies and no records at 1, 10 or 50 images per class", NothingToDraw)
@@ -59,7 +70,10 @@ def plot_table(published: pd.DataFrame, records: Sequence[RunRecord], dataset: s
     figure, axes = plt.subplots(len(rows), len(ipcs), figsize=size, sharey="row", squeeze=False, height_ratios=heights)
     for line, (methods, draw, prefix) in zip(axes, rows, strict=True):
         for axis, ipc in zip(line, ipcs, strict=True):
-            draw(axis, methods, *(table[table["ipc"] == ipc] for table in (known, ours, rehearsal)))
+            tables = [table[table["ipc"] == ipc] for table in (known, ours, rehearsal)]
+            draw(axis, methods, *tables)
+            if draw is _draw_rehearsal and tables[-1].empty:
+                axis.text(0.5, 0.5, "not run", ha="center", va="center", color="0.4", transform=axis.transAxes)
             axis.set(xlim=(0, 100), xlabel="test accuracy, %", yticks=range(len(methods)), yticklabels=methods)
             axis.set_title(f"{prefix}{ipc} image{'s' if ipc > 1 else ''} per class", fontsize=10)
             axis.grid(axis="y", visible=False)
@@ -71,7 +85,7 @@ def _draw_published(axis: Axes, methods: Sequence[str], known: pd.DataFrame, our
     for label, check, hatch in (("published", "read in", None), ("published, not checked", UNVERIFIED, "///")):
         bars = known[known["check"].str.contains(check)].set_index("method")["mean"].reindex(methods)
         axis.barh(range(len(methods)), bars.fillna(0), color="0.8", edgecolor="white", hatch=hatch, label=label)
-    _draw_means(axis, methods, ours, "ours", sns.color_palette(PALETTE)[3], "o", "ours, published settings")
+    _draw_means(axis, methods, ours, "ours", sns.color_palette(PALETTE)[3], "o", "ours, scale paper or short")
 
 
 def _draw_rehearsal(axis: Axes, methods: Sequence[str], _: pd.DataFrame, __: pd.DataFrame, rehearsal: pd.DataFrame) -> None:
@@ -114,9 +128,8 @@ def plot_comparison(evidence: Evidence, dataset: str, ipc: int, scale: str) -> F
 def plot_order(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figure:
     """Draws what sets are worth that are divided or not, in sequence or not: a panel a base method, a point a seed."""
     frame = queries.order(evidence, dataset, ipc, scale, by_seed=True)
-    frame["set"] = frame["set"].where(frame["set"] != frame["base"].str.upper(), "one set")
-    names = sorted(dict.fromkeys(frame["set"]), key=lambda name: name == "random real")
-    return _plot_seeds(frame, names, name_setting(dataset, ipc, scale), "SeqMatch")
+    names = sorted(dict.fromkeys(frame["set"]), key=lambda name: name == RANDOM)
+    return _plot_seeds(frame, names, name_runs(evidence, dataset, ipc, scale), STAGED)
 
 
 def plot_effort(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figure:
@@ -166,6 +179,7 @@ def _plot_seeds(frame: pd.DataFrame, names: list[str] | None, title: str, refere
         if reference in means:
             axis.axvline(means[reference], color="0.3", linewidth=0.8, linestyle=":")
         axis.set(yticks=range(len(own)), yticklabels=own, ylim=(len(own) - 0.5, -0.5), title=base, xlabel="test accuracy, %")
+        axis.tick_params(labelbottom=True)
     _legend_below(figure, axes.flat, title)
     return figure
 
@@ -209,18 +223,23 @@ def plot_subsets(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figu
 def plot_gain(evidence: Evidence, dataset: str, scale: str) -> Figure:
     """Draws what methods gain over as many random real images, by images per class: a point a seed, a line through the means.
 
+    Points of one size are shifted sideways, so that none hides another.
+
     Methods that were run at one size are left out; sequences, dashed and hollow, have the K of their presets.
     """
     frame = queries.gains_at_several_sizes(evidence, dataset, scale, by_seed=True)
     require(len(frame) > 0, f"no method was run at two sizes on {dataset} at scale {scale}", NothingToDraw)
     colors = dict(zip(method_names(), sns.color_palette(PALETTE), strict=False))
     figure, axis = plt.subplots(figsize=(7, 4.2))
-    for method, rows in frame.groupby("method"):
+    methods = dict(iter(frame.groupby("method")))
+    for place, (method, rows) in enumerate(methods.items()):
         line, face = ("--", "none") if method.startswith(SEQUENTIAL_PREFIX) else ("-", None)
         color = colors[method.removeprefix(SEQUENTIAL_PREFIX)]
+        shift = 1.03 ** (place - (len(methods) - 1) / 2)  # points of one size stand beside each other
         means = rows.groupby("ipc")["gain"].mean()
-        axis.plot(means.index, means, line, color=color, label=method)
-        axis.scatter(rows["ipc"], rows["gain"], edgecolors=[color], facecolors=face or [color], s=28, zorder=3)
+        style = {"marker": "o", "markerfacecolor": face or color, "markevery": []}  # no markers but in the legend
+        axis.plot(means.index * shift, means, line, color=color, label=method, **style)
+        axis.scatter(rows["ipc"] * shift, rows["gain"], edgecolors=[color], facecolors=face or [color], s=28, zorder=3)
     axis.axhline(0, color="black", linewidth=1)
     axis.set(xscale="log", xlabel="images per class", ylabel="points over random real images")
     ticks = sorted(set(frame["ipc"]))
@@ -235,13 +254,13 @@ def plot_curves(
 ) -> Figure:
     """Draws accuracy against iterations for a base method and its sequence, finished or not; published values are lines.
 
-    A line joins the scores of one network. Full points are the evaluations after the last iteration, with their spread, hollow
-    ones those of the controls of `queries.comparison`.
+    A line joins the scores of one network; a grey line stands where a subset of the sequence is finished. Points are the
+    evaluations after the last iteration, with their spread: those of `queries.comparison`, side by side.
     """
     frame = queries.curves(evidence, results_dir, dataset, ipc, scale, base)
     require(len(frame) > 0, f"{base} has no scores on {dataset}, {ipc} images per class, at scale {scale} yet", NothingToDraw)
-    figure, axis = plt.subplots(figsize=(8.5, 4.6))
-    colors = dict(zip((base, SEQUENTIAL_PREFIX + base), sns.color_palette(PALETTE), strict=False))
+    figure, axis = plt.subplots(figsize=(9.5, 5.2))
+    colors = dict(zip((base, SEQUENTIAL_PREFIX + base, HALVES), sns.color_palette(PALETTE), strict=False))
     for (method, images, finished), rows in frame.groupby(["method", "images", "finished"]):
         label = f"{method}, {images} images" + ("" if finished else ", not finished")
         style = {"test": "-", "validation": ":"}[images]
@@ -253,16 +272,18 @@ def plot_curves(
         label = f"{method}, published" + " (not checked)" * (known.loc[method, "check"] == UNVERIFIED)
         axis.axhline(mean, color=colors[method], linewidth=1, linestyle="--", label=label)
         axis.axhspan(mean - std, mean + std, color=colors[method], alpha=0.1, linewidth=0)
+    sequences = queries.runs_of(f"{dataset}-ipc{ipc}-{SEQUENTIAL_PREFIX}{base}", scale, evidence.runs)
+    for end in np.cumsum([len(stage["losses"]) for stage in sequences[0].stages[:-1]]) if sequences else ():
+        axis.axvline(end, color="0.6", linewidth=1)
     final = queries.comparison(evidence, dataset, ipc, scale)
     if base not in set(final["base"]):  # no sequence yet
         final = queries.efforts(evidence, dataset, ipc, scale).assign(set=ONE_SET)
-    final = final[(final["base"] == base) & (final["seeds"] > 0)]
-    for row in final[~final["set"].str.contains("jointly|random")].itertuples():
-        color = colors[SEQUENTIAL_PREFIX + base if row.set == STAGED else base]
-        face, label = (color, "evaluated") if row.set in (ONE_SET, STAGED) else ("none", "controls")
-        marker = "s" if row.set == HALVES else "o"
-        style = {"fmt": marker, "color": color, "mfc": face, "capsize": 3, "zorder": 4}
-        axis.errorbar(row.iterations, row.accuracy, row.accuracy_std, label=label if marker == "o" else HALVES, **style)
+    final = final[(final["base"] == base) & (final["seeds"] > 0) & (final["set"] != RANDOM)]
+    step = 0.016 * frame["iteration"].max()
+    for place, row in enumerate(final.itertuples()):
+        whose = HALVES if "halves" in row.set else SEQUENTIAL_PREFIX + base if "sequence" in row.set else base
+        style = {"fmt": "os^Dv"[place % 5], "color": colors[whose], "mfc": "none" if "joint" in row.set else colors[whose]}
+        axis.errorbar(row.iterations + step * (place + 1), row.accuracy, row.accuracy_std, label=row.set, capsize=3, **style)
     axis.set(xlabel="iteration of distillation, over all subsets", ylabel="accuracy, %")
     _legend_below(figure, [axis], f"{name_runs(evidence, dataset, ipc, scale, [base])}; lines: one network")
     return figure
@@ -284,20 +305,23 @@ def plot_distilled(
         NothingToDraw: the folder has no such set.
         DataError: whitened images have no sheet beside the set, and the data set is not there.
     """
-    results_dir, spec, records = Path(results_dir), find_dataset(dataset), load_runs(Path(results_dir))
-    blocks, names = {}, _class_names(results_dir / "distilled", spec)
+    results_dir, spec = Path(results_dir), find_dataset(dataset)
+    evidence = Evidence(load_runs(results_dir))
+    blocks, names, seeds = {}, _class_names(results_dir / "distilled", spec), set()
     for base, prefix in product(bases or method_names(), ("", SEQUENTIAL_PREFIX)):
-        runs = queries.runs_of(f"{dataset}-ipc{ipc}-{prefix}{base}", scale, records)
+        runs = queries.runs_of(f"{dataset}-ipc{ipc}-{prefix}{base}", scale, evidence.runs)
         run = next((run for run in runs if set_path(results_dir, run.run_id).is_file()), None)
         if run is None:
             continue
+        seeds.add(run.seed)
         pictures = load_pictures(RunConfig.from_dict(run.config), results_dir)
         for k, pixels in enumerate(pictures, start=1):
             accuracy = f"{run.accuracy_last['mean']:.1f} %"
             shown = f"$S_{k}$" + f" (all: {accuracy})" * (k == len(pictures)) if prefix else accuracy
             blocks[f"{'SeqMatch-' * bool(prefix)}{base.upper()}\n{shown}"] = pixels
     require(bool(blocks), f"{results_dir / 'distilled'} has no set of {dataset} as a preset makes it", NothingToDraw)
-    return show_pictures(blocks, names, max_per_class=4, classes=range(0, spec.num_classes, 2))
+    title = f"{name_runs(evidence, dataset, ipc, scale, bases)}, seed {', '.join(map(str, sorted(seeds)))}"
+    return show_pictures(blocks, names, title, max_per_class=4, classes=range(0, spec.num_classes, 2))
 
 
 def _class_names(folder: Path, spec: DatasetSpec) -> list[str]:

@@ -212,21 +212,22 @@ def plot_benchmark(result: Mapping[str, Any]) -> Figure:
 
 
 def plot_idea() -> Figure:
-    """Draws what joint and sequential matching do: one set against the whole of training, or subsets in turn."""
-    figure, axes = plt.subplots(2, 1, figsize=(7.5, 3.6), sharex=True)
-    colors = sns.color_palette(PALETTE)
-    rows = (
-        ("MTT: one set", [("$S$", 0.0, 1.0, colors[0])]),
-        ("SeqMatch: one subset after another", [("$S_1$", 0.0, 0.5, colors[0]), ("$S_1 \\cup S_2$", 0.5, 1.0, colors[1])]),
+    """Draws what joint and sequential matching do: one set against a whole training, or subsets against trainings in turn."""
+    first, second = sns.color_palette(PALETTE)[:2]
+    rows = (  # title, begin of the training, what is matched with it, colour
+        ("MTT: teachers begin untrained", 0.0, "$S$", first),
+        ("SeqMatch, first subset: teachers begin untrained", 0.0, "$S_1$", first),
+        ("SeqMatch, second subset: teachers begin with what networks learn from $S_1$", 0.3, r"$S_1 \cup S_2$", second),
     )
-    for axis, (title, pieces) in zip(axes, rows, strict=True):
-        axis.annotate("", (1.03, 0), (0, 0), arrowprops={"arrowstyle": "->", "color": "black"})
-        for label, first, last, color in pieces:
-            axis.plot([first + 0.01, last - 0.01], [0.5, 0.5], linewidth=14, color=color, solid_capstyle="butt", alpha=0.85)
-            axis.annotate(label, ((first + last) / 2, 0.5), ha="center", va="center", color="white")
-        axis.set(title=title, xlim=(0, 1.05), ylim=(-0.2, 1))
+    figure, axes = plt.subplots(len(rows), 1, figsize=(7.5, 3.9), sharex=True)
+    for axis, (title, begin, name, color) in zip(axes, rows, strict=True):
+        axis.annotate("", (1.03, 0), (begin, 0), arrowprops={"arrowstyle": "->", "color": "black"})
+        axis.plot([begin + 0.01, 1.0], [0.5, 0.5], linewidth=14, color=color, solid_capstyle="butt", alpha=0.85)
+        axis.annotate(name, ((begin + 1) / 2, 0.5), ha="center", va="center", color="white")
+        axis.set_title(title, fontsize=10, loc="left")
+        axis.set(xlim=(0, 1.05), ylim=(-0.2, 1))
         axis.set_axis_off()
-    axes[1].annotate("training of a network on real data: easy, low-level features first, hard ones later",
-                     (0.5, -0.45), xycoords="axes fraction", ha="center", fontsize=9)  # fmt: skip
+    axes[-1].annotate("what a network knows in training on real data: easy, low-level features first, hard ones later",
+                      (0.5, -0.5), xycoords="axes fraction", ha="center", fontsize=9)  # fmt: skip
     figure.tight_layout()
     return figure

@@ -3,7 +3,7 @@
 A function a question. Each returns Markdown: what we find, then how sure that is. Where a control was not run, it says so.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,31 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 
 from seqmatch_lib.report import queries
-from seqmatch_lib.report.queries import Evidence, format_range, gains_at_several_sizes, label_scale, name_runs, name_setting
-from seqmatch_lib.runs.config import SCALES
+from seqmatch_lib.report.queries import (
+    DECIDING,
+    HALVES,
+    HALVES_JOINTLY,
+    JOINTLY,
+    ONE_SET,
+    STAGED,
+    Evidence,
+    count_seeds,
+    format_range,
+    gains_at_several_sizes,
+    label_scale,
+    name_runs,
+    name_setting,
+    runs_of,
+)
+from seqmatch_lib.runs.config import REFERENCES, SCALES
 from seqmatch_lib.runs.records import RunRecord, load_runs
 
-OTHERWISE = {"S_2 first": "SeqMatch, S_2 first", "S_2 undistilled": "SeqMatch, S_2 undistilled", "jointly": "SeqMatch, joint"}
+CHANGES = {  # of a sequence: set of `queries.order` -> in words
+    "sequence, S_2 first": "training in the order S_2, S_1",
+    JOINTLY: "training on all images at once",
+    "sequence, S_2 undistilled": "the real images that S_2 began as, in its place",
+    "sequence, S_1 twice": "S_1 once more in the place of S_2",
+}
 NOTHING = "Nothing yet: no such run has a record."
 OF_SCALES = {
     "smoke": "Scale smoke: these numbers mean nothing.",
@@ -53,9 +73,12 @@ def find_subsets(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str:
         if len(rows) > 1:
             ends = [f"{row.accuracy:.1f} at K = {row.num_subsets}" for row in rows.iloc[[0, -1]].itertuples()]
             courses.append(f"{base.upper()} {' and '.join(ends)}")
-    controls = _controls(evidence, dataset, ipc, scale, queries.EQUAL)
-    found = f"Accuracy in stages, in per cent: {', '.join(courses)}. {controls}"
+    compared = queries.comparison(evidence, dataset, ipc, scale)
+    counts = compared[compared["set"] == STAGED]["num_subsets"]
+    found = f"Accuracy in stages, in per cent: {', '.join(courses)}. {_minus(compared, DECIDING)}"
     sure = f"Seeds of distillation: {_seeds_by(frame, 'num_subsets', 'K = {}')}."
+    if len(counts):
+        sure += f" The controls are of K = {format_range(counts)}; no other K has one."
     return _finding(dataset, ipc, scale, found, sure)
 
 
@@ -64,19 +87,20 @@ def find_order(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str:
     frame = queries.order(evidence, dataset, ipc, scale)
     if frame.empty:
         return _finding(dataset, ipc, scale)
-    halves, parts = [], []
+    worth, changes = [], []
     for base, rows in frame.set_index("set").groupby("base", sort=False):
-        if "divided, staged" in rows.index:
-            divided, sequence = rows.loc[["divided, staged", "SeqMatch"], "accuracy"]
-            halves.append(f"{base.upper()} {divided:.1f} (the sequence {sequence:.1f})")
-        gaps = [f"{text} {rows.loc[name, 'difference']:+.1f}" for text, name in OTHERWISE.items() if name in rows.index]
-        parts.append(f"{base.upper()}: {', '.join(gaps)}")
+        names = [name for name in (STAGED, HALVES, HALVES_JOINTLY, ONE_SET) if name in rows.index]
+        parts = [f"{rows.loc[name, 'accuracy']:.1f} ({name})" for name in names] + ["independent halves: not run"] * (
+            HALVES not in names
+        )
+        worth.append(f"{base.upper()}: {'; '.join(parts)}")
+        points = [f"{text} {-rows.loc[name, 'difference']:+.1f}" for name, text in CHANGES.items() if name in rows.index]
+        changes.append(f"{base.upper()}: {'; '.join(points)}")
     found = (
-        "Halves that were distilled without knowing of each other are worth, in stages: "
-        f"{', '.join(halves) or 'not run'}. Points lost or won by training in another way on the sequence's images: "
-        f"{'; '.join(parts)}."
+        f"What sets are worth, in per cent. {'. '.join(worth)}. Points that a change of the sequence brings. "
+        f"{'. '.join(changes)}."
     )
-    return _finding(dataset, ipc, scale, found, f"{_seeds(frame)}; differences are over the same seeds.")
+    return _finding(dataset, ipc, scale, found, f"{_seeds(frame)}; the points are over the same seeds.")
 
 
 def find_gains(evidence: Evidence, dataset: str, scale: str) -> str:
@@ -90,33 +114,33 @@ def find_gains(evidence: Evidence, dataset: str, scale: str) -> str:
         return ", ".join(f"{row.gain:+.1f} at {row.ipc}" for row in rows.itertuples())
 
     found = (
-        f"The lead of MTT over as many random real images, in points by images per class: {course(alone)}. "
-        f"That of its sequence: {course(sequence) or 'not run'}."
+        f"Points that MTT is ahead of as many random real images, by images per class: {course(alone)}. "
+        f"Its sequence: {course(sequence) or 'not run at two sizes'}."
     )
-    sure = (
-        f"Seeds of distillation: {_seeds_by(alone, 'ipc', '{} images')}. Iterations are the same at every size, so that "
-        "larger sets are further from finished."
-    )
+    records = evidence.accuracies.set_index("record")["iterations"]
+    counts = [records.loc[row.records.split(", ")].max() for row in alone.itertuples()]
+    given = ", ".join(f"{count:,} at ipc {ipc}" for count, ipc in zip(counts, alone["ipc"], strict=True))
+    sure = f"Seeds of distillation: {_seeds_by(alone, 'ipc', 'ipc {}')}. Iterations of MTT: {given}."
     return _finding(dataset, None, scale, found, sure)
 
 
 def find_growth(results_dir: Path, dataset: str, scale: str) -> str:
     """Whether coupling grows with the set, as far as it was measured."""
-    known = {run.run_id for run in load_runs(results_dir) if run.scale == scale}
-    parts, largest = [], 0
-    for path in sorted((results_dir / "coupling").glob(f"{dataset}-*/gradients.csv")):
-        if path.parent.name in known:
-            means = pd.read_csv(path).groupby("ipc")["coupling"].mean()
-            parts.append(
-                f"{means.iloc[0]:.2f} at {means.index[0]} images per class and {means.iloc[-1]:.2f} at {means.index[-1]} "
-                f"(beside `{path.parent.name[-8:]}`)"
-            )
+    records, parts, largest = load_runs(results_dir), [], 0
+    for run in records:
+        path = results_dir / "coupling" / run.run_id / "gradients.csv"
+        standing = (run.dataset, run.scale) == (dataset, scale) and run in runs_of(run.preset, scale, records)
+        if standing and path.is_file():
+            means = pd.read_csv(path).pivot_table("coupling", "ipc", "start epoch")
+            parts += [
+                f"{values.iloc[0]:.2f} and {values.iloc[-1]:.2f} at start epoch {epoch}" for epoch, values in means.items()
+            ]
             largest = max(largest, int(means.index[-1]))
     if not parts:
         return f"Coupling was not measured on {dataset}, {label_scale(scale)}."
     return (
-        f"**What we find** ({label_scale(scale)}). Within one joint set of MTT, c(A|B) is {'; '.join(parts)}. "
-        f"**How sure.** One seed, three segments of one teacher. Beyond {largest} images per class, and so beyond 50, "
+        f"**What we find** ({label_scale(scale)}). Within one joint set of MTT, c(A|B) at 2 and at {largest} images per class "
+        f"is {'; '.join(parts)}. **How sure.** One seed, one teacher. Beyond {largest} images per class, and so beyond 50, "
         "coupling was not measured: the question of the title stays open."
     )
 
@@ -126,10 +150,8 @@ def find_bases(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str:
     frame = queries.comparison(evidence, dataset, ipc, scale)
     if frame.empty:
         return _finding(dataset, ipc, scale)
-    plain = _gaps(frame, queries.ONE_SET) or "not run"
-    controls = " ".join(_controls(evidence, dataset, ipc, scale, name) for name in queries.DECIDING)
-    found = f"The sequence in stages less one set of its preset, in points: {plain}. {controls}"
-    return _finding(dataset, ipc, scale, found, f"{_seeds(frame[frame['set'] == queries.STAGED])} for the sequences.")
+    found = _minus(frame, (ONE_SET if _gaps(frame, ONE_SET) else queries.LONGER, *DECIDING))
+    return _finding(dataset, ipc, scale, found, f"{_seeds(frame[frame['set'] == STAGED])} for the sequences.")
 
 
 def find_transfer(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str:
@@ -141,18 +163,19 @@ def find_transfer(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str
     for method, rows in frame.groupby("method", sort=False):
         gains = ", ".join(f"{row.gain:+.1f} on {row.network}" for row in rows.itertuples())
         parts.append(f"{method} {gains}")
-    missing = sorted({"mtt", "idc", "seqmatch_mtt", "seqmatch_idc"} - set(frame["method"]))
+    cell = [run for run in evidence.runs if (run.dataset, run.ipc, run.scale) == (dataset, ipc, scale)]
+    missing = sorted({run.method for run in cell if run.method not in REFERENCES} - set(frame["method"]))
     found = f"Points over random real images under the same training: {'; '.join(parts)}. "
     if missing:
-        found += f"Other architectures were not asked about the sets of {', '.join(missing)}."
-    return _finding(dataset, ipc, scale, found, f"{_seeds(frame)}, {frame['n'].min()} networks and more of each architecture.")
+        found += f"Not evaluated on other architectures: the sets of {', '.join(missing)}."
+    return _finding(dataset, ipc, scale, found, f"{_seeds(frame)}, {format_range(frame['n'])} networks of each architecture.")
 
 
 def transfer(evidence: Evidence, dataset: str, ipc: int, scale: str) -> pd.DataFrame:
     """Returns what sets of presets are worth for several architectures: a row a method and architecture.
 
-    Columns `method`, `network`, `accuracy`, `random`, `gain`, each with its spread, `seeds`, `n`; methods of which one
-    architecture is known are left out.
+    Columns `method`, `network`, `accuracy`, `random`, `gain`, each with its spread, `seeds`, `n`, over the seeds that all
+    architectures of a method have; methods of which one architecture is known are left out.
     """
     rows = evidence.accuracies
     rows = rows[(rows["dataset"] == dataset) & (rows["ipc"] == ipc) & (rows["scale"] == scale)]
@@ -161,12 +184,14 @@ def transfer(evidence: Evidence, dataset: str, ipc: int, scale: str) -> pd.DataF
     rows = queries.where(rows, (all(key.startswith("evaluation.") for key in asked) for asked in rows["asked"]))
     rows = rows[(rows["trained"] != "jointly") & (rows["method"] != "random")]
     pooled = []
-    for (method, network), group in rows.groupby(["method", "network"], sort=False):
-        last, random = (queries.values_by_seed(group[group["kind"].str.startswith(kind)]) for kind in ("last", "random"))
-        if random:
-            row = {"method": method, "network": network} | queries.mean_and_std(last)
-            row |= queries.mean_and_std(random, "random") | queries.difference(last, random, "gain")
-            pooled.append(row | {"seeds": len(last), "n": sum(map(len, last.values()))})
+    for method, known in rows.groupby("method", sort=False):
+        seeds = set.intersection(*known.groupby("network")["seed"].agg(set)) if len(known) else set()
+        for network, group in known[known["seed"].isin(seeds)].groupby("network", sort=False):
+            last, random = (queries.values_by_seed(group[group["kind"].str.startswith(kind)]) for kind in ("last", "random"))
+            if random:
+                row = {"method": method, "network": network} | queries.mean_and_std(last)
+                row |= queries.mean_and_std(random, "random") | queries.difference(last, random, "gain")
+                pooled.append(row | {"seeds": len(last), "n": sum(map(len, last.values()))})
     if not pooled:
         return pd.DataFrame(columns=["method", "network", "accuracy", "random", "gain", "seeds", "n"])
     frame = pd.DataFrame(pooled)
@@ -182,7 +207,7 @@ def find_digits(runs: Mapping[str, RunRecord]) -> str:
     first = runs["MTT"]
     found = (
         f"Random real images reach {random['mean']:.1f} %; distilled ones are ahead of them by {gains[0]:.1f} (MTT) and "
-        f"{gains[1]:.1f} points (SeqMatch), and the whole data set reaches {whole['mean']:.1f} %. SeqMatch less MTT is "
+        f"{gains[1]:.1f} points (SeqMatch), and the whole data set reaches {whole['mean']:.1f} %. SeqMatch minus MTT is "
         f"{gap:+.1f} points: {apart} than twice the spread over networks, {spread:.1f}."
     )
     sure = (
@@ -217,13 +242,10 @@ def find_coupling(measured: dict[str, pd.DataFrame], setting: str) -> str:
     """What the measurements of one joint and one sequential set say about the paper's argument, as far as they were made."""
     parts, sure = [], ["One joint and one sequential set, one seed"]
     if "losses" in measured:
-        losses = measured["losses"].groupby(["training", "images"])["loss"].agg(["first", "last"])
-        parts.append(
-            f"After training on the joint set, the loss of easy real images is {losses.loc[('MTT', 'easy'), 'last']:.2f} and "
-            f"that of hard ones {losses.loc[('MTT', 'hard'), 'last']:.2f}, where fresh networks begin at "
-            f"{losses.loc[('MTT', 'hard'), 'first']:.2f}; after the sequence they are "
-            f"{losses.loc[('SeqMatch', 'easy'), 'last']:.2f} and {losses.loc[('SeqMatch', 'hard'), 'last']:.2f}."
-        )
+        losses = measured["losses"].groupby(["training", "images"])["loss"].agg(["first", "last"]).map("{:.2f}".format)
+        for name, text in {"MTT": "the joint set", "SeqMatch": "the sequence"}.items():
+            easy, hard = (" to ".join(losses.loc[(name, images)]) for images in ("easy", "hard"))
+            parts.append(f"Training on {text} takes the mean loss of easy real images from {easy}, of hard ones from {hard}.")
     if "gradients" in measured:
         gradients = measured["gradients"].groupby("ipc")["coupling"].mean()
         parts.append(
@@ -239,27 +261,26 @@ def find_coupling(measured: dict[str, pd.DataFrame], setting: str) -> str:
             f"{gain.iloc[-1]:+.1f} on the hardest, {gain.mean():+.1f} on average."
         )
     if "errors" in measured:
-        late = measured["errors"].groupby(["set", "epoch"], sort=False)["error"].mean().groupby("set", sort=False).last()
+        last = measured["errors"]["epoch"].max()
+        late = measured["errors"][measured["errors"]["epoch"] == last].groupby("set", sort=False)["error"].mean()
         errors = ", ".join(f"{value:.2f} for {name}" for name, value in late.items())
-        parts.append(f"At the last start epoch the matching error is {errors}.")
+        parts.append(f"Where teachers begin at epoch {last}, the matching error is {errors}.")
         sure.append("errors over all teachers")
     return (
-        f"**What we find** ({setting}). {' '.join(parts)}\n\n**How sure.** {'; '.join(sure)}. A control is missing here: "
-        "the second subset comes with a second stage of training, and `21_ablation_order` shows what independent halves do in "
-        "its place."
+        f"**What we find** ({setting}). {' '.join(parts)}\n\n**How sure.** {'; '.join(sure)}. The second subset comes "
+        "with a second stage of training; `21_ablation_order` has the control, independent halves in its place."
     )
 
 
-def _controls(evidence: Evidence, dataset: str, ipc: int, scale: str, name: str) -> str:
-    """Returns a sentence about a control of the sequences."""
-    gaps = _gaps(queries.comparison(evidence, dataset, ipc, scale), name)
-    return f"The control, {name}: the sequence less that, {gaps}." if gaps else f"The control, {name}, was not run."
+def _minus(frame: pd.DataFrame, names: Sequence[str]) -> str:
+    """Returns sentences of how far the sequence in stages is ahead of these sets of a comparison."""
+    return " ".join(f"Sequence in stages minus *{name}*: {_gaps(frame, name) or 'not run'}." for name in names)
 
 
 def _gaps(frame: pd.DataFrame, name: str) -> str:
     rows = frame[(frame["set"] == name) & (frame["seeds"] > 0)]
-    gaps = zip(rows["base"], queries.format_frame(rows)["difference"], rows["seeds"], strict=True)
-    return ", ".join(f"{base.upper()} {text} ({seeds} seed{'s' * (seeds > 1)})" for base, text, seeds in gaps)
+    gaps = zip(rows["base"], queries.format_frame(rows)["difference"], rows["difference_seeds"], strict=True)
+    return ", ".join(f"{base.upper()} {text} ({count_seeds(int(seeds))})" for base, text, seeds in gaps)
 
 
 def _seeds(frame: pd.DataFrame) -> str:

@@ -2,9 +2,10 @@
 
 Accuracies are of test images, in per cent. Beside a column `x`, `x_std` is its spread: the standard deviation over the means
 of the seeds of distillation where there are several, over networks where there is one seed, NaN where there is one network.
-Beside a difference, `…_low` and `…_high` are its 95 % bootstrap interval, from three seeds on. `seeds` counts distillations,
-`n` networks, `iterations` those of distillation over all subsets, `epochs` those of training over all stages. `records` names
-each record by the last eight characters of its file name.
+Beside a difference, `…_low` and `…_high` are its 95 % bootstrap interval, from three seeds on; a difference is over the seeds
+that both sides have, and `…_seeds` counts them. `seeds` counts distillations, `n` networks, `iterations` those of distillation
+over all subsets, `epochs` those of training over all stages. `records` names each record by the last eight characters of its
+file name.
 
 Runs are those of presets as they stand; for scale "short" see `runs_of`. Queries that compare runs take `settings`,
 texts KEY=VALUE: then the runs compared are those with all these settings changed and no others. With `by_seed`, for figures,
@@ -14,9 +15,11 @@ every seed has a row of its own.
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import accumulate
 from math import exp, nan
+from operator import or_
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
@@ -37,6 +40,7 @@ from seqmatch_lib.runs.records import (
     check_same_images,
     describe_changes,
     flatten_settings,
+    list_scores,
     load_orders,
     load_reevaluations,
     load_runs,
@@ -51,8 +55,9 @@ SEEDS_FOR_AN_INTERVAL = 3
 SIGNED = ("difference", "gain")  # columns that are shown with a sign
 KINDS = {kind.removesuffix(" real"): name for kind, name in ACCURACIES.items()}  # as columns are called
 COLUMNS = (  # of `Evidence.accuracies`
-    "dataset", "ipc", "scale", "method", "num_subsets", "seed", "base", "images", "even", "teachers", "iterations", "each",
-    "train_images", "changes", "record", "kind", "trained", "epochs", "network", "is_first", "asked", "question", "values",
+    "dataset", "ipc", "scale", "method", "num_subsets", "seed", "base", "images", "even", "teachers", "iterations",
+    "by_subset", "train_images", "changes", "record", "kind", "trained", "epochs", "network", "is_first", "asked", "question",
+    "values",
 )  # fmt: skip
 Values = Mapping[int, Sequence[float]]  # seed of distillation -> accuracies of its networks, in per cent
 
@@ -114,7 +119,7 @@ def _accuracies_of(run: RunRecord, reevaluations: Sequence[Reevaluation]) -> Ite
         "even": run.method in REFERENCES or list(run.config["subset_ipcs"]) == even_subsets(run.ipc, run.num_subsets),
         "teachers": "; ".join(intervals if len(set(intervals)) > 1 else intervals[:1]) or "-",
         "iterations": iterations_of(run),
-        "each": _sum(stage["iterations"] for stage in run.stages),
+        "by_subset": _sum(stage["iterations"] for stage in run.stages),
         "train_images": run.data["train_images"],
         "changes": changes_of(run),
         "record": run.config_hash[:8],
@@ -129,7 +134,7 @@ def _accuracies_of(run: RunRecord, reevaluations: Sequence[Reevaluation]) -> Ite
         for kind, by_network in (("last again", again.accuracy), ("random again", again.random_baseline or {})):
             measured.append((kind, again.joint, again.config, asked, f"{run.run_id} {index}", by_network))
     for kind, joint, config, asked, question, by_network in measured:
-        trained = "in one stage" if run.num_subsets == 1 else "jointly" if joint else "in stages"
+        trained = "jointly" if joint else "in one stage" if run.num_subsets == 1 else "in stages"
         epochs = config["training"]["epochs"] * (1 if joint else run.num_subsets)
         for network, accuracy in by_network.items():
             yield common | {
@@ -174,16 +179,17 @@ def mean_and_std(values: Values, name: str = "accuracy") -> dict[str, float]:
 
 
 def difference(values: Values, reference: Values, name: str = "difference") -> dict[str, float]:
-    """Returns the columns `name`, `name_low`, `name_high`: mean(values) - mean(reference) over the seeds that both have."""
+    """Returns `name`, `name_low`, `name_high`, `name_seeds`: mean(values) - mean(reference) over the seeds that both have."""
     seeds = sorted(values.keys() & reference.keys())
     ours, theirs = ([by_seed[seed] for seed in seeds] for by_seed in (values, reference))
     mean = fmean(map(fmean, ours)) - fmean(map(fmean, theirs)) if seeds else nan
     low, high = bootstrap_difference(theirs, ours) if len(seeds) >= SEEDS_FOR_AN_INTERVAL else (nan, nan)
-    return {name: mean, f"{name}_low": low, f"{name}_high": high}
+    return {name: mean, f"{name}_low": low, f"{name}_high": high, f"{name}_seeds": len(seeds)}
 
 
 def values_by_seed(rows: pd.DataFrame) -> dict[int, list[float]]:
-    """Returns seed of distillation -> accuracies, of rows with one for each seed."""
+    """Returns seed of distillation -> accuracies, of rows with one for each seed; two of one seed would hide each other."""
+    require(rows["seed"].is_unique, f"two accuracies of one seed, in records {', '.join(rows['record'])}", StorageError)
     return dict(zip(rows["seed"], rows["values"], strict=True))
 
 
@@ -290,16 +296,6 @@ def leading_settings(evidence: Evidence, dataset: str, ipc: int, scale: str, bas
     return [f"{key}={value}" for key, value in changes.items() if key != f"{base}.iterations"]
 
 
-def changed_settings(evidence: Evidence, dataset: str, ipc: int, scale: str, bases: Collection[str] = ()) -> list[str]:
-    """Returns "base: KEY=VALUE" for all `leading_settings` but those of evaluation, for headings."""
-    return [
-        f"{base}: {setting}"
-        for base in bases or method_names()
-        for setting in leading_settings(evidence, dataset, ipc, scale, base)
-        if not setting.startswith("evaluation.")
-    ]
-
-
 class Effort(NamedTuple):
     """What an accuracy cost: of runs with equal settings but for these."""
 
@@ -308,6 +304,7 @@ class Effort(NamedTuple):
     images: str  # per class of each subset
     teachers: str  # their epochs
     iterations: int  # of distillation, over all subsets
+    by_subset: str  # the same, of each subset
     trained: str
     epochs: int  # of training, over all stages
 
@@ -316,9 +313,15 @@ def _efforts(evidence: Evidence, dataset: str, ipc: int, scale: str, settings: C
     """Returns effort -> rows of networks trained as their run did, jointly, or for other numbers of epochs."""
     rows = evidence.select(["last", "joint", "last again"], dataset=dataset, ipc=ipc, scale=scale)
     rows = _with_settings(rows[~rows["method"].isin(REFERENCES)], settings, ("iterations", "ipc", "subset_ipcs", "intervals"))
-    rows = where(rows, (asked.keys() <= {"training.epochs"} for asked in rows["asked"]))
+    longer = map(_is_longer, rows["kind"], rows["asked"])
+    rows = where(rows, longer)
     rows = rows.sort_values(["base", "num_subsets", "teachers", "iterations", "trained", "epochs"], kind="stable")
-    return {Effort(*key[:-1]): group for key, group in rows.groupby([*Effort._fields, "each"], sort=False)}
+    return {Effort(*key): group for key, group in rows.groupby(list(Effort._fields), sort=False)}
+
+
+def _is_longer(kind: str, asked: Mapping[str, Any]) -> bool:
+    """Whether an accuracy is the run's own, or that of training for another number of epochs."""
+    return asked.keys() == ({"training.epochs"} if kind.endswith("again") else set())
 
 
 def efforts(
@@ -326,19 +329,16 @@ def efforts(
 ) -> pd.DataFrame:
     """Accuracies by the effort behind them, of runs that differ in subsets, intervals, iterations and epochs alone.
 
-    `less_staged` is the difference from the staged sequence of most seeds, `less_one_set` that of a sequence from the one set
-    that took as many iterations and epochs; both over the seeds that both have. `of_preset` says whether iterations and epochs
-    are those of the preset.
+    `difference` is the sequence in stages, that of most seeds, minus the row. `by_subset` has the iterations of each subset;
+    `of_preset` says whether iterations and epochs are those of the preset.
     """
     groups = _efforts(evidence, dataset, ipc, scale, settings)
     rows = []
     for effort, group in groups.items():
         staged = _most_seeds(groups, effort.base)
-        equal = (other for other in groups if effort.num_subsets > other.num_subsets == 1 and _cost(other) == _cost(effort))
-        references = {"less_staged": None if staged == effort else staged, "less_one_set": next(equal, None)}
-        values = {name: values_by_seed(groups[other]) if other else {} for name, other in references.items()}
+        sequence = values_by_seed(groups[staged]) if staged not in (None, effort) else {}
         common = effort._asdict() | {"of_preset": _of_preset(effort, group)}
-        rows += [common | row for row in _summaries(group, values, by_seed)]
+        rows += [common | row for row in _summaries(group, "difference", sequence, by_seed)]
     return _frame(rows, (*Effort._fields, "of_preset"))
 
 
@@ -347,14 +347,10 @@ def _of_preset(effort: Effort, group: pd.DataFrame) -> bool:
     return not changed and bool(group["kind"].isin(["last", "joint"]).all())
 
 
-def _cost(effort: Effort) -> tuple[str, str, int, int]:
-    return effort.base, effort.teachers, effort.iterations, effort.epochs
-
-
 def _most_seeds(groups: Mapping[Effort, pd.DataFrame], base: str) -> Effort | None:
     """Returns the staged sequence of a base method that has most seeds."""
     staged = [effort for effort in groups if (effort.base, effort.trained) == (base, "in stages")]
-    return max(staged, key=lambda effort: len(groups[effort]), default=None)
+    return max(staged, key=lambda effort: groups[effort]["seed"].nunique(), default=None)
 
 
 # what `comparison` sets side by side
@@ -367,7 +363,19 @@ SETS = (
     RANDOM, ONE_SET, LONGER, "one set, as many epochs", EQUAL, HALVES, HALVES_JOINTLY,
     STAGED, JOINTLY, "sequence, jointly, as many epochs",
 )  # fmt: skip
-DECIDING = (EQUAL, HALVES)  # the controls that a gain of the sequence must pass
+OF_ORDER = {  # name in the records of order and division -> name here
+    **{base.upper(): ONE_SET for base in method_names()},
+    "SeqMatch": STAGED,
+    "SeqMatch, joint": JOINTLY,
+    "SeqMatch, $S_2$ first": "sequence, S_2 first",
+    "SeqMatch, $S_2$ undistilled": "sequence, S_2 undistilled",
+    "SeqMatch, $S_1$ twice": "sequence, S_1 twice",
+    "divided, staged": HALVES,
+    "divided, joint": HALVES_JOINTLY,
+    "undivided, staged": "one set and its second version, in stages",
+    "undivided, last": "one set, its second version alone",
+}
+DECIDING = (EQUAL, HALVES, HALVES_JOINTLY)  # the controls that a gain of the sequence must pass
 
 
 def comparison(
@@ -393,7 +401,7 @@ def comparison(
 
     Returns:
         Columns `base`, `num_subsets`, `set` (one of `SETS`), `iterations`, `epochs`, `accuracy`, `difference` (the sequence in
-        stages less this set, over the seeds that both have), `seeds` (0: not run), `n` and `records`.
+        stages minus this set), `seeds` (0: not run), `n` and `records`.
     """
     rows = []
     for base in bases or method_names():
@@ -414,20 +422,21 @@ def comparison(
         for name, effort in sets.items():
             cost = {"iterations": effort.iterations, "epochs": effort.epochs}
             common = {"base": base, "num_subsets": effort.num_subsets, "set": name} | cost
-            gap = {"difference": {} if name == STAGED else values_by_seed(groups[sequence])}
-            rows += [common | row for row in _summaries(known.get(name, random.iloc[:0]), gap, by_seed, of_reference=True)]
+            gap = {} if name == STAGED else values_by_seed(groups[sequence])
+            rows += [common | row for row in _summaries(known.get(name, random.iloc[:0]), "difference", gap, by_seed)]
     return _frame(rows, ("base", "num_subsets", "set", "iterations", "epochs", "difference"))
 
 
 def _plain(groups: Mapping[Effort, pd.DataFrame], alone: Sequence[Effort], sequence: Effort) -> Effort:
     """Returns the one set with the iterations and epochs of its preset; where there is none, with those of one stage."""
-    stage = {"iterations": sequence.iterations // sequence.num_subsets, "epochs": sequence.epochs // sequence.num_subsets}
-    return next((effort for effort in alone if _of_preset(effort, groups[effort])), alone[0]._replace(**stage))
+    iterations, epochs = sequence.iterations // sequence.num_subsets, sequence.epochs // sequence.num_subsets
+    of_stage = alone[0]._replace(iterations=iterations, by_subset=str(iterations), epochs=epochs)
+    return next((effort for effort in alone if _of_preset(effort, groups[effort])), of_stage)
 
 
 def _sets(plain: Effort, sequence: Effort) -> dict[str, Effort]:
     """Returns the sets of `SETS`, and what each took, run or not."""
-    longer, epochs = plain._replace(iterations=sequence.iterations), sequence.epochs
+    longer, epochs = plain._replace(iterations=sequence.iterations, by_subset=str(sequence.iterations)), sequence.epochs
     jointly = sequence._replace(trained="jointly", epochs=epochs // sequence.num_subsets)
     return {
         RANDOM: plain._replace(iterations=0),
@@ -453,20 +462,22 @@ def _of_order(records: Iterable[OrderRecord], name: str) -> pd.DataFrame:
 def gain_over_random(evidence: Evidence, dataset: str, scale: str, by_seed: bool = False) -> pd.DataFrame:
     """What every method gains over random real images as the images per class grow; staged training where there are subsets.
 
-    Subsets are of equal size. A size with a preset of its own is represented by that, others by runs of another size's preset;
-    `of_preset` tells which.
+    Subsets are of equal size. A size with a preset of its own is represented by the runs that stand for that (see `runs_of`),
+    others by runs of another size's preset; `of_preset` tells which.
     """
+    presets = {run.preset for run in evidence.runs if (run.dataset, run.scale) == (dataset, scale)}
+    standing = {run.config_hash[:8] for preset in presets for run in runs_of(preset, scale, evidence.runs)}
     rows = evidence.select(["last", "random"], dataset=dataset, scale=scale)
-    rows = rows[~rows["method"].isin(REFERENCES) & rows["even"]]
-    rows = where(rows, (changes.keys() <= {"ipc", "subset_ipcs"} for changes in rows["changes"]))
+    rows = rows.assign(of_preset=rows["record"].isin(standing))[~rows["method"].isin(REFERENCES) & rows["even"]]
+    resized = (changes.keys() <= {"ipc", "subset_ipcs"} for changes in rows["changes"])
     by, pooled = ["method", "num_subsets", "ipc"], []
-    rows = rows.assign(of_preset=~rows["changes"].astype(bool)).sort_values(by, kind="stable")
+    rows = where(rows, map(or_, rows["of_preset"], resized)).sort_values(by, kind="stable")
     for key, group in rows.groupby(by, sort=False):
         group = group[group["of_preset"] == group["of_preset"].max()]
         random = values_by_seed(group[group["kind"] == "random"])
         common = dict(zip(by, key, strict=True)) | {"of_preset": bool(group["of_preset"].max())}
         last = group[group["kind"] == "last"]
-        pooled += [common | row for row in _summaries(last, {"gain": random}, by_seed)]
+        pooled += [common | row for row in _summaries(last, "gain", random, by_seed)]
     return _frame(pooled, (*by, "of_preset", "gain"))
 
 
@@ -485,36 +496,43 @@ def order(
     settings: Collection[str] | None = None,
     by_seed: bool = False,
 ) -> pd.DataFrame:
-    """Sets of equal size that are divided or not, in sequence or not; `difference` is that from SeqMatch.
+    """Sets of equal size that are divided or not, in sequence or not; `difference` is the sequence in stages minus the set.
 
-    By default these are the ablations of the runs that stand for their preset, see `runs_of`. Where the ablation was asked
-    about other sets alone, they are left out; `comparison` has its halves.
+    By default these are the ablations of the runs that stand for their preset, see `runs_of`. An ablation that was asked about
+    other sets alone has the accuracies of SeqMatch from its run.
     """
     groups: dict[str, list[OrderRecord]] = {}
+    runs = {run.config_hash: run for run in evidence.runs}
     for record in sorted(evidence.orders, key=lambda record: (record.method, record.seed)):
-        changes = changes_of(record)
+        changes, run = changes_of(record), runs.get(digest_json(record.config))
         standing = runs_of(record.config["preset"], scale, evidence.runs) if settings is None and changes else []
-        of_preset = digest_json(record.config) in {run.config_hash for run in standing}
-        chosen = of_preset or {f"{key}={value}" for key, value in changes.items()} == set(settings or ())
+        chosen = run in standing or {f"{key}={value}" for key, value in changes.items()} == set(settings or ())
         wanted = (record.dataset, record.ipc, record.scale) == (dataset, ipc, scale)
+        if run is not None and "SeqMatch" not in record.accuracy:
+            own = {"SeqMatch": run.accuracy_last, "SeqMatch, joint": run.accuracy_joint}
+            record = replace(record, accuracy={name: one["values"] for name, one in own.items() if one} | record.accuracy)
         if chosen and wanted and "SeqMatch" in record.accuracy:
             groups.setdefault(record.method.removeprefix(SEQUENTIAL_PREFIX), []).append(record)
     rows = []
     for base, records in groups.items():
-        seqmatch = values_by_seed(_of_order(records, "SeqMatch"))
+        sequence = values_by_seed(_of_order(records, "SeqMatch"))
         for name in dict.fromkeys(name for record in records for name in record.accuracy):
-            gap = {} if name == "SeqMatch" else seqmatch
-            common = {"base": base, "set": name.replace("$", "")}
-            rows += [common | row for row in _summaries(_of_order(records, name), {"difference": gap}, by_seed)]
-    return _frame(rows, ("base", "set"))
+            gap = {} if name == "SeqMatch" else sequence
+            common = {"base": base, "set": OF_ORDER.get(name, name)}
+            rows += [common | row for row in _summaries(_of_order(records, name), "difference", gap, by_seed)]
+    return _frame(rows, ("base", "set", "difference"))
 
 
 def reevaluated(evidence: Evidence, dataset: str) -> pd.DataFrame:
-    """Finished sets under other questions, one a row: other networks, other training, jointly; `random` under the same."""
+    """Finished sets under other questions, one a row: other networks, other training, jointly; `random` under the same.
+
+    `distilled_with` has the settings of the run that are not its preset's, `changed` those of the question.
+    """
     rows = evidence.accuracies
     rows = rows[(rows["dataset"] == dataset) & rows["kind"].str.endswith("again")]
     rows = rows.assign(changed=[_describe(asked, "evaluation.") for asked in rows["asked"]])
-    by = ["method", "images", "trained", "changed", "network", "question"]
+    rows = rows.assign(distilled_with=[_describe(changes, "evaluation.") for changes in rows["changes"]])
+    by = ["scale", "method", "images", "distilled_with", "trained", "changed", "network", "question"]
     pooled = _pool(rows, by, {"accuracy": "last again", "random": "random again"}, by_seed=True)
     return pooled.assign(difference=pooled["accuracy"] - pooled["random"]).drop(columns=["seeds", "question"])
 
@@ -531,19 +549,18 @@ def curves(evidence: Evidence, results_dir: Path, dataset: str, ipc: int, scale:
     rows = []
     for method in (base, SEQUENTIAL_PREFIX + base):
         preset = f"{dataset}-ipc{ipc}-{method}"
-        runs = {run.seed: (run.stages, True) for run in runs_of(preset, scale, evidence.runs)}
+        runs = {run.seed: (run.stages, run.selected_on, True) for run in runs_of(preset, scale, evidence.runs)}
         folders = [results_dir / name for name in ("state", "checkpoints")]
         unfinished = [path for folder in folders for path in folder.glob(f"{dataset}-{method}-ipc{ipc}-*-seed*-*/")]
         for path in unfinished if preset in preset_names() else ():
             seed = int(path.name.rpartition("-seed")[2].split("-")[0])
-            if path.name == RunConfig.from_preset(preset, scale, seed).run_id:
-                runs.setdefault(seed, (read_progress(path), False))
-        for seed, (stages, finished) in runs.items():
-            first = 0
-            for stage in stages:
-                for images, key in (("validation", "scores"), ("test", "test_scores")):
-                    rows += [(method, seed, finished, images, first + at, score) for at, score in stage.get(key, [])]
-                first += len(stage["losses"])
+            config = RunConfig.from_preset(preset, scale, seed)
+            if path.name == config.run_id:
+                runs.setdefault(seed, (read_progress(path), config.select_on, False))
+        for seed, (stages, selected_on, finished) in runs.items():
+            begins = [0, *accumulate(len(stage["losses"]) for stage in stages)]
+            for k, iteration, images, score in list_scores(stages, selected_on):
+                rows.append((method, seed, finished, images, begins[k - 1] + iteration, score))
     return pd.DataFrame(rows, columns=["method", "seed", "finished", "images", "iteration", "accuracy"])
 
 
@@ -558,13 +575,22 @@ def robust(evidence: Evidence, dataset: str, scale: str) -> pd.DataFrame:
     real = fmean(map(fmean, whole["values"]))
     kinds = {"accuracy": "last", "random": "random", "plain": "last again", "random_plain": "random again"}
     rows = evidence.select(list(kinds.values()), dataset=dataset, scale=scale)
-    rows = where(rows, (not asked or asked.get("training.augment") == "none" for asked in rows["asked"]))
     rows = rows[rows["trained"] != "jointly"]
-    scores = _pool(rows, ["method", "images", "record"], kinds, by_seed=True).dropna(subset=["plain", "random_plain"])
-    lead, bare = (scores["accuracy"] - scores["random"]) / 200, (scores["plain"] - scores["random_plain"]) / 200
+    rows = where(rows, map(_is_plain, rows["kind"], rows["asked"]))
+    rows = rows.assign(distilled_with=[_describe(changes, "ipc") for changes in rows["changes"]])
+    by = ["method", "images", "distilled_with", "record"]
+    scores = _pool(rows, by, kinds, by_seed=True).dropna(subset=["plain", "random_plain"])
+    lead, plain = (scores["accuracy"] - scores["random"]) / 200, (scores["plain"] - scores["random_plain"]) / 200
     scores["label_robust"] = (lead - (real - scores["accuracy"]) / 200).map(robust_score)
-    scores["augmentation_robust"] = (lead + bare).map(robust_score)
+    scores["augmentation_robust"] = (lead + plain).map(robust_score)
     return scores.drop(columns=["seeds", "record"])
+
+
+def _is_plain(kind: str, asked: Mapping[str, Any]) -> bool:
+    """Whether an accuracy is the run's own, or that of training without augmentation; CutMix, where it was, is off, too."""
+    if not kind.endswith("again"):
+        return True
+    return asked.get("training.augment") == "none" and asked.keys() <= {"training.augment", "training.cutmix"}
 
 
 def trust(evidence: Evidence) -> pd.DataFrame:
@@ -586,21 +612,38 @@ def trust(evidence: Evidence) -> pd.DataFrame:
 # --- for showing
 
 
-def label_scale(scale: str, settings: Collection[str] = ()) -> str:
-    """Returns the name of a scale with what a reader must know of it, and of changed settings."""
-    label = {"reduced": "rehearsal (reduced)", "smoke": "smoke: means nothing"}.get(scale, scale)
-    return ", ".join([label, *settings])
+def label_scale(scale: str) -> str:
+    """Returns the name of a scale with what a reader must know of it."""
+    return {"reduced": "rehearsal (reduced)", "smoke": "smoke: means nothing"}.get(scale, scale)
 
 
-def name_setting(dataset: str, ipc: int | None, scale: str, settings: Collection[str] = ()) -> str:
-    """Returns what a heading says of runs; `ipc` is None for runs of several sizes, 0 for all images."""
+def name_cell(dataset: str, ipc: int | None) -> str:
+    """Returns the name of a data set with the size of a set; `ipc` is None for several sizes, 0 for all images."""
     size = {None: "", 0: "all images", 1: "1 image per class"}.get(ipc, f"{ipc} images per class")
-    return ", ".join(filter(None, (dataset, size, label_scale(scale, settings))))
+    return ", ".join(filter(None, (dataset, size)))
+
+
+def name_setting(dataset: str, ipc: int | None, scale: str) -> str:
+    """Returns what a heading says of runs; `ipc` as in `name_cell`."""
+    return f"{name_cell(dataset, ipc)}, {label_scale(scale)}"
 
 
 def name_runs(evidence: Evidence, dataset: str, ipc: int, scale: str, bases: Collection[str] = ()) -> str:
-    """Returns what a heading says of the runs that stand for presets, with what they changed; all base methods by default."""
-    return name_setting(dataset, ipc, scale, changed_settings(evidence, dataset, ipc, scale, bases))
+    """Returns what a heading says of the runs that stand for presets, by default of all base methods; see `runs_of`."""
+    return f"{name_cell(dataset, ipc)}, {name_scale(evidence, dataset, ipc, scale, bases)}"
+
+
+def name_scale(evidence: Evidence, dataset: str, ipc: int, scale: str, bases: Collection[str] = ()) -> str:
+    """Returns the name of a scale; at scale "short", which leaves it open, with the number of teachers."""
+    presets = [f"{dataset}-ipc{ipc}-{prefix}{base}" for base in bases or method_names() for prefix in ("", SEQUENTIAL_PREFIX)]
+    configs = [RunConfig.from_dict(run.config) for preset in presets for run in runs_of(preset, scale, evidence.runs)[:1]]
+    counts = pd.Series([config.teachers.num_teachers for config in configs if config.uses_teachers])
+    return label_scale(scale) + (f", {format_range(counts)} teachers" if scale == "short" and len(counts) else "")
+
+
+def count_seeds(count: int) -> str:
+    """Returns a number of seeds in words: "1 seed", "3 seeds"."""
+    return "1 seed" if count == 1 else f"{count} seeds"
 
 
 def format_range(counts: pd.Series) -> str:
@@ -610,7 +653,7 @@ def format_range(counts: pd.Series) -> str:
 
 def format_frame(frame: pd.DataFrame) -> pd.DataFrame:
     """Returns a frame as texts: `x` and `x_std` as "47.2 ± 0.6", `x` with its interval as "+1.1 [+0.1, +2.2]"."""
-    rows, kept = frame.to_dict("records"), [name for name in frame if not name.endswith(("_std", "_low", "_high"))]
+    rows, kept = frame.to_dict("records"), [name for name in frame if not name.endswith(("_std", "_low", "_high", "_seeds"))]
     shown = {name.replace("_", " "): [_format_cell(row, name) for row in rows] for name in kept}
     if "seeds" in frame and "accuracy" in frame:
         shown["accuracy"] = [text or "not run" for text in shown["accuracy"]]
@@ -650,23 +693,19 @@ def _frame(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> pd.Data
     return empty.astype({name: bool for name in columns if name == "of_preset"})
 
 
-def _summaries(
-    group: pd.DataFrame, references: Mapping[str, Values], by_seed: bool, of_reference: bool = False
-) -> Iterable[dict[str, Any]]:
-    """Yields mean, spread, differences and counts of one group: in one row, or in one for each seed.
+def _summaries(group: pd.DataFrame, name: str, reference: Values, by_seed: bool) -> Iterable[dict[str, Any]]:
+    """Yields mean, spread, difference and counts of one group: in one row, or in one for each seed.
 
     Args:
         group: rows with `seed`, `values` and `record`.
-        references: column -> accuracies that those of the group are compared with.
+        name: "gain", the group minus the reference, or "difference", the reference minus the group.
+        reference: accuracies that those of the group are compared with.
         by_seed: whether each seed has a row.
-        of_reference: whether differences are of the reference less the group.
     """
     for part in [group[group["seed"] == seed] for seed in sorted(group["seed"])] if by_seed else [group]:
         values = values_by_seed(part)
-        gaps: dict[str, float] = {}
-        for name, reference in references.items():
-            gaps |= difference(*((reference, values) if of_reference else (values, reference)), name)
-        yield ({"seed": part["seed"].iloc[0]} if by_seed else {}) | mean_and_std(values) | gaps | _counts(part)
+        gap = difference(*((values, reference) if name == "gain" else (reference, values)), name)
+        yield ({"seed": part["seed"].iloc[0]} if by_seed else {}) | mean_and_std(values) | gap | _counts(part)
 
 
 def _describe(changes: Mapping[str, Any], hidden: str) -> str:

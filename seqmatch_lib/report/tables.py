@@ -38,9 +38,10 @@ NOTE = (
     "`iterations` are those of all subsets, `n` counts networks, `core hours` are those of one processor core for all seeds."
 )
 SETTINGS_NOTE = (
-    "`paper` is the published setting in full, `short` the same with fewer teachers and iterations. `difference` is ours less "
-    "the published mean; random real images are compared with the published baseline that is trained with augmentation, as "
-    f"ours is, where there is one. {DAGGER}: printed from memory, not checked."
+    "`paper` is the published setting in full, `short` the same with fewer teachers and iterations. `difference` is ours "
+    "minus the published mean. Random real images are compared with the published baseline trained with augmentation, as "
+    "ours are, where there is one; they are one draw a seed, and draws differ by points. "
+    f"{DAGGER}: printed from memory, not checked."
 )
 README_NOTE = (
     f"Test accuracy in per cent; {SPREAD}. {DAGGER}: published number printed from memory, not checked. A rehearsal has "
@@ -86,7 +87,7 @@ def build_table(
         scales: which to show, the leading one first.
 
     Returns:
-        `COLUMNS`, and `difference`, ours less published. `ipc` 0 means all images, `augmented` is the published random
+        `COLUMNS`, and `difference`, ours minus published. `ipc` 0 means all images, `augmented` is the published random
         baseline with augmentation, `checked` whether the published number was read in its paper.
 
     Raises:
@@ -185,12 +186,14 @@ def describe_table(settings: pd.DataFrame, rehearsal: pd.DataFrame) -> str:
     printed, run = settings[settings["published"].notna()], settings[settings["seeds"] > 0]
     compared = run[run["published"].notna()]
     gaps = "; ".join(
-        f"{row.method} at ipc {row.ipc or 'all'} {row.ours:.1f} ({row.difference:+.1f})" for row in compared.itertuples()
+        f"{row.method} at ipc {row.ipc or 'all'}, {row.scale}: {row.ours:.1f} ({row.difference:+.1f})"
+        for row in compared.itertuples()
     )
+    counts = " and ".join(f"{(compared['scale'] == scale).sum()} of them at scale `{scale}`" for scale in PUBLISHED_SETTINGS)
     published, rehearsed = (queries.format_range(rows["seeds"]) if len(rows) else "0" for rows in (run, rehearsal))
     return (
-        f"**What we find.** {printed['preset'].nunique()} cells have a published number. {compared['preset'].nunique()} of "
-        "them were run at published settings" + (f", with their distance from it in points: {gaps}" if gaps else "") + ". "
+        f"**What we find.** {printed['preset'].nunique()} cells have a published number. We ran {counts} (fewer teachers and "
+        "iterations)" + (f"; in brackets the distance from the published number in points: {gaps}" if gaps else "") + ". "
         f"{rehearsal['preset'].nunique()} cells were rehearsed, with smaller networks and fewer steps.\n\n"
         f"**How sure.** Seeds of distillation a cell: {published} at published settings, {rehearsed} in rehearsals, which "
         "decide nothing about published numbers. A gain of the sequence counts only beside its controls, which stand below."

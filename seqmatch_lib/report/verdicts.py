@@ -1,4 +1,4 @@
-"""The paper's claims, one a row: what was measured, beside which control, and the verdict that one rule gives.
+"""The paper's claims, one a row and scale: what was measured, beside which control, and the verdict that one rule gives.
 
 The rule: a claim is decided at published settings alone (scales "paper" and "short"), by three seeds of distillation or more.
 Then a difference is confirmed if its 95 % interval, and that from every control, lies above 0, and an accuracy if it is not
@@ -7,9 +7,9 @@ scale "short", which has fewer iterations, decides nothing. Nor does what was me
 without its controls.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from math import hypot, isnan, nan
+from math import hypot, nan
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,13 +17,24 @@ import pandas as pd
 
 from seqmatch_lib.methods import method_names
 from seqmatch_lib.report import queries
-from seqmatch_lib.report.queries import HALVES, LONGER, ONE_SET, PUBLISHED_SETTINGS, SEEDS_FOR_AN_INTERVAL, STAGED, Evidence
+from seqmatch_lib.report.queries import (
+    LONGER,
+    ONE_SET,
+    PUBLISHED_SETTINGS,
+    SEEDS_FOR_AN_INTERVAL,
+    STAGED,
+    Evidence,
+    count_seeds,
+)
 from seqmatch_lib.report.tables import DAGGER, DATASETS, UNVERIFIED, build_table, format_table
 from seqmatch_lib.runs.config import SEQUENTIAL_PREFIX
 
 CONFIRMED, NOT_CONFIRMED, NOT_DECIDED = "confirmed", "not confirmed", "not decided"
 SCALES = (*PUBLISHED_SETTINGS, "reduced")  # the one that decides first
-COLUMNS = ("claim", "setting", "published", "measured", "control", "verdict", "records")
+COLUMNS = ("whose", "claim", "setting", "scale", "published", "measured", "control", "verdict", "records")
+PAPER, BASE, OURS = "the paper", "base method", "our question"  # whose claim it is, in the order of the page
+PAPER_BASES = ("mtt", "idc")  # base methods that the paper puts its sequence on
+CONTROLS = {"equal cost": queries.EQUAL, "halves in stages": queries.HALVES, "halves jointly": queries.HALVES_JOINTLY}
 
 
 class Gap(NamedTuple):
@@ -36,22 +47,25 @@ class Gap(NamedTuple):
 
     def __str__(self) -> str:
         interval = "" if pd.isna(self.low) else f" [{self.low:+.1f}, {self.high:+.1f}]"
-        return f"{self.mean:+.1f}{interval}, {_seeds(self.seeds)}" if self.seeds else "not run"
+        return f"{self.mean:+.1f}{interval}, {count_seeds(self.seeds)}" if self.seeds else "not run"
+
+    @property
+    def decides(self) -> bool:
+        """Whether there are seeds enough for an interval."""
+        return self.seeds >= SEEDS_FOR_AN_INTERVAL
 
     @property
     def direction(self) -> str:
-        """What the interval says of the first side: "ahead", "behind", "level", or how few seeds there are."""
-        if self.seeds < SEEDS_FOR_AN_INTERVAL:
-            return _seeds(self.seeds) if self.seeds else "not run"
-        return "ahead" if self.low > 0 else "behind" if self.high < 0 else "level"
-
-
-def _seeds(count: int) -> str:
-    return "1 seed" if count == 1 else f"{count} seeds"
+        """Where the first side is: "ahead", "behind" or "level", by the interval if there is one, else in how many seeds."""
+        if not self.seeds:
+            return "not run"
+        low, high = (self.low, self.high) if self.decides else (round(self.mean, 1), round(self.mean, 1))
+        text = "ahead" if low > 0 else "behind" if high < 0 else "level"
+        return text if self.decides else f"{text} in {count_seeds(self.seeds)}"
 
 
 def judge_difference(gap: Gap, scale: str, controls: Mapping[str, Gap] | None = None) -> str:
-    """Returns the verdict on a claimed gain; see the head of this file.
+    """Returns the verdict on a claimed gain, with what was seen in brackets; see the head of this file.
 
     Args:
         gap: what is claimed to be positive.
@@ -60,21 +74,21 @@ def judge_difference(gap: Gap, scale: str, controls: Mapping[str, Gap] | None = 
     """
     if not gap.seeds:
         return f"{NOT_DECIDED} (not run)"
-    directions = {name: control.direction for name, control in (controls or {}).items()}
+    gaps, named = [gap, *(controls or {}).values()], {}
+    for name, control in (controls or {}).items():
+        named.setdefault(control.direction, []).append(name)
+    seen = "; ".join([gap.direction, *(f"{', '.join(names)}: {direction}" for direction, names in named.items())])
     if scale not in PUBLISHED_SETTINGS:
-        failed = [f"{name}: {direction}" for name, direction in directions.items() if direction in ("behind", "level")]
-        return f"{NOT_DECIDED} (rehearsal: {'; '.join([gap.direction, *failed])})"
-    for verdict, words in ((NOT_CONFIRMED, ("level", "behind")), (NOT_DECIDED, ("not run", "1 seed", "2 seeds"))):
-        for name, direction in ({"": gap.direction} | directions).items():
-            if direction in words:
-                return f"{verdict} ({f'{name}: ' if name else ''}{direction})"
-    return CONFIRMED
+        return f"{NOT_DECIDED} (rehearsal: {seen})"
+    if any(each.decides and each.low <= 0 for each in gaps):
+        return f"{NOT_CONFIRMED} ({seen})"
+    return CONFIRMED if all(each.decides for each in gaps) else f"{NOT_DECIDED} ({seen})"
 
 
 def judge_accuracy(ours: float, ours_std: float, published: float, published_std: float, seeds: int, scale: str) -> str:
     """Returns the verdict on a published accuracy; see the head of this file."""
     if seeds < SEEDS_FOR_AN_INTERVAL:
-        return f"{NOT_DECIDED} ({_seeds(seeds)})"
+        return f"{NOT_DECIDED} ({count_seeds(seeds)})"
     spread = hypot(*(0.0 if pd.isna(std) else std for std in (ours_std, published_std)))
     if ours >= published - 2 * spread:
         return CONFIRMED
@@ -84,7 +98,12 @@ def judge_accuracy(ours: float, ours_std: float, published: float, published_std
 def list_verdicts(evidence: Evidence, published: pd.DataFrame, results_dir: Path) -> pd.DataFrame:
     """Returns one page: every claim with its setting, what was measured, its control, the verdict, and the records behind it.
 
-    `published` is of `tables.load_published`; the coupling measurements are read from `results_dir`.
+    A claim has a row for each scale at which it was asked, the one that decides first; the paper's own claims lead.
+
+    Args:
+        evidence: the records.
+        published: of `tables.load_published`.
+        results_dir: where the coupling measurements are.
     """
     known = published.set_index(["dataset", "ipc", "method"])
     rows = [
@@ -94,17 +113,21 @@ def list_verdicts(evidence: Evidence, published: pd.DataFrame, results_dir: Path
         *_over_random(evidence, known),
         *_accuracies(evidence, published),
     ]
+    rows.sort(key=lambda row: (PAPER, BASE, OURS).index(row[0]))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def summarise(verdicts: pd.DataFrame) -> str:
-    """Returns how many claims have which verdict, in a sentence, as Markdown."""
-    given = verdicts["verdict"].str
-    counts = ", ".join(f"{given.startswith(kind).sum()} {kind}" for kind in (CONFIRMED, NOT_CONFIRMED, NOT_DECIDED))
-    rehearsed = given.contains("rehearsal").sum()
+    """Returns how many claims have which verdict, in sentences, as Markdown."""
+    counted = []
+    for whose, name in ((PAPER, "claims of the paper"), (BASE, "claims on base methods"), (OURS, "questions of our own")):
+        claims = verdicts[verdicts["whose"] == whose].drop_duplicates(["claim", "setting"])["verdict"].str
+        counts = ", ".join(f"{claims.startswith(kind).sum()} {kind}" for kind in (CONFIRMED, NOT_CONFIRMED, NOT_DECIDED))
+        counted.append(f"Of {len(claims.len())} {name}: {counts}.")
+    rehearsed = verdicts["verdict"].str.contains("rehearsal").sum()
     return (
-        f"**What we find.** Of {len(verdicts)} claims, {counts}. **How sure.** {rehearsed} of them were only rehearsed: "
-        "smaller networks, fewer teachers and iterations. What a rehearsal shows stands in brackets and decides nothing."
+        f"**What we find.** {' '.join(counted)} **How sure.** {rehearsed} of the {len(verdicts)} rows are rehearsals: smaller "
+        "networks, fewer teachers and iterations. What a rehearsal shows stands in brackets and decides nothing."
     )
 
 
@@ -116,13 +139,18 @@ def _accuracies(evidence: Evidence, published: pd.DataFrame) -> Iterable[tuple[s
         for (_, row), shown in zip(table.iterrows(), format_table(table).to_dict("records"), strict=True):
             augmented = pd.notna(row["augmented"])
             mean, std = (row["augmented"], 0.0) if augmented else (row["published"], row["published_std"])
-            verdict = judge_accuracy(row["ours"], row["ours_std"], mean, std, row["seeds"], row["scale"])
-            records = ", ".join(run.config_hash[:8] for run in queries.runs_of(row["preset"], row["scale"], evidence.runs))
-            setting = queries.name_setting(dataset, row["ipc"], row["scale"])
-            measured = f"{shown['ours']}, {_seeds(row['seeds'])}"
-            claim = f"{_name(row['method'])}: the published accuracy is reached"
             control = "" if row["method"] == "random" else f"random real {shown['random']}"
-            yield claim, setting, shown["published"], measured, control, verdict, records
+            base = row["method"].removeprefix(SEQUENTIAL_PREFIX)
+            yield (
+                PAPER if row["method"].startswith(SEQUENTIAL_PREFIX) else BASE,
+                f"{_name(row['method'])}: the published accuracy is reached",
+                queries.name_cell(dataset, row["ipc"]),
+                queries.name_scale(evidence, dataset, row["ipc"], row["scale"], [base]),
+                shown["published"],
+                f"{shown['ours']}, {count_seeds(row['seeds'])}", control,
+                judge_accuracy(row["ours"], row["ours_std"], mean, std, row["seeds"], row["scale"]),
+                ", ".join(run.config_hash[:8] for run in queries.runs_of(row["preset"], row["scale"], evidence.runs)),
+            )  # fmt: skip
 
 
 def _sequences(evidence: Evidence, known: pd.DataFrame) -> Iterable[tuple[str, ...]]:
@@ -131,18 +159,19 @@ def _sequences(evidence: Evidence, known: pd.DataFrame) -> Iterable[tuple[str, .
     cells += [("cifar10", 10, SEQUENTIAL_PREFIX + base) for base in method_names()]
     for dataset, ipc, method in dict.fromkeys(cells):
         base = method.removeprefix(SEQUENTIAL_PREFIX)
-        scale, frame = _leading(partial(queries.comparison, bases=[base]), evidence, dataset, ipc)
-        sets = frame.set_index("set")
-        one_set = next((name for name in (ONE_SET, LONGER) if _gap(sets, name).seeds), ONE_SET)
-        gap = _gap(sets, one_set)
-        controls = {"equal cost": _gap(sets, queries.EQUAL), "independent halves": _gap(sets, HALVES)}
-        yield (
-            f"{_name(method)} is ahead of {_name(base)}", queries.name_runs(evidence, dataset, ipc, scale, [base]),
-            " over ".join(_printed(known, dataset, ipc, name) for name in (method, base)),
-            f"{gap} ({one_set})" if one_set == LONGER else str(gap),
-            "; ".join(f"{name} {control}" for name, control in controls.items()) if gap.seeds else "",
-            judge_difference(gap, scale, controls), ", ".join(sets.loc[[one_set, STAGED], "records"] if gap.seeds else []),
-        )  # fmt: skip
+        printed = " over ".join(_printed(known, dataset, ipc, name) for name in (method, base))
+        for scale, frame in _by_scale(partial(queries.comparison, bases=[base]), evidence, dataset, ipc):
+            sets = frame.set_index("set")
+            one_set = next((name for name in (ONE_SET, LONGER) if _gap(sets, name).seeds), ONE_SET)
+            gap = _gap(sets, one_set)
+            controls = {name: _gap(sets, row) for name, row in CONTROLS.items()}
+            yield (
+                PAPER if base in PAPER_BASES else OURS, f"{_name(method)} is ahead of {_name(base)}",
+                queries.name_cell(dataset, ipc), queries.name_scale(evidence, dataset, ipc, scale, [base]), printed,
+                f"{gap} ({one_set})" if one_set == LONGER else str(gap),
+                "; ".join(f"{name} {control}" for name, control in controls.items()) if gap.seeds else "",
+                judge_difference(gap, scale, controls), ", ".join(sets.loc[[one_set, STAGED], "records"] if gap.seeds else []),
+            )  # fmt: skip
 
 
 def _printed(known: pd.DataFrame, dataset: str, ipc: int, method: str) -> str:
@@ -155,63 +184,78 @@ def _printed(known: pd.DataFrame, dataset: str, ipc: int, method: str) -> str:
 def _over_random(evidence: Evidence, known: pd.DataFrame) -> Iterable[tuple[str, ...]]:
     """The gain of MTT's images over random real ones, at every published size."""
     for ipc in (1, 10, 50):
-        scale, frame = _leading(queries.gain_over_random, evidence, "cifar10", method="mtt", ipc=ipc)
-        for row in frame.to_dict("records"):
-            gap = Gap(row["gain"], row["gain_low"], row["gain_high"], row["seeds"])
-            printed = " over ".join(_printed(known, "cifar10", ipc, method) for method in ("mtt", "random"))
-            control = f"random real {row['accuracy'] - row['gain']:.1f}, trained alike"
-            verdict, setting = judge_difference(gap, scale), queries.name_setting("cifar10", ipc, scale)
-            yield "MTT is ahead of random real images", setting, printed, str(gap), control, verdict, row["records"]
+        printed = " over ".join(_printed(known, "cifar10", ipc, method) for method in ("mtt", "random"))
+        for scale, frame in _by_scale(queries.gain_over_random, evidence, "cifar10", method="mtt", ipc=ipc):
+            for row in frame.to_dict("records"):
+                gap = Gap(row["gain"], row["gain_low"], row["gain_high"], row["gain_seeds"])
+                yield (
+                    BASE, "MTT is ahead of random real images", queries.name_cell("cifar10", ipc),
+                    queries.name_scale(evidence, "cifar10", ipc, scale, ["mtt"]),
+                    printed, str(gap), f"random real {row['accuracy'] - row['gain']:.1f}, trained alike",
+                    judge_difference(gap, scale), row["records"],
+                )  # fmt: skip
 
 
 def _knowing(evidence: Evidence) -> Iterable[tuple[str, ...]]:
     """Whether a second subset gains from being distilled for networks that know the first one."""
     for base in method_names():
-        scale, frame = _leading(queries.order, evidence, "cifar10", 10, base=base)
-        sets = frame.set_index("set")
-        if "divided, staged" in sets.index:
-            halves = sets.loc["divided, staged"]
-            gap = Gap(-halves["difference"], -halves["difference_high"], -halves["difference_low"], halves["seeds"])
-            first = sets["difference"].get("SeqMatch, S_2 first", nan)
-            control = "S_2 first: not run" if isnan(first) else f"S_2 first {first:+.1f}"
-            claim = f"SeqMatch-{_name(base)}: an S_2 that knows S_1 is ahead of an independent half"
-            setting, verdict = queries.name_setting("cifar10", 10, scale), judge_difference(gap, scale)
-            yield claim, setting, "argument", str(gap), control, verdict, halves["records"]
+        for scale, frame in _by_scale(partial(queries.comparison, bases=[base]), evidence, "cifar10", 10):
+            sets = frame.set_index("set")
+            gap = _gap(sets, queries.HALVES)
+            if gap.seeds:
+                order = queries.order(evidence, "cifar10", 10, scale)
+                first = order[(order["base"] == base) & (order["set"] == "sequence, S_2 first")]["difference"]
+                yield (
+                    PAPER if base in PAPER_BASES else OURS,
+                    f"SeqMatch-{_name(base)}: an S_2 that knows S_1 is ahead of an independent half",
+                    queries.name_cell("cifar10", 10), queries.name_scale(evidence, "cifar10", 10, scale, [base]), "argument",
+                    str(gap), f"S_2 first {-first.iloc[0]:+.1f}" if len(first) else "S_2 first: not run",
+                    judge_difference(gap, scale), sets.loc[queries.HALVES, "records"],
+                )  # fmt: skip
 
 
 def _coupling(evidence: Evidence, results_dir: Path) -> Iterable[tuple[str, ...]]:
     """How training on a joint set, and on a sequence stage by stage, changes the loss of hard real images."""
-    for run in evidence.runs:
-        path = results_dir / "coupling" / run.run_id / "losses.csv"
-        if path.is_file() and run in queries.runs_of(run.preset, run.scale, evidence.runs):
-            losses = pd.read_csv(path).query("images == 'hard' and training != 'real data'")
-            changes = {name: rows["loss"].diff().dropna() for name, rows in losses.groupby("training", sort=False)}
-            measured = "; ".join(f"{name} {', then '.join(map('{:+.2f}'.format, steps))}" for name, steps in changes.items())
-            yield (
-                "One set raises the loss of hard real images, a later subset lowers it",
-                queries.name_runs(evidence, run.dataset, run.ipc, run.scale, ["mtt"]), "figure 1", measured,
-                "one set trained on for as long: not run", judge_difference(Gap(seeds=1), run.scale),
-                run.config_hash[:8],
-            )  # fmt: skip
+    for scale in SCALES:
+        for run in (run for run in evidence.runs if run.scale == scale):
+            path = results_dir / "coupling" / run.run_id / "losses.csv"
+            if path.is_file() and run in queries.runs_of(run.preset, run.scale, evidence.runs):
+                losses = pd.read_csv(path).query("images == 'hard' and training != 'real data'")
+                changes = {name: list(rows["loss"].diff().dropna()) for name, rows in losses.groupby("training", sort=False)}
+                measured = (f"{name} {', then '.join(map('{:+.2f}'.format, steps))}" for name, steps in changes.items())
+                seen = "seen" if changes["MTT"][0] > 0 > changes["SeqMatch"][-1] else "not seen"
+                rehearsal = "" if scale in PUBLISHED_SETTINGS else "rehearsal: "
+                yield (
+                    PAPER, "One set raises the loss of hard real images, a later subset lowers it",
+                    queries.name_cell(run.dataset, run.ipc),
+                    queries.name_scale(evidence, run.dataset, run.ipc, scale, ["mtt"]), "figure 1", "; ".join(measured),
+                    "one set trained on for as long: not run", f"{NOT_DECIDED} ({rehearsal}{seen} in 1 seed)",
+                    run.config_hash[:8],
+                )  # fmt: skip
 
 
-def _leading(query: Callable[..., pd.DataFrame], evidence: Evidence, *cell: Any, **equal: Any) -> tuple[str, pd.DataFrame]:
-    """Returns the first of `SCALES` at which a query finds rows that are equal in these columns, and these rows."""
+def _by_scale(
+    query: Callable[..., pd.DataFrame], evidence: Evidence, *cell: Any, **equal: Any
+) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Yields each of `SCALES` at which a query finds rows that are equal in these columns, with them; else "" and no rows."""
+    found = False
     for scale in SCALES:
         rows = query(evidence, *cell, scale)
         for column, value in equal.items():
             rows = rows[rows[column] == value]
         if len(rows):
-            return scale, rows
-    return "", pd.DataFrame(columns=["set"])
+            found = True
+            yield scale, rows
+    if not found:
+        yield "", pd.DataFrame(columns=["set"])
 
 
 def _gap(sets: pd.DataFrame, name: str) -> Gap:
     """Returns the gap of the staged sequence to a set of a comparison."""
     if name not in sets.index or not sets.loc[name, "seeds"]:
         return Gap()
-    row = sets.loc[name]
-    return Gap(row["difference"], row["difference_low"], row["difference_high"], min(row["seeds"], sets.loc[STAGED, "seeds"]))
+    *numbers, seeds = sets.loc[name, ["difference", "difference_low", "difference_high", "difference_seeds"]]
+    return Gap(*numbers, int(seeds))
 
 
 def _name(method: str) -> str:

@@ -296,6 +296,21 @@ def check_same_images(runs: Iterable[RunRecord]) -> None:
         )
 
 
+def list_scores(stages: Iterable[Mapping[str, Any]], selected_on: str) -> list[tuple[int, int, str, float]]:
+    """Returns the accuracies (%) of scored iterates: stage from 1, iteration of the stage, "validation" or "test", accuracy.
+
+    Args:
+        stages: with `scores`, of the images that iterates are selected on, and perhaps `test_scores`.
+        selected_on: these images.
+    """
+    return [
+        (k, iteration, images, accuracy)
+        for k, stage in enumerate(stages, start=1)
+        for images, name in ((selected_on, "scores"), ("test", "test_scores"))
+        for iteration, accuracy in stage.get(name, [])
+    ]
+
+
 def _format_accuracy(accuracy: Mapping[str, Any]) -> str:
     return f"{accuracy['mean']:.1f} ± {accuracy['std']:.1f} %, n = {accuracy['n']}"
 
