@@ -270,7 +270,10 @@ def _make_record(
         config_hash=config.hash,
         **accuracies,
         selected_on=config.select_on if stages else "none",
-        stages=[_describe_stage(stage, ipc) for stage, ipc in zip(stages, config.subset_ipcs, strict=bool(stages))],
+        stages=[
+            _describe_stage(stage, ipc, subset.lr)
+            for stage, ipc, subset in zip(stages, config.subset_ipcs, last.subsets, strict=bool(stages))
+        ],
         data=data.summary,
         seconds={phase: round(value, 1) for phase, value in seconds.items()},
         peak_memory_mb=memory,
@@ -279,12 +282,12 @@ def _make_record(
     )
 
 
-def _describe_stage(stage: StageProgress, ipc: int) -> dict[str, Any]:
-    """Returns what the record says of one stage; losses are rounded to 6 digits."""
+def _describe_stage(stage: StageProgress, ipc: int, lr: float) -> dict[str, Any]:
+    """Returns what the record says of one stage, with the step size of its subset; losses are rounded to 6 digits."""
     on_test = {"test_scores": [list(score) for score in stage.test_scores]} if stage.test_scores else {}
     return {
         "ipc": ipc,
-        "lr": stage.last.lr,
+        "lr": lr,
         "iterations": stage.trainable.iteration,
         "losses": [float(f"{loss:.6g}") for loss in stage.trainable.losses],
         "scores": [list(score) for score in stage.scores],
