@@ -200,6 +200,15 @@ def test_the_state_of_teachers_that_are_finished_goes(tmp_path):
     assert not stale.exists()
 
 
+def test_the_state_of_teachers_that_only_another_run_needs_stays(tmp_path):
+    record(tmp_path)
+    with pytest.raises(OutOfTime):
+        record(tmp_path, replace(CONFIG, num_teachers=4), budget=Impatient())
+    state = (tmp_path / "teacher-003.safetensors").read_bytes()
+    record(tmp_path)
+    assert (tmp_path / "teacher-003.safetensors").read_bytes() == state
+
+
 def _record_in_process(folder, barrier, started):
     barrier.wait()
 

@@ -212,9 +212,10 @@ def record_trajectories(
                         _write_teacher(_teacher_path(folder, teacher, ".npy"), rows[index], losses[index], seconds)
                     remove_file(path)
             waiting = [teacher for teacher in waiting if teacher not in locked]
-    for path in folder.glob("teacher-*.safetensors"):  # left by a process that was killed after its teachers were finished
-        with suppress(StorageError):  # the folder may be read-only
-            remove_file(path)
+    for path in folder.glob("teacher-*.safetensors"):
+        if path.with_suffix(".json").is_file():  # left by a process that was killed after it had finished this teacher
+            with suppress(StorageError):  # the folder may be read-only
+                remove_file(path)
     return TrajectorySet(folder, config.num_teachers)
 
 
