@@ -211,6 +211,21 @@ def test_what_does_not_fit_is_named_with_a_remedy(override, message):
         RunConfig.from_preset("cifar10-ipc10-seqmatch_mtt", overrides=dict([parse_override(override)]))
 
 
+def test_settings_of_later_stages_are_checked_before_the_first():
+    three = {"subset_ipcs": [4, 3, 3], "idc.inner_loop": [50]}
+    with pytest.raises(ConfigError, match=r"idc.iterations \[200000, 400000\] has no entry for stage 3; give one entry"):
+        RunConfig.from_preset("cifar10-ipc10-seqmatch_idc", overrides=three)
+    inner_loop = three | {"idc.iterations": [9, 9, 9], "idc.inner_loop": [50, 100]}
+    with pytest.raises(ConfigError, match=r"idc.inner_loop \[50, 100\] has no entry for stage 3"):
+        RunConfig.from_preset("cifar10-ipc10-seqmatch_idc", overrides=inner_loop)
+    assert RunConfig.from_preset("cifar10-ipc10-seqmatch_idc", overrides=three | {"idc.iterations": [9]}).num_subsets == 3
+    soft = {"mtt.lr_label": 1.0, "mtt.label_epoch": 30}
+    with pytest.raises(ConfigError, match=r"mtt.label_epoch 30 exceeds the 20 epochs recorded in stage 2"):
+        RunConfig.from_preset("cifar10-ipc10-seqmatch_mtt", overrides=soft)
+    for remedy in ({"mtt.label_epoch": 20}, {"teachers.later_epochs": 30}, {"mtt.lr_label": 0.0}):  # 0 learns no labels
+        assert RunConfig.from_preset("cifar10-ipc10-seqmatch_mtt", overrides=soft | remedy).num_subsets == 2
+
+
 def test_unknown_preset_and_scale_and_seed():
     with pytest.raises(ConfigError, match="unknown preset 'cifar10-ipc10-mt'; did you mean cifar10-ipc10-mtt"):
         RunConfig.from_preset("cifar10-ipc10-mt")

@@ -251,11 +251,11 @@ class BaseMethod(ABC):
     def __init__(self, config: Any) -> None:
         self.config = config
 
-    def check(self, intervals: Sequence[tuple[int, int]], teachers: TeacherConfig, training: TrainingRecipe) -> None:
+    def check(self, intervals: Sequence[tuple[int, int] | None], teachers: TeacherConfig, training: TrainingRecipe) -> None:
         """Raises ConfigError unless the method's settings fit the other settings of its run; by default all fit.
 
         Args:
-            intervals: teacher epochs of each subset; empty for methods without teachers.
+            intervals: teacher epochs of each subset; None for each where the method has no teachers.
             teachers: how teachers are trained.
             training: how networks are trained on the distilled set.
         """

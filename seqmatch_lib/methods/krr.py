@@ -144,7 +144,7 @@ class KRR(BaseMethod):
         """Returns LAMB, for images and for labels."""
         return Lamb([images], self.config.lr_img)
 
-    def check(self, intervals: Sequence[tuple[int, int]], teachers: TeacherConfig, training: TrainingRecipe) -> None:
+    def check(self, intervals: Sequence[tuple[int, int] | None], teachers: TeacherConfig, training: TrainingRecipe) -> None:
         """Raises ConfigError unless networks are trained with "mse": the learned labels are not probabilities."""
         loss = training.loss
         require(loss == "mse", f"training.loss {loss!r} does not fit the labels of krr; set training.loss=mse")

@@ -105,7 +105,7 @@ class RunConfig:
             len(intervals) == (self.num_subsets if self.uses_teachers else 0),
             f"intervals {intervals} and subset_ipcs {list(self.subset_ipcs)} must have one entry a subset; set both",
         )
-        get_method(self.base_method)(self.options).check(self.intervals, self.teachers, self.training)
+        get_method(self.base_method)(self.options).check(self.stage_intervals, self.teachers, self.training)
 
     @classmethod
     def from_preset(
