@@ -247,6 +247,7 @@ class BaseMethod(ABC):
 
     config_class: ClassVar[type]
     uses_teachers: ClassVar[bool] = False
+    takes_pixel_labels: ClassVar[bool] = False  # whether `labels` may be (N, H, W)
 
     def __init__(self, config: Any) -> None:
         self.config = config

@@ -98,6 +98,7 @@ class MTT(BaseMethod):
 
     config_class = MTTConfig
     uses_teachers = True
+    takes_pixel_labels = True
 
     def check(self, intervals: Sequence[tuple[int, int] | None], teachers: TeacherConfig, training: TrainingRecipe) -> None:
         """Raises ConfigError unless the interval, and the epoch of soft labels, of every stage is within those recorded."""

@@ -18,7 +18,7 @@ from seqmatch_lib.methods import Stage, get_method
 from seqmatch_lib.methods.teachers import record_stage_teachers
 from seqmatch_lib.runs.config import RunConfig
 from seqmatch_lib.runs.distillation import distill_stages
-from seqmatch_lib.runs.evaluation import as_record, evaluate_sets
+from seqmatch_lib.runs.evaluation import as_record, check_labels, evaluate_sets
 from seqmatch_lib.runs.provenance import describe_code, describe_provenance
 from seqmatch_lib.runs.real_data import RealData, prepare_data
 from seqmatch_lib.runs.records import ACCURACIES, RunRecord, fields_of, load_record
@@ -174,6 +174,7 @@ def _execute(
     UNCOMPILED.clear()
     select_on = "none" if config.method == "whole" else config.select_on  # "whole" holds nothing out
     data = prepare_data(dataset, config.zca, select_on, device)
+    check_labels(config, data)
     check_class_sizes(data.train.labels, data.num_classes, config.ipc, dataset)  # now, not when the baseline is drawn
     # after the check, so that a run refused for too few images can begin with more
     commit, dirty = describe_code()
