@@ -1,8 +1,10 @@
 """Whole runs on the built-in digits: the record, locks, time budgets; `test_faults.py` kills them."""
 
 import shutil
+import sys
 import time
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,8 +13,9 @@ from PIL import Image
 
 from seqmatch_lib.data import datasets as data
 from seqmatch_lib.data.datasets import DatasetSpec, load_dataset, register_dataset
-from seqmatch_lib.engine import evaluation
+from seqmatch_lib.engine import evaluation, memory
 from seqmatch_lib.errors import DataError, DivergenceError, OutOfTime, StorageError
+from seqmatch_lib.front import evaluate
 from seqmatch_lib.methods import get_method
 from seqmatch_lib.methods.mtt import MTT
 from seqmatch_lib.methods.teachers import record_stage_teachers
@@ -120,6 +123,19 @@ def test_a_finished_run_can_be_opened_with_its_stages_and_teachers(finished):
     assert before == {path: path.stat().st_mtime_ns for path in (folder / "teachers").rglob("teacher-*.npy")}
     with pytest.raises(StorageError, match=r"does not exist"):
         open_run(configure(seed=77), folder)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the allocator is glibc's")
+def test_what_begins_no_run_keeps_freed_memory_too(finished, monkeypatch):
+    folder, record = finished
+    asked = []
+    libc = SimpleNamespace(gnu_get_libc_version=None, mallopt=lambda name, value: asked.append(name))
+    monkeypatch.setattr(memory, "ctypes", SimpleNamespace(CDLL=lambda name: libc))
+    evaluate(folder / "distilled" / f"{record.run_id}.safetensors")  # `python -m seqmatch_lib evaluate`
+    assert set(asked) == {memory.M_MMAP_THRESHOLD, memory.M_TRIM_THRESHOLD}
+    asked.clear()
+    open_run(configure(), folder)  # as measurements of coupling do
+    assert set(asked) == {memory.M_MMAP_THRESHOLD, memory.M_TRIM_THRESHOLD}
 
 
 def test_a_finished_run_is_read_not_repeated_unless_forced(finished, monkeypatch):

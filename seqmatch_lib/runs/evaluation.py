@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from seqmatch_lib.engine.evaluation import Accuracy, EvaluationProtocol
+from seqmatch_lib.engine.memory import keep_freed_memory
 from seqmatch_lib.engine.networks import check_networks
 from seqmatch_lib.engine.training import TrainingCheckpoint
 from seqmatch_lib.errors import require
@@ -39,6 +40,7 @@ def evaluate_sets(
         ConfigError: a network does not fit the images, or training their labels; none is trained then.
         OutOfTime: the budget is spent; the state is saved.
     """
+    keep_freed_memory()  # not every evaluation is the end of a run
     check_labels(config, data)
     networks = [config.network.named(name) for name in config.evaluation.networks]
     check_networks(networks, tuple(data.test.images.shape[1:]), data.num_classes)

@@ -151,6 +151,7 @@ def open_run(config: RunConfig, results_dir: Path | str) -> tuple[RealData, Subs
     Raises:
         StorageError: the run has left no set there.
     """
+    keep_freed_memory()  # a run is opened to train on its data
     results_dir = Path(results_dir)
     sequence = load_sequence(set_path(results_dir, config.run_id))
     data = prepare_data(load_dataset(config.dataset), config.zca, config.select_on, torch.device("cpu"))
