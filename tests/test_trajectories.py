@@ -192,6 +192,23 @@ def test_stopped_after_every_epoch_teachers_end_bit_for_bit_the_same(tmp_path, u
     assert not list((tmp_path / "parts").glob(".*.tmp"))
 
 
+@pytest.mark.parametrize("engine", ["eager", "compiled"])
+def test_teachers_that_go_on_need_no_networks_trained_on_the_stages_before(tmp_path, uncompiled, engine):
+    config, started = replace(CONFIG, momentum=0.9, num_teachers=2, engine=engine, together=2), []
+
+    def starts(teachers):
+        started.append(teachers)
+        return make_starts(teachers)
+
+    record(tmp_path / "whole", config)
+    with pytest.raises(OutOfTime):
+        record(tmp_path / "parts", config, starts, Impatient())
+    record(tmp_path / "parts", config, starts)
+    assert started == [[0, 1]]
+    for name in ("teacher-000.npy", "teacher-001.npy"):
+        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
 def test_the_state_of_teachers_that_are_finished_goes(tmp_path):
     record(tmp_path)
     stale = tmp_path / "teacher-002.safetensors"  # as if killed before it could be removed

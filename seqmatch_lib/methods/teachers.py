@@ -186,7 +186,7 @@ def record_trajectories(
         folder: of the set; made if missing.
         identity: JSON values that determine the teachers (data, network, stage, earlier subsets), for the manifest.
         stage: real images, how each teacher is trained on them, and the budget, which is checked after every epoch.
-        make_starts: teacher indices -> the initial networks, on the device of the images.
+        make_starts: teacher indices -> the initial networks, on the device of the images; not called where a group goes on.
 
     Raises:
         StorageError: the folder holds another set.
@@ -206,7 +206,11 @@ def record_trajectories(
                 if group:
                     path = _teacher_path(folder, group[0], ".safetensors")
                     checkpoint = TrainingCheckpoint(path, {"teachers": group, "engine": config.engine}, stage.budget)
-                    rows, losses = _train_teachers(make_starts(group), group, stage, checkpoint, bar)
+                    if checkpoint.has_begun:  # then any networks do; those that `make_starts` trains first take long
+                        starts = [stage.make_network(config.seed, "resumed teacher", teacher) for teacher in group]
+                    else:
+                        starts = make_starts(group)
+                    rows, losses = _train_teachers(starts, group, stage, checkpoint, bar)
                     for index, teacher in enumerate(group):
                         seconds = checkpoint.seconds / len(group)
                         _write_teacher(_teacher_path(folder, teacher, ".npy"), rows[index], losses[index], seconds)
