@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import multiprocessing
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -207,6 +208,17 @@ def test_teachers_that_go_on_need_no_networks_trained_on_the_stages_before(tmp_p
     assert started == [[0, 1]]
     for name in ("teacher-000.npy", "teacher-001.npy"):
         assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.mark.timeout(30)
+def test_a_wait_for_another_process_ends_with_the_time(tmp_path):
+    config = replace(CONFIG, num_teachers=1)
+    with ThreadPoolExecutor(1) as other:  # its thread has a lock of its own, as another process has
+        lock = other.submit(acquire_lock, tmp_path / "teacher-000.lock").result()
+        with pytest.raises(OutOfTime):
+            record(tmp_path, config, budget=Budget(max_minutes=0.5 / 60))
+        other.submit(lock.__exit__, None, None, None).result()
+    assert len(record(tmp_path, config)) == 1
 
 
 def test_the_state_of_teachers_that_are_finished_goes(tmp_path):
