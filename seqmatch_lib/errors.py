@@ -35,7 +35,7 @@ class OutOfTime(Exception):
 
 def first_line(error: BaseException) -> str:
     """Returns the first line of another library's message, or the kind of its error if it says nothing."""
-    return (str(error).splitlines() or [""])[0] or type(error).__name__
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def require(condition: bool, message: str, error: type[SeqMatchError] = ConfigError) -> None:

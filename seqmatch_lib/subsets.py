@@ -101,7 +101,7 @@ class SubsetSequence:
         return SubsetSequence((SyntheticSubset(images, labels, self.subsets[-1].lr),), self.metadata)
 
     def sha256(self) -> str:
-        """Returns the digest of images, labels and step sizes, which identifies the set in records and teacher folders."""
+        """Returns the digest of all subsets, by which records and folders of teachers name the set."""
         return digest_tensors(_as_tensors(self))
 
     def save(self, path: Path | str) -> None:
@@ -276,4 +276,6 @@ def _as_tensors(sequence: SubsetSequence) -> dict[str, torch.Tensor]:
         tensors |= {f"images.{k}": subset.images, f"labels.{k}": subset.labels, f"lr.{k}": lr}
         if subset.formation != AS_STORED:
             tensors[f"factor.{k}"] = torch.tensor(subset.formation.factor)
+        if subset.formation.decode != AS_STORED.decode:  # as text, so that digests of the others stay what they were
+            tensors[f"decode.{k}"] = torch.tensor(list(subset.formation.decode.encode()), dtype=torch.uint8)
     return tensors

@@ -121,6 +121,18 @@ def test_settings_of_runs_before_a_field_was_added_are_what_they_were():
     assert changed.as_dict()["training"]["cutmix"] == 0.5
 
 
+def test_the_order_of_changes_does_not_matter():
+    changes = {"idc.factor": 1, "method": "idc", "intervals": [], "ipc": 4, "subset_ipcs": [4]}
+    backwards = dict(reversed(changes.items()))
+    config = RunConfig.from_preset("digits-ipc10-mtt", "smoke", overrides=changes)
+    assert (config.options.factor, config.method) == (1, "idc")
+    assert config == RunConfig.from_preset("digits-ipc10-mtt", "smoke", overrides=backwards)
+    plain = RunConfig.from_preset("digits-ipc10-mtt", "smoke")
+    assert plain.changed(changes) == plain.changed(backwards)
+    with pytest.raises(ConfigError, match="method 'mttt' is unknown"):
+        plain.changed({"mtt.syn_steps": 3, "method": "mttt"})
+
+
 def test_even_subsets():
     assert [even_subsets(50, k) for k in (1, 2, 3, 4)] == [[50], [25, 25], [17, 17, 16], [13, 13, 12, 12]]
     assert even_subsets(10, 10) == [1] * 10
@@ -211,6 +223,21 @@ def test_what_does_not_fit_is_named_with_a_remedy(override, message):
         RunConfig.from_preset("cifar10-ipc10-seqmatch_mtt", overrides=dict([parse_override(override)]))
 
 
+def test_settings_of_later_stages_are_checked_before_the_first():
+    three = {"subset_ipcs": [4, 3, 3], "idc.inner_loop": [50]}
+    with pytest.raises(ConfigError, match=r"idc.iterations \[200000, 400000\] has no entry for stage 3; give one entry"):
+        RunConfig.from_preset("cifar10-ipc10-seqmatch_idc", overrides=three)
+    inner_loop = three | {"idc.iterations": [9, 9, 9], "idc.inner_loop": [50, 100]}
+    with pytest.raises(ConfigError, match=r"idc.inner_loop \[50, 100\] has no entry for stage 3"):
+        RunConfig.from_preset("cifar10-ipc10-seqmatch_idc", overrides=inner_loop)
+    assert RunConfig.from_preset("cifar10-ipc10-seqmatch_idc", overrides=three | {"idc.iterations": [9]}).num_subsets == 3
+    soft = {"mtt.lr_label": 1.0, "mtt.label_epoch": 30}
+    with pytest.raises(ConfigError, match=r"mtt.label_epoch 30 exceeds the 20 epochs recorded in stage 2"):
+        RunConfig.from_preset("cifar10-ipc10-seqmatch_mtt", overrides=soft)
+    for remedy in ({"mtt.label_epoch": 20}, {"teachers.later_epochs": 30}, {"mtt.lr_label": 0.0}):  # 0 learns no labels
+        assert RunConfig.from_preset("cifar10-ipc10-seqmatch_mtt", overrides=soft | remedy).num_subsets == 2
+
+
 def test_unknown_preset_and_scale_and_seed():
     with pytest.raises(ConfigError, match="unknown preset 'cifar10-ipc10-mt'; did you mean cifar10-ipc10-mtt"):
         RunConfig.from_preset("cifar10-ipc10-mt")
@@ -222,6 +249,10 @@ def test_unknown_preset_and_scale_and_seed():
 
 def test_a_record_with_an_unknown_setting_is_refused():
     settings = RunConfig.from_preset("digits-ipc10-mtt").as_dict()
+    for section, message in (({"nonsense": 1}, "unknown key 'krr.nonsense'"), (3, "krr must be a table of settings, not 3")):
+        with pytest.raises(ConfigError, match=message):  # also in the section of another method
+            RunConfig.from_dict(settings | {"krr": section})
+    assert RunConfig.from_dict(settings | {"krr": {"ridge": 0.1}}).as_dict() == settings
     settings["mtt"]["momentum"] = 0.9
     with pytest.raises(ConfigError, match="unknown key 'mtt.momentum'; did you mean mtt.momentum_"):
         RunConfig.from_dict(settings)

@@ -1,8 +1,10 @@
 """Whole runs on the built-in digits: the record, locks, time budgets; `test_faults.py` kills them."""
 
 import shutil
+import sys
 import time
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,9 +13,11 @@ from PIL import Image
 
 from seqmatch_lib.data import datasets as data
 from seqmatch_lib.data.datasets import DatasetSpec, load_dataset, register_dataset
-from seqmatch_lib.engine import evaluation
-from seqmatch_lib.errors import DataError, OutOfTime, StorageError
+from seqmatch_lib.engine import evaluation, memory
+from seqmatch_lib.errors import DataError, DivergenceError, OutOfTime, StorageError
+from seqmatch_lib.front import evaluate
 from seqmatch_lib.methods import get_method
+from seqmatch_lib.methods.mtt import MTT
 from seqmatch_lib.methods.teachers import record_stage_teachers
 from seqmatch_lib.runs.config import RunConfig
 from seqmatch_lib.runs.experiment import open_run, run_experiment
@@ -85,6 +89,24 @@ def test_the_distilled_set_is_the_one_of_the_record(finished):
     assert sequence.metadata["run_id"] == record.run_id
 
 
+def test_a_last_iterate_that_was_not_selected_needs_no_step_size(tmp_path, monkeypatch):
+    step = MTT.step
+
+    def pushed(self, prepared, trainable, frozen, generator):
+        loss = step(self, prepared, trainable, frozen, generator)
+        if len(frozen) == 0 and trainable.iteration == 3:  # the last one of S_1 ends with a step size below zero
+            trainable.lr.grad.fill_(1e6)
+        return loss
+
+    monkeypatch.setattr(MTT, "step", pushed)
+    with pytest.raises(DivergenceError, match="step size after 4 iterations is -"):
+        run_experiment(configure(), tmp_path)
+    record = run_experiment(configure(), tmp_path)
+    assert [point[0] for point in record.stages[0]["scores"]] == [2]  # the iterate that the set has
+    sequence = load_sequence(tmp_path / "distilled" / f"{record.run_id}.safetensors")
+    assert [subset.lr for subset in sequence.subsets] == [stage["lr"] for stage in record.stages]
+
+
 def test_a_finished_run_can_be_opened_with_its_stages_and_teachers(finished):
     folder, record = finished
     before = {path: path.stat().st_mtime_ns for path in (folder / "teachers").rglob("teacher-*.npy")}
@@ -101,6 +123,19 @@ def test_a_finished_run_can_be_opened_with_its_stages_and_teachers(finished):
     assert before == {path: path.stat().st_mtime_ns for path in (folder / "teachers").rglob("teacher-*.npy")}
     with pytest.raises(StorageError, match=r"does not exist"):
         open_run(configure(seed=77), folder)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the allocator is glibc's")
+def test_what_begins_no_run_keeps_freed_memory_too(finished, monkeypatch):
+    folder, record = finished
+    asked = []
+    libc = SimpleNamespace(gnu_get_libc_version=None, mallopt=lambda name, value: asked.append(name))
+    monkeypatch.setattr(memory, "ctypes", SimpleNamespace(CDLL=lambda name: libc))
+    evaluate(folder / "distilled" / f"{record.run_id}.safetensors")  # `python -m seqmatch_lib evaluate`
+    assert set(asked) == {memory.M_MMAP_THRESHOLD, memory.M_TRIM_THRESHOLD}
+    asked.clear()
+    open_run(configure(), folder)  # as measurements of coupling do
+    assert set(asked) == {memory.M_MMAP_THRESHOLD, memory.M_TRIM_THRESHOLD}
 
 
 def test_a_finished_run_is_read_not_repeated_unless_forced(finished, monkeypatch):

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from torch.func import functional_call, grad
 
-from seqmatch_lib.engine import inner_loop
+from seqmatch_lib.engine import inner_loop, step_functions
 from seqmatch_lib.engine.augment import DSA_STRATEGY, apply_augmentation, draw_augmentation
 from seqmatch_lib.engine.inner_loop import UNROLL_ENGINES, InnerBatch, unroll
 from seqmatch_lib.engine.networks import NetworkConfig, flatten_parameters, make_network
@@ -301,3 +301,18 @@ def test_without_a_compiler_it_runs_and_says_so_once(tmp_path):
     assert len(messages) == 1, messages
     assert "running uncompiled" in messages[0]
     assert "InvalidCxxCompiler" in messages[0]
+
+
+@pytest.mark.parametrize(("text", "told"), [("", "OSError: OSError"), ("\n full disk\nand more", "OSError: full disk")])
+def test_a_compiler_that_fails_without_a_word_is_told_by_the_kind_of_its_error(generator, monkeypatch, text, told):
+    network = make_network(ARCHITECTURES["convnet"], SHAPE, CLASSES, generator)
+    functions = StepFunctions(network)
+
+    def fail(*arguments):
+        raise OSError(text)
+
+    monkeypatch.setattr(functions._gradient, "_compiled", fail)
+    monkeypatch.setattr(step_functions, "UNCOMPILED", set())
+    arguments = flatten_parameters(network), torch.randn(3, *SHAPE, generator=generator), torch.tensor([0, 1, 0])
+    with pytest.warns(UserWarning, match=rf"compiling failed \({told}\); set TORCHINDUCTOR_CACHE_DIR"):
+        functions.gradient(*arguments)

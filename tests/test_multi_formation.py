@@ -96,6 +96,19 @@ def test_a_sequence_is_trained_on_with_its_tiles_apart_and_survives_the_file(tmp
     assert plain.sha256() != sequence.sha256()
 
 
+def test_sets_that_are_decoded_differently_have_different_digests(tmp_path):
+    images, labels = torch.zeros(2, 1, 4, 4), torch.tensor([0, 1])
+    sets = {
+        decode: SubsetSequence((SyntheticSubset(images, labels, 0.1, Formation(2, decode)),)) for decode in ("single", "multi")
+    }
+    assert sets["multi"].sha256() != sets["single"].sha256()
+    # as it was when only the factor was part of it: records and state of sets with tiles are found by it
+    assert sets["single"].sha256() == "b62d1a31be5b7ab7506a113a672187da5977fee127ae3bd2aeddaf70a22e5051"
+    sets["multi"].save(tmp_path / "set.safetensors")
+    loaded = load_sequence(tmp_path / "set.safetensors")
+    assert (loaded.sha256(), loaded.subsets[0].formation) == (sets["multi"].sha256(), Formation(2, "multi"))
+
+
 @pytest.mark.parametrize(("settings", "message"), [({"factor": 0}, "factor 0"), ({"decode": "x"}, "decode 'x' is unknown")])
 def test_settings_out_of_range_are_named(settings, message):
     with pytest.raises(ConfigError, match=message):

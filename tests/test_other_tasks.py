@@ -10,6 +10,8 @@ from seqmatch_lib.data.labels import IGNORED, count_right, image_classes
 from seqmatch_lib.engine.inner_loop import InnerBatch, unroll
 from seqmatch_lib.engine.networks import NetworkConfig, flatten_parameters, make_network
 from seqmatch_lib.engine.training import measure_accuracy
+from seqmatch_lib.errors import ConfigError
+from seqmatch_lib.front import evaluate
 from seqmatch_lib.runs.config import RunConfig
 from seqmatch_lib.runs.experiment import run_experiment
 from seqmatch_lib.subsets import load_sequence
@@ -101,3 +103,30 @@ def test_whole_runs(tmp_path, dataset, method):
     for subset, ipc in zip(sequence.subsets, config.subset_ipcs, strict=True):
         assert torch.bincount(image_classes(subset.labels)).tolist() == [ipc] * classes
         assert subset.labels.shape[1:] == ((16, 16) if dataset == "canvas_digits" else ())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"training.cutmix": 0.5}, "training.cutmix 0.5 does not fit labels of pixels; set training.cutmix=0"),
+        ({"training.loss": "mse"}, "training.loss 'mse' does not fit labels of pixels; set training.loss=cross_entropy"),
+        ({"method": "idc", "intervals": []}, "method 'idc' does not take labels of pixels; use random or whole, or dm, mtt"),
+        ({"method": "krr", "intervals": [], "training.loss": "mse"}, "method 'krr' does not take labels of pixels; use"),
+    ],
+)
+def test_what_does_not_fit_labels_of_pixels_is_refused_at_once(tmp_path, changes, message):
+    config = RunConfig.from_preset("canvas_digits-ipc10-mtt", "smoke", overrides=QUICK | changes)
+    with pytest.raises(ConfigError, match=message):
+        run_experiment(config, tmp_path)
+    assert not list(tmp_path.rglob("*.safetensors"))
+    assert not (tmp_path / "teachers").exists()
+
+
+def test_labels_of_pixels_go_through_dm_and_through_evaluations_that_fit_them(tmp_path):
+    changes = {"method": "seqmatch_dm", "intervals": [], "subset_ipcs": [5, 5], "dm.iterations": 2, "dm.batch_real": 8}
+    config = RunConfig.from_preset("canvas_digits-ipc10-mtt", "smoke", overrides=QUICK | changes)
+    record = run_experiment(config, tmp_path)
+    path = tmp_path / "distilled" / f"{config.run_id}.safetensors"
+    assert evaluate(path).accuracy["fcn"]["values"] == record.accuracy_last["values"]
+    with pytest.raises(ConfigError, match="training.cutmix 0.5 does not fit labels of pixels"):
+        evaluate(path, set={"training.cutmix": 0.5})

@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import multiprocessing
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -192,12 +193,49 @@ def test_stopped_after_every_epoch_teachers_end_bit_for_bit_the_same(tmp_path, u
     assert not list((tmp_path / "parts").glob(".*.tmp"))
 
 
+@pytest.mark.parametrize("engine", ["eager", "compiled"])
+def test_teachers_that_go_on_need_no_networks_trained_on_the_stages_before(tmp_path, uncompiled, engine):
+    config, started = replace(CONFIG, momentum=0.9, num_teachers=2, engine=engine, together=2), []
+
+    def starts(teachers):
+        started.append(teachers)
+        return make_starts(teachers)
+
+    record(tmp_path / "whole", config)
+    with pytest.raises(OutOfTime):
+        record(tmp_path / "parts", config, starts, Impatient())
+    record(tmp_path / "parts", config, starts)
+    assert started == [[0, 1]]
+    for name in ("teacher-000.npy", "teacher-001.npy"):
+        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.mark.timeout(30)
+def test_a_wait_for_another_process_ends_with_the_time(tmp_path):
+    config = replace(CONFIG, num_teachers=1)
+    with ThreadPoolExecutor(1) as other:  # its thread has a lock of its own, as another process has
+        lock = other.submit(acquire_lock, tmp_path / "teacher-000.lock").result()
+        with pytest.raises(OutOfTime):
+            record(tmp_path, config, budget=Budget(max_minutes=0.5 / 60))
+        other.submit(lock.__exit__, None, None, None).result()
+    assert len(record(tmp_path, config)) == 1
+
+
 def test_the_state_of_teachers_that_are_finished_goes(tmp_path):
     record(tmp_path)
     stale = tmp_path / "teacher-002.safetensors"  # as if killed before it could be removed
     stale.touch()
     record(tmp_path)
     assert not stale.exists()
+
+
+def test_the_state_of_teachers_that_only_another_run_needs_stays(tmp_path):
+    record(tmp_path)
+    with pytest.raises(OutOfTime):
+        record(tmp_path, replace(CONFIG, num_teachers=4), budget=Impatient())
+    state = (tmp_path / "teacher-003.safetensors").read_bytes()
+    record(tmp_path)
+    assert (tmp_path / "teacher-003.safetensors").read_bytes() == state
 
 
 def _record_in_process(folder, barrier, started):

@@ -15,7 +15,7 @@ from torch import nn
 from torch._dynamo.exc import BackendCompilerFailed
 from torch.func import functional_call, grad_and_value, jvp, vmap
 
-from seqmatch_lib.errors import require
+from seqmatch_lib.errors import first_line, require
 
 PRECISIONS = ("float32", "tf32", "bfloat16")
 # Costs in units of one forward pass. A gradient takes a forward pass, and a backward pass with two products for each forward
@@ -219,7 +219,7 @@ class _Compiled:
                     return self._compiled(*arguments)
             except (BackendCompilerFailed, OSError) as error:
                 cause = getattr(error, "inner_exception", error)
-                self._failure = f"{type(cause).__name__}: {str(cause).strip().splitlines()[0]}"
+                self._failure = f"{type(cause).__name__}: {first_line(cause)}"
                 self._remedy = "a missing compiler is the usual cause: install g++"
                 if isinstance(cause, OSError):  # compiled code is kept in a folder, and there is no way without
                     self._remedy = "set TORCHINDUCTOR_CACHE_DIR to a folder that can be written to"

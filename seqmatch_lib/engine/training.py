@@ -309,6 +309,11 @@ class TrainingCheckpoint(Checkpoint):
         """Seconds of training so far, including those of stopped processes up to their last checkpoint."""
         return time.perf_counter() - self._began
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether a state of these networks was saved, which `resume` puts in the place of their own."""
+        return self._notes["epoch"] > 0
+
     def resume(
         self, stage: int, epochs: int, trainer: Trainer, generators: Sequence[torch.Generator], device: torch.device
     ) -> tuple[int, dict[str, torch.Tensor]]:

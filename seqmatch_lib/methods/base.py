@@ -247,15 +247,16 @@ class BaseMethod(ABC):
 
     config_class: ClassVar[type]
     uses_teachers: ClassVar[bool] = False
+    takes_pixel_labels: ClassVar[bool] = False  # whether `labels` may be (N, H, W)
 
     def __init__(self, config: Any) -> None:
         self.config = config
 
-    def check(self, intervals: Sequence[tuple[int, int]], teachers: TeacherConfig, training: TrainingRecipe) -> None:
+    def check(self, intervals: Sequence[tuple[int, int] | None], teachers: TeacherConfig, training: TrainingRecipe) -> None:
         """Raises ConfigError unless the method's settings fit the other settings of its run; by default all fit.
 
         Args:
-            intervals: teacher epochs of each subset; empty for methods without teachers.
+            intervals: teacher epochs of each subset; None for each where the method has no teachers.
             teachers: how teachers are trained.
             training: how networks are trained on the distilled set.
         """

@@ -72,6 +72,7 @@ class DM(BaseMethod):
     """Matching of feature distributions."""
 
     config_class = DMConfig
+    takes_pixel_labels = True
 
     def prepare(self, stage: Stage) -> DMPrepared:
         """Groups the real images by class; networks are made in `step`."""

@@ -5,7 +5,7 @@ match involves one class, so this changes only when momentum acts). Images are s
 scaled so that `lr_img` applies to pixels in [0, 1], as published. Real images are drawn anew in each iteration.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil
 
@@ -20,6 +20,7 @@ from seqmatch_lib.engine.step_functions import GRADIENT_PASSES, IMAGE_ADJOINT_PA
 from seqmatch_lib.engine.training import TRAINING_ENGINES, StackedTrainer, TrainingRecipe
 from seqmatch_lib.errors import require
 from seqmatch_lib.methods.base import BaseMethod, Effort, MethodState, Stage, Trainable, register_method
+from seqmatch_lib.methods.teachers import TeacherConfig
 from seqmatch_lib.seeds import make_generator
 from seqmatch_lib.store.files import tensors_under
 from seqmatch_lib.subsets import SubsetSequence
@@ -168,9 +169,18 @@ class IDC(BaseMethod):
 
     config_class = IDCConfig
 
+    def check(self, intervals: Sequence[tuple[int, int] | None], teachers: TeacherConfig, training: TrainingRecipe) -> None:
+        """Raises ConfigError unless every stage has its entries of `iterations` and `inner_loop`."""
+        for index in range(1, len(intervals) + 1):
+            self.num_iterations(index)
+            self._inner_loop(index)
+
     def num_iterations(self, index: int) -> int:
         """Returns the iterations of stage k = `index`."""
         return _entry(self.config.iterations, index, "idc.iterations")
+
+    def _inner_loop(self, index: int) -> int:
+        return _entry(self.config.inner_loop, index, "idc.inner_loop")
 
     def initialise(self, stage: Stage) -> Trainable:
         """Returns real images; if `start` is "mix", each stored image consists of factor² of them.
@@ -213,7 +223,7 @@ class IDC(BaseMethod):
         The loss is the distance of real and synthetic gradients, summed over classes and weight tensors.
         """
         config, stage = self.config, prepared.stage
-        block, inner_iteration = divmod(trainable.iteration, _entry(config.inner_loop, stage.index, "idc.inner_loop"))
+        block, inner_iteration = divmod(trainable.iteration, self._inner_loop(stage.index))
         if inner_iteration == 0:
             prepared.begin_again(block // config.fix_iter, renew=block % config.fix_iter == 0)
             with torch.no_grad():
@@ -277,7 +287,7 @@ class IDC(BaseMethod):
             training = GRADIENT_PASSES * config.n_data * config.net_epoch
             iterations = self.num_iterations(index)
             passes += iterations * (num_classes * match + training)
-            starts.append(iterations / _entry(config.inner_loop, index, "idc.inner_loop") / config.fix_iter)
+            starts.append(iterations / self._inner_loop(index) / config.fix_iter)
         variant = f"{config.engine} {config.precision}"
         return Effort(passes, config.batch_real + config.batch_syn_max, 8, variant, starts=tuple(starts))
 

@@ -37,7 +37,7 @@ class KRRConfig:
         ridge: regularisation, relative to the mean of the kernel's diagonal.
         flip: whether the regression also uses mirrored synthetic images.
         num_networks: size of the pool of networks (`num_nn_state`).
-        max_online_updates: training steps of a network before it is replaced by a fresh one.
+        max_online_updates: a network is replaced by a fresh one when it has made more training steps than these.
         batch_syn: most synthetic images in a training step of a network.
         net_lr: step size of Adam, which trains the networks.
         syn_lr: step size of Adam for training on the set, not learned.
@@ -95,7 +95,7 @@ class KRRPrepared(MethodState):
         return [StackedTrainer([network], self._recipe, self._config.net_lr) for network in networks]
 
     def train(self, index: int, images: torch.Tensor, labels: torch.Tensor, generator: torch.Generator) -> None:
-        """Trains a network for one step on the synthetic set, or replaces it after `max_online_updates` steps."""
+        """Trains a network for one step on the synthetic set, or replaces it after `max_online_updates` + 1, as published."""
         if self.updates[index] > self._config.max_online_updates:
             self.starts[index] += 1
             self.updates[index] = 0
@@ -144,7 +144,7 @@ class KRR(BaseMethod):
         """Returns LAMB, for images and for labels."""
         return Lamb([images], self.config.lr_img)
 
-    def check(self, intervals: Sequence[tuple[int, int]], teachers: TeacherConfig, training: TrainingRecipe) -> None:
+    def check(self, intervals: Sequence[tuple[int, int] | None], teachers: TeacherConfig, training: TrainingRecipe) -> None:
         """Raises ConfigError unless networks are trained with "mse": the learned labels are not probabilities."""
         loss = training.loss
         require(loss == "mse", f"training.loss {loss!r} does not fit the labels of krr; set training.loss=mse")

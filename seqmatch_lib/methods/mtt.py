@@ -98,11 +98,14 @@ class MTT(BaseMethod):
 
     config_class = MTTConfig
     uses_teachers = True
+    takes_pixel_labels = True
 
-    def check(self, intervals: Sequence[tuple[int, int]], teachers: TeacherConfig, training: TrainingRecipe) -> None:
-        """Raises ConfigError unless `check_interval` accepts the interval of every stage."""
+    def check(self, intervals: Sequence[tuple[int, int] | None], teachers: TeacherConfig, training: TrainingRecipe) -> None:
+        """Raises ConfigError unless the interval, and the epoch of soft labels, of every stage is within those recorded."""
         for index, interval in enumerate(intervals, start=1):
             check_interval(interval, index, self.config.expert_epochs, teachers)
+            if self.config.lr_label:
+                self._label_epoch(index, teachers)
 
     def initial_lr(self, index: int) -> float:
         """Returns the initial step size of stage k = `index`."""
@@ -123,15 +126,16 @@ class MTT(BaseMethod):
 
     def _teacher_logits(self, stage: Stage, images: torch.Tensor) -> torch.Tensor:
         """Returns the logits of the first teacher after `label_epoch` epochs."""
-        recorded = stage.teachers.recorded_epochs(stage.index)
-        epoch = recorded if self.config.label_epoch == -1 else self.config.label_epoch
-        require(
-            epoch <= recorded,
-            f"mtt.label_epoch {epoch} exceeds the {recorded} epochs recorded in stage {stage.index}; lower it",
-        )
+        epoch = self._label_epoch(stage.index, stage.teachers)
         network = stage.make_network(stage.seed, "labelling network")
         load_parameters(network, record_stage_teachers(stage).segment(0, 0, epoch)[1])
         return network.eval()(images).detach()
+
+    def _label_epoch(self, index: int, teachers: TeacherConfig) -> int:
+        """Returns `label_epoch` of stage k = `index`; raises ConfigError if that epoch is not recorded."""
+        epoch, last = self.config.label_epoch, teachers.recorded_epochs(index)
+        require(epoch <= last, f"mtt.label_epoch {epoch} exceeds the {last} epochs recorded in stage {index}; lower it")
+        return last if epoch == -1 else epoch
 
     def prepare(self, stage: Stage) -> MTTPrepared:
         """Records the teachers of the stage, or opens them if another run has recorded them."""

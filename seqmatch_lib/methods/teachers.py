@@ -25,6 +25,7 @@ from seqmatch_lib.engine.training import TrainingCheckpoint, TrainingRecipe, che
 from seqmatch_lib.errors import DivergenceError, StorageError, require
 from seqmatch_lib.progress import progress_bar
 from seqmatch_lib.seeds import make_generator
+from seqmatch_lib.store.budget import Budget
 from seqmatch_lib.store.files import (
     acquire_lock,
     digest_json,
@@ -38,6 +39,8 @@ from seqmatch_lib.store.settings import as_settings
 
 if TYPE_CHECKING:  # `base` imports this module
     from seqmatch_lib.methods.base import Stage
+
+WAIT_SECONDS = 1.0  # for another process's teacher, before the budget is checked again
 
 
 @dataclass(frozen=True)
@@ -181,13 +184,15 @@ def record_trajectories(
     """Trains the teachers that are still missing in a folder and returns the whole set.
 
     Several processes may record into one folder: each trains the teachers whose locks it holds, and waits at the end for
-    those of the others. The group of teachers of a stopped process is resumed after its last saved epoch.
+    those of the others, as long as its budget lasts. The group of teachers of a stopped process is resumed after its last
+    saved epoch.
 
     Args:
         folder: of the set; made if missing.
         identity: JSON values that determine the teachers (data, network, stage, earlier subsets), for the manifest.
-        stage: real images, how each teacher is trained on them, and the budget, which is checked after every epoch.
-        make_starts: teacher indices -> the initial networks, on the device of the images.
+        stage: real images, how each teacher is trained on them, and the budget, which is checked after every epoch and while
+            waiting.
+        make_starts: teacher indices -> the initial networks, on the device of the images; not called where a group goes on.
 
     Raises:
         StorageError: the folder holds another set.
@@ -201,21 +206,26 @@ def record_trajectories(
         bar.update(epochs * (config.num_teachers - len(waiting)))
         while waiting:
             with ExitStack() as locks:
-                locked = _lock_some(folder, waiting, config.together, locks)
+                locked = _lock_some(folder, waiting, config.together, locks, stage.budget)
                 group = _unfinished(folder, locked)  # without those that another process has finished meanwhile
                 bar.update(epochs * (len(locked) - len(group)))
                 if group:
                     path = _teacher_path(folder, group[0], ".safetensors")
                     checkpoint = TrainingCheckpoint(path, {"teachers": group, "engine": config.engine}, stage.budget)
-                    rows, losses = _train_teachers(make_starts(group), group, stage, checkpoint, bar)
+                    if checkpoint.has_begun:  # then any networks do; those that `make_starts` trains first take long
+                        starts = [stage.make_network(config.seed, "resumed teacher", teacher) for teacher in group]
+                    else:
+                        starts = make_starts(group)
+                    rows, losses = _train_teachers(starts, group, stage, checkpoint, bar)
                     for index, teacher in enumerate(group):
                         seconds = checkpoint.seconds / len(group)
                         _write_teacher(_teacher_path(folder, teacher, ".npy"), rows[index], losses[index], seconds)
                     remove_file(path)
             waiting = [teacher for teacher in waiting if teacher not in locked]
-    for path in folder.glob("teacher-*.safetensors"):  # left by a process that was killed after its teachers were finished
-        with suppress(StorageError):  # the folder may be read-only
-            remove_file(path)
+    for path in folder.glob("teacher-*.safetensors"):
+        if path.with_suffix(".json").is_file():  # left by a process that was killed after it had finished this teacher
+            with suppress(StorageError):  # the folder may be read-only
+                remove_file(path)
     return TrajectorySet(folder, config.num_teachers)
 
 
@@ -228,8 +238,12 @@ def _unfinished(folder: Path, teachers: Iterable[int]) -> list[int]:
     return [teacher for teacher in teachers if not _teacher_path(folder, teacher, ".json").is_file()]
 
 
-def _lock_some(folder: Path, waiting: list[int], count: int, locks: ExitStack) -> list[int]:
-    """Locks up to `count` teachers that no other process trains; if there are none, waits for the first teacher."""
+def _lock_some(folder: Path, waiting: list[int], count: int, locks: ExitStack, budget: Budget) -> list[int]:
+    """Locks up to `count` teachers that no other process trains; if there are none, waits for the first teacher.
+
+    Raises:
+        OutOfTime: the budget is spent while another process trains that teacher.
+    """
     locked = []
     for teacher in waiting:
         with suppress(Timeout):
@@ -237,9 +251,11 @@ def _lock_some(folder: Path, waiting: list[int], count: int, locks: ExitStack) -
             locked.append(teacher)
         if len(locked) == count:
             break
-    if not locked:
-        locks.enter_context(acquire_lock(_teacher_path(folder, waiting[0], ".lock")))
-        locked = waiting[:1]
+    while not locked:
+        budget.check()
+        with suppress(Timeout):
+            locks.enter_context(acquire_lock(_teacher_path(folder, waiting[0], ".lock"), timeout=WAIT_SECONDS))
+            locked = waiting[:1]
     for teacher in locked:
         remove_leftovers(folder, _teacher_path(folder, teacher, ".").name)
     return locked

@@ -105,7 +105,7 @@ class RunConfig:
             len(intervals) == (self.num_subsets if self.uses_teachers else 0),
             f"intervals {intervals} and subset_ipcs {list(self.subset_ipcs)} must have one entry a subset; set both",
         )
-        get_method(self.base_method)(self.options).check(self.intervals, self.teachers, self.training)
+        get_method(self.base_method)(self.options).check(self.stage_intervals, self.teachers, self.training)
 
     @classmethod
     def from_preset(
@@ -144,14 +144,11 @@ class RunConfig:
             ConfigError: a key that is unknown or missing, a value of another type or out of range.
         """
         require(isinstance(settings, Mapping), f"settings must be a table, not {settings!r:.200}")
-        values = dict(settings)
-        base = str(values.get("method", "")).removeprefix(SEQUENTIAL_PREFIX)
-        require(
-            base in method_names() or values.get("method") in REFERENCES,
-            f"method {values.get('method')!r:.120} is unknown; use {' or '.join(REFERENCES)}, or {', '.join(method_names())}, "
-            f"alone or after '{SEQUENTIAL_PREFIX}'",
-        )
+        values, base = dict(settings), _base_method(settings)
         sections = {name: values.pop(name, {}) for name in method_names()}
+        for name, section in sections.items():
+            if name != base and section:  # of another method, for example in settings whose method was changed
+                _check_keys(get_method(name).config_class, section, name)
         options = None if base in REFERENCES else _build(get_method(base).config_class, sections[base], base)
         if not values.get("subset_ipcs"):
             values["subset_ipcs"] = [values.get("ipc", 0)]
@@ -290,9 +287,21 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def _base_method(settings: Mapping[str, Any]) -> str:
+    """Returns the base method of settings, or their reference; raises ConfigError if there is none of that name."""
+    method = settings.get("method")
+    base = str(method).removeprefix(SEQUENTIAL_PREFIX)
+    require(
+        base in method_names() or method in REFERENCES,
+        f"method {method!r:.120} is unknown; use {' or '.join(REFERENCES)}, or {', '.join(method_names())}, "
+        f"alone or after '{SEQUENTIAL_PREFIX}'",
+    )
+    return base
+
+
 def _override(settings: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns settings with some of them changed, by dotted keys that a preset has."""
-    for key, value in overrides.items():
+    """Returns settings with some of them changed, by dotted keys that a preset has; of the new method, if that is changed."""
+    for key, value in sorted(overrides.items(), key=lambda override: override[0] != "method"):
         require_known("key", key, _known_keys(settings))
         for part in reversed(key.split(".")):
             value = {part: value}
@@ -302,7 +311,7 @@ def _override(settings: dict[str, Any], overrides: Mapping[str, Any]) -> dict[st
 
 def _known_keys(settings: Mapping[str, Any]) -> list[str]:
     """Returns the dotted keys of a run: those of RunConfig, of its sections and of the base method's section."""
-    base = str(settings["method"]).removeprefix(SEQUENTIAL_PREFIX)
+    base = _base_method(settings)
     sections = {
         field.name: field.type for field in fields(RunConfig) if field.name not in ("preset", "scale", "seed", "options")
     }
@@ -326,15 +335,21 @@ def require_known(what: str, name: str, known: Any) -> None:
 
 def _build(kind: type, values: Mapping[str, Any], section: str) -> Any:
     """Builds a dataclass from a mapping: every key known, every value of the field's type."""
+    _check_keys(kind, values, section)
     prefix = f"{section}." if section else ""
-    require(isinstance(values, Mapping), f"{section} must be a table of settings, not {values!r:.200}")
     kinds = {field.name: field.type for field in fields(kind)}
-    for key in values:
-        require_known("key", f"{prefix}{key}", [f"{prefix}{name}" for name in kinds])
     needed = [field.name for field in fields(kind) if field.default is MISSING and field.default_factory is MISSING]
     missing = [f"{prefix}{name}" for name in needed if name not in values]
     require(not missing, f"the settings lack {', '.join(missing)}; take those of a preset and change them")
     return kind(**{name: _coerce(value, kinds[name], f"{prefix}{name}") for name, value in values.items()})
+
+
+def _check_keys(kind: type, values: Mapping[str, Any], section: str) -> None:
+    """Raises ConfigError unless the values are a mapping whose keys are fields of the dataclass."""
+    require(isinstance(values, Mapping), f"{section} must be a table of settings, not {values!r:.200}")
+    prefix = f"{section}." if section else ""
+    for key in values:
+        require_known("key", f"{prefix}{key}", [f"{prefix}{field.name}" for field in fields(kind)])
 
 
 def _coerce(value: Any, kind: Any, key: str) -> Any:

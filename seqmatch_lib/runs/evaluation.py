@@ -8,10 +8,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from seqmatch_lib.engine.evaluation import Accuracy, EvaluationProtocol
+from seqmatch_lib.engine.memory import keep_freed_memory
 from seqmatch_lib.engine.networks import check_networks
 from seqmatch_lib.engine.training import TrainingCheckpoint
+from seqmatch_lib.errors import require
+from seqmatch_lib.methods import get_method, method_names
 from seqmatch_lib.progress import progress_bar
-from seqmatch_lib.runs.config import RunConfig
+from seqmatch_lib.runs.config import REFERENCES, RunConfig
 from seqmatch_lib.runs.real_data import RealData
 from seqmatch_lib.store.budget import Budget
 from seqmatch_lib.store.files import only_process, read_json, remove_file, remove_leftovers, write_json
@@ -34,9 +37,11 @@ def evaluate_sets(
         Name -> architecture -> accuracies, and the seconds that they took, in this process and in those before.
 
     Raises:
-        ConfigError: a network does not fit the images; none is trained then.
+        ConfigError: a network does not fit the images, or training their labels; none is trained then.
         OutOfTime: the budget is spent; the state is saved.
     """
+    keep_freed_memory()  # not every evaluation is the end of a run
+    check_labels(config, data)
     networks = [config.network.named(name) for name in config.evaluation.networks]
     check_networks(networks, tuple(data.test.images.shape[1:]), data.num_classes)
     protocol = EvaluationProtocol(data.num_classes, config.training, config.seed)
@@ -64,6 +69,21 @@ def evaluate_sets(
         for name, digest in digests.items()
     }
     return accuracies, sum(entry[1] for entry in finished.values())
+
+
+def check_labels(config: RunConfig, data: RealData) -> None:
+    """Raises ConfigError unless method and training fit the labels: those of pixels fit some alone."""
+    if data.test.labels.dim() == 1:
+        return
+    method, training = config.base_method, config.training
+    fitting = [name for name in method_names() if get_method(name).takes_pixel_labels]
+    require(
+        method in (*REFERENCES, *fitting),
+        f"method {config.method!r} does not take labels of pixels; use {' or '.join(REFERENCES)}, or {', '.join(fitting)}",
+    )
+    for name, fits in (("loss", "cross_entropy"), ("cutmix", 0)):
+        value = getattr(training, name)
+        require(value == fits, f"training.{name} {value!r} does not fit labels of pixels; set training.{name}={fits}")
 
 
 def _accuracy(finished: Mapping[str, list[Any]], prefix: str) -> Accuracy:

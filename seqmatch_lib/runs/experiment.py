@@ -18,7 +18,7 @@ from seqmatch_lib.methods import Stage, get_method
 from seqmatch_lib.methods.teachers import record_stage_teachers
 from seqmatch_lib.runs.config import RunConfig
 from seqmatch_lib.runs.distillation import distill_stages
-from seqmatch_lib.runs.evaluation import as_record, evaluate_sets
+from seqmatch_lib.runs.evaluation import as_record, check_labels, evaluate_sets
 from seqmatch_lib.runs.provenance import describe_code, describe_provenance
 from seqmatch_lib.runs.real_data import RealData, prepare_data
 from seqmatch_lib.runs.records import ACCURACIES, RunRecord, fields_of, load_record
@@ -151,6 +151,7 @@ def open_run(config: RunConfig, results_dir: Path | str) -> tuple[RealData, Subs
     Raises:
         StorageError: the run has left no set there.
     """
+    keep_freed_memory()  # a run is opened to train on its data
     results_dir = Path(results_dir)
     sequence = load_sequence(set_path(results_dir, config.run_id))
     data = prepare_data(load_dataset(config.dataset), config.zca, config.select_on, torch.device("cpu"))
@@ -174,6 +175,7 @@ def _execute(
     UNCOMPILED.clear()
     select_on = "none" if config.method == "whole" else config.select_on  # "whole" holds nothing out
     data = prepare_data(dataset, config.zca, select_on, device)
+    check_labels(config, data)
     check_class_sizes(data.train.labels, data.num_classes, config.ipc, dataset)  # now, not when the baseline is drawn
     # after the check, so that a run refused for too few images can begin with more
     commit, dirty = describe_code()
@@ -270,7 +272,10 @@ def _make_record(
         config_hash=config.hash,
         **accuracies,
         selected_on=config.select_on if stages else "none",
-        stages=[_describe_stage(stage, ipc) for stage, ipc in zip(stages, config.subset_ipcs, strict=bool(stages))],
+        stages=[
+            _describe_stage(stage, ipc, subset.lr)
+            for stage, ipc, subset in zip(stages, config.subset_ipcs, last.subsets, strict=bool(stages))
+        ],
         data=data.summary,
         seconds={phase: round(value, 1) for phase, value in seconds.items()},
         peak_memory_mb=memory,
@@ -279,12 +284,12 @@ def _make_record(
     )
 
 
-def _describe_stage(stage: StageProgress, ipc: int) -> dict[str, Any]:
-    """Returns what the record says of one stage; losses are rounded to 6 digits."""
+def _describe_stage(stage: StageProgress, ipc: int, lr: float) -> dict[str, Any]:
+    """Returns what the record says of one stage, with the step size of its subset; losses are rounded to 6 digits."""
     on_test = {"test_scores": [list(score) for score in stage.test_scores]} if stage.test_scores else {}
     return {
         "ipc": ipc,
-        "lr": stage.last.lr,
+        "lr": lr,
         "iterations": stage.trainable.iteration,
         "losses": [float(f"{loss:.6g}") for loss in stage.trainable.losses],
         "scores": [list(score) for score in stage.scores],
