@@ -247,10 +247,21 @@ def find_coupling(measured: dict[str, pd.DataFrame], setting: str) -> str:
             easy, hard = (" to ".join(losses.loc[(name, images)]) for images in ("easy", "hard"))
             parts.append(f"Training on {text} takes the mean loss of easy real images from {easy}, of hard ones from {hard}.")
     if "gradients" in measured:
-        gradients = measured["gradients"].groupby("ipc")["coupling"].mean()
+        ends = (
+            measured["gradients"]
+            .sort_values("ipc")
+            .groupby("start epoch")[["ipc", "coupling", "repair_share"]]
+            .agg(["first", "last"])
+        )
+        change, repair = (
+            ", ".join(f"{row[name, 'first']:.2f} to {row[name, 'last']:.2f}" for _, row in ends.iterrows())
+            for name in ("coupling", "repair_share")
+        )
+        smallest, largest = ends["ipc"].iloc[0]
         parts.append(
-            f"When the other half of the joint set is added, the gradient of one half changes by {gradients.iloc[0]:.2f} of "
-            f"its length at {gradients.index[0]} images per class, and by {gradients.iloc[-1]:.2f} at {gradients.index[-1]}."
+            f"As the joint set grows from {smallest} to {largest} images per class, at start epochs "
+            f"{', '.join(map(str, ends.index))}, the change c(A|B) of the first half's gradient goes from {change}, and the "
+            f"repair of the second half from {repair}."
         )
         sure.append(f"gradients at {measured['gradients']['match'].nunique()} segments of one teacher")
     if "deciles" in measured:

@@ -215,23 +215,39 @@ def _knowing(evidence: Evidence) -> Iterable[tuple[str, ...]]:
 
 
 def _coupling(evidence: Evidence, results_dir: Path) -> Iterable[tuple[str, ...]]:
+    """What the coupling measurements of runs that stand for presets say: of losses, then of gradients."""
+    for name, ask in (("losses", _hard_images), ("gradients", _repair)):
+        for scale in SCALES:
+            for run in (run for run in evidence.runs if run.scale == scale):
+                path = results_dir / "coupling" / run.run_id / f"{name}.csv"
+                if path.is_file() and run in queries.runs_of(run.preset, run.scale, evidence.runs):
+                    claim, source, measured, control, seen = ask(pd.read_csv(path))
+                    rehearsal = "" if scale in PUBLISHED_SETTINGS else "rehearsal: "
+                    yield (
+                        PAPER, claim, queries.name_cell(run.dataset, run.ipc),
+                        queries.name_scale(evidence, run.dataset, run.ipc, scale, ["mtt"]), source, measured, control,
+                        f"{NOT_DECIDED} ({rehearsal}{'seen' if seen else 'not seen'} in 1 seed)", run.config_hash[:8],
+                    )  # fmt: skip
+
+
+def _hard_images(losses: pd.DataFrame) -> tuple[str, str, str, str, bool]:
     """How training on a joint set, and on a sequence stage by stage, changes the loss of hard real images."""
-    for scale in SCALES:
-        for run in (run for run in evidence.runs if run.scale == scale):
-            path = results_dir / "coupling" / run.run_id / "losses.csv"
-            if path.is_file() and run in queries.runs_of(run.preset, run.scale, evidence.runs):
-                losses = pd.read_csv(path).query("images == 'hard' and training != 'real data'")
-                changes = {name: list(rows["loss"].diff().dropna()) for name, rows in losses.groupby("training", sort=False)}
-                measured = (f"{name} {', then '.join(map('{:+.2f}'.format, steps))}" for name, steps in changes.items())
-                seen = "seen" if changes["MTT"][0] > 0 > changes["SeqMatch"][-1] else "not seen"
-                rehearsal = "" if scale in PUBLISHED_SETTINGS else "rehearsal: "
-                yield (
-                    PAPER, "One set raises the loss of hard real images, a later subset lowers it",
-                    queries.name_cell(run.dataset, run.ipc),
-                    queries.name_scale(evidence, run.dataset, run.ipc, scale, ["mtt"]), "figure 1", "; ".join(measured),
-                    "one set trained on for as long: not run", f"{NOT_DECIDED} ({rehearsal}{seen} in 1 seed)",
-                    run.config_hash[:8],
-                )  # fmt: skip
+    hard = losses.query("images == 'hard' and training != 'real data'").groupby("training", sort=False)["loss"]
+    changes = {name: list(values.diff().dropna()) for name, values in hard}
+    measured = (f"{name} {', then '.join(map('{:+.2f}'.format, steps))}" for name, steps in changes.items())
+    claim = "One set raises the loss of hard real images, a later subset lowers it"
+    seen = changes["MTT"][0] > 0 > changes["SeqMatch"][-1]
+    return claim, "figure 1", "; ".join(measured), "one set trained on for as long: not run", seen
+
+
+def _repair(gradients: pd.DataFrame) -> tuple[str, str, str, str, bool]:
+    """How much of the second half of a joint set repairs what the first one leaves, as the set grows."""
+    repair = gradients.pivot_table("repair_share", "ipc", "start epoch")
+    first, last = repair.iloc[0], repair.iloc[-1]
+    measured = (f"{first[epoch]:.2f} to {last[epoch]:.2f} at start epoch {epoch}" for epoch in repair)
+    claim = "The larger a joint set, the more its images repair each other's errors"
+    control = f"{repair.index[0]} to {repair.index[-1]} images per class, one teacher; random real images: not run"
+    return claim, "argument", f"repair(B) {', '.join(measured)}", control, bool((last > first).all())
 
 
 def _by_scale(
