@@ -15,7 +15,7 @@ from seqmatch_lib.runs.config import SCALES, RunConfig, config_of_subsets, prese
 from seqmatch_lib.runs.coupling_measurements import load_coupling, measure_coupling
 from seqmatch_lib.runs.experiment import run_experiment
 from seqmatch_lib.runs.order import measure_order, runs_of_order
-from seqmatch_lib.runs.records import RunRecord, load_record, load_runs
+from seqmatch_lib.runs.records import RunRecord, load_record, load_runs, record_path
 from seqmatch_lib.store.files import digest_json
 from seqmatch_lib.subsets import set_path
 
@@ -229,7 +229,7 @@ class Results:
     def _find(self, config: RunConfig, with_set: bool) -> Run | None:
         """Returns a finished run, or None."""
         for folder in self.folders:
-            path = folder / "runs" / config.dataset / f"{config.run_id}.json"
+            path = record_path(folder, config)
             if path.is_file() and (not with_set or config.method == "whole" or set_path(folder, config.run_id).is_file()):
                 return Run(config, load_record(path), folder)
         return None

@@ -21,7 +21,7 @@ from seqmatch_lib.runs.distillation import distill_stages
 from seqmatch_lib.runs.evaluation import as_record, evaluate_sets
 from seqmatch_lib.runs.provenance import describe_code, describe_provenance
 from seqmatch_lib.runs.real_data import RealData, prepare_data
-from seqmatch_lib.runs.records import ACCURACIES, RunRecord, fields_of, load_record
+from seqmatch_lib.runs.records import ACCURACIES, RunRecord, fields_of, load_record, record_path
 from seqmatch_lib.runs.stages import StageCheckpoint, StageProgress
 from seqmatch_lib.store.budget import Budget
 from seqmatch_lib.store.files import only_process, read_json, remove_file, remove_leftovers, write_json
@@ -69,29 +69,29 @@ def run_experiment(
     keep_freed_memory()
     results_dir = Path(results_dir)
     state_dir = results_dir / "state" / config.run_id
-    record_path = results_dir / "runs" / config.dataset / f"{config.run_id}.json"
+    path = record_path(results_dir, config)
     # a set that was deleted is made again from what made it, if that is still there
     has_set = config.method == "whole" or set_path(results_dir, config.run_id).is_file() or not state_dir.is_dir()
-    if record_path.is_file() and has_set and not force:  # before any lock: it may lie where nothing can be written
-        record = load_record(record_path)
+    if path.is_file() and has_set and not force:  # before any lock: it may lie where nothing can be written
+        record = load_record(path)
         if dataset is None and find_dataset(config.dataset).folder is not None:
             dataset = load_dataset(config.dataset)  # a name of the user's own says little about what is in the folder
         if dataset is not None:
-            _check_same_data(record.data["fingerprint"], dataset, record_path)
+            _check_same_data(record.data["fingerprint"], dataset, path)
         return record
     with only_process(state_dir.with_name(f"{config.run_id}.lock")):
         dataset = dataset or load_dataset(config.dataset, download=download)  # first, so that bad data lose no record
         if force:
-            for path in (record_path, *state_dir.glob("*")):
-                remove_file(path)
+            for old in (path, *state_dir.glob("*")):
+                remove_file(old)
         remove_leftovers(state_dir)
-        for folder in (record_path.parent, set_path(results_dir, config.run_id).parent):
+        for folder in (path.parent, set_path(results_dir, config.run_id).parent):
             remove_leftovers(folder, f"{config.run_id}.")
         budget = Budget(max_minutes, save_seconds)
         record = _execute(config, dataset, results_dir, state_dir, budget, choose_device(device))
-        if record_path.is_file():
-            return load_record(record_path)
-        record.save(record_path)
+        if path.is_file():
+            return load_record(path)
+        record.save(path)
     return record
 
 

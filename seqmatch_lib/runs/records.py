@@ -152,9 +152,13 @@ class Reevaluation(Provenance):
         """`<run id>-<8 hex of the question>`, of which the record's file has its name."""
         return f"{self.run_id}-{digest_json([self.synthetic_sha256, self.joint, self.seed, self.config])[:8]}"
 
+    def path(self, results_dir: Path) -> Path:
+        """Returns where the record is kept."""
+        return results_dir / "reevaluations" / self.config["dataset"] / f"{self.name}.json"
+
     def save(self, results_dir: Path) -> Path:
         """Writes `results_dir/reevaluations/<dataset>/<name>.json`; returns the path."""
-        path = results_dir / "reevaluations" / self.config["dataset"] / f"{self.name}.json"
+        path = self.path(results_dir)
         write_json(path, asdict(self))
         return path
 
@@ -193,6 +197,11 @@ class OrderRecord(Provenance):
 
 
 Record = TypeVar("Record", RunRecord, Reevaluation, OrderRecord)
+
+
+def record_path(results_dir: Path, run: RunConfig | RunRecord) -> Path:
+    """Returns where the record of a run is kept."""
+    return results_dir / "runs" / run.dataset / f"{run.run_id}.json"
 
 
 def load_record(path: Path) -> RunRecord:
