@@ -22,6 +22,7 @@ from seqmatch_lib.errors import ConfigError, DataError, OutOfTime, StorageError
 from seqmatch_lib.runs import pictures as pictures_module
 from seqmatch_lib.runs.records import load_reevaluations
 from seqmatch_lib.store.sheets import read_sheet, write_sheet
+from seqmatch_lib.subsets import SubsetSequence
 
 ROOT = Path(__file__).parents[1]
 QUICK = {"network.depth": 1, "training.epochs": 2}
@@ -218,6 +219,26 @@ def test_presets_stand_beside_what_was_published():
     assert bare["minutes"].isna().all()
     with pytest.raises(ConfigError, match="data set 'cifar1O' is unknown"):
         sm.presets("cifar1O")
+
+
+def test_a_narrower_question_keeps_what_a_wider_one_found(mine, tmp_path):
+    wide = mine.evaluate(random=True, results_dir=tmp_path)
+    narrow = mine.evaluate(results_dir=tmp_path)
+    assert wide.random_baseline is not None
+    assert narrow.random_baseline == wide.random_baseline
+    assert load_reevaluations(tmp_path) == [narrow]
+    path = narrow.path(tmp_path)
+    path.write_text(path.read_text()[:-20])  # what cannot be read is made again
+    assert mine.evaluate(results_dir=tmp_path).random_baseline is None
+    mine.evaluate(random=True, results_dir=tmp_path)
+    assert load_reevaluations(tmp_path)[0].random_baseline == wide.random_baseline
+
+
+def test_random_images_of_other_data_are_not_kept(mine, tmp_path):
+    stranger = SubsetSequence(mine.distilled.subsets, {"config": mine.distilled.metadata["config"]})
+    other = dataset_from_arrays(as_pixels(90, 7), as_pixels(30, 8))
+    assert sm.evaluate(stranger, random=True, dataset=mine.dataset, results_dir=tmp_path).random_baseline is not None
+    assert sm.evaluate(stranger, dataset=other, results_dir=tmp_path).random_baseline is None
 
 
 def test_a_reevaluation_that_was_stopped_goes_on(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from seqmatch_lib.runs.evaluation import evaluate_sets, state_folder
 from seqmatch_lib.runs.experiment import open_run, run_experiment
 from seqmatch_lib.runs.provenance import describe_provenance
 from seqmatch_lib.runs.real_data import RealData
-from seqmatch_lib.runs.records import OrderRecord, fields_of, overrides_of
+from seqmatch_lib.runs.records import OrderRecord, fields_of, find_earlier, overrides_of
 from seqmatch_lib.seqmatch import iterate
 from seqmatch_lib.store.budget import Budget
 from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset, load_sequence, sample_real_sequence, set_path
@@ -56,6 +56,7 @@ def measure_order(config: RunConfig, results_dir: Path | str, parts: Sequence[st
         results_dir: of all runs, and of the record.
         parts: which sets: "sequence": itself, its subsets backwards and jointly, and something else in the place of S_2;
             "halves": S_1 and the other half; "one set": the base method's, and the same distilled once more; "random real".
+            Other sets that were measured before stay in the record.
 
     Raises:
         SeqMatchError: as `run_experiment`.
@@ -83,20 +84,29 @@ def measure_order(config: RunConfig, results_dir: Path | str, parts: Sequence[st
     if "random real" in parts:
         lr = config.evaluation.real_lr
         sets["random real"] = sample_real_sequence(data.train, data.num_classes, config.subset_ipcs, lr, config.seed)
-    record = OrderRecord(
-        **fields_of(config, "dataset", "ipc", "scale", "seed"),
-        accuracy=_evaluate(config, data, sets, results_dir),
-        **describe_provenance(data.test.images.device),
-    )
-    record.save(results_dir)
+    with state_folder(results_dir, f"{config.run_id}-order") as folder:
+        record = OrderRecord(
+            **fields_of(config, "dataset", "ipc", "scale", "seed"),
+            accuracy=_evaluate(config, data, sets, folder),
+            **describe_provenance(data.test.images.device),
+        )
+        record = _keep_others(record, find_earlier(OrderRecord, record.path(results_dir)))
+        record.save(results_dir)
     return record
 
 
-def _evaluate(config: RunConfig, data: RealData, sets: dict[str, SubsetSequence], results_dir: Path) -> dict[str, list[float]]:
+def _keep_others(record: OrderRecord, earlier: OrderRecord | None) -> OrderRecord:
+    """Returns the record with those sets of an earlier one of the same run that were not measured again."""
+    if earlier is None or earlier.config != record.config:
+        return record
+    ordered = max(record.accuracy, earlier.accuracy, key=len)  # tables list sets as the record does
+    return replace(record, accuracy=ordered | earlier.accuracy | record.accuracy)
+
+
+def _evaluate(config: RunConfig, data: RealData, sets: dict[str, SubsetSequence], folder: Path) -> dict[str, list[float]]:
     """Returns set -> accuracies (%) of as many networks as the run's own, on its architecture."""
     asked = config.changed({"evaluation.networks": [config.network.name]})
-    with state_folder(results_dir, f"{config.run_id}-order") as folder:
-        accuracies, _ = evaluate_sets(sets, asked, data, folder, Budget())
+    accuracies, _ = evaluate_sets(sets, asked, data, folder, Budget())
     return {name: [round(value, 4) for value in networks[config.network.name].values] for name, networks in accuracies.items()}
 
 
