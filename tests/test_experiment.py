@@ -17,6 +17,7 @@ from seqmatch_lib.methods import get_method
 from seqmatch_lib.methods.teachers import record_stage_teachers
 from seqmatch_lib.runs.config import RunConfig
 from seqmatch_lib.runs.experiment import open_run, run_experiment
+from seqmatch_lib.runs.order import measure_order
 from seqmatch_lib.runs.real_data import prepare_data
 from seqmatch_lib.runs.records import format_records, load_record, load_runs
 from seqmatch_lib.subsets import load_sequence, sample_real_sequence
@@ -101,6 +102,28 @@ def test_a_finished_run_can_be_opened_with_its_stages_and_teachers(finished):
     assert before == {path: path.stat().st_mtime_ns for path in (folder / "teachers").rglob("teacher-*.npy")}
     with pytest.raises(StorageError, match=r"does not exist"):
         open_run(configure(seed=77), folder)
+
+
+def change_a_pixel(monkeypatch):
+    """Makes the digits others, as many."""
+    images, labels, names = data._BUILTIN["digits"]()
+    images[0, 0, 0, 0] += 1
+    monkeypatch.setitem(data._BUILTIN, "digits", lambda: (images, labels, names))
+
+
+def test_a_run_is_not_opened_with_other_images_than_it_had(finished, monkeypatch):
+    folder, record = finished
+    before = set(folder.rglob("*"))
+    change_a_pixel(monkeypatch)
+    with pytest.raises(DataError) as error:
+        open_run(configure(), folder)
+    assert str(error.value) == (
+        f"the set of {record.run_id} was distilled from other digits images (1211 to train and 450 to test) than those found "
+        "(as many, others); distil these into another results folder"
+    )
+    with pytest.raises(StorageError, match=f"{record.run_id}.json belongs to other images of digits"):
+        measure_order(configure(), folder, ["halves"])
+    assert set(folder.rglob("*")) == before  # nothing was distilled from them
 
 
 def test_a_finished_run_is_read_not_repeated_unless_forced(finished, monkeypatch):

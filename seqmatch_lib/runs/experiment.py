@@ -20,7 +20,7 @@ from seqmatch_lib.runs.config import RunConfig
 from seqmatch_lib.runs.distillation import distill_stages
 from seqmatch_lib.runs.evaluation import as_record, evaluate_sets
 from seqmatch_lib.runs.provenance import describe_code, describe_provenance
-from seqmatch_lib.runs.real_data import RealData, prepare_data
+from seqmatch_lib.runs.real_data import RealData, check_origin, prepare_data
 from seqmatch_lib.runs.records import ACCURACIES, RunRecord, fields_of, load_record, record_path
 from seqmatch_lib.runs.stages import StageCheckpoint, StageProgress
 from seqmatch_lib.store.budget import Budget
@@ -143,17 +143,21 @@ def record_shared_teachers(
     return record_stage_teachers(make_first_stage(config, data, Path(results_dir), budget)).folder
 
 
-def open_run(config: RunConfig, results_dir: Path | str) -> tuple[RealData, SubsetSequence, list[Stage]]:
+def open_run(
+    config: RunConfig, results_dir: Path | str, device: torch.device | str | None = None
+) -> tuple[RealData, SubsetSequence, list[Stage]]:
     """Returns the data, the distilled set and the stages of a finished run, from the folder where it was run.
 
-    The set and the stages are on the CPU; `record_stage_teachers(stage)` opens a stage's teachers.
+    All are on the device, by default the first GPU, or the CPU; `record_stage_teachers(stage)` opens a stage's teachers.
 
     Raises:
         StorageError: the run has left no set there.
+        DataError: the set was distilled from other images than those found.
     """
-    results_dir = Path(results_dir)
-    sequence = load_sequence(set_path(results_dir, config.run_id))
-    data = prepare_data(load_dataset(config.dataset), config.zca, config.select_on, torch.device("cpu"))
+    results_dir, device = Path(results_dir), choose_device(device)
+    sequence = load_sequence(set_path(results_dir, config.run_id)).to(device)
+    data = prepare_data(load_dataset(config.dataset), config.zca, config.select_on, device)
+    check_origin(sequence, data)
     first = make_first_stage(config, data, results_dir, Budget())
     stages = [
         replace(first, index=k, ipc=ipc, interval=interval, frozen=SubsetSequence(sequence.subsets[: k - 1]))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from seqmatch_lib.data.datasets import load_dataset
 from seqmatch_lib.errors import require
 from seqmatch_lib.methods import BaseMethod, Stage, get_method
 from seqmatch_lib.runs.config import RunConfig, config_of_subsets
@@ -46,7 +47,9 @@ def runs_of_order(config: RunConfig) -> dict[str, RunConfig]:
     return {"one set": one_set, "sequence": config, "other half": other_half}
 
 
-def measure_order(config: RunConfig, results_dir: Path | str, parts: Sequence[str] = PARTS) -> OrderRecord:
+def measure_order(
+    config: RunConfig, results_dir: Path | str, parts: Sequence[str] = PARTS, device: torch.device | str | None = None
+) -> OrderRecord:
     """Trains networks on sets that are divided and ordered differently, and records what each is worth.
 
     Distils what `runs_of_order` names, where that is not done. A process that is killed goes on with its evaluation.
@@ -57,6 +60,7 @@ def measure_order(config: RunConfig, results_dir: Path | str, parts: Sequence[st
         parts: which sets: "sequence": itself, its subsets backwards and jointly, and something else in the place of S_2;
             "halves": S_1 and the other half; "one set": the base method's, and the same distilled once more; "random real".
             Other sets that were measured before stay in the record.
+        device: defaults to the first GPU, or the CPU.
 
     Raises:
         SeqMatchError: as `run_experiment`.
@@ -65,17 +69,18 @@ def measure_order(config: RunConfig, results_dir: Path | str, parts: Sequence[st
     unknown = [part for part in parts if part not in PARTS]
     require(not unknown, f"parts {unknown} are unknown; use any of {', '.join(PARTS)}")
     needed = {"halves": "other half", "one set": "one set"}
+    dataset = load_dataset(config.dataset)  # given, it is compared with that of finished runs before others are begun
     for name in ["sequence", *(needed[part] for part in parts if part in needed)]:
-        run_experiment(runs[name], results_dir)
-    data, sequence, stages = open_run(config, results_dir)
+        run_experiment(runs[name], results_dir, device=device, dataset=dataset)
+    data, sequence, stages = open_run(config, results_dir, device)
     sets = {}
     if "one set" in parts:
-        _, plain, (stage,) = open_run(runs["one set"], results_dir)
+        _, plain, (stage,) = open_run(runs["one set"], results_dir, device)
         sets |= {config.base_method.upper(): plain}
     if "sequence" in parts:
         sets |= _reordered(sequence, stages, method)
     if "halves" in parts:
-        other_half = load_sequence(set_path(results_dir, runs["other half"].run_id))
+        other_half = load_sequence(set_path(results_dir, runs["other half"].run_id)).to(data.test.images.device)
         divided = SubsetSequence((sequence.subsets[0], *other_half.subsets))
         sets |= {"divided, staged": divided, "divided, joint": divided.joint()}
     if "one set" in parts:
