@@ -139,7 +139,11 @@ class Results:
             if minutes > ANNOUNCED_MINUTES or unknown:
                 print(f"{len(missing)} of {len(runs)} runs are missing and are run now, {_duration(minutes, unknown)}.")
         for config in missing:
-            runs[config.run_id] = Run(config, run_experiment(config, self.work_dir), self.work_dir)
+            record = run_experiment(config, self.work_dir)
+            has_set = config.method == "whole" or set_path(self.work_dir, config.run_id).is_file()
+            if with_sets and not has_set:  # an old record, and nothing is left of which the set could be made again
+                record = run_experiment(config, self.work_dir, force=True)
+            runs[config.run_id] = Run(config, record, self.work_dir)
         return [runs[config.run_id] for config in configs]
 
     def available(self, configs: Mapping[str, RunConfig]) -> dict[str, Run]:
@@ -214,16 +218,15 @@ class Results:
         return self.evidence()
 
     def has_set(self, record: RunRecord) -> bool:
-        """Returns whether the distilled set of a finished run was kept."""
-        return any(set_path(folder, record.run_id).is_file() for folder in self.folders)
+        """Returns whether the distilled set of a finished run was kept beside its record."""
+        return record.method != "whole" and self._find(RunConfig.from_dict(record.config), True) is not None
 
     def open_run(self, record: RunRecord) -> Run:
         """Returns a finished run, from the folder that has its distilled set if one has."""
         config = RunConfig.from_dict(record.config)
         run = self._find(config, self.has_set(record))
-        require(
-            run is not None, f"{record.run_id} has no record in {self.folders[0]}; open the folder it was run in", StorageError
-        )
+        where = " or ".join(map(str, self.folders))
+        require(run is not None, f"{record.run_id} has no record in {where}; open the folder it was run in", StorageError)
         return run
 
     def _find(self, config: RunConfig, with_set: bool) -> Run | None:

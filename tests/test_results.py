@@ -9,6 +9,7 @@ from seqmatch_lib.errors import ConfigError, DataError, StorageError
 from seqmatch_lib.results import Results, find_folder, list_configs
 from seqmatch_lib.runs.config import RunConfig, config_of_subsets
 from seqmatch_lib.runs.records import load_runs
+from seqmatch_lib.subsets import set_path
 
 ROOT = Path(__file__).parents[1]
 REDUCED = RunConfig.from_preset("cifar10-ipc10-mtt", "reduced")
@@ -52,6 +53,34 @@ def test_missing_runs_are_run_once_and_committed_ones_never(tmp_path, capsys):
     shutil.rmtree(tmp_path / "shared" / "state")
     assert results.run([SMOKE])[0].record == made.record
     assert "missing" not in capsys.readouterr().out  # seconds are not announced
+
+
+def test_a_run_whose_set_is_gone_is_run_again_where_the_set_is_asked_for(tmp_path):
+    results = Results((tmp_path,), tmp_path)
+    (made,) = results.run([SMOKE])
+    assert set_path(tmp_path, SMOKE.run_id).is_file()
+    set_path(tmp_path, SMOKE.run_id).unlink()
+    shutil.rmtree(tmp_path / "state")  # of which it could be made again
+    assert results.run([SMOKE])[0].record == made.record
+    assert not set_path(tmp_path, SMOKE.run_id).is_file()
+    (again,) = results.run([SMOKE], with_sets=True)
+    assert again.distilled.sha256() == made.record.synthetic_sha256
+    assert again.record.accuracy_last == made.record.accuracy_last
+    whole = RunConfig.from_preset("digits-whole", "smoke", overrides={"training.epochs": 1, "network.depth": 1})
+    assert results.run([whole], with_sets=True)[0].record.started_at  # which never has one
+
+
+def test_a_set_counts_where_its_record_lies(tmp_path):
+    both, bare, alone = (tmp_path / name for name in ("both", "bare", "alone"))
+    (run,) = Results((both,), both).run([SMOKE])
+    shutil.copytree(both / "runs", bare / "runs")
+    shutil.copytree(both / "distilled", alone / "distilled")
+    assert Results((bare, both)).has_set(run.record)
+    assert Results((bare, both)).open_run(run.record).results_dir == both
+    assert not Results((bare, alone)).has_set(run.record)
+    assert Results((bare, alone)).open_run(run.record).results_dir == bare
+    whole = next(one for one in load_runs(ROOT / "paper_results") if one.method == "whole")
+    assert not Results.open().has_set(whole)
 
 
 def test_hours_are_announced_before_the_data_set_is_missed(monkeypatch, tmp_path, capsys):
