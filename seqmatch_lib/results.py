@@ -29,8 +29,7 @@ def find_folder(name: Path | str = RESULTS) -> Path:
     Raises:
         StorageError: it is in none of them.
     """
-    places = [Path.cwd(), *Path.cwd().parents, Path(__file__).parents[1]]
-    folder = next((place / name for place in places if (place / name).is_dir()), None)
+    folder = _look_for(name)
     require(
         folder is not None,
         f"no folder {name} in {Path.cwd()} or above it; work inside a checkout of the repository, or give results_dir the "
@@ -38,6 +37,11 @@ def find_folder(name: Path | str = RESULTS) -> Path:
         StorageError,
     )
     return folder
+
+
+def _look_for(name: Path | str) -> Path | None:
+    places = [Path.cwd(), *Path.cwd().parents, Path(__file__).parents[1]]
+    return next((place / name for place in places if (place / name).is_dir()), None)
 
 
 def list_configs(
@@ -96,16 +100,22 @@ class Results:
         Args:
             results_dir: folder of records; the committed ones by default. A relative path is looked for as in `find_folder`.
             compute: whether missing runs are run: into `results_dir`, or into `build/results` of the repository where that is
-                the committed folder. The committed records are looked in first.
+                the committed folder. The committed records are looked in first. A relative path is one from the current
+                directory where it is there, or leads upwards, else one from the repository. Outside of a checkout, the current
+                directory stands for the repository.
 
         Raises:
-            StorageError: there is no such folder.
+            StorageError: there is no such folder, and `compute` was not asked for.
         """
         if not compute:
             return cls((find_folder(results_dir),))
-        committed = find_folder()
-        work_dir = committed.parent / (COMPUTED if Path(results_dir) in (Path(RESULTS), committed) else results_dir)
-        return cls((committed, work_dir), work_dir)
+        here, committed = Path.cwd(), _look_for(RESULTS)
+        home = here if committed is None else committed.parent
+        is_from_here = (here / results_dir).is_dir() or ".." in Path(results_dir).parts
+        work_dir = ((here if is_from_here else home) / results_dir).resolve()
+        if work_dir == (home / RESULTS).resolve():
+            work_dir = home / COMPUTED
+        return cls((work_dir,) if committed is None else (committed, work_dir), work_dir)
 
     def records(self) -> list[RunRecord]:
         """Returns the records of all folders, each run once."""
@@ -249,14 +259,19 @@ class Results:
     def _predict(self, configs: Sequence[RunConfig]) -> tuple[float, int]:
         """Returns the minutes that runs will take, and of how many that is not known.
 
-        Those of a run of equal settings and another seed, where there is one, else predicted.
+        Those of a run of equal settings and another seed, where there is one, else predicted by a committed benchmark.
         """
-        model = replace(CostModel.load(find_folder()), records=self.records())
+        committed = _look_for(RESULTS)
+        if committed is None or not any((committed / "benchmarks").glob("*.json")):
+            return 0.0, len(configs)
+        model = replace(CostModel.load(committed), records=self.records())
         minutes = [model.minutes(config) for config in configs]
         return sum(value or 0.0 for value in minutes), sum(value is None for value in minutes)
 
 
 def _duration(minutes: float, unknown: int) -> str:
-    """Returns how long runs take, in words; for some it may not be known."""
+    """Returns how long runs take, in words; for some or all of them it may not be known."""
+    if unknown and not minutes:
+        return "for how long no benchmark says"
     known = f"about {minutes:.0f} minutes" if minutes < 120 else f"about {minutes / 60:.0f} hours"
     return known if not unknown else f"{known}, and more for {unknown} of them, which no benchmark covers"

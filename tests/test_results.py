@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from seqmatch_lib import results as results_module
 from seqmatch_lib.errors import ConfigError, DataError, StorageError
 from seqmatch_lib.results import Results, find_folder, list_configs
 from seqmatch_lib.runs.config import RunConfig, config_of_subsets
@@ -31,6 +32,46 @@ def test_a_folder_above_is_found_before_the_one_of_the_library(monkeypatch, tmp_
     assert find_folder() == tmp_path / "paper_results"
     with pytest.raises(StorageError, match=r"no folder elsewhere in .*deep or above it; work inside a checkout"):
         Results.open("elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "meant"),
+    [
+        ("notebooks", "../paper_results", "build/results"),
+        ("notebooks", "paper_results", "build/results"),
+        (".", "paper_results/", "build/results"),
+        (".", "./paper_results", "build/results"),
+        ("notebooks", "../mine", "mine"),
+        ("notebooks", "mine", "mine"),
+        ("notebooks", "own", "notebooks/own"),  # which is there
+        ("notebooks", "build/results", "build/results"),
+    ],
+)
+def test_what_is_computed_goes_into_the_folder_that_is_meant(monkeypatch, tmp_path, place, name, meant):
+    for folder in ("paper_results", "notebooks/own"):
+        (tmp_path / folder).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / place)
+    results = Results.open(name, compute=True)
+    assert results.work_dir.resolve() == tmp_path / meant
+    assert results.folders == (tmp_path / "paper_results", results.work_dir)
+
+
+def test_outside_a_checkout_records_are_read_and_runs_are_made(monkeypatch, tmp_path):
+    monkeypatch.setattr(results_module, "__file__", str(tmp_path / "site-packages" / "seqmatch_lib" / "results.py"))
+    (tmp_path / "home").mkdir()
+    (tmp_path / "records").mkdir()
+    monkeypatch.chdir(tmp_path / "home")
+    with pytest.raises(StorageError) as error:
+        Results.open(tmp_path / "records").run([SMOKE])
+    assert f"1 of 1 runs have no record in {tmp_path / 'records'}: {SMOKE.run_id} (preset" in str(error.value)
+    assert str(error.value).endswith("set compute = True to run what is missing, for how long no benchmark says")
+    computed = Results.open(tmp_path / "records", compute=True)
+    assert computed.folders == (tmp_path / "records",)
+    assert computed.run([SMOKE])[0].results_dir == tmp_path / "records"
+    assert Results.open(compute=True).work_dir == tmp_path / "home" / "build" / "results"
+    assert Results.open("own", compute=True).work_dir == tmp_path / "home" / "own"
+    with pytest.raises(StorageError, match="no folder paper_results in"):
+        Results.open()
 
 
 def test_what_is_missing_is_named_with_its_cost_and_nothing_is_run(monkeypatch):
