@@ -219,10 +219,19 @@ class Results:
         return {name: measured[name] for name in reversed(SCALES) if name in measured}
 
     def reevaluate(self, runs: Sequence[Run], networks: Sequence[str], num_networks: int) -> Evidence:
-        """Returns what all folders hold, after sets were asked, if that is allowed, what they are worth for more networks."""
-        known = {(record.run_id, name) for record in self.evidence().reevaluations for name in record.accuracy}
+        """Returns what all folders hold, after sets were asked, if that is allowed, what they are worth for more networks.
+
+        A set is not asked again where the accuracies of as many networks are known, as `findings.transfer` takes them: trained
+        as in the run itself, beside those of random real images.
+        """
+        known: dict[tuple[str, str], set[str]] = {}
+        for row in self.evidence().accuracies.to_dict("records"):
+            alike = row["trained"] != "jointly" and all(key.startswith("evaluation.") for key in row["asked"])
+            if alike and len(row["values"]) >= num_networks:
+                known.setdefault((row["record"], row["network"]), set()).add(row["kind"].split()[0])
         for run in runs if self.work_dir is not None else ():
-            missing = [name for name in networks if (run.record.run_id, name) not in known]
+            answered = [known.get((run.record.config_hash[:8], name), set()) for name in networks]
+            missing = [name for name, kinds in zip(networks, answered, strict=True) if not {"last", "random"} <= kinds]
             if missing:
                 run.evaluate(missing, random=True, set={"evaluation.num_networks": num_networks}, results_dir=self.work_dir)
         return self.evidence()

@@ -1,12 +1,15 @@
 """What notebooks read: records first, from any working directory; what is missing is named, or run where that is allowed."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from seqmatch_lib import results as results_module
 from seqmatch_lib.errors import ConfigError, DataError, StorageError
+from seqmatch_lib.front import Run
+from seqmatch_lib.report.findings import transfer
 from seqmatch_lib.results import Results, find_folder, list_configs
 from seqmatch_lib.runs.config import RunConfig, config_of_subsets
 from seqmatch_lib.runs.records import load_runs
@@ -154,6 +157,34 @@ def test_coupling_is_shown_at_every_scale_that_was_measured_with_the_published_s
     assert list(measured) == ["short", "reduced"]
     with pytest.raises(StorageError, match="have no coupling measurement"):
         Results.open(tmp_path).measure_coupling("cifar10", "reduced", seed=7)
+
+
+def test_only_an_answer_that_is_shown_spares_a_question(monkeypatch, tmp_path):
+    """Jointly, after other training, without random images, for too few networks: none of these is what is asked."""
+    results = Results((tmp_path,), tmp_path)
+    (run,) = results.run([RunConfig.from_preset("digits-ipc10-seqmatch_dm", "smoke")])
+    found, asked = run.evaluate(random=True), []
+    monkeypatch.setattr(Run, "evaluate", lambda run, networks, **more: asked.append(list(networks)))
+
+    def answer(joint=False, random=True, count=2, **changes):
+        """Keeps a record of another architecture, without the minutes that its training takes."""
+        config = run.config.changed({"evaluation.networks": ["vit"], "evaluation.num_networks": count, **changes})
+        accuracy = {"vit": found.accuracy["convnet"] | {"values": found.accuracy["convnet"]["values"][:count]}}
+        baseline = accuracy if random else None
+        replace(found, joint=joint, config=config.as_dict(), accuracy=accuracy, random_baseline=baseline).save(tmp_path)
+
+    answer(joint=True)
+    answer(random=False)
+    answer(count=1)
+    answer(**{"training.epochs": 3})
+    results.reevaluate([run], ["convnet", "vit"], 2)
+    assert asked == [["vit"]]  # the run's own record has the other
+    answer()
+    evidence = results.reevaluate([run], ["vit"], 2)
+    assert asked == [["vit"]]
+    assert set(transfer(evidence, "digits", 10, "smoke")["network"]) == {"convnet", "vit"}
+    results.reevaluate([run], ["vit"], 3)
+    assert asked == [["vit"], ["vit"]]
 
 
 def test_seeds_are_one_number_or_several():
