@@ -20,6 +20,7 @@ from seqmatch_lib.runs.experiment import open_run, run_experiment
 from seqmatch_lib.runs.order import measure_order
 from seqmatch_lib.runs.real_data import prepare_data
 from seqmatch_lib.runs.records import format_records, load_record, load_runs
+from seqmatch_lib.runs.stages import read_progress
 from seqmatch_lib.subsets import load_sequence, sample_real_sequence
 
 PRESET = "digits-ipc10-seqmatch_mtt"
@@ -280,6 +281,16 @@ def test_a_damaged_checkpoint_is_named(tmp_path, finished):
     (state / "stage-1.safetensors").write_bytes(data)
     with pytest.raises(StorageError, match=r"stage-1\.safetensors does not match its checksum.*delete it"):
         run_experiment(configure(), tmp_path)
+
+
+def test_progress_of_ten_stages_and_more_is_in_their_order(tmp_path, finished):
+    folder, record = finished
+    first, second = (folder / "state" / record.run_id / f"stage-{k}.safetensors" for k in (1, 2))
+    for k in range(1, 12):
+        shutil.copy(second if k > 9 else first, tmp_path / f"stage-{k}.safetensors")
+    losses = [stage["losses"] for stage in read_progress(tmp_path)]
+    early, late = (read_progress(first.parent)[k]["losses"] for k in (0, 1))
+    assert losses == [early] * 9 + [late] * 2
 
 
 def test_a_deleted_set_is_made_again_from_what_made_it(tmp_path, finished):
