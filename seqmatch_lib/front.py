@@ -71,15 +71,20 @@ class Run:
         """The distilled set, S_1 … S_K.
 
         Raises:
-            StorageError: the record is there, the set is not: committed records come without most of the sets.
+            StorageError: the record is there, the set is not: committed records come without most of the sets, and a run on a
+                whole data set has none.
         """
+        return load_sequence(self._find_set())
+
+    def _find_set(self) -> Path:
+        """Returns where the distilled set is; raises StorageError if there is none."""
+        all_real = f"{self.record.run_id} has no distilled set, because method 'whole' trains on all real images"
+        require(self.config.method != "whole", f"{all_real}; take the run of another method, such as mtt", StorageError)
         path = set_path(self.results_dir, self.record.run_id)
-        require(
-            path.is_file(),
-            f"{path} is not there, although the run has a record; give run(…, force=True) to distil it again",
-            StorageError,
-        )
-        return load_sequence(path)
+        remedy = "run(…, force=True)" if self.dataset is None else "distill another results_dir"
+        message = f"{path} is not there, although the run has a record; give {remedy} to distil it again"
+        require(path.is_file(), message, StorageError)
+        return path
 
     @property
     def losses(self) -> "DataFrame":
@@ -119,6 +124,7 @@ class Run:
 
         Whitened ones need the data set where no sheet of them was kept; see `load_pictures`.
         """
+        self._find_set()
         pictures = load_pictures(self.config, self.results_dir, self.dataset)
         several = len(pictures) > 1
         names = [f"{self.config.method}{f', $S_{k}$' if several else ''}" for k in range(1, len(pictures) + 1)]

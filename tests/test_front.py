@@ -192,7 +192,7 @@ def test_what_cannot_be_distilled_is_refused(tmp_path):
         sm.distill(data, data, "mmt")
     sm.distill(data, data, "dm", (1,), 1, "smoke", set=QUICK, results_dir=tmp_path)
     other = as_pixels(30, seed=5)
-    with pytest.raises(StorageError, match="belongs to other images of arrays"):
+    with pytest.raises(StorageError, match="of arrays than those found; use another results folder, or, for `run`, --force"):
         sm.distill(other, data, "dm", (1,), 1, "smoke", set=QUICK, results_dir=tmp_path)
 
 
@@ -208,6 +208,19 @@ def test_a_record_without_its_set_says_how_to_get_the_set(mine, tmp_path):
     bare = front.Run(mine.config, mine.record, tmp_path)
     with pytest.raises(StorageError, match=r"run\(…, force=True\) to distil it again"):
         _ = bare.distilled
+
+
+def test_a_lost_set_of_arrays_is_not_forced_but_made_elsewhere(mine, tmp_path):
+    bare = front.Run(mine.config, mine.record, tmp_path, mine.dataset)
+    with pytest.raises(StorageError, match="give distill another results_dir to distil it again"):
+        _ = bare.distilled
+
+
+def test_a_run_on_all_real_images_says_that_it_has_no_set(tmp_path):
+    whole = sm.run("digits-whole", "smoke", set=QUICK | {"evaluation.num_networks": 1}, results_dir=tmp_path)
+    for ask in (lambda: whole.distilled, whole.show, whole.pictures, whole.evaluate):
+        with pytest.raises(StorageError, match="has no distilled set, because method 'whole' trains on all real images; take"):
+            ask()
 
 
 def test_presets_stand_beside_what_was_published():
