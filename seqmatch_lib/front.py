@@ -12,11 +12,13 @@ Run(digits-seqmatch_mtt-ipc10-k2-seed0-..., scale smoke: ... ± ... %, n = 2)
 8
 """
 
-import tempfile
+import weakref
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -220,7 +222,8 @@ def distill(
             pixels and more.
         seed: of initial images, batches and evaluation networks.
         set: settings that differ from that preset, by dotted keys.
-        results_dir: folder to keep everything in, from which the same call goes on; a temporary one by default.
+        results_dir: folder to keep everything in, teachers too, from which the same call goes on. By default a temporary one,
+            which is removed when the returned run is no longer used; `run.distilled.save(path)` keeps the set alone.
 
     Raises:
         DataError: images or labels that do not fit, with what was found.
@@ -243,8 +246,11 @@ def distill(
         one_for_all = config.options is not None and not isinstance(config.options.iterations, int)
         changes[f"{base}.iterations"] = [iterations] if one_for_all else iterations
     config = config.changed(changes | dict(set or {}))
-    folder = Path(results_dir or tempfile.mkdtemp(prefix="seqmatch-"))
-    return Run(config, run_experiment(config, folder, dataset=dataset), folder, dataset)
+    with ExitStack() as stack:
+        folder = Path(results_dir or stack.enter_context(TemporaryDirectory(prefix="seqmatch-")))
+        run = Run(config, run_experiment(config, folder, dataset=dataset), folder, dataset)
+        weakref.finalize(run, stack.pop_all().close)  # from here on the folder lives as long as the run
+    return run
 
 
 def evaluate(

@@ -1,9 +1,11 @@
 """The front door does what its docstrings say, from arrays and data sets in memory as from presets."""
 
 import doctest
+import gc
 import re
 import subprocess
 import sys
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -122,6 +124,26 @@ def test_a_distilled_set_is_saved_loaded_and_evaluated(mine, tmp_path):
     other = sm.evaluate(tmp_path / "mine.safetensors", ["vit"], joint=True, dataset=mine.dataset, set={"training.epochs": 1})
     assert list(other.accuracy) == ["vit"]
     assert other.joint
+
+
+def test_a_temporary_folder_goes_with_its_run_or_with_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    run = sm.distill(as_pixels(90), as_pixels(30, 1), "dm", (1,), 2, "smoke", set=QUICK)
+    folder = run.results_dir
+    assert folder.parent == tmp_path
+    assert len(run.distilled) == len(run.pictures()) == 1
+    del run
+    gc.collect()
+    assert not folder.exists()
+    with pytest.raises(DataError, match="fewer than ipc 40"):
+        sm.distill(as_pixels(90), as_pixels(30, 1), "dm", (40,), 2, "smoke", set=QUICK)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_was_given_stays(tmp_path):
+    sm.distill(as_pixels(90), as_pixels(30, 1), "dm", (1,), 2, "smoke", set=QUICK, results_dir=tmp_path)
+    gc.collect()
+    assert list((tmp_path / "distilled").iterdir())
 
 
 def test_pictures_of_the_set_and_of_its_losses_are_drawn(mine):
