@@ -33,7 +33,7 @@ from seqmatch_lib.exchange.pixel_layouts import share_outside
 from seqmatch_lib.front import config_of, evaluate
 from seqmatch_lib.runs.config import SCALES, RunConfig, parse_override, preset_names
 from seqmatch_lib.runs.experiment import record_shared_teachers, run_experiment
-from seqmatch_lib.runs.records import format_records, load_runs
+from seqmatch_lib.runs.records import format_records, load_runs, record_path
 from seqmatch_lib.subsets import SubsetSequence, check_sequence, load_sequence
 
 RESULTS = Path("paper_results")
@@ -235,13 +235,13 @@ def _read_config(options: argparse.Namespace) -> RunConfig:
 
 def _run(options: argparse.Namespace) -> None:
     config = _read_config(options)
-    if options.force or not (options.results / "runs" / config.dataset / f"{config.run_id}.json").is_file():
+    if options.force or not record_path(options.results, config).is_file():
         _announce_hours(config)
     record = run_experiment(
         config, options.results, max_minutes=options.max_minutes, force=options.force, download=options.download
     )
     print(format_records([record]))
-    print(f"record: {options.results / 'runs' / record.dataset / record.run_id}.json")
+    print(f"record: {record_path(options.results, record)}")
 
 
 def _announce_hours(config: RunConfig) -> None:
@@ -272,7 +272,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         for name, accuracy in accuracies.items():
             print(f"{prefix}{name}: {Accuracy(tuple(accuracy['values']), accuracy.get('not_learned', 0))}")
     if options.results is not None:
-        print(f"record: {options.results / 'reevaluations' / reevaluation.config['dataset'] / reevaluation.name}.json")
+        print(f"record: {reevaluation.path(options.results)}")
 
 
 def _find_images(options: argparse.Namespace, sequence: SubsetSequence) -> DatasetSpec:

@@ -12,11 +12,13 @@ Run(digits-seqmatch_mtt-ipc10-k2-seed0-..., scale smoke: ... ± ... %, n = 2)
 8
 """
 
-import tempfile
+import weakref
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -71,15 +73,20 @@ class Run:
         """The distilled set, S_1 … S_K.
 
         Raises:
-            StorageError: the record is there, the set is not: committed records come without most of the sets.
+            StorageError: the record is there, the set is not: committed records come without most of the sets, and a run on a
+                whole data set has none.
         """
+        return load_sequence(self._find_set())
+
+    def _find_set(self) -> Path:
+        """Returns where the distilled set is; raises StorageError if there is none."""
+        all_real = f"{self.record.run_id} has no distilled set, because method 'whole' trains on all real images"
+        require(self.config.method != "whole", f"{all_real}; take the run of another method, such as mtt", StorageError)
         path = set_path(self.results_dir, self.record.run_id)
-        require(
-            path.is_file(),
-            f"{path} is not there, although the run has a record; give run(…, force=True) to distil it again",
-            StorageError,
-        )
-        return load_sequence(path)
+        remedy = "run(…, force=True)" if self.dataset is None else "distill another results_dir"
+        message = f"{path} is not there, although the run has a record; give {remedy} to distil it again"
+        require(path.is_file(), message, StorageError)
+        return path
 
     @property
     def losses(self) -> "DataFrame":
@@ -114,6 +121,7 @@ class Run:
 
         Whitened ones need the data set where no sheet of them was kept; see `load_pictures`.
         """
+        self._find_set()
         pictures = load_pictures(self.config, self.results_dir, self.dataset)
         several = len(pictures) > 1
         names = [f"{self.config.method}{f', $S_{k}$' if several else ''}" for k in range(1, len(pictures) + 1)]
@@ -209,7 +217,8 @@ def distill(
             pixels and more.
         seed: of initial images, batches and evaluation networks.
         set: settings that differ from that preset, by dotted keys.
-        results_dir: folder to keep everything in, from which the same call goes on; a temporary one by default.
+        results_dir: folder to keep everything in, teachers too, from which the same call goes on. By default a temporary one,
+            which is removed when the returned run is no longer used; `run.distilled.save(path)` keeps the set alone.
 
     Raises:
         DataError: images or labels that do not fit, with what was found.
@@ -232,8 +241,11 @@ def distill(
         one_for_all = config.options is not None and not isinstance(config.options.iterations, int)
         changes[f"{base}.iterations"] = [iterations] if one_for_all else iterations
     config = config.changed(changes | dict(set or {}))
-    folder = Path(results_dir or tempfile.mkdtemp(prefix="seqmatch-"))
-    return Run(config, run_experiment(config, folder, dataset=dataset), folder, dataset)
+    with ExitStack() as stack:
+        folder = Path(results_dir or stack.enter_context(TemporaryDirectory(prefix="seqmatch-")))
+        run = Run(config, run_experiment(config, folder, dataset=dataset), folder, dataset)
+        weakref.finalize(run, stack.pop_all().close)  # from here on the folder lives as long as the run
+    return run
 
 
 def evaluate(

@@ -15,7 +15,7 @@ from seqmatch_lib.runs.config import SCALES, RunConfig, config_of_subsets, prese
 from seqmatch_lib.runs.coupling_measurements import load_coupling, measure_coupling
 from seqmatch_lib.runs.experiment import run_experiment
 from seqmatch_lib.runs.order import measure_order, runs_of_order
-from seqmatch_lib.runs.records import RunRecord, load_record, load_runs
+from seqmatch_lib.runs.records import RunRecord, load_record, load_runs, record_path
 from seqmatch_lib.store.files import digest_json
 from seqmatch_lib.subsets import set_path
 
@@ -29,8 +29,7 @@ def find_folder(name: Path | str = RESULTS) -> Path:
     Raises:
         StorageError: it is in none of them.
     """
-    places = [Path.cwd(), *Path.cwd().parents, Path(__file__).parents[1]]
-    folder = next((place / name for place in places if (place / name).is_dir()), None)
+    folder = _look_for(name)
     require(
         folder is not None,
         f"no folder {name} in {Path.cwd()} or above it; work inside a checkout of the repository, or give results_dir the "
@@ -38,6 +37,11 @@ def find_folder(name: Path | str = RESULTS) -> Path:
         StorageError,
     )
     return folder
+
+
+def _look_for(name: Path | str) -> Path | None:
+    places = [Path.cwd(), *Path.cwd().parents, Path(__file__).parents[1]]
+    return next((place / name for place in places if (place / name).is_dir()), None)
 
 
 def list_configs(
@@ -96,16 +100,22 @@ class Results:
         Args:
             results_dir: folder of records; the committed ones by default. A relative path is looked for as in `find_folder`.
             compute: whether missing runs are run: into `results_dir`, or into `build/results` of the repository where that is
-                the committed folder. The committed records are looked in first.
+                the committed folder. The committed records are looked in first. A relative path is one from the current
+                directory where it is there, or leads upwards, else one from the repository. Outside of a checkout, the current
+                directory stands for the repository.
 
         Raises:
-            StorageError: there is no such folder.
+            StorageError: there is no such folder, and `compute` was not asked for.
         """
         if not compute:
             return cls((find_folder(results_dir),))
-        committed = find_folder()
-        work_dir = committed.parent / (COMPUTED if Path(results_dir) in (Path(RESULTS), committed) else results_dir)
-        return cls((committed, work_dir), work_dir)
+        here, committed = Path.cwd(), _look_for(RESULTS)
+        home = here if committed is None else committed.parent
+        is_from_here = (here / results_dir).is_dir() or ".." in Path(results_dir).parts
+        work_dir = ((here if is_from_here else home) / results_dir).resolve()
+        if work_dir == (home / RESULTS).resolve():
+            work_dir = home / COMPUTED
+        return cls((work_dir,) if committed is None else (committed, work_dir), work_dir)
 
     def records(self) -> list[RunRecord]:
         """Returns the records of all folders, each run once."""
@@ -139,7 +149,11 @@ class Results:
             if minutes > ANNOUNCED_MINUTES or unknown:
                 print(f"{len(missing)} of {len(runs)} runs are missing and are run now, {_duration(minutes, unknown)}.")
         for config in missing:
-            runs[config.run_id] = Run(config, run_experiment(config, self.work_dir), self.work_dir)
+            record = run_experiment(config, self.work_dir)
+            has_set = config.method == "whole" or set_path(self.work_dir, config.run_id).is_file()
+            if with_sets and not has_set:  # an old record, and nothing is left of which the set could be made again
+                record = run_experiment(config, self.work_dir, force=True)
+            runs[config.run_id] = Run(config, record, self.work_dir)
         return [runs[config.run_id] for config in configs]
 
     def available(self, configs: Mapping[str, RunConfig]) -> dict[str, Run]:
@@ -206,31 +220,39 @@ class Results:
         return {name: measured[name] for name in reversed(SCALES) if name in measured}
 
     def reevaluate(self, runs: Sequence[Run], networks: Sequence[str], num_networks: int) -> Evidence:
-        """Returns what all folders hold, after sets were asked, if that is allowed, what they are worth for more networks."""
-        known = {(record.run_id, name) for record in self.evidence().reevaluations for name in record.accuracy}
+        """Returns what all folders hold, after sets were asked, if that is allowed, what they are worth for more networks.
+
+        A set is not asked again where the accuracies of as many networks are known, as `findings.transfer` takes them: trained
+        as in the run itself, beside those of random real images.
+        """
+        known: dict[tuple[str, str], set[str]] = {}
+        for row in self.evidence().accuracies.to_dict("records"):
+            alike = row["trained"] != "jointly" and all(key.startswith("evaluation.") for key in row["asked"])
+            if alike and len(row["values"]) >= num_networks:
+                known.setdefault((row["record"], row["network"]), set()).add(row["kind"].split()[0])
         for run in runs if self.work_dir is not None else ():
-            missing = [name for name in networks if (run.record.run_id, name) not in known]
+            answered = [known.get((run.record.config_hash[:8], name), set()) for name in networks]
+            missing = [name for name, kinds in zip(networks, answered, strict=True) if not {"last", "random"} <= kinds]
             if missing:
                 run.evaluate(missing, random=True, set={"evaluation.num_networks": num_networks}, results_dir=self.work_dir)
         return self.evidence()
 
     def has_set(self, record: RunRecord) -> bool:
-        """Returns whether the distilled set of a finished run was kept."""
-        return any(set_path(folder, record.run_id).is_file() for folder in self.folders)
+        """Returns whether the distilled set of a finished run was kept beside its record."""
+        return record.method != "whole" and self._find(RunConfig.from_dict(record.config), True) is not None
 
     def open_run(self, record: RunRecord) -> Run:
         """Returns a finished run, from the folder that has its distilled set if one has."""
         config = RunConfig.from_dict(record.config)
         run = self._find(config, self.has_set(record))
-        require(
-            run is not None, f"{record.run_id} has no record in {self.folders[0]}; open the folder it was run in", StorageError
-        )
+        where = " or ".join(map(str, self.folders))
+        require(run is not None, f"{record.run_id} has no record in {where}; open the folder it was run in", StorageError)
         return run
 
     def _find(self, config: RunConfig, with_set: bool) -> Run | None:
         """Returns a finished run, or None."""
         for folder in self.folders:
-            path = folder / "runs" / config.dataset / f"{config.run_id}.json"
+            path = record_path(folder, config)
             if path.is_file() and (not with_set or config.method == "whole" or set_path(folder, config.run_id).is_file()):
                 return Run(config, load_record(path), folder)
         return None
@@ -247,14 +269,19 @@ class Results:
     def _predict(self, configs: Sequence[RunConfig]) -> tuple[float, int]:
         """Returns the minutes that runs will take, and of how many that is not known.
 
-        Those of a run of equal settings and another seed, where there is one, else predicted.
+        Those of a run of equal settings and another seed, where there is one, else predicted by a committed benchmark.
         """
-        model = replace(CostModel.load(find_folder()), records=self.records())
+        committed = _look_for(RESULTS)
+        if committed is None or not any((committed / "benchmarks").glob("*.json")):
+            return 0.0, len(configs)
+        model = replace(CostModel.load(committed), records=self.records())
         minutes = [model.minutes(config) for config in configs]
         return sum(value or 0.0 for value in minutes), sum(value is None for value in minutes)
 
 
 def _duration(minutes: float, unknown: int) -> str:
-    """Returns how long runs take, in words; for some it may not be known."""
+    """Returns how long runs take, in words; for some or all of them it may not be known."""
+    if unknown and not minutes:
+        return "for how long no benchmark says"
     known = f"about {minutes:.0f} minutes" if minutes < 120 else f"about {minutes / 60:.0f} hours"
     return known if not unknown else f"{known}, and more for {unknown} of them, which no benchmark covers"

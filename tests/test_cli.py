@@ -44,8 +44,10 @@ def test_run_then_show_then_evaluate(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "convnet: " in out
     assert "(n = 2)" in out
-    assert main(["evaluate", str(distilled), "--networks", "vit", "--joint"]) == 0
-    assert "vit: " in capsys.readouterr().out
+    assert main(["evaluate", str(distilled), "--networks", "vit", "--joint", "--results", results]) == 0
+    out = capsys.readouterr().out
+    assert "vit: " in out
+    assert os.path.isfile(out.strip().splitlines()[-1].removeprefix("record: "))
 
 
 def test_evaluate_repeats_the_accuracy_of_the_record(tmp_path, capsys):

@@ -21,8 +21,10 @@ from seqmatch_lib.methods.mtt import MTT
 from seqmatch_lib.methods.teachers import record_stage_teachers
 from seqmatch_lib.runs.config import RunConfig
 from seqmatch_lib.runs.experiment import open_run, run_experiment
+from seqmatch_lib.runs.order import measure_order
 from seqmatch_lib.runs.real_data import prepare_data
 from seqmatch_lib.runs.records import format_records, load_record, load_runs
+from seqmatch_lib.runs.stages import read_progress
 from seqmatch_lib.subsets import load_sequence, sample_real_sequence
 
 PRESET = "digits-ipc10-seqmatch_mtt"
@@ -136,6 +138,28 @@ def test_what_begins_no_run_keeps_freed_memory_too(finished, monkeypatch):
     asked.clear()
     open_run(configure(), folder)  # as measurements of coupling do
     assert set(asked) == {memory.M_MMAP_THRESHOLD, memory.M_TRIM_THRESHOLD}
+
+
+def change_a_pixel(monkeypatch):
+    """Makes the digits others, as many."""
+    images, labels, names = data._BUILTIN["digits"]()
+    images[0, 0, 0, 0] += 1
+    monkeypatch.setitem(data._BUILTIN, "digits", lambda: (images, labels, names))
+
+
+def test_a_run_is_not_opened_with_other_images_than_it_had(finished, monkeypatch):
+    folder, record = finished
+    before = set(folder.rglob("*"))
+    change_a_pixel(monkeypatch)
+    with pytest.raises(DataError) as error:
+        open_run(configure(), folder)
+    assert str(error.value) == (
+        f"the set of {record.run_id} was distilled from other digits images (1211 to train and 450 to test) than those found "
+        "(as many, others); distil these into another results folder"
+    )
+    with pytest.raises(StorageError, match=f"{record.run_id}.json belongs to other images of digits"):
+        measure_order(configure(), folder, ["halves"])
+    assert set(folder.rglob("*")) == before  # nothing was distilled from them
 
 
 def test_a_finished_run_is_read_not_repeated_unless_forced(finished, monkeypatch):
@@ -292,6 +316,16 @@ def test_a_damaged_checkpoint_is_named(tmp_path, finished):
     (state / "stage-1.safetensors").write_bytes(data)
     with pytest.raises(StorageError, match=r"stage-1\.safetensors does not match its checksum.*delete it"):
         run_experiment(configure(), tmp_path)
+
+
+def test_progress_of_ten_stages_and_more_is_in_their_order(tmp_path, finished):
+    folder, record = finished
+    first, second = (folder / "state" / record.run_id / f"stage-{k}.safetensors" for k in (1, 2))
+    for k in range(1, 12):
+        shutil.copy(second if k > 9 else first, tmp_path / f"stage-{k}.safetensors")
+    losses = [stage["losses"] for stage in read_progress(tmp_path)]
+    early, late = (read_progress(first.parent)[k]["losses"] for k in (0, 1))
+    assert losses == [early] * 9 + [late] * 2
 
 
 def test_a_deleted_set_is_made_again_from_what_made_it(tmp_path, finished):

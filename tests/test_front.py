@@ -1,9 +1,11 @@
 """The front door does what its docstrings say, from arrays and data sets in memory as from presets."""
 
 import doctest
+import gc
 import re
 import subprocess
 import sys
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from seqmatch_lib.errors import ConfigError, DataError, OutOfTime, StorageError
 from seqmatch_lib.runs import pictures as pictures_module
 from seqmatch_lib.runs.records import load_reevaluations
 from seqmatch_lib.store.sheets import read_sheet, write_sheet
+from seqmatch_lib.subsets import SubsetSequence
 
 ROOT = Path(__file__).parents[1]
 QUICK = {"network.depth": 1, "training.epochs": 2}
@@ -123,6 +126,26 @@ def test_a_distilled_set_is_saved_loaded_and_evaluated(mine, tmp_path):
     assert other.joint
 
 
+def test_a_temporary_folder_goes_with_its_run_or_with_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    run = sm.distill(as_pixels(90), as_pixels(30, 1), "dm", (1,), 2, "smoke", set=QUICK)
+    folder = run.results_dir
+    assert folder.parent == tmp_path
+    assert len(run.distilled) == len(run.pictures()) == 1
+    del run
+    gc.collect()
+    assert not folder.exists()
+    with pytest.raises(DataError, match="fewer than ipc 40"):
+        sm.distill(as_pixels(90), as_pixels(30, 1), "dm", (40,), 2, "smoke", set=QUICK)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_was_given_stays(tmp_path):
+    sm.distill(as_pixels(90), as_pixels(30, 1), "dm", (1,), 2, "smoke", set=QUICK, results_dir=tmp_path)
+    gc.collect()
+    assert list((tmp_path / "distilled").iterdir())
+
+
 def test_pictures_of_the_set_and_of_its_losses_are_drawn(mine):
     assert len(mine.show().axes) == 2
     assert len(mine.plot_losses().axes[0].lines) == 2
@@ -191,7 +214,7 @@ def test_what_cannot_be_distilled_is_refused(tmp_path):
         sm.distill(data, data, "mmt")
     sm.distill(data, data, "dm", (1,), 1, "smoke", set=QUICK, results_dir=tmp_path)
     other = as_pixels(30, seed=5)
-    with pytest.raises(StorageError, match="belongs to other images of arrays"):
+    with pytest.raises(StorageError, match="of arrays than those found; use another results folder, or, for `run`, --force"):
         sm.distill(other, data, "dm", (1,), 1, "smoke", set=QUICK, results_dir=tmp_path)
 
 
@@ -209,6 +232,19 @@ def test_a_record_without_its_set_says_how_to_get_the_set(mine, tmp_path):
         _ = bare.distilled
 
 
+def test_a_lost_set_of_arrays_is_not_forced_but_made_elsewhere(mine, tmp_path):
+    bare = front.Run(mine.config, mine.record, tmp_path, mine.dataset)
+    with pytest.raises(StorageError, match="give distill another results_dir to distil it again"):
+        _ = bare.distilled
+
+
+def test_a_run_on_all_real_images_says_that_it_has_no_set(tmp_path):
+    whole = sm.run("digits-whole", "smoke", set=QUICK | {"evaluation.num_networks": 1}, results_dir=tmp_path)
+    for ask in (lambda: whole.distilled, whole.show, whole.pictures, whole.evaluate):
+        with pytest.raises(StorageError, match="has no distilled set, because method 'whole' trains on all real images; take"):
+            ask()
+
+
 def test_presets_stand_beside_what_was_published():
     found = sm.presets("cifar10", results_dir=ROOT / "paper_results").set_index("preset")
     assert found.loc["cifar10-ipc10-mtt", "published"] == 65.3
@@ -218,6 +254,26 @@ def test_presets_stand_beside_what_was_published():
     assert bare["minutes"].isna().all()
     with pytest.raises(ConfigError, match="data set 'cifar1O' is unknown"):
         sm.presets("cifar1O")
+
+
+def test_a_narrower_question_keeps_what_a_wider_one_found(mine, tmp_path):
+    wide = mine.evaluate(random=True, results_dir=tmp_path)
+    narrow = mine.evaluate(results_dir=tmp_path)
+    assert wide.random_baseline is not None
+    assert narrow.random_baseline == wide.random_baseline
+    assert load_reevaluations(tmp_path) == [narrow]
+    path = narrow.path(tmp_path)
+    path.write_text(path.read_text()[:-20])  # what cannot be read is made again
+    assert mine.evaluate(results_dir=tmp_path).random_baseline is None
+    mine.evaluate(random=True, results_dir=tmp_path)
+    assert load_reevaluations(tmp_path)[0].random_baseline == wide.random_baseline
+
+
+def test_random_images_of_other_data_are_not_kept(mine, tmp_path):
+    stranger = SubsetSequence(mine.distilled.subsets, {"config": mine.distilled.metadata["config"]})
+    other = dataset_from_arrays(as_pixels(90, 7), as_pixels(30, 8))
+    assert sm.evaluate(stranger, random=True, dataset=mine.dataset, results_dir=tmp_path).random_baseline is not None
+    assert sm.evaluate(stranger, dataset=other, results_dir=tmp_path).random_baseline is None
 
 
 def test_a_reevaluation_that_was_stopped_goes_on(tmp_path, monkeypatch):

@@ -49,6 +49,12 @@ def test_some_of_the_sets_can_be_asked_about(tmp_path):
     config = RunConfig.from_preset("digits-ipc10-seqmatch_dm", "smoke")
     assert list(measure_order(config, tmp_path, ["halves"]).accuracy) == ["divided, staged", "divided, joint"]
     assert len(load_runs(tmp_path)) == 2
+    both = measure_order(config, tmp_path, ["random real"])
+    assert list(both.accuracy) == ["divided, staged", "divided, joint", "random real"]  # what was measured before is kept
+    assert load_orders(tmp_path) == [both]
+    more = measure_order(config, tmp_path, ["sequence", "random real"])
+    assert list(more.accuracy) == [*SETS[:5], "random real", "divided, staged", "divided, joint"]
+    assert {name: more.accuracy[name] for name in both.accuracy} == both.accuracy
     with pytest.raises(ConfigError, match=r"parts \['half'\] are unknown; use any of sequence, halves"):
         measure_order(config, tmp_path, ["half"])
 

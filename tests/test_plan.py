@@ -53,6 +53,12 @@ def test_names_and_numbers_are_checked(settings, message):
         Batch.read(settings)
 
 
+@pytest.mark.parametrize("results", [".", "build/smoke"])
+def test_records_have_the_names_that_the_snakefile_puts_together(results):
+    batch = Batch.read(DIGITS | {"results": results})
+    assert [batch.record(run) for run in batch.configs] == [f"{results}/runs/digits/{run}.json" for run in batch.configs]
+
+
 def test_teachers_are_shared_by_the_runs_that_find_the_same_ones():
     batch = Batch.read(DIGITS | {"seeds": "0,1"})
     (teachers,) = batch.teachers

@@ -1,14 +1,19 @@
 """What notebooks read: records first, from any working directory; what is missing is named, or run where that is allowed."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from seqmatch_lib import results as results_module
 from seqmatch_lib.errors import ConfigError, DataError, StorageError
+from seqmatch_lib.front import Run
+from seqmatch_lib.report.findings import transfer
 from seqmatch_lib.results import Results, find_folder, list_configs
 from seqmatch_lib.runs.config import RunConfig, config_of_subsets
 from seqmatch_lib.runs.records import load_runs
+from seqmatch_lib.subsets import set_path
 
 ROOT = Path(__file__).parents[1]
 REDUCED = RunConfig.from_preset("cifar10-ipc10-mtt", "reduced")
@@ -32,6 +37,46 @@ def test_a_folder_above_is_found_before_the_one_of_the_library(monkeypatch, tmp_
         Results.open("elsewhere")
 
 
+@pytest.mark.parametrize(
+    ("place", "name", "meant"),
+    [
+        ("notebooks", "../paper_results", "build/results"),
+        ("notebooks", "paper_results", "build/results"),
+        (".", "paper_results/", "build/results"),
+        (".", "./paper_results", "build/results"),
+        ("notebooks", "../mine", "mine"),
+        ("notebooks", "mine", "mine"),
+        ("notebooks", "own", "notebooks/own"),  # which is there
+        ("notebooks", "build/results", "build/results"),
+    ],
+)
+def test_what_is_computed_goes_into_the_folder_that_is_meant(monkeypatch, tmp_path, place, name, meant):
+    for folder in ("paper_results", "notebooks/own"):
+        (tmp_path / folder).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / place)
+    results = Results.open(name, compute=True)
+    assert results.work_dir.resolve() == tmp_path / meant
+    assert results.folders == (tmp_path / "paper_results", results.work_dir)
+
+
+def test_outside_a_checkout_records_are_read_and_runs_are_made(monkeypatch, tmp_path):
+    monkeypatch.setattr(results_module, "__file__", str(tmp_path / "site-packages" / "seqmatch_lib" / "results.py"))
+    (tmp_path / "home").mkdir()
+    (tmp_path / "records").mkdir()
+    monkeypatch.chdir(tmp_path / "home")
+    with pytest.raises(StorageError) as error:
+        Results.open(tmp_path / "records").run([SMOKE])
+    assert f"1 of 1 runs have no record in {tmp_path / 'records'}: {SMOKE.run_id} (preset" in str(error.value)
+    assert str(error.value).endswith("set compute = True to run what is missing, for how long no benchmark says")
+    computed = Results.open(tmp_path / "records", compute=True)
+    assert computed.folders == (tmp_path / "records",)
+    assert computed.run([SMOKE])[0].results_dir == tmp_path / "records"
+    assert Results.open(compute=True).work_dir == tmp_path / "home" / "build" / "results"
+    assert Results.open("own", compute=True).work_dir == tmp_path / "home" / "own"
+    with pytest.raises(StorageError, match="no folder paper_results in"):
+        Results.open()
+
+
 def test_what_is_missing_is_named_with_its_cost_and_nothing_is_run(monkeypatch):
     monkeypatch.delenv("SEQMATCH_DATA", raising=False)
     wanted = [REDUCED, RunConfig.from_preset("cifar10-ipc10-mtt", "reduced", seed=7), SMOKE]
@@ -52,6 +97,34 @@ def test_missing_runs_are_run_once_and_committed_ones_never(tmp_path, capsys):
     shutil.rmtree(tmp_path / "shared" / "state")
     assert results.run([SMOKE])[0].record == made.record
     assert "missing" not in capsys.readouterr().out  # seconds are not announced
+
+
+def test_a_run_whose_set_is_gone_is_run_again_where_the_set_is_asked_for(tmp_path):
+    results = Results((tmp_path,), tmp_path)
+    (made,) = results.run([SMOKE])
+    assert set_path(tmp_path, SMOKE.run_id).is_file()
+    set_path(tmp_path, SMOKE.run_id).unlink()
+    shutil.rmtree(tmp_path / "state")  # of which it could be made again
+    assert results.run([SMOKE])[0].record == made.record
+    assert not set_path(tmp_path, SMOKE.run_id).is_file()
+    (again,) = results.run([SMOKE], with_sets=True)
+    assert again.distilled.sha256() == made.record.synthetic_sha256
+    assert again.record.accuracy_last == made.record.accuracy_last
+    whole = RunConfig.from_preset("digits-whole", "smoke", overrides={"training.epochs": 1, "network.depth": 1})
+    assert results.run([whole], with_sets=True)[0].record.started_at  # which never has one
+
+
+def test_a_set_counts_where_its_record_lies(tmp_path):
+    both, bare, alone = (tmp_path / name for name in ("both", "bare", "alone"))
+    (run,) = Results((both,), both).run([SMOKE])
+    shutil.copytree(both / "runs", bare / "runs")
+    shutil.copytree(both / "distilled", alone / "distilled")
+    assert Results((bare, both)).has_set(run.record)
+    assert Results((bare, both)).open_run(run.record).results_dir == both
+    assert not Results((bare, alone)).has_set(run.record)
+    assert Results((bare, alone)).open_run(run.record).results_dir == bare
+    whole = next(one for one in load_runs(ROOT / "paper_results") if one.method == "whole")
+    assert not Results.open().has_set(whole)
 
 
 def test_hours_are_announced_before_the_data_set_is_missed(monkeypatch, tmp_path, capsys):
@@ -84,6 +157,34 @@ def test_coupling_is_shown_at_every_scale_that_was_measured_with_the_published_s
     assert list(measured) == ["short", "reduced"]
     with pytest.raises(StorageError, match="have no coupling measurement"):
         Results.open(tmp_path).measure_coupling("cifar10", "reduced", seed=7)
+
+
+def test_only_an_answer_that_is_shown_spares_a_question(monkeypatch, tmp_path):
+    """Jointly, after other training, without random images, for too few networks: none of these is what is asked."""
+    results = Results((tmp_path,), tmp_path)
+    (run,) = results.run([RunConfig.from_preset("digits-ipc10-seqmatch_dm", "smoke")])
+    found, asked = run.evaluate(random=True), []
+    monkeypatch.setattr(Run, "evaluate", lambda run, networks, **more: asked.append(list(networks)))
+
+    def answer(joint=False, random=True, count=2, **changes):
+        """Keeps a record of another architecture, without the minutes that its training takes."""
+        config = run.config.changed({"evaluation.networks": ["vit"], "evaluation.num_networks": count, **changes})
+        accuracy = {"vit": found.accuracy["convnet"] | {"values": found.accuracy["convnet"]["values"][:count]}}
+        baseline = accuracy if random else None
+        replace(found, joint=joint, config=config.as_dict(), accuracy=accuracy, random_baseline=baseline).save(tmp_path)
+
+    answer(joint=True)
+    answer(random=False)
+    answer(count=1)
+    answer(**{"training.epochs": 3})
+    results.reevaluate([run], ["convnet", "vit"], 2)
+    assert asked == [["vit"]]  # the run's own record has the other
+    answer()
+    evidence = results.reevaluate([run], ["vit"], 2)
+    assert asked == [["vit"]]
+    assert set(transfer(evidence, "digits", 10, "smoke")["network"]) == {"convnet", "vit"}
+    results.reevaluate([run], ["vit"], 3)
+    assert asked == [["vit"], ["vit"]]
 
 
 def test_seeds_are_one_number_or_several():

@@ -20,6 +20,7 @@ from seqmatch_lib.bench.cost import CostModel, Work, predict_work
 from seqmatch_lib.data.datasets import find_dataset
 from seqmatch_lib.errors import ConfigError, StorageError, require
 from seqmatch_lib.runs.config import RunConfig, preset_names, require_known
+from seqmatch_lib.runs.records import record_path
 from seqmatch_lib.store.files import acquire_lock, digest_json
 
 SETTINGS = ("scale", "datasets", "presets", "seeds", "results", "notebooks", "threads", "device", "slot", "memory")
@@ -139,7 +140,8 @@ class Batch:
 
     def record(self, run: str) -> str:
         """Returns the path of a run's record."""
-        return f"{self.results}/runs/{self.configs[run].dataset}/{run}.json"
+        # put together as text, because Snakemake compares it with a pattern: "./runs" is not "runs" there
+        return f"{self.results}/{record_path(Path(), self.configs[run])}"
 
     def recorded(self, teachers: str) -> str:
         """Returns the path of the empty file that says that shared teachers are recorded."""

@@ -1,6 +1,5 @@
 """Images that lie in memory, as a data set: tensors, numpy arrays, or a `torch.utils.data.Dataset`."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,17 +12,13 @@ from seqmatch_lib.errors import DataError, require
 Arrays = tuple[Any, Any]  # images and labels, tensors or numpy arrays
 
 
-def dataset_from_arrays(
-    train: Arrays | Dataset, test: Arrays | Dataset, name: str = "arrays", class_names: Sequence[str] | None = None
-) -> ImageDataset:
-    """Makes a data set of images in memory.
+def dataset_from_arrays(train: Arrays | Dataset, test: Arrays | Dataset) -> ImageDataset:
+    """Makes a data set of images in memory; it is called "arrays", and its classes by the numbers of their labels.
 
     Args:
         train: (images, labels): (N, C, H, W) uint8, or floats in [0, 1], which are rounded to 8 bits; (N,) whole numbers.
             Or a `torch.utils.data.Dataset` of pairs of an image, (C, H, W) or a picture of Pillow's, and a class.
         test: the same; its images have the shape of those of `train`.
-        name: of the data set in records.
-        class_names: one a label; the labels' numbers by default.
 
     Raises:
         DataError: another shape or type than those, pixels beyond their range, labels that are no whole numbers from 0 up.
@@ -32,12 +27,10 @@ def dataset_from_arrays(
     num_classes = int(train.labels.max()) + 1
     shape = tuple(train.images.shape[1:])
     mean_std = ((0.5,) * shape[0], (0.25,) * shape[0])  # as for image folders
-    spec = DatasetSpec(name, num_classes, shape, *mean_std, len(train), len(test))
+    spec = DatasetSpec("arrays", num_classes, shape, *mean_std, len(train), len(test))
     check_split(train, "train", spec, "arrays")
     check_split(test, "test", spec, "arrays")
-    names = tuple(class_names or map(str, range(num_classes)))
-    fits = len(names) == num_classes
-    require(fits, f"{len(names)} class names are given for {num_classes} classes; give one a label", DataError)
+    names = tuple(map(str, range(num_classes)))
     return ImageDataset(spec, train, test, names, "arrays", fingerprint(train, test), ())
 
 

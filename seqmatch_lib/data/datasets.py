@@ -103,7 +103,7 @@ class ImageDataset:
         spec: its description.
         train: and `test`: the splits, whole or the part that was found.
         class_names: one a label; the label's number where the files have no names.
-        source: "built in", "torchvision layout", "parquet" or "image folder".
+        source: "built in", "torchvision layout", "parquet", "image folder" or "arrays".
         fingerprint: sha256 over shapes, pixels and labels of both splits.
         notices: what the user must know, such as missing shards.
     """

@@ -20,8 +20,8 @@ from seqmatch_lib.runs.config import RunConfig
 from seqmatch_lib.runs.distillation import distill_stages
 from seqmatch_lib.runs.evaluation import as_record, check_labels, evaluate_sets
 from seqmatch_lib.runs.provenance import describe_code, describe_provenance
-from seqmatch_lib.runs.real_data import RealData, prepare_data
-from seqmatch_lib.runs.records import ACCURACIES, RunRecord, fields_of, load_record
+from seqmatch_lib.runs.real_data import RealData, check_origin, prepare_data
+from seqmatch_lib.runs.records import ACCURACIES, RunRecord, fields_of, load_record, record_path
 from seqmatch_lib.runs.stages import StageCheckpoint, StageProgress
 from seqmatch_lib.store.budget import Budget
 from seqmatch_lib.store.files import only_process, read_json, remove_file, remove_leftovers, write_json
@@ -69,36 +69,37 @@ def run_experiment(
     keep_freed_memory()
     results_dir = Path(results_dir)
     state_dir = results_dir / "state" / config.run_id
-    record_path = results_dir / "runs" / config.dataset / f"{config.run_id}.json"
+    path = record_path(results_dir, config)
     # a set that was deleted is made again from what made it, if that is still there
     has_set = config.method == "whole" or set_path(results_dir, config.run_id).is_file() or not state_dir.is_dir()
-    if record_path.is_file() and has_set and not force:  # before any lock: it may lie where nothing can be written
-        record = load_record(record_path)
+    if path.is_file() and has_set and not force:  # before any lock: it may lie where nothing can be written
+        record = load_record(path)
         if dataset is None and find_dataset(config.dataset).folder is not None:
             dataset = load_dataset(config.dataset)  # a name of the user's own says little about what is in the folder
         if dataset is not None:
-            _check_same_data(record.data["fingerprint"], dataset, record_path)
+            _check_same_data(record.data["fingerprint"], dataset, path)
         return record
     with only_process(state_dir.with_name(f"{config.run_id}.lock")):
         dataset = dataset or load_dataset(config.dataset, download=download)  # first, so that bad data lose no record
         if force:
-            for path in (record_path, *state_dir.glob("*")):
-                remove_file(path)
+            for old in (path, *state_dir.glob("*")):
+                remove_file(old)
         remove_leftovers(state_dir)
-        for folder in (record_path.parent, set_path(results_dir, config.run_id).parent):
+        for folder in (path.parent, set_path(results_dir, config.run_id).parent):
             remove_leftovers(folder, f"{config.run_id}.")
         budget = Budget(max_minutes, save_seconds)
         record = _execute(config, dataset, results_dir, state_dir, budget, choose_device(device))
-        if record_path.is_file():
-            return load_record(record_path)
-        record.save(record_path)
+        if path.is_file():
+            return load_record(path)
+        record.save(path)
     return record
 
 
 def _check_same_data(fingerprint: str, dataset: ImageDataset, path: Path) -> None:
     require(
         fingerprint == dataset.fingerprint,
-        f"{path} belongs to other images of {dataset.spec.name} than those found; use another --results folder, or --force",
+        f"{path} belongs to other images of {dataset.spec.name} than those found; use another results folder, or, for `run`, "
+        "--force (in Python force=True)",
         StorageError,
     )
 
@@ -143,18 +144,22 @@ def record_shared_teachers(
     return record_stage_teachers(make_first_stage(config, data, Path(results_dir), budget)).folder
 
 
-def open_run(config: RunConfig, results_dir: Path | str) -> tuple[RealData, SubsetSequence, list[Stage]]:
+def open_run(
+    config: RunConfig, results_dir: Path | str, device: torch.device | str | None = None
+) -> tuple[RealData, SubsetSequence, list[Stage]]:
     """Returns the data, the distilled set and the stages of a finished run, from the folder where it was run.
 
-    The set and the stages are on the CPU; `record_stage_teachers(stage)` opens a stage's teachers.
+    All are on the device, by default the first GPU, or the CPU; `record_stage_teachers(stage)` opens a stage's teachers.
 
     Raises:
         StorageError: the run has left no set there.
+        DataError: the set was distilled from other images than those found.
     """
     keep_freed_memory()  # a run is opened to train on its data
-    results_dir = Path(results_dir)
-    sequence = load_sequence(set_path(results_dir, config.run_id))
-    data = prepare_data(load_dataset(config.dataset), config.zca, config.select_on, torch.device("cpu"))
+    results_dir, device = Path(results_dir), choose_device(device)
+    sequence = load_sequence(set_path(results_dir, config.run_id)).to(device)
+    data = prepare_data(load_dataset(config.dataset), config.zca, config.select_on, device)
+    check_origin(sequence, data)
     first = make_first_stage(config, data, results_dir, Budget())
     stages = [
         replace(first, index=k, ipc=ipc, interval=interval, frozen=SubsetSequence(sequence.subsets[: k - 1]))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from seqmatch_lib.data.datasets import load_dataset
 from seqmatch_lib.errors import require
 from seqmatch_lib.methods import BaseMethod, Stage, get_method
 from seqmatch_lib.runs.config import RunConfig, config_of_subsets
@@ -13,7 +14,7 @@ from seqmatch_lib.runs.evaluation import evaluate_sets, state_folder
 from seqmatch_lib.runs.experiment import open_run, run_experiment
 from seqmatch_lib.runs.provenance import describe_provenance
 from seqmatch_lib.runs.real_data import RealData
-from seqmatch_lib.runs.records import OrderRecord, fields_of, overrides_of
+from seqmatch_lib.runs.records import OrderRecord, fields_of, find_earlier, overrides_of
 from seqmatch_lib.seqmatch import iterate
 from seqmatch_lib.store.budget import Budget
 from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset, load_sequence, sample_real_sequence, set_path
@@ -46,7 +47,9 @@ def runs_of_order(config: RunConfig) -> dict[str, RunConfig]:
     return {"one set": one_set, "sequence": config, "other half": other_half}
 
 
-def measure_order(config: RunConfig, results_dir: Path | str, parts: Sequence[str] = PARTS) -> OrderRecord:
+def measure_order(
+    config: RunConfig, results_dir: Path | str, parts: Sequence[str] = PARTS, device: torch.device | str | None = None
+) -> OrderRecord:
     """Trains networks on sets that are divided and ordered differently, and records what each is worth.
 
     Distils what `runs_of_order` names, where that is not done. A process that is killed goes on with its evaluation.
@@ -56,6 +59,8 @@ def measure_order(config: RunConfig, results_dir: Path | str, parts: Sequence[st
         results_dir: of all runs, and of the record.
         parts: which sets: "sequence": itself, its subsets backwards and jointly, and something else in the place of S_2;
             "halves": S_1 and the other half; "one set": the base method's, and the same distilled once more; "random real".
+            Other sets that were measured before stay in the record.
+        device: defaults to the first GPU, or the CPU.
 
     Raises:
         SeqMatchError: as `run_experiment`.
@@ -64,17 +69,18 @@ def measure_order(config: RunConfig, results_dir: Path | str, parts: Sequence[st
     unknown = [part for part in parts if part not in PARTS]
     require(not unknown, f"parts {unknown} are unknown; use any of {', '.join(PARTS)}")
     needed = {"halves": "other half", "one set": "one set"}
+    dataset = load_dataset(config.dataset)  # given, it is compared with that of finished runs before others are begun
     for name in ["sequence", *(needed[part] for part in parts if part in needed)]:
-        run_experiment(runs[name], results_dir)
-    data, sequence, stages = open_run(config, results_dir)
+        run_experiment(runs[name], results_dir, device=device, dataset=dataset)
+    data, sequence, stages = open_run(config, results_dir, device)
     sets = {}
     if "one set" in parts:
-        _, plain, (stage,) = open_run(runs["one set"], results_dir)
+        _, plain, (stage,) = open_run(runs["one set"], results_dir, device)
         sets |= {config.base_method.upper(): plain}
     if "sequence" in parts:
         sets |= _reordered(sequence, stages, method)
     if "halves" in parts:
-        other_half = load_sequence(set_path(results_dir, runs["other half"].run_id))
+        other_half = load_sequence(set_path(results_dir, runs["other half"].run_id)).to(data.test.images.device)
         divided = SubsetSequence((sequence.subsets[0], *other_half.subsets))
         sets |= {"divided, staged": divided, "divided, joint": divided.joint()}
     if "one set" in parts:
@@ -83,20 +89,29 @@ def measure_order(config: RunConfig, results_dir: Path | str, parts: Sequence[st
     if "random real" in parts:
         lr = config.evaluation.real_lr
         sets["random real"] = sample_real_sequence(data.train, data.num_classes, config.subset_ipcs, lr, config.seed)
-    record = OrderRecord(
-        **fields_of(config, "dataset", "ipc", "scale", "seed"),
-        accuracy=_evaluate(config, data, sets, results_dir),
-        **describe_provenance(data.test.images.device),
-    )
-    record.save(results_dir)
+    with state_folder(results_dir, f"{config.run_id}-order") as folder:
+        record = OrderRecord(
+            **fields_of(config, "dataset", "ipc", "scale", "seed"),
+            accuracy=_evaluate(config, data, sets, folder),
+            **describe_provenance(data.test.images.device),
+        )
+        record = _keep_others(record, find_earlier(OrderRecord, record.path(results_dir)))
+        record.save(results_dir)
     return record
 
 
-def _evaluate(config: RunConfig, data: RealData, sets: dict[str, SubsetSequence], results_dir: Path) -> dict[str, list[float]]:
+def _keep_others(record: OrderRecord, earlier: OrderRecord | None) -> OrderRecord:
+    """Returns the record with those sets of an earlier one of the same run that were not measured again."""
+    if earlier is None or earlier.config != record.config:
+        return record
+    ordered = max(record.accuracy, earlier.accuracy, key=len)  # tables list sets as the record does
+    return replace(record, accuracy=ordered | earlier.accuracy | record.accuracy)
+
+
+def _evaluate(config: RunConfig, data: RealData, sets: dict[str, SubsetSequence], folder: Path) -> dict[str, list[float]]:
     """Returns set -> accuracies (%) of as many networks as the run's own, on its architecture."""
     asked = config.changed({"evaluation.networks": [config.network.name]})
-    with state_folder(results_dir, f"{config.run_id}-order") as folder:
-        accuracies, _ = evaluate_sets(sets, asked, data, folder, Budget())
+    accuracies, _ = evaluate_sets(sets, asked, data, folder, Budget())
     return {name: [round(value, 4) for value in networks[config.network.name].values] for name, networks in accuracies.items()}
 
 

@@ -7,8 +7,15 @@ import torch
 
 from seqmatch_lib.data.datasets import ImageDataset, Split, fit_preprocessing, split_validation
 from seqmatch_lib.data.preprocessing import Preprocessing
+from seqmatch_lib.errors import DataError, require
+from seqmatch_lib.subsets import SubsetSequence
 
 VALIDATION_SHARE = 0.1  # of the training images, where iterates are selected on validation images
+OLD_IMAGES = {  # source of the images that were found -> how to give those of a distilled set instead
+    "image folder": "give --images a folder with the same pictures as then, or ",
+    "arrays": "give the same dataset as then, or ",
+    "built in": "",
+}
 
 
 @dataclass(frozen=True)
@@ -63,3 +70,18 @@ def prepare_data(dataset: ImageDataset, zca: bool, select_on: str, device: torch
     selection = test if select_on == "test" else selection
     names = list(dataset.class_names)
     return RealData(ready(train), selection, test, dataset.spec.num_classes, preprocessing, identity, summary, names)
+
+
+def check_origin(sequence: SubsetSequence, data: RealData) -> None:
+    """Raises DataError unless a set was distilled from these images; a set from elsewhere does not say, and is let through."""
+    then, now = sequence.metadata.get("data", data.summary), data.summary
+    name = f"the set of {sequence.metadata['run_id']}" if "run_id" in sequence.metadata else "the set"
+    before, found = (f"{part.get('train_images')} to train and {part.get('test_images')} to test" for part in (then, now))
+    found = "as many, others" if found == before else found
+    remedy = OLD_IMAGES.get(now["source"], "set SEQMATCH_DATA to them, or ") + "distil these into another results folder"
+    require(
+        then["fingerprint"] == now["fingerprint"],
+        f"{name} was distilled from other {then.get('dataset', now['dataset'])} images ({before}) than those found ({found}); "
+        f"{remedy}",
+        DataError,
+    )

@@ -5,6 +5,7 @@ was made, so that editing a preset never changes what an older record means.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -149,14 +150,23 @@ class Reevaluation(Provenance):
 
     @property
     def name(self) -> str:
-        """`<run id>-<8 hex of the question>`, of which the record's file has its name."""
-        return f"{self.run_id}-{digest_json([self.synthetic_sha256, self.joint, self.seed, self.config])[:8]}"
+        """Of the record's file; see `name_reevaluation`."""
+        return name_reevaluation(self.run_id, self.synthetic_sha256, self.joint, self.seed, self.config)
+
+    def path(self, results_dir: Path) -> Path:
+        """Returns where the record is kept."""
+        return results_dir / "reevaluations" / self.config["dataset"] / f"{self.name}.json"
 
     def save(self, results_dir: Path) -> Path:
         """Writes `results_dir/reevaluations/<dataset>/<name>.json`; returns the path."""
-        path = results_dir / "reevaluations" / self.config["dataset"] / f"{self.name}.json"
+        path = self.path(results_dir)
         write_json(path, asdict(self))
         return path
+
+
+def name_reevaluation(run_id: str, synthetic_sha256: str, joint: bool, seed: int, config: Mapping[str, Any]) -> str:
+    """Returns `<run id>-<8 hex of the question>`; whether random images were asked about, too, is no part of the question."""
+    return f"{run_id}-{digest_json([synthetic_sha256, joint, seed, config])[:8]}"
 
 
 @dataclass(frozen=True)
@@ -185,14 +195,23 @@ class OrderRecord(Provenance):
         """The sequence that the other sets are compared with, for example seqmatch_mtt."""
         return self.config["method"]
 
+    def path(self, results_dir: Path) -> Path:
+        """Returns where the record is kept."""
+        return results_dir / "order" / f"{RunConfig.from_dict(self.config).run_id}.json"
+
     def save(self, results_dir: Path) -> Path:
         """Writes `results_dir/order/<run id>.json`, named by the SeqMatch run; returns the path."""
-        path = results_dir / "order" / f"{RunConfig.from_dict(self.config).run_id}.json"
+        path = self.path(results_dir)
         write_json(path, asdict(self))
         return path
 
 
 Record = TypeVar("Record", RunRecord, Reevaluation, OrderRecord)
+
+
+def record_path(results_dir: Path, run: RunConfig | RunRecord) -> Path:
+    """Returns where the record of a run is kept."""
+    return results_dir / "runs" / run.dataset / f"{run.run_id}.json"
 
 
 def load_record(path: Path) -> RunRecord:
@@ -228,6 +247,13 @@ def load_orders(results_dir: Path) -> list[OrderRecord]:
     """Reads all comparisons of orders of a results folder, sorted by file name; raises as `load_record` does."""
     paths = sorted((results_dir / "order").glob("*.json"))
     return [_load(OrderRecord, path, "run 21_ablation_order again") for path in paths]
+
+
+def find_earlier(kind: type[Record], path: Path) -> Record | None:
+    """Returns the record that another one is about to replace; None if there is none, or none that can be read."""
+    with suppress(StorageError):
+        return _load(kind, path, "make it again")
+    return None
 
 
 def _load(kind: type[Record], path: Path, remedy: str) -> Record:

@@ -6,14 +6,12 @@ from typing import Any
 
 from seqmatch_lib.engine.evaluation import Accuracy
 from seqmatch_lib.engine.step_functions import UNCOMPILED
-from seqmatch_lib.errors import DataError, require
 from seqmatch_lib.runs.config import RunConfig
 from seqmatch_lib.runs.evaluation import evaluate_sets, state_folder
 from seqmatch_lib.runs.provenance import describe_provenance
-from seqmatch_lib.runs.real_data import RealData
-from seqmatch_lib.runs.records import SCHEMA, Reevaluation
+from seqmatch_lib.runs.real_data import RealData, check_origin
+from seqmatch_lib.runs.records import SCHEMA, Reevaluation, find_earlier, name_reevaluation
 from seqmatch_lib.store.budget import Budget
-from seqmatch_lib.store.files import digest_json
 from seqmatch_lib.subsets import SubsetSequence, check_sequence, sample_real_sequence
 
 
@@ -35,7 +33,8 @@ def reevaluate(
         data: its real data, on the device that is to be used.
         joint: whether to train on all subsets at once, with the last step size.
         seed: of the networks and of the random real images.
-        with_random: whether networks are trained on as many random real images, too, divided alike.
+        with_random: whether networks are trained on as many random real images, too, divided alike. If not, a record of the
+            same question in `results_dir` keeps what it says of them.
         results_dir: where the record, and the state from which a killed process goes on, are kept; nowhere by default.
         budget: says when to save, and when to stop.
 
@@ -44,9 +43,10 @@ def reevaluate(
         StorageError: another process is at the same re-evaluation.
         OutOfTime: the budget is spent; the state is saved in `results_dir`.
     """
-    _check(sequence, config, data)
+    check_sequence(sequence, "the set", tuple(data.test.images.shape[1:]), data.num_classes)
+    check_origin(sequence, data)
     run_id = sequence.metadata.get("run_id", "imported")
-    name = f"{run_id}-{digest_json([sequence.sha256(), joint, seed, config.as_dict()])[:8]}"
+    name = name_reevaluation(run_id, sequence.sha256(), joint, seed, config.as_dict())
     device = data.test.images.device
     sets = {"accuracy": sequence}
     if with_random:
@@ -70,22 +70,16 @@ def reevaluate(
             **describe_provenance(device),
         )
         if results_dir is not None:
+            record = _keep_random(record, find_earlier(Reevaluation, record.path(results_dir)))
             record.save(results_dir)
     return record
 
 
-def _check(sequence: SubsetSequence, config: RunConfig, data: RealData) -> None:
-    check_sequence(sequence, "the set", tuple(data.test.images.shape[1:]), data.num_classes)
-    summaries = sequence.metadata.get("data", data.summary), data.summary  # a set from elsewhere does not say
-    before, now = (f"{summary.get('train_images')} to train and {summary.get('test_images')} to test" for summary in summaries)
-    remedy = "set SEQMATCH_DATA to them"
-    if data.summary["source"] == "image folder":
-        remedy = "give --images a folder with the same pictures as then, or distil these with `run`"
-    require(
-        data.identity["fingerprint"] == summaries[0]["fingerprint"],
-        f"the set was distilled from other {config.dataset} images ({before}) than those found ({now}); {remedy}",
-        DataError,
-    )
+def _keep_random(record: Reevaluation, earlier: Reevaluation | None) -> Reevaluation:
+    """Returns the record with what an earlier one on the same images found for random ones, if it was not asked again."""
+    if record.random_baseline is None and earlier is not None and earlier.data == record.data:
+        return replace(record, random_baseline=earlier.random_baseline)
+    return record
 
 
 def _as_dicts(accuracies: dict[str, Accuracy]) -> dict[str, dict[str, Any]]:

@@ -137,7 +137,7 @@ def read_progress(state_dir: Path) -> list[dict[str, Any]]:
         StorageError: a checkpoint is damaged.
     """
     stages = []
-    for path in sorted(state_dir.glob("stage-*.safetensors")):
+    for path in sorted(state_dir.glob("stage-*.safetensors"), key=lambda path: (len(path.name), path.name)):  # 2 before 10
         checkpoint = StageCheckpoint(path, None)
         with checkpoint.restoring("a stage"):
             _, notes, _ = checkpoint.read()

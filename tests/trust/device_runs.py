@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from pretended_gpu import pretended_gpu
@@ -17,8 +18,11 @@ from seqmatch_lib.engine.networks import make_network
 from seqmatch_lib.engine.step_functions import _Compiled
 from seqmatch_lib.errors import OutOfTime
 from seqmatch_lib.methods.teachers import TrajectorySet
+from seqmatch_lib.runs import experiment
 from seqmatch_lib.runs.config import RunConfig
+from seqmatch_lib.runs.coupling_measurements import measure_coupling
 from seqmatch_lib.runs.experiment import run_experiment
+from seqmatch_lib.runs.order import measure_order, runs_of_order
 from seqmatch_lib.runs.real_data import prepare_data
 from seqmatch_lib.runs.reevaluation import reevaluate
 from seqmatch_lib.seeds import make_generator
@@ -69,7 +73,7 @@ def distilled(config: RunConfig, folder: Path) -> Path:
 
 
 def look_at(config: RunConfig, folder: Path, device: torch.device) -> dict[str, Any]:
-    """Judges a set jointly, and measures the coupling of its images."""
+    """Judges a set jointly, and measures the coupling of its images; then all that notebooks measure of finished runs."""
     data = prepare_data(load_dataset("digits"), config.zca, config.select_on, device)
     sequence = load_sequence(distilled(config, folder))
     reevaluation = reevaluate(sequence, config, data, joint=True)
@@ -78,7 +82,15 @@ def look_at(config: RunConfig, folder: Path, device: torch.device) -> dict[str, 
     (teachers,) = (folder / "teachers" / "digits").glob("*stage1*")
     match = make_matching_loss(network, TrajectorySet(teachers, config.teachers.num_teachers), 0, 0, 1, steps=2, lr=0.01)
     coupling = coupling_of_subsets([match], first.images, first.labels, data.num_classes, [2])
-    return {"reevaluated": reevaluation.accuracy["convnet"]["values"], "coupling": coupling.to_dict("list")}
+    order = measure_order(config, folder, device=device)
+    with patch.object(experiment, "choose_device", return_value=device):  # what it opens runs on is not asked
+        tables = measure_coupling(runs_of_order(config)["one set"], config, [], folder)
+    return {
+        "reevaluated": reevaluation.accuracy["convnet"]["values"],
+        "coupling": coupling.to_dict("list"),
+        "order": order.accuracy,
+        "tables": {name: table.select_dtypes("number").fillna(0.0).to_dict("list") for name, table in tables.items()},
+    }
 
 
 def refusals() -> dict[str, str]:

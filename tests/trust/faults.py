@@ -404,7 +404,7 @@ class Harness:
 
     @cached_property
     def _stages(self) -> list[Any]:
-        return open_run(MTT.config, self.reference(MTT).folder)[2]
+        return open_run(MTT.config, self.reference(MTT).folder, "cpu")[2]
 
     def run_with_damage(self, sample: int | None = None) -> None:
         """Runs with one damaged file, does as it is told, and runs again; with each file, or a sample of each kind."""

@@ -41,7 +41,7 @@ def test_a_run_there_was_stopped_at_its_checkpoints(results, method):
     assert results[method]["pretended"]["parts"] > 4
 
 
-@pytest.mark.parametrize("question", ["reevaluated", "coupling"])
+@pytest.mark.parametrize("question", ["reevaluated", "coupling", "order", "tables"])
 def test_questions_to_a_set_are_answered_alike(results, question):
     here, there = results["seqmatch_mtt"]["cpu"], results["seqmatch_mtt"]["pretended"]
     assert here[question]
