@@ -177,6 +177,7 @@ def test_pictures_have_their_channels_last():
         (lambda x, y: (x, y - 1), r"whole numbers from 0 up"),
         (lambda x, y: (x, y[:-1]), r"30 images and 29 labels"),
         (lambda x, y: (x, 2 * y), r"has no images of classes \[1, 3\]"),
+        (lambda x, y: (x, y * 0 + 10**9), r"a largest label of 1000000000, but 30 images.* number the classes 0, 1, 2"),
         (lambda x, y: (x, y, y), r"train must be a pair \(images, labels\), not 3 things"),
     ],
 )

@@ -29,7 +29,14 @@ def dataset_from_arrays(
         DataError: another shape or type than those, pixels beyond their range, labels that are no whole numbers from 0 up.
     """
     train, test = _to_split(train, "train"), _to_split(test, "test")
-    num_classes = int(train.labels.max()) + 1
+    largest = int(train.labels.max())
+    require(  # before anything is made for each class
+        largest < len(train),
+        f"train has a largest label of {largest}, but {len(train)} images, too few for one of each class 0 … {largest}; "
+        "number the classes 0, 1, 2, … in both parts",
+        DataError,
+    )
+    num_classes = largest + 1
     shape = tuple(train.images.shape[1:])
     mean_std = ((0.5,) * shape[0], (0.25,) * shape[0])  # as for image folders
     spec = DatasetSpec(name, num_classes, shape, *mean_std, len(train), len(test))
