@@ -148,22 +148,32 @@ def test_arrays_of_any_kind_are_the_same_data_set():
     assert len(set(found.values())) == 1, found
 
 
-def test_pictures_have_their_channels_last():
+@pytest.mark.parametrize(
+    ("mode", "channels"), [("RGB", 3), ("P", 3), ("RGBA", 3), ("CMYK", 3), ("L", 1), ("1", 1), ("I;16", 1)]
+)
+def test_pictures_of_any_mode_are_read_as_those_of_a_folder_are(mode, channels):
+    """Channels last, and the places in a palette are no colours."""
     from PIL import Image
+
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 5, 3), np.uint8)
+    picture = Image.fromarray(pixels)
+    if mode == "I;16":
+        picture = Image.fromarray(pixels[..., 0].astype(np.uint16) * 257)
+    elif mode != "RGB":
+        picture = picture.convert(mode)
+    expected = pixels[..., :1] if mode == "I;16" else np.asarray(picture.convert("L" if channels == 1 else "RGB"))
 
     class Pictures(torch.utils.data.Dataset):
         def __len__(self):
             return 2
 
         def __getitem__(self, index):
-            pixels = np.zeros((4, 5, 3), np.uint8)
-            pixels[..., 2] = 7
-            return Image.fromarray(pixels), index
+            return picture, index
 
     train = dataset_from_arrays(Pictures(), Pictures()).train
-    assert tuple(train.images.shape) == (2, 3, 4, 5)
-    assert train.images[:, 2].eq(7).all()
-    assert train.images[:, :2].eq(0).all()
+    assert tuple(train.images.shape) == (2, channels, 4, 5)
+    for image in train.images:
+        assert image.permute(1, 2, 0).numpy().tolist() == expected.reshape(4, 5, channels).tolist()
 
 
 @pytest.mark.parametrize(

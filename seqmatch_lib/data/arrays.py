@@ -5,9 +5,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import Dataset
 
 from seqmatch_lib.data.datasets import DatasetSpec, ImageDataset, Split, check_split, fingerprint
+from seqmatch_lib.data.readers import GREY, convert
 from seqmatch_lib.errors import DataError, require
 
 Arrays = tuple[Any, Any]  # images and labels, tensors or numpy arrays
@@ -69,6 +71,8 @@ def _to_tensor(image: Any) -> torch.Tensor:
     """Returns (C, H, W) of a tensor, or of a picture, whose channels come last."""
     if torch.is_tensor(image):
         return image
+    if isinstance(image, Image.Image):  # the numbers of some modes are no colours, but places in a palette
+        image = convert(image, "L" if image.mode in GREY else "RGB")
     pixels = torch.from_numpy(np.array(image))
     return pixels[None] if pixels.dim() == 2 else pixels.permute(2, 0, 1)
 
