@@ -135,6 +135,18 @@ def test_methods_without_teachers_have_no_intervals():
         RunConfig.from_preset("digits-ipc10-dm", "smoke", overrides={"intervals": [[0, 4]]})
 
 
+@pytest.mark.parametrize("preset", ["digits-ipc10-random", "digits-ipc10-mtt", "digits-ipc10-seqmatch_mtt"])
+def test_intervals_of_another_method_are_left_behind(preset):
+    subsets = {"subset_ipcs": [5, 5]}
+    for config in (
+        RunConfig.from_preset(preset, "smoke", overrides={"method": "seqmatch_dm", **subsets}),
+        RunConfig.from_preset(preset, "smoke").changed({"method": "seqmatch_dm", **subsets}),
+    ):
+        assert (config.method, config.intervals) == ("seqmatch_dm", ())
+    with pytest.raises(ConfigError, match=r"intervals \[\[0, 4\]\] mean nothing to method 'dm'"):  # given ones are not
+        RunConfig.from_preset(preset, "smoke", overrides={"method": "dm", "intervals": [[0, 4]], "subset_ipcs": []})
+
+
 def test_a_later_layer_wins_and_overrides_win_over_all():
     paper = RunConfig.from_preset("cifar10-ipc10-mtt")
     smoke = RunConfig.from_preset("cifar10-ipc10-mtt", "smoke")

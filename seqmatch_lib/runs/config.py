@@ -297,6 +297,9 @@ def _override(settings: dict[str, Any], overrides: Mapping[str, Any]) -> dict[st
         for part in reversed(key.split(".")):
             value = {part: value}
         settings = _merge(settings, value)
+    base = str(settings["method"]).removeprefix(SEQUENTIAL_PREFIX)
+    if "method" in overrides and "intervals" not in overrides and base in method_names() and not _has_intervals(base):
+        return {**settings, "intervals": []}  # those that the method before had
     return settings
 
 
