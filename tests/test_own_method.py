@@ -9,12 +9,15 @@ import pytest
 import torch
 from helpers import CLASSES, NETWORK, RECIPE, checkpoints, make_images, make_stage
 
+import seqmatch_lib as sm
+from seqmatch_lib.__main__ import main
 from seqmatch_lib.data.datasets import Split
 from seqmatch_lib.engine.evaluation import EvaluationProtocol
-from seqmatch_lib.errors import ConfigError
+from seqmatch_lib.errors import ConfigError, StorageError
 from seqmatch_lib.methods import BaseConfig, BaseMethod, MethodState, get_method, register_method
 from seqmatch_lib.methods import base as registry
 from seqmatch_lib.runs.distillation import distill_stages
+from seqmatch_lib.runs.records import load_record, load_reevaluations
 from seqmatch_lib.subsets import SubsetSequence
 
 
@@ -40,6 +43,18 @@ class Means(BaseMethod):
 
     def step(self, prepared, trainable, frozen, generator):
         loss = (class_means(*frozen.then(trainable.freeze_view()).union()) - prepared.means).square().sum()
+        loss.backward()
+        return loss.detach()
+
+
+class Fading(Means):
+    """Of data with any number of classes, and quick."""
+
+    def prepare(self, stage):
+        return MethodState(0.0)
+
+    def step(self, prepared, trainable, frozen, generator):
+        loss = trainable.images.square().mean()
         loss.backward()
         return loss.detach()
 
@@ -123,3 +138,26 @@ def test_an_entry_point_that_is_no_method_is_named(tmp_path):
     script = "from seqmatch_lib.methods import get_method\ntry:\n  get_method('pull')\nexcept ValueError as e:\n  print(e)"
     done = run_python(script, tmp_path)
     assert "entry point 'pull' (pull_package:PullConfig) is not a BaseMethod" in done.stdout, done.stderr
+
+
+def test_a_folder_with_records_of_an_unknown_method_is_read_without_them(tmp_path, monkeypatch, capsys):
+    """They are whole, and count again once the module that registers the method is imported."""
+    quick = {"training.epochs": 1, "evaluation.num_networks": 1}
+    with monkeypatch.context() as patch:
+        patch.setattr(registry, "_METHODS", dict(registry._METHODS))
+        register_method("means")(Fading)
+        settings = {"method": "means", "means.iterations": 1, **quick}
+        run = sm.run("digits-ipc10-random", "smoke", set=settings, results_dir=tmp_path)
+        run.evaluate(results_dir=tmp_path)
+    known = sm.run("digits-ipc10-random", "smoke", set=quick, results_dir=tmp_path)
+    (path,) = tmp_path.glob("runs/digits/digits-means-*.json")
+    remedy = "import the module that registers it, or install its package"
+    assert set(sm.records(tmp_path)["run_id"]) == {known.record.run_id}
+    assert load_reevaluations(tmp_path) == []
+    assert main(["show", str(tmp_path)]) == 0
+    notices = capsys.readouterr().err.splitlines()
+    assert len([line for line in notices if line.startswith(f"notice: left out: {path}") and line.endswith(remedy)]) == 2
+    with pytest.raises(StorageError, match=f"{path.name}.*method 'means' is unknown.*{remedy}$"):
+        load_record(path)
+    with pytest.raises(ConfigError, match=f"method 'means' is unknown.*{remedy}$"):
+        sm.evaluate(tmp_path / "distilled" / f"{run.record.run_id}.safetensors")

@@ -17,7 +17,7 @@ from typing import Any, get_args, get_origin
 from seqmatch_lib.engine.evaluation import EvaluationConfig
 from seqmatch_lib.engine.networks import NetworkConfig
 from seqmatch_lib.engine.training import TrainingRecipe
-from seqmatch_lib.errors import ConfigError, require
+from seqmatch_lib.errors import ConfigError, UnknownMethodError, require
 from seqmatch_lib.methods import get_method, method_names
 from seqmatch_lib.methods.teachers import TeacherConfig
 from seqmatch_lib.store.files import digest_json
@@ -149,7 +149,9 @@ class RunConfig:
         require(
             base in method_names() or values.get("method") in REFERENCES,
             f"method {values.get('method')!r:.120} is unknown; use {' or '.join(REFERENCES)}, or {', '.join(method_names())}, "
-            f"alone or after '{SEQUENTIAL_PREFIX}'",
+            f"alone or after '{SEQUENTIAL_PREFIX}'; if it is one of your own, import the module that registers it, or install "
+            "its package",
+            UnknownMethodError,
         )
         sections = {name: values.pop(name, {}) for name in method_names()}
         options = None if base in REFERENCES else _build(get_method(base).config_class, sections[base], base)
