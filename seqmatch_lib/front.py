@@ -243,7 +243,7 @@ def evaluate(
     random: bool = False,
     seed: int = 0,
     set: Mapping[str, Any] | None = None,
-    dataset: ImageDataset | None = None,
+    dataset: ImageDataset | tuple[Arrays | Dataset, Arrays | Dataset] | None = None,
     results_dir: Path | str | None = None,
     max_minutes: float | None = None,
 ) -> Reevaluation:
@@ -256,7 +256,8 @@ def evaluate(
         random: also train on as many random real images.
         seed: of the networks and of those random images.
         set: settings that differ from those of the set's own run, by dotted keys: `{"training.epochs": 600}`.
-        dataset: the real images; by default those of the name that the set remembers.
+        dataset: the real images, or (train, test) as `distill` takes them; by default those of the name that the set
+            remembers.
         results_dir: folder that keeps the record, and the state from which the same call goes on after a kill.
         max_minutes: stop at the first checkpoint after this time, with `OutOfTime`.
 
@@ -270,6 +271,9 @@ def evaluate(
     sequence = distilled if isinstance(distilled, SubsetSequence) else load(distilled)
     changes = dict(set or {}) | ({"evaluation.networks": list(networks)} if networks else {})
     config = config_of(sequence, "the set" if sequence is distilled else distilled).changed(changes)
+    if dataset is not None and not isinstance(dataset, ImageDataset):
+        require(len(dataset) == 2, f"dataset has {len(dataset)} parts; give the pair (train, test) that `distill` was given")
+        dataset = dataset_from_arrays(*dataset, name=config.dataset)
     real = prepare_data(dataset or load_dataset(config.dataset), config.zca, config.select_on, choose_device())
     folder = None if results_dir is None else Path(results_dir)
     return reevaluate(sequence, config, real, joint, seed, random, folder, Budget(max_minutes))

@@ -123,6 +123,20 @@ def test_a_distilled_set_is_saved_loaded_and_evaluated(mine, tmp_path):
     assert other.joint
 
 
+def test_a_set_of_arrays_is_evaluated_with_the_same_arrays_another_day(mine, tmp_path):
+    path = tmp_path / "mine.safetensors"
+    mine.distilled.save(path)
+    parts = as_pixels(90), as_pixels(30, 1)
+    for dataset in (parts, [TensorDataset(*part) for part in parts]):
+        assert sm.evaluate(path, dataset=dataset).accuracy["convnet"]["values"] == mine.record.accuracy_last["values"]
+    with pytest.raises(DataError, match=r"data set 'arrays' is unknown.*evaluate\(…, dataset=\(train, test\)"):
+        sm.evaluate(path)
+    with pytest.raises(DataError, match="distilled from other arrays images"):
+        sm.evaluate(path, dataset=(as_pixels(90), as_pixels(30, 2)))
+    with pytest.raises(ConfigError, match=r"dataset has 3 parts; give the pair \(train, test\)"):
+        sm.evaluate(path, dataset=(*parts, None))
+
+
 def test_pictures_of_the_set_and_of_its_losses_are_drawn(mine):
     assert len(mine.show().axes) == 2
     assert len(mine.plot_losses().axes[0].lines) == 2
