@@ -75,10 +75,23 @@ def test_names_are_registered_once(monkeypatch):
     monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
     register_method("means")(Means)
     assert get_method("means") is Means
-    with pytest.raises(ConfigError, match="a method 'means' is registered already"):
-        register_method("means")(Means)
+    with pytest.raises(ConfigError, match="a method 'means' is registered already; choose another name"):
+        register_method("means")(Fading)
+    assert get_method("means") is Means
     with pytest.raises(ConfigError, match="method 'mean' is unknown; use one of dm, idc, krr, means, mtt"):
         get_method("mean")
+
+
+def test_a_cell_that_registers_a_method_can_be_run_again(monkeypatch):
+    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
+    cell = "@register_method('again')\nclass Again(Fading):\n    number = {}"
+    for number in (1, 2):
+        names = {"register_method": register_method, "Fading": Fading, "__name__": "__main__"}
+        exec(cell.format(number), names)
+        assert get_method("again").number == number
+    names["__name__"] = "elsewhere"
+    with pytest.raises(ConfigError, match="a method 'again' is registered already"):
+        exec(cell.format(3), names)
 
 
 PACKAGE = """

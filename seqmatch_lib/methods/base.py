@@ -316,10 +316,14 @@ _METHODS: dict[str, type[BaseMethod]] = {}
 
 
 def register_method(name: str) -> Callable[[type[BaseMethod]], type[BaseMethod]]:
-    """Class decorator that makes a base method available under a name, alone and as `seqmatch_<name>`."""
+    """Class decorator that makes a base method available under a name, alone and as `seqmatch_<name>`.
+
+    A class of the same module and name takes the place of the one before, so that a cell of a notebook can be run again.
+    """
 
     def register(method: type[BaseMethod]) -> type[BaseMethod]:
-        require(name not in _METHODS, f"a method {name!r} is registered already; choose another name")
+        homes = {(known.__module__, known.__qualname__) for known in (_METHODS.get(name, method), method)}
+        require(len(homes) == 1, f"a method {name!r} is registered already; choose another name")
         _METHODS[name] = method
         return method
 
