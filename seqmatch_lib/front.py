@@ -194,6 +194,7 @@ def distill(
     seed: int = 0,
     set: Mapping[str, Any] | None = None,
     results_dir: Path | str | None = None,
+    force: bool = False,
 ) -> Run:
     """Distils images that lie in memory: no preset, no folder.
 
@@ -210,6 +211,7 @@ def distill(
         seed: of initial images, batches and evaluation networks.
         set: settings that differ from that preset, by dotted keys.
         results_dir: folder to keep everything in, from which the same call goes on; a temporary one by default.
+        force: distil again although there is a record.
 
     Raises:
         DataError: images or labels that do not fit, with what was found.
@@ -233,7 +235,7 @@ def distill(
         changes[f"{base}.iterations"] = [iterations] if one_for_all else iterations
     config = config.changed(changes | dict(set or {}))
     folder = Path(results_dir or tempfile.mkdtemp(prefix="seqmatch-"))
-    return Run(config, run_experiment(config, folder, dataset=dataset), folder, dataset)
+    return Run(config, run_experiment(config, folder, force=force, dataset=dataset), folder, dataset)
 
 
 def evaluate(

@@ -216,8 +216,10 @@ def test_what_cannot_be_distilled_is_refused(tmp_path):
         sm.distill(data, data, "mmt")
     sm.distill(data, data, "dm", (1,), 1, "smoke", set=QUICK, results_dir=tmp_path)
     other = as_pixels(30, seed=5)
-    with pytest.raises(StorageError, match="belongs to other images of arrays"):
+    with pytest.raises(StorageError, match="belongs to other images of arrays.*force=True"):
         sm.distill(other, data, "dm", (1,), 1, "smoke", set=QUICK, results_dir=tmp_path)
+    forced = sm.distill(other, data, "dm", (1,), 1, "smoke", set=QUICK, results_dir=tmp_path, force=True)
+    assert forced.record.data["fingerprint"] == forced.dataset.fingerprint
 
 
 def test_committed_records_are_one_tidy_frame():

@@ -98,7 +98,8 @@ def run_experiment(
 def _check_same_data(fingerprint: str, dataset: ImageDataset, path: Path) -> None:
     require(
         fingerprint == dataset.fingerprint,
-        f"{path} belongs to other images of {dataset.spec.name} than those found; use another --results folder, or --force",
+        f"{path} belongs to other images of {dataset.spec.name} than those found; use another --results folder, or --force "
+        "(in Python: results_dir, force=True)",
         StorageError,
     )
 
