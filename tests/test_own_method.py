@@ -1,9 +1,11 @@
 """Adding a method: ten lines, alone and under SeqMatch, registered here or by the entry point of another package."""
 
+import re
 import subprocess
 import sys
 import textwrap
 from dataclasses import dataclass
+from types import ModuleType
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from seqmatch_lib.engine.evaluation import EvaluationProtocol
 from seqmatch_lib.errors import ConfigError, StorageError
 from seqmatch_lib.methods import BaseConfig, BaseMethod, MethodState, get_method, register_method
 from seqmatch_lib.methods import base as registry
+from seqmatch_lib.runs.config import RunConfig
 from seqmatch_lib.runs.distillation import distill_stages
 from seqmatch_lib.runs.records import load_record, load_reevaluations
 from seqmatch_lib.subsets import SubsetSequence
@@ -92,6 +95,57 @@ def test_a_cell_that_registers_a_method_can_be_run_again(monkeypatch):
     names["__name__"] = "elsewhere"
     with pytest.raises(ConfigError, match="a method 'again' is registered already"):
         exec(cell.format(3), names)
+
+
+ODD_SETTINGS = """
+{future}
+from dataclasses import dataclass
+from typing import Literal, Optional
+from seqmatch_lib.methods import BaseConfig
+
+@dataclass(frozen=True)
+class OddConfig(BaseConfig):
+    lr_img: float = 1.0
+    decay: float | None = None
+    rate: Optional[int] = None
+    sizes: list[int] = None
+    pair: tuple[int, float] = (1, 0.5)
+    kind: Literal["mean", "max"] = "mean"
+    table: dict[str, float] = None
+"""
+
+
+@pytest.mark.parametrize("future", ["", "from __future__ import annotations"])
+@pytest.mark.parametrize(
+    ("setting", "value", "expected"),
+    [
+        ("lr_img", 0.7, 0.7),
+        ("decay", 1, 1.0),
+        ("decay", None, None),
+        ("rate", 3, 3),
+        ("sizes", (3, 4), [3, 4]),
+        ("pair", [2, 3], (2, 3.0)),
+        ("kind", "max", "max"),
+        ("table", {"a": 0.5}, {"a": 0.5}),
+        ("decay", "much", "means.decay = 'much' has the wrong type; it must be float | None"),
+        ("lr_img", None, "means.lr_img = None has the wrong type; it must be float"),
+        ("kind", "min", "means.kind = 'min' has the wrong type"),
+        ("sizes", [0.5], "means.sizes = 0.5 has the wrong type"),
+    ],
+)
+def test_settings_of_any_annotation_are_read(future, setting, value, expected, monkeypatch):
+    module = ModuleType("odd")
+    monkeypatch.setitem(sys.modules, "odd", module)
+    exec(compile(ODD_SETTINGS.format(future=future), "odd", "exec", dont_inherit=True), vars(module))
+    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
+    register_method("means")(type("Odd", (Fading,), {"config_class": module.OddConfig}))
+    overrides = {"method": "means", "intervals": [], f"means.{setting}": value}
+    if isinstance(expected, str) and expected != value:
+        with pytest.raises(ConfigError, match=re.escape(expected)):
+            RunConfig.from_preset("digits-ipc10-random", "smoke", overrides=overrides)
+        return
+    found = getattr(RunConfig.from_preset("digits-ipc10-random", "smoke", overrides=overrides).options, setting)
+    assert (found, type(found)) == (expected, type(expected))
 
 
 PACKAGE = """

@@ -8,11 +8,13 @@ for the scale `[scale.<scale>.all]`, `[scale.<scale>.<dataset>]`, `[scale.<scale
 import sys
 import tomllib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
-from typing import Any, get_args, get_origin
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from seqmatch_lib.engine.evaluation import EvaluationConfig
 from seqmatch_lib.engine.networks import NetworkConfig
@@ -333,7 +335,8 @@ def _build(kind: type, values: Mapping[str, Any], section: str) -> Any:
     """Builds a dataclass from a mapping: every key known, every value of the field's type."""
     prefix = f"{section}." if section else ""
     require(isinstance(values, Mapping), f"{section} must be a table of settings, not {values!r:.200}")
-    kinds = {field.name: field.type for field in fields(kind)}
+    hints = get_type_hints(kind)  # also of a module in which annotations are texts
+    kinds = {field.name: hints[field.name] for field in fields(kind)}
     for key in values:
         require_known("key", f"{prefix}{key}", [f"{prefix}{name}" for name in kinds])
     needed = [field.name for field in fields(kind) if field.default is MISSING and field.default_factory is MISSING]
@@ -346,18 +349,22 @@ def _coerce(value: Any, kind: Any, key: str) -> Any:
     """Returns the value as the field's type: lists become tuples and whole numbers floats, nothing else is converted."""
     if is_dataclass(kind) and isinstance(value, Mapping):
         return _build(kind, value, key)
-    if get_origin(kind) is tuple and isinstance(value, list | tuple):
-        inner = get_args(kind)
-        repeated = inner[-1] is Ellipsis
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        for member in inner:
+            with suppress(ConfigError):
+                return _coerce(value, member, key)
+    if origin in (tuple, list) and isinstance(value, list | tuple):
+        repeated = origin is list or inner[-1] is Ellipsis
         if repeated or len(value) == len(inner):
             kinds = [inner[0]] * len(value) if repeated else inner
-            return tuple(_coerce(item, item_kind, key) for item, item_kind in zip(value, kinds, strict=True))
+            return origin(_coerce(item, item_kind, key) for item, item_kind in zip(value, kinds, strict=True))
     if kind is float and type(value) in (int, float):
         require(abs(value) <= sys.float_info.max, f"{key} = {value!r:.40} must be a finite number")
         return float(value)
     if kind is int and type(value) is int:
         require(abs(value) <= LARGEST_INT, f"{key} = {value!r:.40} must be a number of at most 63 bits")
-    if kind is Any or type(value) is kind:
+    if kind is Any or type(value) is kind or (origin is Literal and value in inner) or origin is type(value) is dict:
         return value
-    expected = getattr(kind, "__name__", str(kind)) if get_origin(kind) is None else str(kind)
+    expected = getattr(kind, "__name__", str(kind)) if origin is None else str(kind)
     raise ConfigError(f"{key} = {value!r:.200} has the wrong type; it must be {expected}")
