@@ -205,16 +205,22 @@ class BaseConfig:
     """Settings that every method has.
 
     Args:
-        iterations: of each stage.
-        lr_img: learning rate of the images.
-        momentum_img: of the image optimiser (SGD).
-        syn_lr: step size of training on the set; the initial one, if the method learns it.
+        iterations: of each stage, at least 1.
+        lr_img: learning rate of the images, positive.
+        momentum_img: of the image optimiser (SGD), in [0, 1).
+        syn_lr: step size of training on the set, positive; the initial one, if the method learns it.
     """
 
     iterations: int = 1000
     lr_img: float = 1.0
     momentum_img: float = 0.5
     syn_lr: float = 0.01
+
+    def __post_init__(self) -> None:
+        require(self.iterations >= 1, f"iterations {self.iterations} must be at least 1")
+        require(self.lr_img > 0, f"lr_img {self.lr_img} must be positive")
+        require(self.syn_lr > 0, f"syn_lr {self.syn_lr} must be positive")
+        require(0 <= self.momentum_img < 1, f"momentum_img {self.momentum_img} must lie in [0, 1)")
 
 
 @dataclass(frozen=True)
