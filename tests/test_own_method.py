@@ -4,7 +4,7 @@ import re
 import subprocess
 import sys
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from types import ModuleType
 
 import pytest
@@ -18,7 +18,7 @@ from seqmatch_lib.engine.evaluation import EvaluationProtocol
 from seqmatch_lib.errors import ConfigError, StorageError
 from seqmatch_lib.methods import BaseConfig, BaseMethod, MethodState, get_method, register_method
 from seqmatch_lib.methods import base as registry
-from seqmatch_lib.runs.config import RunConfig
+from seqmatch_lib.runs.config import REFERENCES, RunConfig
 from seqmatch_lib.runs.distillation import distill_stages
 from seqmatch_lib.runs.records import load_record, load_reevaluations
 from seqmatch_lib.subsets import SubsetSequence
@@ -83,6 +83,34 @@ def test_names_are_registered_once(monkeypatch):
     assert get_method("means") is Means
     with pytest.raises(ConfigError, match="method 'mean' is unknown; use one of dm, idc, krr, means, mtt"):
         get_method("mean")
+
+
+class Unfinished(BaseMethod):
+    def prepare(self, stage):
+        return MethodState(0.0)
+
+
+NAMES = ("my method", "a/b", "a.b", "", "training", "seqmatch_x", "random", "é", "x" * 61, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "message"),
+    [(name, Means, f"method name {name!r} must consist of letters") for name in NAMES]
+    + [
+        ("own", 3, r"method 'own' \(3\) is not a BaseMethod; name a subclass"),
+        ("own", MeansConfig, "is not a BaseMethod; name a subclass"),
+        ("own", Unfinished, "lacks step, config_class; define it"),
+    ],
+)
+def test_what_cannot_be_a_method_is_refused_when_it_is_registered(name, method, message, monkeypatch):
+    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
+    with pytest.raises(ConfigError, match=message):
+        register_method(name)(method)
+    assert name not in registry._METHODS
+
+
+def test_no_method_is_called_like_a_setting():
+    assert {field.name for field in fields(RunConfig)} | set(REFERENCES) == set(registry.RESERVED)
 
 
 def test_a_cell_that_registers_a_method_can_be_run_again(monkeypatch):
@@ -170,7 +198,7 @@ class Pull(BaseMethod):
 
 RUN = """
 import sys
-from seqmatch_lib.runs.config import RunConfig
+from seqmatch_lib.runs.config import REFERENCES, RunConfig
 from seqmatch_lib.runs.experiment import run_experiment
 settings = RunConfig.from_preset("digits-ipc10-random", "smoke").as_dict()
 settings |= {"method": "seqmatch_pull", "subset_ipcs": [6, 4], "intervals": [], "pull": {"strength": 0.2, "iterations": 2}}
@@ -179,13 +207,13 @@ print(record.method, [len(stage["losses"]) for stage in record.stages], record.c
 """
 
 
-def install(folder, entry):
+def install(folder, entry, name="pull"):
     """Lays a package and its metadata into a folder, as pip does."""
     (folder / "pull_package.py").write_text(PACKAGE)
     metadata = folder / "pull_package-1.0.dist-info"
     metadata.mkdir(parents=True)
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: pull-package\nVersion: 1.0\n")
-    (metadata / "entry_points.txt").write_text(f"[seqmatch_lib.methods]\npull = {entry}\n")
+    (metadata / "entry_points.txt").write_text(f"[seqmatch_lib.methods]\n{name} = {entry}\n")
 
 
 def run_python(script, folder, *arguments):
@@ -228,3 +256,10 @@ def test_a_folder_with_records_of_an_unknown_method_is_read_without_them(tmp_pat
         load_record(path)
     with pytest.raises(ConfigError, match=f"method 'means' is unknown.*{remedy}$"):
         sm.evaluate(tmp_path / "distilled" / f"{run.record.run_id}.safetensors")
+
+
+def test_an_entry_point_whose_name_does_not_serve_is_named(tmp_path):
+    install(tmp_path, "pull_package:Pull", "training")
+    script = "from seqmatch_lib import method_names\ntry:\n  method_names()\nexcept ValueError as e:\n  print(e)"
+    done = run_python(script, tmp_path)
+    assert "method name 'training' (entry point pull_package:Pull) must" in done.stdout, done.stderr
