@@ -74,6 +74,22 @@ def test_ten_lines_are_a_method_that_runs_under_seqmatch(tmp_path):
     assert accuracy > 60  # chance is 33
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"step": lambda self, *_: torch.tensor(0.5)}, "step of Changed left no gradient of images; call loss.backward"),
+        ({"step": lambda self, *_: 0.5}, "step of Changed returned 0.5; return the detached loss"),
+        ({"step": lambda self, *_: None}, "step of Changed returned None; return the detached loss"),
+        ({"step": lambda self, *_: torch.ones(2)}, r"step of Changed returned tensor\(\[1., 1.\]\); return the"),
+        ({"prepare": lambda self, stage: None}, "prepare of Changed returned None; return a MethodState"),
+    ],
+)
+def test_a_method_that_breaks_a_rule_is_told_which(change, message, tmp_path):
+    method = type("Changed", (Means,), change)(MeansConfig())
+    with pytest.raises(ConfigError, match=message):
+        distill_stages(method, make_stage(tmp_path), (1,), (None,), checkpoints(tmp_path))
+
+
 def test_names_are_registered_once(monkeypatch):
     monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
     register_method("means")(Means)
