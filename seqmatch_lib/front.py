@@ -153,7 +153,7 @@ def _close(figure: "Figure") -> "Figure":
 
 
 def run(
-    preset: str,
+    preset: str | RunConfig,
     scale: str = "paper",
     seed: int = 0,
     set: Mapping[str, Any] | None = None,
@@ -165,7 +165,7 @@ def run(
     """Runs a preset, goes on with it where it was stopped, or reads its record where it is finished.
 
     Args:
-        preset: a name of `presets()`.
+        preset: a name of `presets()`; or a whole configuration, from which nothing can differ by the next three.
         scale: "smoke" (seconds, means nothing), "reduced" (a rehearsal, minutes), "short" (the published settings, fewer
             iterations; hours) or "paper".
         seed: of initial images, batches and evaluation networks.
@@ -179,7 +179,10 @@ def run(
         ConfigError: an unknown preset, scale or key, or a value out of range.
         DataError: the data set is not there.
     """
-    config = RunConfig.from_preset(preset, scale, seed, set)
+    if isinstance(preset, RunConfig):
+        alone = (scale, seed, set) == ("paper", 0, None)
+        require(alone, "a RunConfig has its own scale, seed and settings; leave these out, or use RunConfig.changed")
+    config = preset if isinstance(preset, RunConfig) else RunConfig.from_preset(preset, scale, seed, set)
     record = run_experiment(config, results_dir, max_minutes=max_minutes, force=force, download=download)
     return Run(config, record, Path(results_dir))
 

@@ -210,6 +210,14 @@ def test_arrays_that_do_not_fit_are_refused_with_what_was_found(change, message)
         dataset_from_arrays(change(*as_pixels(30)), as_pixels(30))
 
 
+def test_a_configuration_is_run_in_place_of_a_preset(tmp_path):
+    config = sm.RunConfig.from_preset("digits-ipc10-random", "smoke", 3, QUICK)
+    assert sm.run(config, results_dir=tmp_path).record.run_id == config.run_id
+    for more in ({"scale": "smoke"}, {"seed": 1}, {"set": QUICK}):
+        with pytest.raises(ConfigError, match="a RunConfig has its own scale, seed and settings"):
+            sm.run(config, results_dir=tmp_path, **more)
+
+
 def test_what_cannot_be_distilled_is_refused(tmp_path):
     data = as_pixels(30)
     with pytest.raises(ConfigError, match="method 'mmt' is unknown; use one of dm, idc, krr, mtt"):
