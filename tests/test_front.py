@@ -156,6 +156,9 @@ def test_arrays_of_any_kind_are_the_same_data_set():
         "tensors": (images, labels),
         "numpy": (images.numpy(), labels.numpy().astype(np.uint8)),
         "floats": (images.float() / 255, labels),
+        "two bytes a label": (images, labels.numpy().astype(np.uint16)),
+        "backwards": (images.numpy()[::-1].copy()[::-1], labels.numpy()[::-1].copy()[::-1]),
+        "lists": (images.float().div(255).tolist(), labels.tolist()),
         "a data set": TensorDataset(images, labels),
     }
     found = {name: dataset_from_arrays(part, part).fingerprint for name, part in kinds.items()}
@@ -177,17 +180,23 @@ def test_pictures_of_any_mode_are_read_as_those_of_a_folder_are(mode, channels):
         picture = picture.convert(mode)
     expected = pixels[..., :1] if mode == "I;16" else np.asarray(picture.convert("L" if channels == 1 else "RGB"))
 
-    class Pictures(torch.utils.data.Dataset):
-        def __len__(self):
-            return 2
-
-        def __getitem__(self, index):
-            return picture, index
-
-    train = dataset_from_arrays(Pictures(), Pictures()).train
+    train = dataset_from_arrays(items((picture, 0), (picture, 1)), items((picture, 0), (picture, 1))).train
     assert tuple(train.images.shape) == (2, channels, 4, 5)
     for image in train.images:
         assert image.permute(1, 2, 0).numpy().tolist() == expected.reshape(4, 5, channels).tolist()
+
+
+def items(*items):
+    """A data set that yields these items."""
+
+    class Items(torch.utils.data.Dataset):
+        def __len__(self):
+            return len(items)
+
+        def __getitem__(self, index):
+            return items[index]
+
+    return Items()
 
 
 @pytest.mark.parametrize(
@@ -202,7 +211,14 @@ def test_pictures_of_any_mode_are_read_as_those_of_a_folder_are(mode, channels):
         (lambda x, y: (x, y[:-1]), r"30 images and 29 labels"),
         (lambda x, y: (x, 2 * y), r"has no images of classes \[1, 3\]"),
         (lambda x, y: (x, y * 0 + 10**9), r"a largest label of 1000000000, but 30 images.* number the classes 0, 1, 2"),
-        (lambda x, y: (x, y, y), r"train must be a pair \(images, labels\), not 3 things"),
+        (lambda x, y: (x, y, y), r"train must be a pair \(images, labels\) of arrays.*this is none: too many values"),
+        (lambda x, y: (x, ["a"] * 30), r"this is none: can't convert .*str"),
+        (lambda x, y: ([[1, 2], [3]], [0, 1]), r"this is none: .*inhomogeneous"),
+        (lambda x, y: None, r"this is none: .*NoneType"),
+        (lambda x, y: items(*((x[0], 0), (x[0, :, 1:], 1))), r"with images of one size; this is none: .*\[1, 6, 6\]"),
+        (lambda x, y: items(*[(x[0], 0, 1)] * 4), r"a Dataset of pairs \(image, class\).*this is none: too many values"),
+        (lambda x, y: items((x[0], "cat")), r"this is none: invalid literal .*'cat'"),
+        (lambda x, y: items(), r"train must be a pair .*this is none"),
     ],
 )
 def test_arrays_that_do_not_fit_are_refused_with_what_was_found(change, message):

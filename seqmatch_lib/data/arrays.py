@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from seqmatch_lib.data.datasets import DatasetSpec, ImageDataset, Split, check_split, fingerprint
 from seqmatch_lib.data.readers import GREY, convert
-from seqmatch_lib.errors import DataError, require
+from seqmatch_lib.errors import DataError, first_line, require
 
 Arrays = tuple[Any, Any]  # images and labels, tensors or numpy arrays
 
@@ -51,12 +51,11 @@ def dataset_from_arrays(
 
 
 def _to_split(part: Arrays | Dataset, which: str) -> Split:
-    if isinstance(part, Dataset):
-        pairs = [part[index] for index in range(len(part))]
-        require(bool(pairs), f"{which} holds no images; give some", DataError)
-        part = torch.stack([_to_tensor(image) for image, _ in pairs]), torch.tensor([int(label) for _, label in pairs])
-    require(len(part) == 2, f"{which} must be a pair (images, labels), not {len(part)} things", DataError)
-    images, labels = (array if torch.is_tensor(array) else torch.as_tensor(np.asarray(array)) for array in part)
+    try:
+        images, labels = _to_tensors(part)
+    except (TypeError, ValueError, RuntimeError) as error:  # whatever numpy, torch and Pillow make of what is no array
+        rule = "must be a pair (images, labels) of arrays, or a Dataset of pairs (image, class) with images of one size"
+        raise DataError(f"{which} {rule}; this is none: {first_line(error)}") from error
     shape = tuple(images.shape)
     if len(shape) != 4 or shape[1] not in (1, 3):
         raise DataError(f"{which} has images of shape {shape}; they must be (N, C, H, W) with 1 or 3 channels C")
@@ -65,6 +64,15 @@ def _to_split(part: Arrays | Dataset, which: str) -> Split:
         description = f"{labels.dtype} and shape {tuple(labels.shape)}"
         raise DataError(f"{which} has labels of {description}; they must be (N,) whole numbers from 0 up")
     return Split(_to_bytes(images, which), labels.long().cpu())
+
+
+def _to_tensors(part: Arrays | Dataset) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns images and labels; errors are those of Python and of other libraries."""
+    if isinstance(part, Dataset):
+        pairs = [part[index] for index in range(len(part))]
+        part = torch.stack([_to_tensor(image) for image, _ in pairs]), torch.tensor([int(label) for _, label in pairs])
+    images, labels = (array if torch.is_tensor(array) else torch.as_tensor(np.ascontiguousarray(array)) for array in part)
+    return images, labels.long() if labels.dtype in (torch.uint16, torch.uint32, torch.uint64) else labels
 
 
 def _to_tensor(image: Any) -> torch.Tensor:
