@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from seqmatch_lib.data.datasets import DatasetSpec, ImageDataset, Split, check_split, fingerprint
+from seqmatch_lib.data.datasets import DatasetSpec, ImageDataset, Split, fingerprint
 from seqmatch_lib.data.readers import GREY, convert
 from seqmatch_lib.errors import DataError, first_line, require
 
@@ -31,19 +31,13 @@ def dataset_from_arrays(
         DataError: another shape or type than those, pixels beyond their range, labels that are no whole numbers from 0 up.
     """
     train, test = _to_split(train, "train"), _to_split(test, "test")
-    largest = int(train.labels.max())
-    require(  # before anything is made for each class
-        largest < len(train),
-        f"train has a largest label of {largest}, but {len(train)} images, too few for one of each class 0 … {largest}; "
-        "number the classes 0, 1, 2, … in both parts",
-        DataError,
-    )
-    num_classes = largest + 1
-    shape = tuple(train.images.shape[1:])
+    num_classes = len(train.labels.unique())  # the largest label may be of any size
+    _check_classes(train.labels, "train", num_classes)
+    _check_classes(test.labels, "test", num_classes)
+    shape, test_shape = (tuple(part.images.shape[1:]) for part in (train, test))
+    require(test_shape == shape, f"test has images of shape {test_shape}, train of {shape}; bring them to one", DataError)
     mean_std = ((0.5,) * shape[0], (0.25,) * shape[0])  # as for image folders
     spec = DatasetSpec(name, num_classes, shape, *mean_std, len(train), len(test))
-    check_split(train, "train", spec, "arrays")
-    check_split(test, "test", spec, "arrays")
     names = tuple(class_names or map(str, range(num_classes)))
     fits = len(names) == num_classes
     require(fits, f"{len(names)} class names are given for {num_classes} classes; give one a label", DataError)
@@ -57,13 +51,29 @@ def _to_split(part: Arrays | Dataset, which: str) -> Split:
         rule = "must be a pair (images, labels) of arrays, or a Dataset of pairs (image, class) with images of one size"
         raise DataError(f"{which} {rule}; this is none: {first_line(error)}") from error
     shape = tuple(images.shape)
-    if len(shape) != 4 or shape[1] not in (1, 3):
+    if len(shape) != 4 or shape[1] not in (1, 3) or 0 in shape:
         raise DataError(f"{which} has images of shape {shape}; they must be (N, C, H, W) with 1 or 3 channels C")
     whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype is torch.bool)
-    if not (labels.dim() == 1 and whole and len(labels) > 0 and int(labels.min()) >= 0):
+    if not (labels.dim() == 1 and whole and len(labels) > 0):
         description = f"{labels.dtype} and shape {tuple(labels.shape)}"
-        raise DataError(f"{which} has labels of {description}; they must be (N,) whole numbers from 0 up")
+        raise DataError(f"{which} has labels of {description}; they must be (N,) whole numbers")
+    counts = f"{which} has {len(images)} images and {len(labels)} labels"
+    require(len(images) == len(labels), f"{counts}; give each image one label", DataError)
     return Split(_to_bytes(images, which), labels.long().cpu())
+
+
+def _check_classes(labels: torch.Tensor, which: str, num_classes: int) -> None:
+    """Raises DataError unless the labels are 0 … num_classes - 1, each at least once."""
+    found = labels.unique()
+    first, last = found[[0, -1]].tolist()
+    remedy = "number the classes alike in train and test, without gaps, and give images of each in both"
+    if first < 0:
+        remedy = f"leave out images without a class, or add {-first} to all of them"
+    elif first > 0 and (found - first).equal(torch.arange(num_classes)):
+        remedy = f"subtract {first} from all of them"
+    rule = f"which must be 0 … {num_classes - 1}, each at least once"
+    problem = f"{which} has labels from {first} to {last}, {rule}; {remedy}"
+    require(found.equal(torch.arange(num_classes)), problem, DataError)
 
 
 def _to_tensors(part: Arrays | Dataset) -> tuple[torch.Tensor, torch.Tensor]:
@@ -91,7 +101,9 @@ def _to_bytes(images: torch.Tensor, which: str) -> torch.Tensor:
     if not images.is_floating_point():
         raise DataError(f"{which} has images of {images.dtype}; they must be uint8, or floats in [0, 1]")
     low, high = float(images.min()), float(images.max())
-    if not (low >= 0 and high <= 1):  # nor where one is not a number
+    count = int((~images.isfinite()).sum())
+    require(count == 0, f"{which} has {count} values that are not finite (nan, inf); replace them", DataError)
+    if low < 0 or high > 1:
         remedy = "floats must lie in [0, 1], so undo a normalisation, or give uint8"
         raise DataError(f"{which} has pixels from {low:.4g} to {high:.4g}; {remedy}")
     return (255 * images).round().to(torch.uint8).cpu().contiguous()
