@@ -33,6 +33,9 @@ def as_pixels(count, seed=0):
     return (64 * images + 128).clamp(0, 255).to(torch.uint8), labels
 
 
+TWO = as_pixels(90), as_pixels(30, 1)
+
+
 @pytest.fixture(scope="module")
 def mine(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mine")
@@ -251,6 +254,43 @@ def test_what_cannot_be_distilled_is_refused(tmp_path):
         sm.distill(other, data, "dm", (1,), 1, "smoke", set=QUICK, results_dir=tmp_path)
     forced = sm.distill(other, data, "dm", (1,), 1, "smoke", set=QUICK, results_dir=tmp_path, force=True)
     assert forced.record.data["fingerprint"] == forced.dataset.fingerprint
+
+
+NO_LIST = r"must be a list of whole numbers, such as \[5, 5\]"
+NO_TABLE = r"settings 'dm.lr_img=1' must be a dictionary, such as \{\"mtt.syn_steps\": 20"
+NO_PATH = "folder 3 must be a path, such as 'build/own'"
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda run: sm.distill(*TWO, subset_ipcs=4), f"subset_ipcs 4 {NO_LIST}"),
+        (lambda run: sm.distill(*TWO, subset_ipcs="22"), f"subset_ipcs '22' {NO_LIST}"),
+        (lambda run: sm.distill(*TWO, subset_ipcs=[2.0]), NO_LIST),
+        (lambda run: sm.distill(*TWO, method=None), "method None is unknown; use one of dm, idc, krr, mtt"),
+        (lambda run: sm.distill(*TWO, set="dm.lr_img=1"), NO_TABLE),
+        (lambda run: sm.run("digits-ipc10-dm", "smoke", set="dm.lr_img=1"), NO_TABLE),
+        (lambda run: run.evaluate(set="dm.lr_img=1"), NO_TABLE),
+        (lambda run: sm.distill(*TWO, set={1: 2}), "unknown key 1; known are dataset"),
+        (lambda run: sm.distill(*TWO, results_dir=3), NO_PATH),
+        (lambda run: sm.run("digits-ipc10-dm", "smoke", results_dir=3), NO_PATH),
+        (lambda run: run.evaluate(results_dir=3), NO_PATH),
+        (lambda run: sm.records(3), NO_PATH),
+        (lambda run: sm.run(None), "unknown preset None; known are digits-ipc10-random"),
+        (lambda run: run.show(classes=[0, 9, -1]), r"classes \[9, -1\] are unknown; use some of 0 … 2"),
+    ],
+)
+def test_arguments_of_another_kind_are_named(call, message, mine):
+    with pytest.raises(ConfigError, match=message):
+        call(mine)
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path):
+    whole, more = np.int64(1), {"training.epochs": np.int32(2)}
+    for ipcs in (np.array([1, 1]), [whole, whole]):
+        run = sm.distill(*TWO, "dm", ipcs, whole, "smoke", set=QUICK | more, results_dir=tmp_path)
+        assert run.record.config["subset_ipcs"] == [1, 1]
+    assert len(sm.records(tmp_path)["run_id"].unique()) == 1
 
 
 def test_committed_records_are_one_tidy_frame():

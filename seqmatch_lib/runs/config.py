@@ -13,6 +13,7 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
+from operator import index
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -136,7 +137,7 @@ class RunConfig:
             settings = _merge(settings, layer)
         if not _has_intervals(base):
             settings["intervals"] = []  # those of a scale are meant for the others
-        return cls.from_dict({**_override(settings, overrides or {}), "preset": preset, "scale": scale, "seed": seed})
+        return cls.from_dict({**_override(settings, overrides), "preset": preset, "scale": scale, "seed": seed})
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> "RunConfig":
@@ -294,8 +295,16 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _override(settings: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+def as_overrides(given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Returns changed settings as a dictionary, empty for None; raises ConfigError for anything but a mapping."""
+    example = '{"mtt.syn_steps": 20, "subset_ipcs": [5, 5]}'
+    require(given is None or isinstance(given, Mapping), f"settings {given!r:.120} must be a dictionary, such as {example}")
+    return dict(given or {})
+
+
+def _override(settings: dict[str, Any], overrides: Mapping[str, Any] | None) -> dict[str, Any]:
     """Returns settings with some of them changed, by dotted keys that a preset has."""
+    overrides = as_overrides(overrides)
     for key, value in overrides.items():
         require_known("key", key, _known_keys(settings))
         for part in reversed(key.split(".")):
@@ -326,7 +335,7 @@ def require_known(what: str, name: str, known: Any) -> None:
     if name in known:
         return
     ends_alike = [other for other in known if other.rpartition(".")[2] == name]
-    alike = ends_alike or get_close_matches(name, list(known), n=3, cutoff=0.5)
+    alike = ends_alike or get_close_matches(str(name), list(known), n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(alike)}?" if alike else f"known are {', '.join(known)}"
     raise ConfigError(f"unknown {what} {name!r:.120}; {hint}")
 
@@ -359,6 +368,8 @@ def _coerce(value: Any, kind: Any, key: str) -> Any:
         if repeated or len(value) == len(inner):
             kinds = [inner[0]] * len(value) if repeated else inner
             return origin(_coerce(item, item_kind, key) for item, item_kind in zip(value, kinds, strict=True))
+    if kind is int and hasattr(value, "__index__") and type(value) is not bool:
+        value = index(value)  # also of numpy's
     if kind is float and type(value) in (int, float):
         require(abs(value) <= sys.float_info.max, f"{key} = {value!r:.40} must be a finite number")
         return float(value)
