@@ -30,6 +30,7 @@ SCALES = ("smoke", "reduced", "short", "paper")
 SELECTIONS = ("validation", "test", "none")
 SEQUENTIAL_PREFIX = "seqmatch_"
 REFERENCES = ("random", "whole")  # methods that learn no images
+_ITEMS = {int: "whole numbers, such as [5,5]", float: "numbers, such as [0.5,0.1]", str: 'texts, such as ["convnet"]'}
 LARGEST_INT = 2**63 - 1  # that torch takes
 
 
@@ -378,4 +379,7 @@ def _coerce(value: Any, kind: Any, key: str) -> Any:
     if kind is Any or type(value) is kind or (origin is Literal and value in inner) or origin is type(value) is dict:
         return value
     expected = getattr(kind, "__name__", str(kind)) if origin is None else str(kind)
+    if origin in (tuple, list):
+        count = "" if origin is list or inner[-1] is Ellipsis else f"{len(inner)} "
+        expected = f"a list of {count}{_ITEMS.get(inner[0], 'lists, such as [[0,4]]')}"
     raise ConfigError(f"{key} = {value!r:.200} has the wrong type; it must be {expected}")
