@@ -28,7 +28,7 @@ from seqmatch_lib.bench.cost import CostModel
 from seqmatch_lib.data.arrays import Arrays, dataset_from_arrays
 from seqmatch_lib.data.datasets import DATASETS, ImageDataset, find_dataset, load_dataset
 from seqmatch_lib.errors import ConfigError, StorageError, require
-from seqmatch_lib.methods import get_method, method_names
+from seqmatch_lib.methods import get_method
 from seqmatch_lib.runs.config import SEQUENTIAL_PREFIX, RunConfig, as_overrides, preset_names
 from seqmatch_lib.runs.experiment import choose_device, run_experiment
 from seqmatch_lib.runs.pictures import load_pictures
@@ -236,8 +236,7 @@ def distill(
     except TypeError as error:
         raise ConfigError(f"subset_ipcs {subset_ipcs!r:.120} must be a list of whole numbers, such as [5, 5]") from error
     base = str(method).removeprefix(SEQUENTIAL_PREFIX)
-    require(base in method_names(), f"method {method!r:.120} is unknown; use one of {', '.join(method_names())}")
-    preset = f"cifar10-ipc10-{base}"
+    uses_teachers, preset = get_method(base).uses_teachers, f"cifar10-ipc10-{base}"
     config = RunConfig.from_preset(preset if preset in preset_names() else "cifar10-ipc10-random", scale, seed)
     changes: dict[str, Any] = {
         "dataset": dataset.spec.name,
@@ -245,7 +244,7 @@ def distill(
         "method": SEQUENTIAL_PREFIX * (len(ipcs) > 1) + base,
         "ipc": sum(ipcs),
         "subset_ipcs": ipcs,
-        "intervals": [list(interval) for interval in config.intervals[:1]] if get_method(base).uses_teachers else [],
+        "intervals": [list(interval) for interval in config.intervals[:1]] if uses_teachers else [],
     }
     if iterations is not None:
         one_for_all = config.options is not None and not isinstance(config.options.iterations, int)

@@ -267,7 +267,7 @@ NO_PATH = "folder 3 must be a path, such as 'build/own'"
         (lambda run: sm.distill(*TWO, subset_ipcs=4), f"subset_ipcs 4 {NO_LIST}"),
         (lambda run: sm.distill(*TWO, subset_ipcs="22"), f"subset_ipcs '22' {NO_LIST}"),
         (lambda run: sm.distill(*TWO, subset_ipcs=[2.0]), NO_LIST),
-        (lambda run: sm.distill(*TWO, method=None), "method None is unknown; use one of dm, idc, krr, mtt"),
+        (lambda run: sm.distill(*TWO, method=None), "method 'None' is unknown; use one of dm, idc, krr, mtt"),
         (lambda run: sm.distill(*TWO, set="dm.lr_img=1"), NO_TABLE),
         (lambda run: sm.run("digits-ipc10-dm", "smoke", set="dm.lr_img=1"), NO_TABLE),
         (lambda run: run.evaluate(set="dm.lr_img=1"), NO_TABLE),

@@ -90,10 +90,8 @@ def _lay_out(config: NetworkConfig, image_shape: tuple[int, int, int], num_class
     """Returns a network without parameter values; raises ConfigError for parameters that nothing would draw."""
     with torch.device("meta"):
         network = NETWORKS[config.name](config, image_shape, num_classes)
-    require(
-        isinstance(network, nn.Sequential),
-        f"network {config.name!r} is a {type(network).__name__}; return nn.Sequential(features, nn.Linear(…, num_classes))",
-    )
+    kind = type(network).__name__
+    require(isinstance(network, nn.Sequential), f"network {config.name!r} is a {kind}; return nn.Sequential(features, head)")
     for name, module in network.named_modules():
         own = {key for key, _ in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))}
         require(

@@ -371,11 +371,10 @@ def _coerce(value: Any, kind: Any, key: str) -> Any:
             return origin(_coerce(item, item_kind, key) for item, item_kind in zip(value, kinds, strict=True))
     if kind is int and hasattr(value, "__index__") and type(value) is not bool:
         value = index(value)  # also of numpy's
+        require(abs(value) <= LARGEST_INT, f"{key} = {value!r:.40} must be a number of at most 63 bits")
     if kind is float and type(value) in (int, float):
         require(abs(value) <= sys.float_info.max, f"{key} = {value!r:.40} must be a finite number")
         return float(value)
-    if kind is int and type(value) is int:
-        require(abs(value) <= LARGEST_INT, f"{key} = {value!r:.40} must be a number of at most 63 bits")
     if kind is Any or type(value) is kind or (origin is Literal and value in inner) or origin is type(value) is dict:
         return value
     expected = getattr(kind, "__name__", str(kind)) if origin is None else str(kind)
