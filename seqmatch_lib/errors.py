@@ -21,6 +21,10 @@ class StorageError(SeqMatchError):
     """A file of this library (trajectory, checkpoint, distilled set, record) is damaged or does not fit the run."""
 
 
+class UnknownMethodError(ConfigError, StorageError):
+    """Settings, or a record, of a method that is not registered here; nothing is wrong with them."""
+
+
 class DivergenceError(SeqMatchError):
     """A loss is not finite, or a step size is not positive."""
 

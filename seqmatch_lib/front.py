@@ -17,6 +17,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
+from operator import index
+from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -27,9 +29,9 @@ from torch.utils.data import Dataset
 from seqmatch_lib.bench.cost import CostModel
 from seqmatch_lib.data.arrays import Arrays, dataset_from_arrays
 from seqmatch_lib.data.datasets import DATASETS, ImageDataset, find_dataset, load_dataset
-from seqmatch_lib.errors import StorageError, require
-from seqmatch_lib.methods import get_method, method_names
-from seqmatch_lib.runs.config import SEQUENTIAL_PREFIX, RunConfig, preset_names
+from seqmatch_lib.errors import ConfigError, StorageError, require
+from seqmatch_lib.methods import get_method
+from seqmatch_lib.runs.config import SEQUENTIAL_PREFIX, RunConfig, as_overrides, preset_names
 from seqmatch_lib.runs.experiment import choose_device, run_experiment
 from seqmatch_lib.runs.pictures import load_pictures
 from seqmatch_lib.runs.real_data import prepare_data
@@ -112,9 +114,12 @@ class Run:
         """Draws the distilled images, a row for each class and a block of columns for each subset."""
         from seqmatch_lib.report.figures import show_pictures
 
+        names = self.class_names
+        unknown = [label for label in classes or () if label not in range(len(names))]
+        require(not unknown, f"classes {unknown} are unknown; use some of 0 … {len(names) - 1}")
         steps = [f", step size {subset.lr:.3g}" for subset in self.distilled.subsets]
         blocks = {f"{name}{step}": pixels for (name, pixels), step in zip(self.pictures().items(), steps, strict=True)}
-        return _close(show_pictures(blocks, self.class_names, self.record.run_id, max_per_class, classes))
+        return _close(show_pictures(blocks, names, self.record.run_id, max_per_class, classes))
 
     def pictures(self) -> dict[str, torch.Tensor]:
         """Returns name of each subset -> its images as (classes * ipc, C, H, W) pixels; those of real ones lie in [0, 1].
@@ -161,7 +166,7 @@ def _close(figure: "Figure") -> "Figure":
 
 
 def run(
-    preset: str,
+    preset: str | RunConfig,
     scale: str = "paper",
     seed: int = 0,
     set: Mapping[str, Any] | None = None,
@@ -173,7 +178,7 @@ def run(
     """Runs a preset, goes on with it where it was stopped, or reads its record where it is finished.
 
     Args:
-        preset: a name of `presets()`.
+        preset: a name of `presets()`; or a whole configuration, from which nothing can differ by the next three.
         scale: "smoke" (seconds, means nothing), "reduced" (a rehearsal, minutes), "short" (the published settings, fewer
             iterations; hours) or "paper".
         seed: of initial images, batches and evaluation networks.
@@ -187,9 +192,17 @@ def run(
         ConfigError: an unknown preset, scale or key, or a value out of range.
         DataError: the data set is not there.
     """
-    config = RunConfig.from_preset(preset, scale, seed, set)
-    record = run_experiment(config, results_dir, max_minutes=max_minutes, force=force, download=download)
-    return Run(config, record, Path(results_dir))
+    config = preset if isinstance(preset, RunConfig) else RunConfig.from_preset(preset, scale, seed, set)
+    alone = config is not preset or (scale, seed, set) == ("paper", 0, None)
+    require(alone, "a RunConfig has its own scale, seed and settings; leave these out, or use RunConfig.changed")
+    folder = _as_path(results_dir)
+    record = run_experiment(config, folder, max_minutes=max_minutes, force=force, download=download)
+    return Run(config, record, folder)
+
+
+def _as_path(folder: Path | str) -> Path:
+    require(isinstance(folder, PathLike | str), f"folder {folder!r:.120} must be a path, such as 'build/own'")
+    return Path(folder)
 
 
 def distill(
@@ -202,6 +215,7 @@ def distill(
     seed: int = 0,
     set: Mapping[str, Any] | None = None,
     results_dir: Path | str | None = None,
+    force: bool = False,
 ) -> Run:
     """Distils images that lie in memory: no preset, no folder.
 
@@ -219,31 +233,35 @@ def distill(
         set: settings that differ from that preset, by dotted keys.
         results_dir: folder to keep everything in, teachers too, from which the same call goes on. By default a temporary one,
             which is removed when the returned run is no longer used; `run.distilled.save(path)` keeps the set alone.
+        force: distil again although there is a record.
 
     Raises:
         DataError: images or labels that do not fit, with what was found.
         ConfigError: an unknown method, or a setting out of range.
     """
     dataset = dataset_from_arrays(train, test)
-    base = method.removeprefix(SEQUENTIAL_PREFIX)
-    require(base in method_names(), f"method {method!r:.120} is unknown; use one of {', '.join(method_names())}")
-    preset = f"cifar10-ipc10-{base}"
+    try:
+        ipcs = [index(ipc) for ipc in subset_ipcs]
+    except TypeError as error:
+        raise ConfigError(f"subset_ipcs {subset_ipcs!r:.120} must be a list of whole numbers, such as [5, 5]") from error
+    base = str(method).removeprefix(SEQUENTIAL_PREFIX)
+    uses_teachers, preset = get_method(base).uses_teachers, f"cifar10-ipc10-{base}"
     config = RunConfig.from_preset(preset if preset in preset_names() else "cifar10-ipc10-random", scale, seed)
     changes: dict[str, Any] = {
         "dataset": dataset.spec.name,
         "zca": False,
-        "method": SEQUENTIAL_PREFIX * (len(subset_ipcs) > 1) + base,
-        "ipc": sum(subset_ipcs),
-        "subset_ipcs": list(subset_ipcs),
-        "intervals": [list(interval) for interval in config.intervals[:1]] if get_method(base).uses_teachers else [],
+        "method": SEQUENTIAL_PREFIX * (len(ipcs) > 1) + base,
+        "ipc": sum(ipcs),
+        "subset_ipcs": ipcs,
+        "intervals": [list(interval) for interval in config.intervals[:1]] if uses_teachers else [],
     }
     if iterations is not None:
         one_for_all = config.options is not None and not isinstance(config.options.iterations, int)
         changes[f"{base}.iterations"] = [iterations] if one_for_all else iterations
-    config = config.changed(changes | dict(set or {}))
+    config = config.changed(changes | as_overrides(set))
     with ExitStack() as stack:
-        folder = Path(results_dir or stack.enter_context(TemporaryDirectory(prefix="seqmatch-")))
-        run = Run(config, run_experiment(config, folder, dataset=dataset), folder, dataset)
+        folder = _as_path(results_dir or stack.enter_context(TemporaryDirectory(prefix="seqmatch-")))
+        run = Run(config, run_experiment(config, folder, force=force, dataset=dataset), folder, dataset)
         weakref.finalize(run, stack.pop_all().close)  # from here on the folder lives as long as the run
     return run
 
@@ -255,7 +273,7 @@ def evaluate(
     random: bool = False,
     seed: int = 0,
     set: Mapping[str, Any] | None = None,
-    dataset: ImageDataset | None = None,
+    dataset: ImageDataset | tuple[Arrays | Dataset, Arrays | Dataset] | None = None,
     results_dir: Path | str | None = None,
     max_minutes: float | None = None,
 ) -> Reevaluation:
@@ -268,7 +286,8 @@ def evaluate(
         random: also train on as many random real images.
         seed: of the networks and of those random images.
         set: settings that differ from those of the set's own run, by dotted keys: `{"training.epochs": 600}`.
-        dataset: the real images; by default those of the name that the set remembers.
+        dataset: the real images, or (train, test) as `distill` takes them; by default those of the name that the set
+            remembers.
         results_dir: folder that keeps the record, and the state from which the same call goes on after a kill.
         max_minutes: stop at the first checkpoint after this time, with `OutOfTime`.
 
@@ -280,10 +299,13 @@ def evaluate(
         DataError: the set was distilled from other images than those found.
     """
     sequence = distilled if isinstance(distilled, SubsetSequence) else load(distilled)
-    changes = dict(set or {}) | ({"evaluation.networks": list(networks)} if networks else {})
+    changes = as_overrides(set) | ({"evaluation.networks": list(networks)} if networks else {})
     config = config_of(sequence, "the set" if sequence is distilled else distilled).changed(changes)
+    if dataset is not None and not isinstance(dataset, ImageDataset):
+        require(len(dataset) == 2, f"dataset has {len(dataset)} parts; give the pair (train, test) that `distill` was given")
+        dataset = dataset_from_arrays(*dataset, name=config.dataset)
     real = prepare_data(dataset or load_dataset(config.dataset), config.zca, config.select_on, choose_device())
-    folder = None if results_dir is None else Path(results_dir)
+    folder = None if results_dir is None else _as_path(results_dir)
     return reevaluate(sequence, config, real, joint, seed, random, folder, Budget(max_minutes))
 
 
@@ -314,7 +336,7 @@ def records(results_dir: Path | str = RESULTS) -> "DataFrame":
     names = ("dataset", "ipc", "method", "num_subsets", "scale", "run_id", "seed")
     rows = [
         (*(getattr(run, name) for name in names), kind.removesuffix(" real"), network, value)
-        for run in load_runs(Path(results_dir))
+        for run in load_runs(_as_path(results_dir))
         for kind, accuracies in run.accuracies.items()
         for network, accuracy in (accuracies or {"by_network": {}})["by_network"].items()
         for value in accuracy["values"]

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import torch
 
-from seqmatch_lib.errors import DivergenceError
+from seqmatch_lib.errors import ConfigError, DivergenceError, require
 from seqmatch_lib.methods.base import BaseMethod, MethodState, Stage, Trainable
 from seqmatch_lib.seeds import make_generator
 from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset
@@ -59,6 +59,7 @@ def advance(method: BaseMethod, prepared: MethodState, trainable: Trainable, sta
     A learned step size may pass below zero for some iterations, as in the public code; `Trainable.freeze` refuses it.
 
     Raises:
+        ConfigError: the method's step returned no loss, or left no gradient.
         DivergenceError: a loss, gradient or new value is not finite. Images, labels and step size then stay as they were
             before the iteration.
     """
@@ -66,6 +67,11 @@ def advance(method: BaseMethod, prepared: MethodState, trainable: Trainable, sta
     for optimizer in trainable.optimizers.values():
         optimizer.zero_grad()
     loss = method.step(prepared, trainable, stage.frozen, generator)
+    step = f"step of {type(method).__name__}"
+    if not (isinstance(loss, torch.Tensor) and loss.dim() == 0):  # whose numbers are read below alone
+        raise ConfigError(f"{step} returned {loss!r:.80}; return the detached loss, a tensor of one number")
+    has_gradient = any(trainable.leaves[name].grad is not None for name in trainable.optimizers)
+    require(has_gradient, f"{step} left no gradient of {', '.join(trainable.optimizers)}; call loss.backward() in it")
     undos = [_step(trainable.leaves[name], optimizer) for name, optimizer in trainable.optimizers.items()]
     finite = loss.isfinite() & trainable.lr.detach().isfinite()
     for leaf in (trainable.images, trainable.labels):

@@ -125,7 +125,8 @@ def load_sequence(path: Path) -> SubsetSequence:
     Raises:
         StorageError: the file is missing, damaged, or not a distilled set.
     """
-    tensors, metadata = load_tensors(path)
+    again = "delete it to make it again" if path.parent.name == "distilled" else "copy it again"  # a run's, or anyone's
+    tensors, metadata = load_tensors(path, f"{again}; a set in the layout of another code is read by the command `import`")
     try:
         _check_metadata(metadata, len(tensors))
         count = metadata.pop("num_subsets")

@@ -147,6 +147,18 @@ def test_methods_without_teachers_have_no_intervals():
         RunConfig.from_preset("digits-ipc10-dm", "smoke", overrides={"intervals": [[0, 4]]})
 
 
+@pytest.mark.parametrize("preset", ["digits-ipc10-random", "digits-ipc10-mtt", "digits-ipc10-seqmatch_mtt"])
+def test_intervals_of_another_method_are_left_behind(preset):
+    subsets = {"subset_ipcs": [5, 5]}
+    for config in (
+        RunConfig.from_preset(preset, "smoke", overrides={"method": "seqmatch_dm", **subsets}),
+        RunConfig.from_preset(preset, "smoke").changed({"method": "seqmatch_dm", **subsets}),
+    ):
+        assert (config.method, config.intervals) == ("seqmatch_dm", ())
+    with pytest.raises(ConfigError, match=r"intervals \[\[0, 4\]\] mean nothing to method 'dm'"):  # given ones are not
+        RunConfig.from_preset(preset, "smoke", overrides={"method": "dm", "intervals": [[0, 4]], "subset_ipcs": []})
+
+
 def test_a_later_layer_wins_and_overrides_win_over_all():
     paper = RunConfig.from_preset("cifar10-ipc10-mtt")
     smoke = RunConfig.from_preset("cifar10-ipc10-mtt", "smoke")
@@ -204,7 +216,10 @@ def test_override_without_key_or_value(text):
         ("intervals=[[0, 99]]", "interval 0-99 of stage 1 exceeds the 42 epochs recorded; raise teachers.epochs"),
         ("intervals=[[0, 20], [0, 21]]", "interval 0-21 of stage 2 exceeds the 20 epochs.*teachers.later_epochs"),
         ("intervals=[[0, 2]]", "be longer than mtt.expert_epochs.*change the interval"),
-        ("intervals=[[0, 4, 5]]", r"intervals = \[0, 4, 5\] has the wrong type"),
+        ("intervals=[[0, 4, 5]]", r"intervals = \[0, 4, 5\] has .* it must be a list of 2 whole numbers, such as"),
+        ("intervals=0,4", r"intervals = '0,4' has the wrong type; it must be a list of lists, such as \[\[0,4\]\]"),
+        ("subset_ipcs=4,3,3", r"subset_ipcs = '4,3,3' .* must be a list of whole numbers, such as \[5,5\]"),
+        ("evaluation.networks=vgg11", r"evaluation.networks = 'vgg11' .* must be a list of texts, such as \[\"convnet\"\]"),
         ("intervals=[[0, 4], [0, 4], [0, 4]]", "must have one entry a subset"),
         ("subset_ipcs=[10, 0]", r"subset_ipcs \[10, 0\] must each be at least 1"),
         ("method=mtt", "distils one subset, but .* names 2; use method 'seqmatch_mtt'"),

@@ -209,6 +209,42 @@ def test_what_does_not_fit_is_told_with_the_remedy(tmp_path, generator):
         read("mtt", "mtt")
 
 
+@pytest.mark.parametrize("preset", [f"digits-ipc10-{name}" for name in ("mtt", "dm", "krr", "seqmatch_mtt", "random")])
+def test_the_remedy_for_another_division_works(tmp_path, generator, capsys, preset):
+    export_sequence(make_sequence(generator), "mtt", tmp_path / "mtt", PLAIN, NAMES)
+    out = str(tmp_path / "set.safetensors")
+    arguments = ["import", str(tmp_path / "mtt"), "--from", "mtt", "--preset", preset, "--out", out]
+    error = fails_in_one_line(capsys, *arguments)
+    assert main([*arguments, *error.partition("; add ")[2].split()]) == 0
+
+
+@pytest.mark.parametrize("name", ["images_best.pt", "mine.safetensors"])
+def test_a_file_of_the_users_own_is_not_to_be_deleted(tmp_path, generator, name):
+    """Only a set of a run is made again after that."""
+    if name.endswith(".pt"):
+        export_sequence(make_sequence(generator, (2,)), "mtt", tmp_path, PLAIN, NAMES)
+    else:
+        make_sequence(generator).save(tmp_path / name)
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-9])
+    with pytest.raises(StorageError, match=rf"{name} is damaged .*; copy it again; a set .* is read by the command `import`"):
+        load_sequence(tmp_path / name)
+    (tmp_path / "distilled").mkdir()
+    own = (tmp_path / name).rename(tmp_path / "distilled" / "run.safetensors")
+    with pytest.raises(StorageError, match="delete it to make it again"):
+        load_sequence(own)
+
+
+@pytest.mark.parametrize(
+    ("share", "words"), [(0, "is empty; copy it again"), (0.5, r"is cut off or damaged \(.*\); copy it again")]
+)
+def test_a_pt_file_that_was_not_copied_whole_is_told_so(tmp_path, generator, share, words):
+    path = export_sequence(make_sequence(generator, (2,)), "mtt", tmp_path, PLAIN, NAMES)[0]
+    (tmp_path / "SHA256SUMS").unlink()
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(StorageError, match=f"{path.name} {words}"):
+        import_as(configure((2,)), [tmp_path], "mtt")
+
+
 def test_values_beyond_black_and_white_are_counted(generator):
     sequence = make_sequence(generator, (1,))
     assert share_outside(sequence, PLAIN) == 0

@@ -36,6 +36,9 @@ def as_pixels(count, seed=0):
     return (64 * images + 128).clamp(0, 255).to(torch.uint8), labels
 
 
+TWO = as_pixels(90), as_pixels(30, 1)
+
+
 @pytest.fixture(scope="module")
 def mine(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mine")
@@ -146,6 +149,20 @@ def test_a_folder_that_was_given_stays(tmp_path):
     assert list((tmp_path / "distilled").iterdir())
 
 
+def test_a_set_of_arrays_is_evaluated_with_the_same_arrays_another_day(mine, tmp_path):
+    path = tmp_path / "mine.safetensors"
+    mine.distilled.save(path)
+    parts = as_pixels(90), as_pixels(30, 1)
+    for dataset in (parts, [TensorDataset(*part) for part in parts]):
+        assert sm.evaluate(path, dataset=dataset).accuracy["convnet"]["values"] == mine.record.accuracy_last["values"]
+    with pytest.raises(DataError, match=r"data set 'arrays' is unknown.*evaluate\(…, dataset=\(train, test\)"):
+        sm.evaluate(path)
+    with pytest.raises(DataError, match="distilled from other arrays images"):
+        sm.evaluate(path, dataset=(as_pixels(90), as_pixels(30, 2)))
+    with pytest.raises(ConfigError, match=r"dataset has 3 parts; give the pair \(train, test\)"):
+        sm.evaluate(path, dataset=(*parts, None))
+
+
 def test_pictures_of_the_set_and_of_its_losses_are_drawn(mine):
     assert len(mine.show().axes) == 2
     assert len(mine.plot_losses().axes[0].lines) == 2
@@ -165,28 +182,47 @@ def test_arrays_of_any_kind_are_the_same_data_set():
         "tensors": (images, labels),
         "numpy": (images.numpy(), labels.numpy().astype(np.uint8)),
         "floats": (images.float() / 255, labels),
+        "two bytes a label": (images, labels.numpy().astype(np.uint16)),
+        "backwards": (images.numpy()[::-1].copy()[::-1], labels.numpy()[::-1].copy()[::-1]),
+        "lists": (images.float().div(255).tolist(), labels.tolist()),
         "a data set": TensorDataset(images, labels),
     }
     found = {name: dataset_from_arrays(part, part).fingerprint for name, part in kinds.items()}
     assert len(set(found.values())) == 1, found
 
 
-def test_pictures_have_their_channels_last():
+@pytest.mark.parametrize(
+    ("mode", "channels"), [("RGB", 3), ("P", 3), ("RGBA", 3), ("CMYK", 3), ("L", 1), ("1", 1), ("I;16", 1)]
+)
+def test_pictures_of_any_mode_are_read_as_those_of_a_folder_are(mode, channels):
+    """Channels last, and the places in a palette are no colours."""
     from PIL import Image
 
-    class Pictures(torch.utils.data.Dataset):
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 5, 3), np.uint8)
+    picture = Image.fromarray(pixels)
+    if mode == "I;16":
+        picture = Image.fromarray(pixels[..., 0].astype(np.uint16) * 257)
+    elif mode != "RGB":
+        picture = picture.convert(mode)
+    expected = pixels[..., :1] if mode == "I;16" else np.asarray(picture.convert("L" if channels == 1 else "RGB"))
+
+    train = dataset_from_arrays(items((picture, 0), (picture, 1)), items((picture, 0), (picture, 1))).train
+    assert tuple(train.images.shape) == (2, channels, 4, 5)
+    for image in train.images:
+        assert image.permute(1, 2, 0).numpy().tolist() == expected.reshape(4, 5, channels).tolist()
+
+
+def items(*items):
+    """A data set that yields these items."""
+
+    class Items(torch.utils.data.Dataset):
         def __len__(self):
-            return 2
+            return len(items)
 
         def __getitem__(self, index):
-            pixels = np.zeros((4, 5, 3), np.uint8)
-            pixels[..., 2] = 7
-            return Image.fromarray(pixels), index
+            return items[index]
 
-    train = dataset_from_arrays(Pictures(), Pictures()).train
-    assert tuple(train.images.shape) == (2, 3, 4, 5)
-    assert train.images[:, 2].eq(7).all()
-    assert train.images[:, :2].eq(0).all()
+    return Items()
 
 
 @pytest.mark.parametrize(
@@ -194,18 +230,41 @@ def test_pictures_have_their_channels_last():
     [
         (lambda x, y: (x[:, 0], y), r"images of shape \(30, 6, 6\); they must be \(N, C, H, W\)"),
         (lambda x, y: (x.float(), y), r"pixels from .* floats must lie in \[0, 1\]"),
-        (lambda x, y: (x.float() * float("nan"), y), r"pixels from nan to nan"),
+        (lambda x, y: (x.float() * float("nan"), y), r"1080 values that are not finite \(nan, inf\); replace them"),
         (lambda x, y: (x.int(), y), r"images of torch.int32; they must be uint8"),
         (lambda x, y: (x, y.float()), r"labels of torch.float32 and shape \(30,\); they must be \(N,\) whole numbers"),
-        (lambda x, y: (x, y - 1), r"whole numbers from 0 up"),
-        (lambda x, y: (x, y[:-1]), r"30 images and 29 labels"),
-        (lambda x, y: (x, 2 * y), r"has no images of classes \[1, 3\]"),
-        (lambda x, y: (x, y, y), r"train must be a pair \(images, labels\), not 3 things"),
+        (lambda x, y: (x, y + 1), r"train has labels from 1 to 3, .* 0 … 2, .*; subtract 1 from all"),
+        (
+            lambda x, y: (x, y.where(y > 0, -1)),
+            r"train has labels from -1 to 2, .* leave out images without a class, or add 1 to all",
+        ),
+        (lambda x, y: (x, y[:-1]), r"30 images and 29 labels; give each image one label"),
+        (lambda x, y: (x, y[:0]), r"labels of torch.int64 and shape \(0,\); they must be \(N,\) whole numbers"),
+        (lambda x, y: (x, 2 * y), r"train has labels from 0 to 4, .* 0 … 2, .* number .* without gaps"),
+        (lambda x, y: (x, y % 2), r"test has labels from 0 to 2, which must be 0 … 1, .* number the classes alike"),
+        (lambda x, y: (x[:, :, 1:], y), r"test has images of shape \(1, 6, 6\), train of \(1, 5, 6\); bring them to one"),
+        (lambda x, y: (x, y * 0 + 10**9), r"labels from 1000000000 to 1000000000, .* subtract"),
+        (lambda x, y: (x, y, y), r"train must be a pair \(images, labels\) of arrays.*this is none: too many values"),
+        (lambda x, y: (x, ["a"] * 30), r"this is none: can't convert .*str"),
+        (lambda x, y: ([[1, 2], [3]], [0, 1]), r"this is none: .*inhomogeneous"),
+        (lambda x, y: None, r"this is none: .*NoneType"),
+        (lambda x, y: items(*((x[0], 0), (x[0, :, 1:], 1))), r"with images of one size; this is none: .*\[1, 6, 6\]"),
+        (lambda x, y: items(*[(x[0], 0, 1)] * 4), r"a Dataset of pairs \(image, class\).*this is none: too many values"),
+        (lambda x, y: items((x[0], "cat")), r"this is none: invalid literal .*'cat'"),
+        (lambda x, y: items(), r"train must be a pair .*this is none"),
     ],
 )
 def test_arrays_that_do_not_fit_are_refused_with_what_was_found(change, message):
     with pytest.raises(DataError, match=message):
         dataset_from_arrays(change(*as_pixels(30)), as_pixels(30))
+
+
+def test_a_configuration_is_run_in_place_of_a_preset(tmp_path):
+    config = sm.RunConfig.from_preset("digits-ipc10-random", "smoke", 3, QUICK)
+    assert sm.run(config, results_dir=tmp_path).record.run_id == config.run_id
+    for more in ({"scale": "smoke"}, {"seed": 1}, {"set": QUICK}):
+        with pytest.raises(ConfigError, match="a RunConfig has its own scale, seed and settings"):
+            sm.run(config, results_dir=tmp_path, **more)
 
 
 def test_what_cannot_be_distilled_is_refused(tmp_path):
@@ -216,6 +275,45 @@ def test_what_cannot_be_distilled_is_refused(tmp_path):
     other = as_pixels(30, seed=5)
     with pytest.raises(StorageError, match="of arrays than those found; use another results folder, or, for `run`, --force"):
         sm.distill(other, data, "dm", (1,), 1, "smoke", set=QUICK, results_dir=tmp_path)
+    forced = sm.distill(other, data, "dm", (1,), 1, "smoke", set=QUICK, results_dir=tmp_path, force=True)
+    assert forced.record.data["fingerprint"] == forced.dataset.fingerprint
+
+
+NO_LIST = r"must be a list of whole numbers, such as \[5, 5\]"
+NO_TABLE = r"settings 'dm.lr_img=1' must be a dictionary, such as \{\"mtt.syn_steps\": 20"
+NO_PATH = "folder 3 must be a path, such as 'build/own'"
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda run: sm.distill(*TWO, subset_ipcs=4), f"subset_ipcs 4 {NO_LIST}"),
+        (lambda run: sm.distill(*TWO, subset_ipcs="22"), f"subset_ipcs '22' {NO_LIST}"),
+        (lambda run: sm.distill(*TWO, subset_ipcs=[2.0]), NO_LIST),
+        (lambda run: sm.distill(*TWO, method=None), "method 'None' is unknown; use one of dm, idc, krr, mtt"),
+        (lambda run: sm.distill(*TWO, set="dm.lr_img=1"), NO_TABLE),
+        (lambda run: sm.run("digits-ipc10-dm", "smoke", set="dm.lr_img=1"), NO_TABLE),
+        (lambda run: run.evaluate(set="dm.lr_img=1"), NO_TABLE),
+        (lambda run: sm.distill(*TWO, set={1: 2}), "unknown key 1; known are dataset"),
+        (lambda run: sm.distill(*TWO, results_dir=3), NO_PATH),
+        (lambda run: sm.run("digits-ipc10-dm", "smoke", results_dir=3), NO_PATH),
+        (lambda run: run.evaluate(results_dir=3), NO_PATH),
+        (lambda run: sm.records(3), NO_PATH),
+        (lambda run: sm.run(None), "unknown preset None; known are digits-ipc10-random"),
+        (lambda run: run.show(classes=[0, 9, -1]), r"classes \[9, -1\] are unknown; use some of 0 … 2"),
+    ],
+)
+def test_arguments_of_another_kind_are_named(call, message, mine):
+    with pytest.raises(ConfigError, match=message):
+        call(mine)
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path):
+    whole, more = np.int64(1), {"training.epochs": np.int32(2)}
+    for ipcs in (np.array([1, 1]), [whole, whole]):
+        run = sm.distill(*TWO, "dm", ipcs, whole, "smoke", set=QUICK | more, results_dir=tmp_path)
+        assert run.record.config["subset_ipcs"] == [1, 1]
+    assert len(sm.records(tmp_path)["run_id"].unique()) == 1
 
 
 def test_committed_records_are_one_tidy_frame():

@@ -13,7 +13,7 @@ from seqmatch_lib.engine.evaluation import train_staged
 from seqmatch_lib.engine.networks import flatten_parameters
 from seqmatch_lib.engine.training import TrainingRecipe
 from seqmatch_lib.errors import ConfigError, OutOfTime
-from seqmatch_lib.methods import get_method
+from seqmatch_lib.methods import BaseConfig, get_method
 from seqmatch_lib.methods.dm import DM, DMConfig
 from seqmatch_lib.methods.idc import IDC, METRICS, IDCConfig
 from seqmatch_lib.methods.krr import KRR, KRRConfig, margin_loss, regress
@@ -500,7 +500,11 @@ def test_the_gradient_of_soft_labels_equals_finite_differences(tmp_path, float64
         (IDCConfig, {"match_augment": "colour"}, "augmentation 'colour'"),
         (IDCConfig, {"engine": "higher"}, "engine 'higher' is unknown; use one of eager, compiled"),
         (DMConfig, {"later_fix_iter": 0}, "dm.later_fix_iter 0"),
-        (DMConfig, {"momentum_img": 1.0}, "dm.momentum_img 1.0"),
+        (DMConfig, {"momentum_img": 1.0}, "momentum_img 1.0"),
+        (BaseConfig, {"iterations": -3}, "iterations -3 must be at least 1"),
+        (BaseConfig, {"lr_img": 0.0}, "lr_img 0.0 must be positive"),
+        (BaseConfig, {"syn_lr": float("nan")}, "syn_lr nan must be positive"),
+        (BaseConfig, {"momentum_img": -0.1}, r"momentum_img -0.1 must lie in \[0, 1\)"),
         (KRRConfig, {"num_networks": 0}, "krr.num_networks 0"),
         (KRRConfig, {"ridge": 0.0}, "krr.ridge 0.0 must be positive"),
         (MTTConfig, {"lr_label": -1.0}, "mtt.lr_label -1.0 must not be negative"),

@@ -10,6 +10,7 @@ from seqmatch_lib.engine.networks import (
     LayerNorm,
     NetworkConfig,
     NormalisedConv,
+    check_networks,
     count_parameters,
     draw_parameters,
     flatten_parameters,
@@ -177,3 +178,45 @@ def test_the_last_module_is_the_linear_classifier(name):
         features = network[:-1](images)
         assert features.dim() == 2
         torch.testing.assert_close(features @ network[-1].weight.T + network[-1].bias, network(images))
+
+
+class Scaled(torch.nn.Linear):
+    """A known layer with a parameter more."""
+
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.scale = torch.nn.Parameter(torch.empty(1))
+
+
+class Drawn(torch.nn.PReLU):
+    def draw(self, generator):
+        self.weight.uniform_(0.1, 0.2, generator=generator)
+
+
+def sequential(*layers, classes=3):
+    return torch.nn.Sequential(torch.nn.Flatten(), *layers, torch.nn.Linear(16, classes))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: sequential(torch.nn.PReLU()), r"nothing draws weight of its module 1 \(PReLU\); .* draw\(generator\)"),
+        (lambda: sequential(torch.nn.Sequential(Scaled(16, 16))), r"nothing draws bias, scale, weight of its module 1.0 "),
+        (lambda: sequential(torch.nn.BatchNorm1d(16)), r"running_mean, running_var, weight of its module 1 \(BatchNorm1d"),
+        (lambda: torch.nn.Linear(16, 3), r"is a Linear; return nn.Sequential\("),
+        (lambda: sequential(classes=4), r"maps 2 images to \(2, 4\), not to \(2, 3\) logits"),
+    ],
+)
+def test_a_network_of_ones_own_that_cannot_be_drawn_is_refused_before_training(make, message, monkeypatch):
+    """Such parameters would hold whatever was in memory."""
+    monkeypatch.setitem(NETWORKS, "own", lambda config, image_shape, num_classes: make())
+    with pytest.raises(ConfigError, match=f"network 'own'.*{message}"):
+        check_networks([NetworkConfig("own")], (1, 4, 4), 3)
+
+
+def test_a_module_can_draw_its_own_parameters(monkeypatch):
+    monkeypatch.setitem(NETWORKS, "own", lambda config, image_shape, num_classes: sequential(Drawn()))
+    check_networks([NetworkConfig("own")], (1, 4, 4), 3)
+    first, again, other = (build("own", (1, 4, 4), 3, seed)[1].weight.item() for seed in (0, 0, 1))
+    assert first == again != other
+    assert 0.1 <= first <= 0.2

@@ -1,20 +1,26 @@
 """Adding a method: ten lines, alone and under SeqMatch, registered here or by the entry point of another package."""
 
+import re
 import subprocess
 import sys
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from types import ModuleType
 
 import pytest
 import torch
 from helpers import CLASSES, NETWORK, RECIPE, checkpoints, make_images, make_stage
 
+import seqmatch_lib as sm
+from seqmatch_lib.__main__ import main
 from seqmatch_lib.data.datasets import Split
 from seqmatch_lib.engine.evaluation import EvaluationProtocol
-from seqmatch_lib.errors import ConfigError
+from seqmatch_lib.errors import ConfigError, StorageError
 from seqmatch_lib.methods import BaseConfig, BaseMethod, MethodState, get_method, register_method
 from seqmatch_lib.methods import base as registry
+from seqmatch_lib.runs.config import REFERENCES, RunConfig
 from seqmatch_lib.runs.distillation import distill_stages
+from seqmatch_lib.runs.records import load_record, load_reevaluations
 from seqmatch_lib.subsets import SubsetSequence
 
 
@@ -44,6 +50,18 @@ class Means(BaseMethod):
         return loss.detach()
 
 
+class Fading(Means):
+    """Of data with any number of classes, and quick."""
+
+    def prepare(self, stage):
+        return MethodState(0.0)
+
+    def step(self, prepared, trainable, frozen, generator):
+        loss = trainable.images.square().mean()
+        loss.backward()
+        return loss.detach()
+
+
 def test_ten_lines_are_a_method_that_runs_under_seqmatch(tmp_path):
     stages = distill_stages(Means(MeansConfig()), make_stage(tmp_path), (1, 2), (None, None), checkpoints(tmp_path))
     assert [len(stage.last.images) for stage in stages] == [3, 6]
@@ -56,14 +74,122 @@ def test_ten_lines_are_a_method_that_runs_under_seqmatch(tmp_path):
     assert accuracy > 60  # chance is 33
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"step": lambda self, *_: torch.tensor(0.5)}, "step of Changed left no gradient of images; call loss.backward"),
+        ({"step": lambda self, *_: 0.5}, "step of Changed returned 0.5; return the detached loss"),
+        ({"step": lambda self, *_: None}, "step of Changed returned None; return the detached loss"),
+        ({"step": lambda self, *_: torch.ones(2)}, r"step of Changed returned tensor\(\[1., 1.\]\); return the"),
+        ({"prepare": lambda self, stage: None}, "prepare of Changed returned None; return a MethodState"),
+    ],
+)
+def test_a_method_that_breaks_a_rule_is_told_which(change, message, tmp_path):
+    method = type("Changed", (Means,), change)(MeansConfig())
+    with pytest.raises(ConfigError, match=message):
+        distill_stages(method, make_stage(tmp_path), (1,), (None,), checkpoints(tmp_path))
+
+
 def test_names_are_registered_once(monkeypatch):
     monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
     register_method("means")(Means)
     assert get_method("means") is Means
-    with pytest.raises(ConfigError, match="a method 'means' is registered already"):
-        register_method("means")(Means)
+    with pytest.raises(ConfigError, match="a method 'means' is registered already; choose another name"):
+        register_method("means")(Fading)
+    assert get_method("means") is Means
     with pytest.raises(ConfigError, match="method 'mean' is unknown; use one of dm, idc, krr, means, mtt"):
         get_method("mean")
+
+
+class Unfinished(BaseMethod):
+    def prepare(self, stage):
+        return MethodState(0.0)
+
+
+NAMES = ("my method", "a/b", "a.b", "", "training", "seqmatch_x", "random", "é", "x" * 61, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "message"),
+    [(name, Means, f"method name {name!r} must consist of letters") for name in NAMES]
+    + [
+        ("own", 3, r"method 'own' \(3\) is not a BaseMethod; name a subclass"),
+        ("own", MeansConfig, "is not a BaseMethod; name a subclass"),
+        ("own", Unfinished, "lacks step, config_class; define it"),
+    ],
+)
+def test_what_cannot_be_a_method_is_refused_when_it_is_registered(name, method, message, monkeypatch):
+    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
+    with pytest.raises(ConfigError, match=message):
+        register_method(name)(method)
+    assert name not in registry._METHODS
+
+
+def test_no_method_is_called_like_a_setting():
+    assert {field.name for field in fields(RunConfig)} | set(REFERENCES) == set(registry.RESERVED)
+
+
+def test_a_cell_that_registers_a_method_can_be_run_again(monkeypatch):
+    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
+    cell = "@register_method('again')\nclass Again(Fading):\n    number = {}"
+    for number in (1, 2):
+        names = {"register_method": register_method, "Fading": Fading, "__name__": "__main__"}
+        exec(cell.format(number), names)
+        assert get_method("again").number == number
+    names["__name__"] = "elsewhere"
+    with pytest.raises(ConfigError, match="a method 'again' is registered already"):
+        exec(cell.format(3), names)
+
+
+ODD_SETTINGS = """
+{future}
+from dataclasses import dataclass
+from typing import Literal, Optional
+from seqmatch_lib.methods import BaseConfig
+
+@dataclass(frozen=True)
+class OddConfig(BaseConfig):
+    lr_img: float = 1.0
+    decay: float | None = None
+    rate: Optional[int] = None
+    sizes: list[int] = None
+    pair: tuple[int, float] = (1, 0.5)
+    kind: Literal["mean", "max"] = "mean"
+    table: dict[str, float] = None
+"""
+
+
+@pytest.mark.parametrize("future", ["", "from __future__ import annotations"])
+@pytest.mark.parametrize(
+    ("setting", "value", "expected"),
+    [
+        ("lr_img", 0.7, 0.7),
+        ("decay", 1, 1.0),
+        ("decay", None, None),
+        ("rate", 3, 3),
+        ("sizes", (3, 4), [3, 4]),
+        ("pair", [2, 3], (2, 3.0)),
+        ("kind", "max", "max"),
+        ("table", {"a": 0.5}, {"a": 0.5}),
+        ("decay", "much", "means.decay = 'much' has the wrong type; it must be float | None"),
+        ("lr_img", None, "means.lr_img = None has the wrong type; it must be float"),
+        ("kind", "min", "means.kind = 'min' has the wrong type"),
+        ("sizes", [0.5], "means.sizes = 0.5 has the wrong type"),
+    ],
+)
+def test_settings_of_any_annotation_are_read(future, setting, value, expected, monkeypatch):
+    module = ModuleType("odd")
+    monkeypatch.setitem(sys.modules, "odd", module)
+    exec(compile(ODD_SETTINGS.format(future=future), "odd", "exec", dont_inherit=True), vars(module))
+    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
+    register_method("means")(type("Odd", (Fading,), {"config_class": module.OddConfig}))
+    overrides = {"method": "means", "intervals": [], f"means.{setting}": value}
+    if isinstance(expected, str) and expected != value:
+        with pytest.raises(ConfigError, match=re.escape(expected)):
+            RunConfig.from_preset("digits-ipc10-random", "smoke", overrides=overrides)
+        return
+    found = getattr(RunConfig.from_preset("digits-ipc10-random", "smoke", overrides=overrides).options, setting)
+    assert (found, type(found)) == (expected, type(expected))
 
 
 PACKAGE = """
@@ -88,7 +214,7 @@ class Pull(BaseMethod):
 
 RUN = """
 import sys
-from seqmatch_lib.runs.config import RunConfig
+from seqmatch_lib.runs.config import REFERENCES, RunConfig
 from seqmatch_lib.runs.experiment import run_experiment
 settings = RunConfig.from_preset("digits-ipc10-random", "smoke").as_dict()
 settings |= {"method": "seqmatch_pull", "subset_ipcs": [6, 4], "intervals": [], "pull": {"strength": 0.2, "iterations": 2}}
@@ -97,13 +223,13 @@ print(record.method, [len(stage["losses"]) for stage in record.stages], record.c
 """
 
 
-def install(folder, entry):
+def install(folder, entry, name="pull"):
     """Lays a package and its metadata into a folder, as pip does."""
     (folder / "pull_package.py").write_text(PACKAGE)
     metadata = folder / "pull_package-1.0.dist-info"
     metadata.mkdir(parents=True)
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: pull-package\nVersion: 1.0\n")
-    (metadata / "entry_points.txt").write_text(f"[seqmatch_lib.methods]\npull = {entry}\n")
+    (metadata / "entry_points.txt").write_text(f"[seqmatch_lib.methods]\n{name} = {entry}\n")
 
 
 def run_python(script, folder, *arguments):
@@ -123,3 +249,33 @@ def test_an_entry_point_that_is_no_method_is_named(tmp_path):
     script = "from seqmatch_lib.methods import get_method\ntry:\n  get_method('pull')\nexcept ValueError as e:\n  print(e)"
     done = run_python(script, tmp_path)
     assert "entry point 'pull' (pull_package:PullConfig) is not a BaseMethod" in done.stdout, done.stderr
+
+
+def test_a_folder_with_records_of_an_unknown_method_is_read_without_them(tmp_path, monkeypatch, capsys):
+    """They are whole, and count again once the module that registers the method is imported."""
+    quick = {"training.epochs": 1, "evaluation.num_networks": 1}
+    with monkeypatch.context() as patch:
+        patch.setattr(registry, "_METHODS", dict(registry._METHODS))
+        register_method("means")(Fading)
+        settings = {"method": "means", "means.iterations": 1, **quick}
+        run = sm.run("digits-ipc10-random", "smoke", set=settings, results_dir=tmp_path)
+        run.evaluate(results_dir=tmp_path)
+    known = sm.run("digits-ipc10-random", "smoke", set=quick, results_dir=tmp_path)
+    (path,) = tmp_path.glob("runs/digits/digits-means-*.json")
+    remedy = "import the module that registers it, or install its package"
+    assert set(sm.records(tmp_path)["run_id"]) == {known.record.run_id}
+    assert load_reevaluations(tmp_path) == []
+    assert main(["show", str(tmp_path)]) == 0
+    notices = capsys.readouterr().err.splitlines()
+    assert len([line for line in notices if line.startswith(f"notice: left out: {path}") and line.endswith(remedy)]) == 2
+    with pytest.raises(StorageError, match=f"{path.name}.*method 'means' is unknown.*{remedy}$"):
+        load_record(path)
+    with pytest.raises(ConfigError, match=f"method 'means' is unknown.*{remedy}$"):
+        sm.evaluate(tmp_path / "distilled" / f"{run.record.run_id}.safetensors")
+
+
+def test_an_entry_point_whose_name_does_not_serve_is_named(tmp_path):
+    install(tmp_path, "pull_package:Pull", "training")
+    script = "from seqmatch_lib import method_names\ntry:\n  method_names()\nexcept ValueError as e:\n  print(e)"
+    done = run_python(script, tmp_path)
+    assert "method name 'training' (entry point pull_package:Pull) must" in done.stdout, done.stderr

@@ -17,6 +17,7 @@ from seqmatch_lib.__main__ import main
 from seqmatch_lib.bench.cost import CostModel
 from seqmatch_lib.bench.report import format_benchmark, load_benchmark
 from seqmatch_lib.data import datasets as data
+from seqmatch_lib.engine.networks import NETWORKS
 from seqmatch_lib.methods import base as registry
 from seqmatch_lib.report import queries
 from seqmatch_lib.report.tables import load_published, readme_table
@@ -42,8 +43,9 @@ def test_the_code_of_a_page_runs_from_top_to_bottom(name, tmp_path, monkeypatch)
     for folder in ("notebooks", "paper_results"):
         (tmp_path / folder).symlink_to(ROOT / folder)
     write_images(tmp_path / "my_images")
-    monkeypatch.setattr(data, "DATASETS", dict(data.DATASETS))  # forget `my_images` and `means` afterwards
+    monkeypatch.setattr(data, "DATASETS", dict(data.DATASETS))  # forget `my_images`, `means` and `perceptron` afterwards
     monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
+    monkeypatch.setitem(NETWORKS, "perceptron", None)
     monkeypatch.chdir(tmp_path)
     names: dict = {"__name__": name}
     for language, text in runnable_blocks(PAGES[name]):

@@ -4,10 +4,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import Dataset
 
-from seqmatch_lib.data.datasets import DatasetSpec, ImageDataset, Split, check_split, fingerprint
-from seqmatch_lib.errors import DataError, require
+from seqmatch_lib.data.datasets import DatasetSpec, ImageDataset, Split, fingerprint
+from seqmatch_lib.data.readers import GREY, convert
+from seqmatch_lib.errors import DataError, first_line, require
 
 Arrays = tuple[Any, Any]  # images and labels, tensors or numpy arrays
 
@@ -24,37 +26,64 @@ def dataset_from_arrays(train: Arrays | Dataset, test: Arrays | Dataset) -> Imag
         DataError: another shape or type than those, pixels beyond their range, labels that are no whole numbers from 0 up.
     """
     train, test = _to_split(train, "train"), _to_split(test, "test")
-    num_classes = int(train.labels.max()) + 1
-    shape = tuple(train.images.shape[1:])
+    num_classes = len(train.labels.unique())  # the largest label may be of any size
+    _check_classes(train.labels, "train", num_classes)
+    _check_classes(test.labels, "test", num_classes)
+    shape, test_shape = (tuple(part.images.shape[1:]) for part in (train, test))
+    require(test_shape == shape, f"test has images of shape {test_shape}, train of {shape}; bring them to one", DataError)
     mean_std = ((0.5,) * shape[0], (0.25,) * shape[0])  # as for image folders
     spec = DatasetSpec("arrays", num_classes, shape, *mean_std, len(train), len(test))
-    check_split(train, "train", spec, "arrays")
-    check_split(test, "test", spec, "arrays")
     names = tuple(map(str, range(num_classes)))
     return ImageDataset(spec, train, test, names, "arrays", fingerprint(train, test), ())
 
 
 def _to_split(part: Arrays | Dataset, which: str) -> Split:
-    if isinstance(part, Dataset):
-        pairs = [part[index] for index in range(len(part))]
-        require(bool(pairs), f"{which} holds no images; give some", DataError)
-        part = torch.stack([_to_tensor(image) for image, _ in pairs]), torch.tensor([int(label) for _, label in pairs])
-    require(len(part) == 2, f"{which} must be a pair (images, labels), not {len(part)} things", DataError)
-    images, labels = (array if torch.is_tensor(array) else torch.as_tensor(np.asarray(array)) for array in part)
+    try:
+        images, labels = _to_tensors(part)
+    except (TypeError, ValueError, RuntimeError) as error:  # whatever numpy, torch and Pillow make of what is no array
+        rule = "must be a pair (images, labels) of arrays, or a Dataset of pairs (image, class) with images of one size"
+        raise DataError(f"{which} {rule}; this is none: {first_line(error)}") from error
     shape = tuple(images.shape)
-    if len(shape) != 4 or shape[1] not in (1, 3):
+    if len(shape) != 4 or shape[1] not in (1, 3) or 0 in shape:
         raise DataError(f"{which} has images of shape {shape}; they must be (N, C, H, W) with 1 or 3 channels C")
     whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype is torch.bool)
-    if not (labels.dim() == 1 and whole and len(labels) > 0 and int(labels.min()) >= 0):
+    if not (labels.dim() == 1 and whole and len(labels) > 0):
         description = f"{labels.dtype} and shape {tuple(labels.shape)}"
-        raise DataError(f"{which} has labels of {description}; they must be (N,) whole numbers from 0 up")
+        raise DataError(f"{which} has labels of {description}; they must be (N,) whole numbers")
+    counts = f"{which} has {len(images)} images and {len(labels)} labels"
+    require(len(images) == len(labels), f"{counts}; give each image one label", DataError)
     return Split(_to_bytes(images, which), labels.long().cpu())
+
+
+def _check_classes(labels: torch.Tensor, which: str, num_classes: int) -> None:
+    """Raises DataError unless the labels are 0 … num_classes - 1, each at least once."""
+    found = labels.unique()
+    first, last = found[[0, -1]].tolist()
+    remedy = "number the classes alike in train and test, without gaps, and give images of each in both"
+    if first < 0:
+        remedy = f"leave out images without a class, or add {-first} to all of them"
+    elif first > 0 and (found - first).equal(torch.arange(num_classes)):
+        remedy = f"subtract {first} from all of them"
+    rule = f"which must be 0 … {num_classes - 1}, each at least once"
+    problem = f"{which} has labels from {first} to {last}, {rule}; {remedy}"
+    require(found.equal(torch.arange(num_classes)), problem, DataError)
+
+
+def _to_tensors(part: Arrays | Dataset) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns images and labels; errors are those of Python and of other libraries."""
+    if isinstance(part, Dataset):
+        pairs = [part[index] for index in range(len(part))]
+        part = torch.stack([_to_tensor(image) for image, _ in pairs]), torch.tensor([int(label) for _, label in pairs])
+    images, labels = (array if torch.is_tensor(array) else torch.as_tensor(np.ascontiguousarray(array)) for array in part)
+    return images, labels.long() if labels.dtype in (torch.uint16, torch.uint32, torch.uint64) else labels
 
 
 def _to_tensor(image: Any) -> torch.Tensor:
     """Returns (C, H, W) of a tensor, or of a picture, whose channels come last."""
     if torch.is_tensor(image):
         return image
+    if isinstance(image, Image.Image):  # the numbers of some modes are no colours, but places in a palette
+        image = convert(image, "L" if image.mode in GREY else "RGB")
     pixels = torch.from_numpy(np.array(image))
     return pixels[None] if pixels.dim() == 2 else pixels.permute(2, 0, 1)
 
@@ -65,7 +94,9 @@ def _to_bytes(images: torch.Tensor, which: str) -> torch.Tensor:
     if not images.is_floating_point():
         raise DataError(f"{which} has images of {images.dtype}; they must be uint8, or floats in [0, 1]")
     low, high = float(images.min()), float(images.max())
-    if not (low >= 0 and high <= 1):  # nor where one is not a number
+    count = int((~images.isfinite()).sum())
+    require(count == 0, f"{which} has {count} values that are not finite (nan, inf); replace them", DataError)
+    if low < 0 or high > 1:
         remedy = "floats must lie in [0, 1], so undo a normalisation, or give uint8"
         raise DataError(f"{which} has pixels from {low:.4g} to {high:.4g}; {remedy}")
     return (255 * images).round().to(torch.uint8).cpu().contiguous()

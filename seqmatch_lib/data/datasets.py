@@ -162,7 +162,8 @@ def find_dataset(name: str) -> DatasetSpec:
         DataError: the name is not registered.
     """
     if name not in DATASETS:
-        remedy = f"use one of {', '.join(DATASETS)}, or --images for a folder (in Python: register_dataset)"
+        in_python = "register_dataset, or evaluate(…, dataset=(train, test))"
+        remedy = f"use one of {', '.join(DATASETS)}, or --images for a folder (in Python: {in_python})"
         raise DataError(f"data set {name!r} is unknown; {remedy}")
     return DATASETS[name]
 

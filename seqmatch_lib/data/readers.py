@@ -25,6 +25,7 @@ MAX_PIXELS = 2**26  # of one image: a file of some kilobytes can claim to hold a
 SHARD_BYTES, SHARD_PIXELS = 2**24, 2**28  # that a shard may always unfold to, however small its file is …
 SHARD_GROWTH = 100  # … and how many times the size of its file
 MODES_OF_16_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
+GREY = ("1", "L", *MODES_OF_16_BITS)
 TURNS = {  # what brings a picture of this EXIF orientation upright; from 5 on it lies on its side
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -197,7 +198,7 @@ def read_header(path: Path) -> tuple[tuple[int, int], bool]:
             warnings.simplefilter("ignore")
             image = _open_image(content)
             size = _upright_size(image)
-        return size, image.mode in ("1", "L", *MODES_OF_16_BITS)
+        return size, image.mode in GREY
     except Exception as error:  # as in `decode_images`
         raise DataError(f"{path} cannot be decoded ({first_line(error)}); get the file again") from error
 
@@ -262,7 +263,7 @@ def decode_images(
             image = _open_image(content)
             size = _upright_size(image)
             fits = resize or size == (width, height)
-            image = _convert(image, "L" if channels == 1 else "RGB") if fits else image
+            image = convert(image, "L" if channels == 1 else "RGB") if fits else image
         except Exception as error:  # Pillow's readers end in all kinds of exceptions on damaged files
             raise DataError(f"{origin} cannot be decoded ({first_line(error)}); get the file again") from error
         if not fits:
@@ -291,8 +292,8 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
     return image.size if _orientation(image) < 5 else image.size[::-1]
 
 
-def _convert(image: Image.Image, mode: str) -> Image.Image:
-    """Decodes a picture to 8 bits a colour, upright."""
+def convert(image: Image.Image, mode: str) -> Image.Image:
+    """Returns a picture in mode "L" or "RGB", decoded to 8 bits a colour, upright; raises ValueError for 32 bits a pixel."""
     turn = TURNS.get(_orientation(image))
     if image.mode in MODES_OF_16_BITS or (image.mode == "I" and image.format in ("PNG", "PPM")):
         pixels = np.asarray(image) >> 8  # Pillow would cut them off at 255 instead of dividing them

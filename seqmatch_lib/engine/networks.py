@@ -18,6 +18,8 @@ from seqmatch_lib.errors import require
 NORMS = ("instance", "group", "layer", "batch", "none")
 POOLINGS = ("avg", "max", "none")
 GROUPS = 4  # of norm "group", as in the public code
+_DRAWN = (nn.Conv2d, nn.Linear, nn.GroupNorm, nn.LayerNorm, nn.BatchNorm2d)  # whose parameters `draw_parameters` fills
+_DRAWN_NAMES = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
 
 
 @dataclass(frozen=True)
@@ -71,20 +73,33 @@ def make_network(
     """
     network = _lay_out(config, image_shape, num_classes).to_empty(device="cpu")
     draw_parameters(network, generator)
-    network.architecture = (config, image_shape, num_classes)  # networks of equal architecture share compiled code
+    # networks of equal architecture share compiled code
+    network.architecture = (NETWORKS[config.name], config, image_shape, num_classes)
     return network
 
 
 def check_networks(configs: Iterable[NetworkConfig], image_shape: tuple[int, int, int], num_classes: int) -> None:
-    """Raises the ConfigError that `make_network` would raise for any of them: before the first is trained."""
+    """Raises ConfigError for any that `make_network` refuses, or that has other outputs: before the first is trained."""
     for config in configs:
-        _lay_out(config, image_shape, num_classes)
+        logits = _lay_out(config, image_shape, num_classes)(torch.empty(2, *image_shape, device="meta"))
+        fits = tuple(logits.shape) in ((2, num_classes), (2, num_classes, *image_shape[1:]))
+        require(fits, f"network {config.name!r} maps 2 images to {tuple(logits.shape)}, not to (2, {num_classes}) logits")
 
 
 def _lay_out(config: NetworkConfig, image_shape: tuple[int, int, int], num_classes: int) -> nn.Sequential:
-    """Returns a network without parameter values."""
+    """Returns a network without parameter values; raises ConfigError for parameters that nothing would draw."""
     with torch.device("meta"):
-        return NETWORKS[config.name](config, image_shape, num_classes)
+        network = NETWORKS[config.name](config, image_shape, num_classes)
+    kind = type(network).__name__
+    require(isinstance(network, nn.Sequential), f"network {config.name!r} is a {kind}; return nn.Sequential(features, head)")
+    for name, module in network.named_modules():
+        own = {key for key, _ in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))}
+        require(
+            hasattr(module, "draw") or own <= (_DRAWN_NAMES if isinstance(module, _DRAWN) else set()),
+            f"network {config.name!r}: nothing draws {', '.join(sorted(own))} of its module {name} "
+            f"({type(module).__name__}); give the module a method draw(generator) that fills them",
+        )
+    return network
 
 
 @torch.no_grad()
@@ -92,17 +107,17 @@ def draw_parameters(network: nn.Module, generator: torch.Generator) -> None:
     """Draws a network's parameters in place from PyTorch's default distributions.
 
     Weights and biases of convolutions and linear layers are uniform within ±1 / sqrt(fan in). Weights of norms are one, their
-    biases zero. Position and class embeddings are normal with standard deviation 0.02.
+    biases zero. A module with a method `draw` fills its own. What nothing fills, `make_network` refuses.
     """
     for module in network.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
+        if hasattr(module, "draw"):
+            module.draw(generator)
+        elif isinstance(module, nn.Conv2d | nn.Linear):
             bound = 1 / math.sqrt(module.weight[0].numel())
             for parameter in module.parameters(recurse=False):
                 parameter.uniform_(-bound, bound, generator=generator)
         elif isinstance(module, nn.GroupNorm | nn.LayerNorm | nn.BatchNorm2d):
             module.reset_parameters()
-        elif isinstance(module, _Embedding):
-            module.value.normal_(0.0, 0.02, generator=generator)
 
 
 def count_parameters(network: nn.Module) -> int:
@@ -322,6 +337,9 @@ class _Embedding(nn.Module):
     def __init__(self, *shape: int) -> None:
         super().__init__()
         self.value = nn.Parameter(torch.empty(shape))
+
+    def draw(self, generator: torch.Generator) -> None:
+        self.value.normal_(0.0, 0.02, generator=generator)
 
 
 class _TransformerBlock(nn.Module):

@@ -112,10 +112,14 @@ def import_sequence(
     origin = ", ".join(map(str, paths))
     check_sequence(sequence, origin, spec.shape, spec.num_classes)
     ipcs = [len(subset.images) // spec.num_classes for subset in sequence.subsets]
+    method = settings["method"]  # with a section of its settings, unless it is a sequence or a reference
+    sequence_of = f" --set method=seqmatch_{method}" * (len(ipcs) > 1 and method in settings)
+    if sequence_of and settings["intervals"]:  # that of the one subset stands for all
+        sequence_of += f" --set teachers.later_epochs={settings['teachers']['epochs']}"
     require(
         ipcs == list(subset_ipcs),
         f"{origin} has subsets of {ipcs} images per class, but its preset of {list(subset_ipcs)}; "
-        f"add --set ipc={sum(ipcs)} --set subset_ipcs={json.dumps(ipcs, separators=(',', ':'))}",
+        f"add --set ipc={sum(ipcs)} --set subset_ipcs={json.dumps(ipcs, separators=(',', ':'))}{sequence_of}",
     )
     return sequence
 

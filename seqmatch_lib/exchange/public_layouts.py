@@ -216,11 +216,14 @@ def _plain(value: Any, path: Path) -> torch.Tensor:
 
 def _load_pt(path: Path) -> Any:
     require(path.is_file(), f"{path} does not exist; give the folder of a finished run", StorageError)
+    require(path.stat().st_size > 0, f"{path} is empty; copy it again", StorageError)
     try:
         _check_stored(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's, on pickles of a kind that it reads all the same
             return torch.load(path, map_location="cpu", weights_only=True)
+    except zipfile.BadZipFile as error:
+        raise StorageError(f"{path} is cut off or damaged ({first_line(error)}); copy it again") from error
     except Exception as error:  # a malformed or hostile pickle can end in any exception that its opcodes lead to
         # pickle's error, by its name; torch's advice in it, to read the file without the protection, is not passed on
         reason = _describe_objects(path) if type(error).__name__ == "UnpicklingError" else first_line(error)

@@ -4,9 +4,10 @@ A base method optimises one subset. It learns about the earlier subsets only fro
 also works under SeqMatch. The guide to a method of your own, with a complete example, is `docs/own_method.md`.
 """
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -29,6 +30,10 @@ from seqmatch_lib.store.files import tensors_under
 from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset, sample_real_subset
 
 ENTRY_POINTS = "seqmatch_lib.methods"
+RESERVED = (  # what else stands at the place of a method, or of its section, in the settings of a run
+    "random", "whole", "preset", "scale", "seed", "dataset", "ipc", "method", "subset_ipcs", "intervals", "zca", "select_on",
+    "network", "teachers", "training", "evaluation", "options",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -205,16 +210,22 @@ class BaseConfig:
     """Settings that every method has.
 
     Args:
-        iterations: of each stage.
-        lr_img: learning rate of the images.
-        momentum_img: of the image optimiser (SGD).
-        syn_lr: step size of training on the set; the initial one, if the method learns it.
+        iterations: of each stage, at least 1.
+        lr_img: learning rate of the images, positive.
+        momentum_img: of the image optimiser (SGD), in [0, 1).
+        syn_lr: step size of training on the set, positive; the initial one, if the method learns it.
     """
 
     iterations: int = 1000
     lr_img: float = 1.0
     momentum_img: float = 0.5
     syn_lr: float = 0.01
+
+    def __post_init__(self) -> None:
+        require(self.iterations >= 1, f"iterations {self.iterations} must be at least 1")
+        require(self.lr_img > 0, f"lr_img {self.lr_img} must be positive")
+        require(self.syn_lr > 0, f"syn_lr {self.syn_lr} must be positive")
+        require(0 <= self.momentum_img < 1, f"momentum_img {self.momentum_img} must lie in [0, 1)")
 
 
 @dataclass(frozen=True)
@@ -317,20 +328,49 @@ _METHODS: dict[str, type[BaseMethod]] = {}
 
 
 def register_method(name: str) -> Callable[[type[BaseMethod]], type[BaseMethod]]:
-    """Class decorator that makes a base method available under a name, alone and as `seqmatch_<name>`."""
+    """Class decorator that makes a base method available under a name, alone and as `seqmatch_<name>`.
+
+    A class of the same module and name takes the place of the one before, so that a cell of a notebook can be run again.
+
+    Raises:
+        ConfigError: the name does not serve or is taken, or the class is no complete method.
+    """
 
     def register(method: type[BaseMethod]) -> type[BaseMethod]:
-        require(name not in _METHODS, f"a method {name!r} is registered already; choose another name")
+        _check_name(name)
+        _check_method(f"method {name!r} ({method!r:.120})", method)
+        homes = {(known.__module__, known.__qualname__) for known in (_METHODS.get(name, method), method)}
+        require(len(homes) == 1, f"a method {name!r} is registered already; choose another name")
         _METHODS[name] = method
         return method
 
     return register
 
 
+def _check_name(name: Any, origin: str = "") -> None:
+    """Raises ConfigError unless a name serves in the names of files, as a key of settings and after `seqmatch_`."""
+    fits = isinstance(name, str) and re.fullmatch(r"(?!seqmatch_)[a-zA-Z]\w{,59}", name, re.ASCII) and name not in RESERVED
+    require(
+        bool(fits),
+        f"method name {name!r:.120}{origin} must consist of letters, digits and '_', of 60 at most, begin with a letter, not "
+        f"with 'seqmatch_', and be none of {', '.join(RESERVED)}; choose another name",
+    )
+
+
+def _check_method(origin: str, method: Any) -> None:
+    is_method = isinstance(method, type) and issubclass(method, BaseMethod)
+    require(is_method, f"{origin} is not a BaseMethod; name a subclass of seqmatch_lib.methods.BaseMethod")
+    lacks = sorted(method.__abstractmethods__) + ["config_class"] * (not is_dataclass(getattr(method, "config_class", None)))
+    require(not lacks, f"{origin} lacks {', '.join(lacks)}; define it, config_class as a dataclass such as BaseConfig")
+
+
 @cache
 def _entry_points() -> dict[str, EntryPoint]:
     """Methods that installed packages register; cached, because the look-up reads the metadata of every package."""
-    return {entry.name: entry for entry in entry_points(group=ENTRY_POINTS)}
+    found = {entry.name: entry for entry in entry_points(group=ENTRY_POINTS)}
+    for name, entry in found.items():
+        _check_name(name, f" (entry point {entry.value})")
+    return found
 
 
 def method_names() -> tuple[str, ...]:
@@ -347,10 +387,7 @@ def get_method(name: str) -> type[BaseMethod]:
     if name not in _METHODS and name in _entry_points():
         entry = _entry_points()[name]
         method = entry.load()
-        require(
-            isinstance(method, type) and issubclass(method, BaseMethod),
-            f"entry point {name!r} ({entry.value}) is not a BaseMethod; name a subclass of seqmatch_lib.methods.BaseMethod",
-        )
+        _check_method(f"entry point {name!r} ({entry.value})", method)
         _METHODS.setdefault(name, method)
     require(name in _METHODS, f"method {name!r} is unknown; use one of {', '.join(method_names())}")
     return _METHODS[name]

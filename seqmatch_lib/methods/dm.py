@@ -8,23 +8,20 @@ from torch import nn
 
 from seqmatch_lib.engine.augment import DSA_STRATEGY, augment_alike, check_strategy
 from seqmatch_lib.errors import require
-from seqmatch_lib.methods.base import BaseMethod, Effort, MethodState, Stage, Trainable, register_method
+from seqmatch_lib.methods.base import BaseConfig, BaseMethod, Effort, MethodState, Stage, Trainable, register_method
 from seqmatch_lib.subsets import SubsetSequence
 
 FEATURE_PASSES = 3  # cost of a synthetic image: its features, and their derivative in the image
 
 
 @dataclass(frozen=True)
-class DMConfig:
-    """Hyperparameters of DM, named as in its public code.
+class DMConfig(BaseConfig):
+    """Hyperparameters of DM, beside those of every method; named as in its public code, where `syn_lr` is `lr_net`.
 
     Args:
         iterations: each on all classes.
-        lr_img: learning rate of the images.
-        momentum_img: of the image optimiser.
         batch_real: real images of each class in an iteration.
         augment: DSA strategy, with one draw for the real and synthetic images of a class.
-        syn_lr: step size for training on the set (`lr_net`), not learned.
         fix_iter: iterations with the same random network; 1 in the public code.
         later_fix_iter: the same in stages k >= 2, where each network is first trained on S_1 … S_{k-1}.
 
@@ -32,20 +29,15 @@ class DMConfig:
     """
 
     iterations: int = 20_000
-    lr_img: float = 1.0
-    momentum_img: float = 0.5
     batch_real: int = 256
     augment: str = DSA_STRATEGY
-    syn_lr: float = 0.01
     fix_iter: int = 1
     later_fix_iter: int = 50
 
     def __post_init__(self) -> None:
-        for name in ("iterations", "batch_real", "fix_iter", "later_fix_iter"):
+        super().__post_init__()
+        for name in ("batch_real", "fix_iter", "later_fix_iter"):
             require(getattr(self, name) >= 1, f"dm.{name} {getattr(self, name)} must be at least 1")
-        for name in ("lr_img", "syn_lr"):
-            require(getattr(self, name) > 0, f"dm.{name} {getattr(self, name)} must be positive")
-        require(0 <= self.momentum_img < 1, f"dm.momentum_img {self.momentum_img} must lie in [0, 1)")
         check_strategy(self.augment)
 
 

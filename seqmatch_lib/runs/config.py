@@ -8,16 +8,19 @@ for the scale `[scale.<scale>.all]`, `[scale.<scale>.<dataset>]`, `[scale.<scale
 import sys
 import tomllib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
-from typing import Any, get_args, get_origin
+from operator import index
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from seqmatch_lib.engine.evaluation import EvaluationConfig
 from seqmatch_lib.engine.networks import NetworkConfig
 from seqmatch_lib.engine.training import TrainingRecipe
-from seqmatch_lib.errors import ConfigError, require
+from seqmatch_lib.errors import ConfigError, UnknownMethodError, require
 from seqmatch_lib.methods import get_method, method_names
 from seqmatch_lib.methods.teachers import TeacherConfig
 from seqmatch_lib.store.files import digest_json
@@ -27,6 +30,7 @@ SCALES = ("smoke", "reduced", "short", "paper")
 SELECTIONS = ("validation", "test", "none")
 SEQUENTIAL_PREFIX = "seqmatch_"
 REFERENCES = ("random", "whole")  # methods that learn no images
+_ITEMS = {int: "whole numbers, such as [5,5]", float: "numbers, such as [0.5,0.1]", str: 'texts, such as ["convnet"]'}
 LARGEST_INT = 2**63 - 1  # that torch takes
 
 
@@ -134,7 +138,7 @@ class RunConfig:
             settings = _merge(settings, layer)
         if not _has_intervals(base):
             settings["intervals"] = []  # those of a scale are meant for the others
-        return cls.from_dict({**_override(settings, overrides or {}), "preset": preset, "scale": scale, "seed": seed})
+        return cls.from_dict({**_override(settings, overrides), "preset": preset, "scale": scale, "seed": seed})
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> "RunConfig":
@@ -288,24 +292,36 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _base_method(settings: Mapping[str, Any]) -> str:
-    """Returns the base method of settings, or their reference; raises ConfigError if there is none of that name."""
+    """Returns the base method of settings, or their reference; raises UnknownMethodError if there is none of that name."""
     method = settings.get("method")
     base = str(method).removeprefix(SEQUENTIAL_PREFIX)
     require(
         base in method_names() or method in REFERENCES,
-        f"method {method!r:.120} is unknown; use {' or '.join(REFERENCES)}, or {', '.join(method_names())}, "
-        f"alone or after '{SEQUENTIAL_PREFIX}'",
+        f"method {method!r:.120} is unknown; use {' or '.join(REFERENCES)}, or {', '.join(method_names())}, alone or after "
+        f"'{SEQUENTIAL_PREFIX}'; if it is one of your own, import the module that registers it, or install its package",
+        UnknownMethodError,
     )
     return base
 
 
-def _override(settings: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+def as_overrides(given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Returns changed settings as a dictionary, empty for None; raises ConfigError for anything but a mapping."""
+    example = '{"mtt.syn_steps": 20, "subset_ipcs": [5, 5]}'
+    require(given is None or isinstance(given, Mapping), f"settings {given!r:.120} must be a dictionary, such as {example}")
+    return dict(given or {})
+
+
+def _override(settings: dict[str, Any], overrides: Mapping[str, Any] | None) -> dict[str, Any]:
     """Returns settings with some of them changed, by dotted keys that a preset has; of the new method, if that is changed."""
+    overrides = as_overrides(overrides)
     for key, value in sorted(overrides.items(), key=lambda override: override[0] != "method"):
         require_known("key", key, _known_keys(settings))
         for part in reversed(key.split(".")):
             value = {part: value}
         settings = _merge(settings, value)
+    base = str(settings["method"]).removeprefix(SEQUENTIAL_PREFIX)
+    if "method" in overrides and "intervals" not in overrides and base in method_names() and not _has_intervals(base):
+        return {**settings, "intervals": []}  # those that the method before had
     return settings
 
 
@@ -328,7 +344,7 @@ def require_known(what: str, name: str, known: Any) -> None:
     if name in known:
         return
     ends_alike = [other for other in known if other.rpartition(".")[2] == name]
-    alike = ends_alike or get_close_matches(name, list(known), n=3, cutoff=0.5)
+    alike = ends_alike or get_close_matches(str(name), list(known), n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(alike)}?" if alike else f"known are {', '.join(known)}"
     raise ConfigError(f"unknown {what} {name!r:.120}; {hint}")
 
@@ -337,7 +353,8 @@ def _build(kind: type, values: Mapping[str, Any], section: str) -> Any:
     """Builds a dataclass from a mapping: every key known, every value of the field's type."""
     _check_keys(kind, values, section)
     prefix = f"{section}." if section else ""
-    kinds = {field.name: field.type for field in fields(kind)}
+    hints = get_type_hints(kind)  # also of a module in which annotations are texts
+    kinds = {field.name: hints[field.name] for field in fields(kind)}
     needed = [field.name for field in fields(kind) if field.default is MISSING and field.default_factory is MISSING]
     missing = [f"{prefix}{name}" for name in needed if name not in values]
     require(not missing, f"the settings lack {', '.join(missing)}; take those of a preset and change them")
@@ -356,18 +373,26 @@ def _coerce(value: Any, kind: Any, key: str) -> Any:
     """Returns the value as the field's type: lists become tuples and whole numbers floats, nothing else is converted."""
     if is_dataclass(kind) and isinstance(value, Mapping):
         return _build(kind, value, key)
-    if get_origin(kind) is tuple and isinstance(value, list | tuple):
-        inner = get_args(kind)
-        repeated = inner[-1] is Ellipsis
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        for member in inner:
+            with suppress(ConfigError):
+                return _coerce(value, member, key)
+    if origin in (tuple, list) and isinstance(value, list | tuple):
+        repeated = origin is list or inner[-1] is Ellipsis
         if repeated or len(value) == len(inner):
             kinds = [inner[0]] * len(value) if repeated else inner
-            return tuple(_coerce(item, item_kind, key) for item, item_kind in zip(value, kinds, strict=True))
+            return origin(_coerce(item, item_kind, key) for item, item_kind in zip(value, kinds, strict=True))
+    if kind is int and hasattr(value, "__index__") and type(value) is not bool:
+        value = index(value)  # also of numpy's
+        require(abs(value) <= LARGEST_INT, f"{key} = {value!r:.40} must be a number of at most 63 bits")
     if kind is float and type(value) in (int, float):
         require(abs(value) <= sys.float_info.max, f"{key} = {value!r:.40} must be a finite number")
         return float(value)
-    if kind is int and type(value) is int:
-        require(abs(value) <= LARGEST_INT, f"{key} = {value!r:.40} must be a number of at most 63 bits")
-    if kind is Any or type(value) is kind:
+    if kind is Any or type(value) is kind or (origin is Literal and value in inner) or origin is type(value) is dict:
         return value
-    expected = getattr(kind, "__name__", str(kind)) if get_origin(kind) is None else str(kind)
+    expected = getattr(kind, "__name__", str(kind)) if origin is None else str(kind)
+    if origin in (tuple, list):
+        count = "" if origin is list or inner[-1] is Ellipsis else f"{len(inner)} "
+        expected = f"a list of {count}{_ITEMS.get(inner[0], 'lists, such as [[0,4]]')}"
     raise ConfigError(f"{key} = {value!r:.200} has the wrong type; it must be {expected}")

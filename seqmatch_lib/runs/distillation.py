@@ -4,8 +4,8 @@ import time
 from collections.abc import Callable, Sequence
 
 from seqmatch_lib.engine.memory import reset_peak_memory
-from seqmatch_lib.errors import DivergenceError
-from seqmatch_lib.methods.base import BaseMethod, Stage
+from seqmatch_lib.errors import DivergenceError, require
+from seqmatch_lib.methods.base import BaseMethod, MethodState, Stage
 from seqmatch_lib.progress import progress_bar
 from seqmatch_lib.runs.stages import StageCheckpoint, StageProgress
 from seqmatch_lib.seqmatch import distill_sequence, iterate
@@ -63,6 +63,8 @@ def _distill_stage(
     device = stage.images.device
     reset_peak_memory(device)
     prepared = method.prepare(stage)
+    is_state = isinstance(prepared, MethodState)
+    require(is_state, f"prepare of {type(method).__name__} returned {prepared!r:.80}; return a MethodState")
     progress.seconds["teachers"] = prepared.seconds
     progress.note_memory("teachers")
     reset_peak_memory(device)

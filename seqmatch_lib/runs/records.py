@@ -4,7 +4,8 @@ Each holds everything needed to understand and repeat it, `overrides` included: 
 was made, so that editing a preset never changes what an older record means.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from functools import cache
@@ -12,7 +13,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin
 
-from seqmatch_lib.errors import ConfigError, StorageError, require
+from seqmatch_lib.errors import ConfigError, StorageError, UnknownMethodError, require
 from seqmatch_lib.runs.config import RunConfig, preset_names
 from seqmatch_lib.runs.provenance import Provenance
 from seqmatch_lib.store.files import digest_json, read_json, write_json
@@ -232,21 +233,34 @@ def load_record(path: Path) -> RunRecord:
 
 
 def load_runs(results_dir: Path) -> list[RunRecord]:
-    """Reads all records below `results_dir/runs`, sorted by data set, ipc, scale, method and seed."""
-    records = [load_record(path) for path in sorted((results_dir / "runs").rglob("*.json"))]
+    """Reads all records below `results_dir/runs`, sorted by data set, ipc, scale, method and seed.
+
+    Records of methods that are not registered are left out, with a notice that names them; so below.
+    """
+    records = _load_known(load_record, (results_dir / "runs").rglob("*.json"))
     return sorted(records, key=lambda record: (record.dataset, record.ipc, record.scale, record.method, record.seed))
 
 
 def load_reevaluations(results_dir: Path) -> list[Reevaluation]:
     """Reads all re-evaluations of a results folder, sorted by file name; raises as `load_record` does."""
-    paths = sorted((results_dir / "reevaluations").rglob("*.json"))
-    return [_load(Reevaluation, path, "evaluate the set again") for path in paths]
+    paths = (results_dir / "reevaluations").rglob("*.json")
+    return _load_known(lambda path: _load(Reevaluation, path, "evaluate the set again"), paths)
 
 
 def load_orders(results_dir: Path) -> list[OrderRecord]:
     """Reads all comparisons of orders of a results folder, sorted by file name; raises as `load_record` does."""
-    paths = sorted((results_dir / "order").glob("*.json"))
-    return [_load(OrderRecord, path, "run 21_ablation_order again") for path in paths]
+    paths = (results_dir / "order").glob("*.json")
+    return _load_known(lambda path: _load(OrderRecord, path, "run 21_ablation_order again"), paths)
+
+
+def _load_known(load: Callable[[Path], Record], paths: Iterable[Path]) -> list[Record]:
+    records = []
+    for path in sorted(paths):
+        try:
+            records.append(load(path))
+        except UnknownMethodError as error:
+            print(f"notice: left out: {error}", file=sys.stderr)
+    return records
 
 
 def find_earlier(kind: type[Record], path: Path) -> Record | None:
@@ -272,6 +286,8 @@ def _load(kind: type[Record], path: Path, remedy: str) -> Record:
     require(not wrong, f"{path} is no valid record: {wrong} hold values of another type; {remedy}", StorageError)
     try:
         RunConfig.from_dict(values["config"])
+    except UnknownMethodError as error:
+        raise UnknownMethodError(f"{path}: {error}") from error
     except ConfigError as error:
         raise StorageError(f"{path} is no valid record: {error}; {remedy}") from error
     return kind(**values)

@@ -199,8 +199,8 @@ def tensors_under(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, to
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Returns the tensors and the metadata of a file of `save_tensors`.
+def load_tensors(path: Path, remedy: str = "delete it to make it again") -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Returns the tensors and the metadata of a file of `save_tensors`; a `remedy` stands at the end of errors.
 
     Raises:
         StorageError: the file is missing, damaged, or not a file of this project.
@@ -214,9 +214,7 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         metadata = json.loads(header["metadata"])
         intact = header["sha256_tensors"] == digest_tensors(tensors) and header["sha256_metadata"] == digest_json(metadata)
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError, AssertionError) as error:
-        raise StorageError(
-            f"{path} is damaged or not a file of this project ({error!r}); delete it to make it again"
-        ) from error
+        raise StorageError(f"{path} is damaged or not a file of this project ({error!r}); {remedy}") from error
     if not intact:
-        raise StorageError(f"{path} does not match its checksum: it was damaged; delete it to make it again")
+        raise StorageError(f"{path} does not match its checksum: it was damaged; {remedy}")
     return tensors, metadata
