@@ -183,11 +183,13 @@ def transfer(evidence: Evidence, dataset: str, ipc: int, scale: str) -> pd.DataF
     rows = queries.where(rows, (changes.keys() <= of_networks for changes in rows["changes"]))
     rows = queries.where(rows, (all(key.startswith("evaluation.") for key in asked) for asked in rows["asked"]))
     rows = rows[(rows["trained"] != "jointly") & (rows["method"] != "random")]
+    rows = rows.assign(kind=rows["kind"].str.split().str[0], n=rows["values"].str.len()).sort_values("n", kind="stable")
+    rows = rows.drop_duplicates(["method", "network", "kind", "seed"], keep="last").sort_index()  # the answer of most networks
     pooled = []
     for method, known in rows.groupby("method", sort=False):
         seeds = set.intersection(*known.groupby("network")["seed"].agg(set)) if len(known) else set()
         for network, group in known[known["seed"].isin(seeds)].groupby("network", sort=False):
-            last, random = (queries.values_by_seed(group[group["kind"].str.startswith(kind)]) for kind in ("last", "random"))
+            last, random = (queries.values_by_seed(group[group["kind"] == kind]) for kind in ("last", "random"))
             if random:
                 row = {"method": method, "network": network} | queries.mean_and_std(last)
                 row |= queries.mean_and_std(random, "random") | queries.difference(last, random, "gain")
