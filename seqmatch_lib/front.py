@@ -85,7 +85,7 @@ class Run:
         all_real = f"{self.record.run_id} has no distilled set, because method 'whole' trains on all real images"
         require(self.config.method != "whole", f"{all_real}; take the run of another method, such as mtt", StorageError)
         path = set_path(self.results_dir, self.record.run_id)
-        remedy = "run(…, force=True)" if self.dataset is None else "distill another results_dir"
+        remedy = f"{'run' if self.dataset is None else 'distill'}(…, force=True)"
         message = f"{path} is not there, although the run has a record; give {remedy} to distil it again"
         require(path.is_file(), message, StorageError)
         return path
@@ -303,7 +303,7 @@ def evaluate(
     config = config_of(sequence, "the set" if sequence is distilled else distilled).changed(changes)
     if dataset is not None and not isinstance(dataset, ImageDataset):
         require(len(dataset) == 2, f"dataset has {len(dataset)} parts; give the pair (train, test) that `distill` was given")
-        dataset = dataset_from_arrays(*dataset, name=config.dataset)
+        dataset = dataset_from_arrays(*dataset)
     real = prepare_data(dataset or load_dataset(config.dataset), config.zca, config.select_on, choose_device())
     folder = None if results_dir is None else _as_path(results_dir)
     return reevaluate(sequence, config, real, joint, seed, random, folder, Budget(max_minutes))

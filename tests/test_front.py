@@ -332,7 +332,7 @@ def test_a_record_without_its_set_says_how_to_get_the_set(mine, tmp_path):
 
 def test_a_lost_set_of_arrays_is_not_forced_but_made_elsewhere(mine, tmp_path):
     bare = front.Run(mine.config, mine.record, tmp_path, mine.dataset)
-    with pytest.raises(StorageError, match="give distill another results_dir to distil it again"):
+    with pytest.raises(StorageError, match=r"give distill\(…, force=True\) to distil it again"):
         _ = bare.distilled
 
 
