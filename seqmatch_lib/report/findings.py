@@ -256,14 +256,14 @@ def find_coupling(measured: dict[str, pd.DataFrame], setting: str) -> str:
             .agg(["first", "last"])
         )
         change, repair = (
-            ", ".join(f"{row[name, 'first']:.2f} to {row[name, 'last']:.2f}" for _, row in ends.iterrows())
+            ", ".join(f"{row[name, 'first']:.2f} to {row[name, 'last']:.2f} (start epoch {at})" for at, row in ends.iterrows())
             for name in ("coupling", "repair_share")
         )
         smallest, largest = ends["ipc"].iloc[0]
         parts.append(
-            f"As the joint set grows from {smallest} to {largest} images per class, at start epochs "
-            f"{', '.join(map(str, ends.index))}, the change c(A|B) of the first half's gradient goes from {change}, and the "
-            f"repair of the second half from {repair}."
+            f"The joint set grows from {smallest} to {largest} images per class. Then repair(B), the part of one half that "
+            f"mends what the other leaves, goes from {repair}. The change of a half's gradient by the other, c(A|B), goes from "
+            f"{change}."
         )
         sure.append(f"gradients at {measured['gradients']['match'].nunique()} segments of one teacher")
     if "deciles" in measured:
@@ -276,7 +276,7 @@ def find_coupling(measured: dict[str, pd.DataFrame], setting: str) -> str:
     if "errors" in measured:
         last = measured["errors"]["epoch"].max()
         late = measured["errors"][measured["errors"]["epoch"] == last].groupby("set", sort=False)["error"].mean()
-        errors = ", ".join(f"{value:.2f} for {name}" for name, value in late.items())
+        errors = ", ".join(f"{value:.2f} for {name}" for name, value in late.items()).replace("$", "").replace("\\cup", "∪")
         parts.append(f"Where teachers begin at epoch {last}, the matching error is {errors}.")
         sure.append("errors over all teachers")
     return (
