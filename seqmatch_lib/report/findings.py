@@ -249,22 +249,18 @@ def find_coupling(measured: dict[str, pd.DataFrame], setting: str) -> str:
             easy, hard = (" to ".join(losses.loc[(name, images)]) for images in ("easy", "hard"))
             parts.append(f"Training on {text} takes the mean loss of easy real images from {easy}, of hard ones from {hard}.")
     if "gradients" in measured:
-        ends = (
-            measured["gradients"]
-            .sort_values("ipc")
-            .groupby("start epoch")[["ipc", "coupling", "repair_share"]]
-            .agg(["first", "last"])
-        )
-        change, repair = (
-            ", ".join(f"{row[name, 'first']:.2f} to {row[name, 'last']:.2f} (start epoch {at})" for at, row in ends.iterrows())
-            for name in ("coupling", "repair_share")
-        )
-        smallest, largest = ends["ipc"].iloc[0]
+        of_set = measured["gradients"]
         parts.append(
-            f"The joint set grows from {smallest} to {largest} images per class. Then repair(B), the part of one half that "
-            f"mends what the other leaves, goes from {repair}. The change of a half's gradient by the other, c(A|B), goes from "
-            f"{change}."
+            f"The joint set grows from {of_set['ipc'].min()} to {of_set['ipc'].max()} images per class. Then repair(B), the "
+            f"part of one half that mends what the other leaves, goes from {_course(of_set, 'repair_share')}. The change of a "
+            f"half's gradient by the other, c(A|B), goes from {_course(of_set, 'coupling')}."
         )
+        if "real_gradients" in measured:
+            real = measured["real_gradients"]
+            parts.append(
+                f"With random real images in its place, repair(B) goes from {_course(real, 'repair_share')}, and c(A|B) from "
+                f"{_course(real, 'coupling')}."
+            )
         sure.append(f"gradients at {measured['gradients']['match'].nunique()} segments of one teacher")
     if "deciles" in measured:
         deciles = measured["deciles"].pivot_table("accuracy", "decile", "after")
@@ -283,6 +279,12 @@ def find_coupling(measured: dict[str, pd.DataFrame], setting: str) -> str:
         f"**What we find** ({setting}). {' '.join(parts)}\n\n**How sure.** {'; '.join(sure)}. The second subset comes "
         "with a second stage of training; `21_ablation_order` has the control, independent halves in its place."
     )
+
+
+def _course(gradients: pd.DataFrame, name: str) -> str:
+    """Returns a quantity of the smallest and of the largest set, at each start epoch."""
+    ends = gradients.sort_values("ipc").groupby("start epoch")[name].agg(["first", "last"])
+    return ", ".join(f"{row.first:.2f} to {row.last:.2f} (start epoch {row.Index})" for row in ends.itertuples())
 
 
 def _minus(frame: pd.DataFrame, names: Sequence[str]) -> str:

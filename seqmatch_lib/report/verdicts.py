@@ -221,7 +221,7 @@ def _coupling(evidence: Evidence, results_dir: Path) -> Iterable[tuple[str, ...]
             for run in (run for run in evidence.runs if run.scale == scale):
                 path = results_dir / "coupling" / run.run_id / f"{name}.csv"
                 if path.is_file() and run in queries.runs_of(run.preset, run.scale, evidence.runs):
-                    claim, source, measured, control, seen = ask(pd.read_csv(path))
+                    claim, source, measured, control, seen = ask(path)
                     rehearsal = "" if scale in PUBLISHED_SETTINGS else "rehearsal: "
                     yield (
                         PAPER, claim, queries.name_cell(run.dataset, run.ipc),
@@ -230,9 +230,9 @@ def _coupling(evidence: Evidence, results_dir: Path) -> Iterable[tuple[str, ...]
                     )  # fmt: skip
 
 
-def _hard_images(losses: pd.DataFrame) -> tuple[str, str, str, str, bool]:
+def _hard_images(path: Path) -> tuple[str, str, str, str, bool]:
     """How training on a joint set, and on a sequence stage by stage, changes the loss of hard real images."""
-    hard = losses.query("images == 'hard' and training != 'real data'").groupby("training", sort=False)["loss"]
+    hard = pd.read_csv(path).query("images == 'hard' and training != 'real data'").groupby("training", sort=False)["loss"]
     changes = {name: list(values.diff().dropna()) for name, values in hard}
     measured = (f"{name} {', then '.join(map('{:+.2f}'.format, steps))}" for name, steps in changes.items())
     claim = "One set raises the loss of hard real images, a later subset lowers it"
@@ -240,14 +240,22 @@ def _hard_images(losses: pd.DataFrame) -> tuple[str, str, str, str, bool]:
     return claim, "figure 1", "; ".join(measured), "one set trained on for as long: not run", seen
 
 
-def _repair(gradients: pd.DataFrame) -> tuple[str, str, str, str, bool]:
+def _repair(path: Path) -> tuple[str, str, str, str, bool]:
     """How much of the second half of a joint set repairs what the first one leaves, as the set grows."""
-    repair = gradients.pivot_table("repair_share", "ipc", "start epoch")
-    first, last = repair.iloc[0], repair.iloc[-1]
-    measured = (f"{first[epoch]:.2f} to {last[epoch]:.2f} at start epoch {epoch}" for epoch in repair)
     claim = "The larger a joint set, the more its images repair each other's errors"
-    control = f"{repair.index[0]} to {repair.index[-1]} images per class, one teacher; random real images: not run"
-    return claim, "argument", f"repair(B) {', '.join(measured)}", control, bool((last > first).all())
+    growth, measured = _growth_of_repair(path)
+    of_real = path.with_name(f"real_{path.name}")
+    real, control = _growth_of_repair(of_real) if of_real.is_file() else (None, "not run")
+    seen = bool((growth > 0).all()) and (real is None or bool((growth > real).all()))
+    return claim, "argument", measured, f"random real images: {control}", seen
+
+
+def _growth_of_repair(path: Path) -> tuple[pd.Series, str]:
+    """Returns by how much the repair share grows from the smallest set to the largest, by start epoch, and in words."""
+    repair = pd.read_csv(path).pivot_table("repair_share", "ipc", "start epoch")
+    first, last = repair.iloc[0], repair.iloc[-1]
+    words = (f"{first[epoch]:.2f} to {last[epoch]:.2f} (start epoch {epoch})" for epoch in repair)
+    return last - first, f"repair(B) {', '.join(words)}"
 
 
 def _by_scale(

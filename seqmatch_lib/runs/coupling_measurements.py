@@ -24,9 +24,9 @@ from seqmatch_lib.runs.real_data import RealData
 from seqmatch_lib.runs.records import load_record
 from seqmatch_lib.seeds import make_generator
 from seqmatch_lib.store.files import write_text
-from seqmatch_lib.subsets import SubsetSequence
+from seqmatch_lib.subsets import SubsetSequence, sample_real_subset
 
-TABLES = ("gradients", "errors", "losses", "deciles", "subsets")
+TABLES = ("gradients", "real_gradients", "errors", "losses", "deciles", "subsets")
 FOLLOWED_EPOCHS = 4  # of real training, in which easy and hard images are told apart
 FEW_TEACHERS = 5  # of the measurements as K grows
 
@@ -39,7 +39,8 @@ def load_coupling(run_id: str, results_dir: Path) -> dict[str, pd.DataFrame]:
         results_dir: of all records.
 
     Returns:
-        gradients: `ipc`, `match`, `coupling`, `repair_share`, `start epoch`; errors: `epoch`, `teacher`, `error`, `set`;
+        gradients and real_gradients: `ipc`, `match`, `coupling`, `repair_share`, `start epoch`;
+        errors: `epoch`, `teacher`, `error`, `set`;
         losses: `training`, `step`, `images` ("easy" or "hard"), `loss`, `rate`; deciles: `decile`, `accuracy`, `after`;
         subsets: `K`, `teacher`, `coupling_of_earlier`, `repair_by_last`, `accuracy`. Those that were not measured are missing.
 
@@ -119,6 +120,16 @@ class _Pair:
 
     def gradients(self) -> pd.DataFrame:
         """How the gradient of half of the joint set depends on the other half, at three segments of one teacher."""
+        return self._gradients(*self.joint[0].union())
+
+    def real_gradients(self) -> pd.DataFrame:
+        """The same for as many random real images and the step size of the set: the control, since nobody distilled them."""
+        (sequence, stage), ipc = self.joint, self.joint_config.ipc
+        lr, seed = sequence.subsets[0].lr, self.config.seed
+        real = sample_real_subset(stage.images, stage.labels, stage.num_classes, ipc, lr, seed, "coupling", ipc)
+        return self._gradients(real.images, real.labels)
+
+    def _gradients(self, images: torch.Tensor, labels: torch.Tensor) -> pd.DataFrame:
         sequence, stage = self.joint
         mtt, ipc = self.joint_config.options, self.joint_config.ipc
         epochs = sorted({0, self.last_epoch // 2, self.last_epoch})
@@ -127,7 +138,7 @@ class _Pair:
             coupling.make_matching_loss(self.network("coupling"), self.first_teachers, 0, epoch, *match) for epoch in epochs
         ]
         sizes = range(2, ipc + 1, 2)
-        frame = coupling.coupling_of_subsets(matches, *sequence.union(), stage.num_classes, sizes)
+        frame = coupling.coupling_of_subsets(matches, images, labels, stage.num_classes, sizes)
         return frame.assign(**{"start epoch": frame["match"].map(dict(enumerate(epochs)))})
 
     def errors(self) -> pd.DataFrame:
