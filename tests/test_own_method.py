@@ -81,7 +81,7 @@ def test_ten_lines_are_a_method_that_runs_under_seqmatch(tmp_path):
         ({"step": lambda self, *_: 0.5}, "step of Changed returned 0.5; return the detached loss"),
         ({"step": lambda self, *_: None}, "step of Changed returned None; return the detached loss"),
         ({"step": lambda self, *_: torch.ones(2)}, r"step of Changed returned tensor\(\[1., 1.\]\); return the"),
-        ({"prepare": lambda self, stage: None}, "prepare of Changed returned None; return a MethodState"),
+        ({"prepare": lambda self, stage: None}, "prepare of Changed returned a NoneType; return a MethodState"),
     ],
 )
 def test_a_method_that_breaks_a_rule_is_told_which(change, message, tmp_path):

@@ -281,6 +281,17 @@ def find_coupling(measured: dict[str, pd.DataFrame], setting: str) -> str:
     )
 
 
+def list_gradients(measured: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """Returns c(A|B) and repair(B) one a row, of the joint set and, where they were measured, of random real images.
+
+    Columns `images` (which of the two), `ipc`, `start epoch`, `quantity` and `value`.
+    """
+    tables = {"joint set": "gradients", "random real": "real_gradients"}
+    both = pd.concat([measured[name].assign(images=images) for images, name in tables.items() if name in measured])
+    both = both.rename(columns={"coupling": "c(A|B)", "repair_share": "repair(B)"})
+    return both.melt(["images", "ipc", "start epoch"], ["c(A|B)", "repair(B)"], "quantity")
+
+
 def _course(gradients: pd.DataFrame, name: str) -> str:
     """Returns a quantity of the smallest and of the largest set, at each start epoch."""
     ends = gradients.sort_values("ipc").groupby("start epoch")[name].agg(["first", "last"])

@@ -64,7 +64,7 @@ def _distill_stage(
     reset_peak_memory(device)
     prepared = method.prepare(stage)
     is_state = isinstance(prepared, MethodState)
-    require(is_state, f"prepare of {type(method).__name__} returned {prepared!r:.80}; return a MethodState")
+    require(is_state, f"prepare of {type(method).__name__} returned a {type(prepared).__name__}; return a MethodState")
     progress.seconds["teachers"] = prepared.seconds
     progress.note_memory("teachers")
     reset_peak_memory(device)
