@@ -12,7 +12,7 @@ from seqmatch_lib.errors import StorageError, require
 from seqmatch_lib.front import RESULTS, Run
 from seqmatch_lib.report.queries import Evidence, runs_of
 from seqmatch_lib.runs.config import SCALES, RunConfig, config_of_subsets, preset_names
-from seqmatch_lib.runs.coupling_measurements import load_coupling, measure_coupling
+from seqmatch_lib.runs.coupling_measurements import TABLES, load_coupling, measure_coupling
 from seqmatch_lib.runs.experiment import run_experiment
 from seqmatch_lib.runs.order import measure_order, runs_of_order
 from seqmatch_lib.runs.records import RunRecord, load_record, load_runs, record_path
@@ -211,8 +211,8 @@ class Results:
                 if wanted and run in runs_of(run.preset, run.scale, records):
                     measured[run.scale] = load_coupling(run.run_id, folder)
         joint, sequential, divided = runs = list_configs(dataset, ["mtt"], [[10], [5, 5], [2] * 5], scale, seed)
-        begun = self.work_dir is not None and (self.work_dir / "coupling" / sequential.run_id).is_dir()  # and perhaps stopped
-        if scale not in measured or begun:
+        begun = self.work_dir is not None and (self.work_dir / "coupling" / sequential.run_id).is_dir()
+        if scale not in measured or (begun and len(measured[scale]) < len(TABLES)):  # begun, and stopped before its end
             if self.work_dir is None:
                 self._refuse(runs, len(runs), "coupling measurement")
             Results((self.work_dir,), self.work_dir).run(runs, with_sets=True)

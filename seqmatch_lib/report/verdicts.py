@@ -4,7 +4,7 @@ The rule: a claim is decided at published settings alone (scales "paper" and "sh
 Then a difference is confirmed if its 95 % interval, and that from every control, lies above 0, and an accuracy if it is not
 more than two standard deviations below the published mean. Otherwise it is not confirmed; but an accuracy that is missed at
 scale "short", which has fewer iterations, decides nothing. Nor does what was measured at other scales, with fewer seeds or
-without its controls.
+without its controls. Claims on losses and gradients were measured in single pairs: seen there or not, and never decided.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -241,7 +241,10 @@ def _hard_images(path: Path) -> tuple[str, str, str, str, bool]:
 
 
 def _repair(path: Path) -> tuple[str, str, str, str, bool]:
-    """How much of the second half of a joint set repairs what the first one leaves, as the set grows."""
+    """How much of the second half of a joint set repairs what the first one leaves, as the set grows.
+
+    Seen if the share grows, and by more than that of random real images where they were measured, at every start epoch.
+    """
     claim = "The larger a joint set, the more its images repair each other's errors"
     growth, measured = _growth_of_repair(path)
     of_real = path.with_name(f"real_{path.name}")

@@ -319,8 +319,7 @@ def _override(settings: dict[str, Any], overrides: Mapping[str, Any] | None) -> 
         for part in reversed(key.split(".")):
             value = {part: value}
         settings = _merge(settings, value)
-    base = str(settings["method"]).removeprefix(SEQUENTIAL_PREFIX)
-    if "method" in overrides and "intervals" not in overrides and base in method_names() and not _has_intervals(base):
+    if "method" in overrides and "intervals" not in overrides and not _has_intervals(_base_method(settings)):
         return {**settings, "intervals": []}  # those that the method before had
     return settings
 
