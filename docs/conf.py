@@ -12,8 +12,8 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.writers.html5 import HTML5Translator
 
+from seqmatch_lib.report.evidence import Evidence
 from seqmatch_lib.report.pages import to_mathml
-from seqmatch_lib.report.queries import Evidence
 from seqmatch_lib.report.tables import load_published, to_markdown
 from seqmatch_lib.report.verdicts import list_verdicts
 

@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 
 from seqmatch_lib.report.figures import plot_accuracies, plot_losses, show_pictures
 from seqmatch_lib.report.notebooks import show
-from seqmatch_lib.report.queries import label_scale
+from seqmatch_lib.report.texts import label_scale
 from seqmatch_lib.results import Results
 from seqmatch_lib.runs.records import RunRecord
 

@@ -10,7 +10,7 @@ from pandas import DataFrame
 from seqmatch_lib.bench.cost import CostModel
 from seqmatch_lib.errors import StorageError, require
 from seqmatch_lib.front import RESULTS, Run
-from seqmatch_lib.report.queries import Evidence, runs_of
+from seqmatch_lib.report.evidence import Evidence, runs_of
 from seqmatch_lib.runs.config import SCALES, RunConfig, config_of_subsets, preset_names
 from seqmatch_lib.runs.coupling_measurements import TABLES, load_coupling, measure_coupling
 from seqmatch_lib.runs.experiment import run_experiment

@@ -19,7 +19,8 @@ from seqmatch_lib.bench.report import format_benchmark, load_benchmark
 from seqmatch_lib.data import datasets as data
 from seqmatch_lib.engine.networks import NETWORKS
 from seqmatch_lib.methods import base as registry
-from seqmatch_lib.report import queries
+from seqmatch_lib.report import queries, texts
+from seqmatch_lib.report.evidence import Evidence
 from seqmatch_lib.report.tables import load_published, readme_table
 from seqmatch_lib.runs.config import RunConfig
 from seqmatch_lib.runs.records import load_runs
@@ -122,7 +123,7 @@ def test_errors_of_the_compiled_step_are_those_that_were_measured():
 
 
 def test_faults_are_those_that_were_counted():
-    counted = queries.format_frame(queries.trust(queries.Evidence.load(ROOT / "paper_results")))
+    counted = texts.format_frame(queries.trust(Evidence.load(ROOT / "paper_results")))
     (table,) = re.findall(r"^<!-- faults -->\n(.*?)\n<!-- end -->$", PAGES["faults.md"], flags=re.MULTILINE | re.DOTALL)
     rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in table.splitlines()]
     assert rows[:1] + rows[2:] == [list(counted.columns), *counted.to_numpy().tolist()]

@@ -9,7 +9,7 @@ import pytest
 from seqmatch_lib import results as results_module
 from seqmatch_lib.errors import ConfigError, DataError, StorageError
 from seqmatch_lib.front import Run
-from seqmatch_lib.report.findings import transfer
+from seqmatch_lib.report.queries import transfer
 from seqmatch_lib.results import Results, find_folder, list_configs
 from seqmatch_lib.runs.config import RunConfig, config_of_subsets
 from seqmatch_lib.runs.records import load_runs

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from test_queries import COMMITTED, make_run
+from made_records import COMMITTED, make_run
 
-from seqmatch_lib.report.queries import Evidence
+from seqmatch_lib.report.evidence import Evidence
 from seqmatch_lib.report.tables import load_published
 from seqmatch_lib.report.verdicts import Gap, judge_accuracy, judge_difference, list_verdicts, summarise
 

@@ -17,20 +17,12 @@ from matplotlib.figure import Figure
 from seqmatch_lib.data.datasets import DatasetSpec, find_dataset
 from seqmatch_lib.errors import StorageError, require
 from seqmatch_lib.methods import method_names
-from seqmatch_lib.report import queries
+from seqmatch_lib.report import controls, queries
+from seqmatch_lib.report.controls import HALVES, ONE_SET, RANDOM, SETS, STAGED
+from seqmatch_lib.report.evidence import PUBLISHED_SETTINGS, Evidence, runs_of
 from seqmatch_lib.report.figures import PALETTE, save_figure, set_style, show_pictures, whole_ticks
-from seqmatch_lib.report.queries import (
-    HALVES,
-    ONE_SET,
-    PUBLISHED_SETTINGS,
-    RANDOM,
-    SETS,
-    STAGED,
-    Evidence,
-    name_runs,
-    name_setting,
-)
 from seqmatch_lib.report.tables import DATASETS, UNVERIFIED, build_table, load_published
+from seqmatch_lib.report.texts import label_scale, name_runs, name_setting
 from seqmatch_lib.runs.config import SEQUENTIAL_PREFIX, RunConfig
 from seqmatch_lib.runs.pictures import load_pictures
 from seqmatch_lib.runs.records import RunRecord, load_runs
@@ -59,7 +51,7 @@ def plot_table(published: pd.DataFrame, records: Sequence[RunRecord], dataset: s
     rehearsal = next((table for table in rehearsals if len(table)), rehearsals[0])
     ipcs = sorted({*known["ipc"], *ours["ipc"], *rehearsal["ipc"]})
     require(bool(ipcs), f"{dataset} has no published accuracies and no records at 1, 10 or 50 images per class", NothingToDraw)
-    scales = "".join(f"{queries.label_scale(scale)}, " for scale in rehearsal["scale"].unique())
+    scales = "".join(f"{label_scale(scale)}, " for scale in rehearsal["scale"].unique())
     rows = [
         (_by_accuracy(known, "mean", ours["method"]), _draw_published, ""),
         (_by_accuracy(rehearsal, "ours"), _draw_rehearsal, scales),
@@ -119,25 +111,25 @@ def _legend_below(figure: Figure, axes: Sequence[Axes], title: str) -> None:
 
 
 def plot_comparison(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figure:
-    """Draws every base method, its sequence and the controls of `queries.comparison`: a panel a method, a point a seed."""
-    frame = queries.comparison(evidence, dataset, ipc, scale, by_seed=True)
+    """Draws every base method, its sequence and the controls of `controls.comparison`: a panel a method, a point a seed."""
+    frame = controls.comparison(evidence, dataset, ipc, scale, by_seed=True)
     names = [name for name in SETS if name in set(frame["set"])]
     return _plot_seeds(frame, names, name_runs(evidence, dataset, ipc, scale), STAGED)
 
 
 def plot_order(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figure:
     """Draws what sets are worth that are divided or not, in sequence or not: a panel a base method, a point a seed."""
-    frame = queries.order(evidence, dataset, ipc, scale, by_seed=True)
+    frame = controls.order(evidence, dataset, ipc, scale, by_seed=True)
     names = sorted(dict.fromkeys(frame["set"]), key=lambda name: name == RANDOM)
     return _plot_seeds(frame, names, name_runs(evidence, dataset, ipc, scale), STAGED)
 
 
 def plot_effort(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figure:
-    """Draws accuracies with the iterations and epochs of training behind them, as `queries.efforts` lists them.
+    """Draws accuracies with the iterations and epochs of training behind them, as `controls.efforts` lists them.
 
     Each base method that was run in sequence has a panel; a point is a seed.
     """
-    frame = queries.efforts(evidence, dataset, ipc, scale, by_seed=True)
+    frame = controls.efforts(evidence, dataset, ipc, scale, by_seed=True)
     frame = frame[frame["base"].isin(frame[frame["num_subsets"] > 1]["base"])]
     sets = [f"{row.images} {row.trained}, {row.iterations:,} iterations, {row.epochs:,} epochs" for row in frame.itertuples()]
     return _plot_seeds(frame.assign(set=sets), None, name_setting(dataset, ipc, scale))
@@ -192,7 +184,7 @@ def plot_subsets(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figu
     """
     frame = queries.subsets(evidence, dataset, ipc, scale, by_seed=True)
     frame = frame[frame["even"]]
-    effort = queries.efforts(evidence, dataset, ipc, scale, by_seed=True)
+    effort = controls.efforts(evidence, dataset, ipc, scale, by_seed=True)
     panels = {base: rows for base, rows in frame.groupby("base") if rows["num_subsets"].nunique() > 1}
     require(
         bool(panels), f"no base method was run with two numbers of subsets on {dataset} at ipc {ipc}, {scale}", NothingToDraw
@@ -255,7 +247,7 @@ def plot_curves(
     """Draws accuracy against iterations for a base method and its sequence, finished or not; published values are lines.
 
     A line joins the scores of one network; a grey line stands where a subset of the sequence is finished. Points are the
-    evaluations after the last iteration, with their spread: those of `queries.comparison`, side by side.
+    evaluations after the last iteration, with their spread: those of `controls.comparison`, side by side.
     """
     frame = queries.curves(evidence, results_dir, dataset, ipc, scale, base)
     require(len(frame) > 0, f"{base} has no scores on {dataset}, {ipc} images per class, at scale {scale} yet", NothingToDraw)
@@ -272,12 +264,12 @@ def plot_curves(
         label = f"{method}, published" + " (not checked)" * (known.loc[method, "check"] == UNVERIFIED)
         axis.axhline(mean, color=colors[method], linewidth=1, linestyle="--", label=label)
         axis.axhspan(mean - std, mean + std, color=colors[method], alpha=0.1, linewidth=0)
-    sequences = queries.runs_of(f"{dataset}-ipc{ipc}-{SEQUENTIAL_PREFIX}{base}", scale, evidence.runs)
+    sequences = runs_of(f"{dataset}-ipc{ipc}-{SEQUENTIAL_PREFIX}{base}", scale, evidence.runs)
     for end in np.cumsum([len(stage["losses"]) for stage in sequences[0].stages[:-1]]) if sequences else ():
         axis.axvline(end, color="0.6", linewidth=1)
-    final = queries.comparison(evidence, dataset, ipc, scale)
+    final = controls.comparison(evidence, dataset, ipc, scale)
     if base not in set(final["base"]):  # no sequence yet
-        final = queries.efforts(evidence, dataset, ipc, scale).assign(set=ONE_SET)
+        final = controls.efforts(evidence, dataset, ipc, scale).assign(set=ONE_SET)
     final = final[(final["base"] == base) & (final["seeds"] > 0) & (final["set"] != RANDOM)]
     step = 0.016 * frame["iteration"].max()
     for place, row in enumerate(final.itertuples()):
@@ -298,7 +290,7 @@ def plot_distilled(
         results_dir: folder of records and sets.
         dataset: that the sets were distilled from.
         ipc: images per class.
-        scale: of the runs; those that stand for presets are drawn, see `queries.runs_of`, one a preset.
+        scale: of the runs; those that stand for presets are drawn, see `evidence.runs_of`, one a preset.
         bases: base methods; all by default.
 
     Raises:
@@ -309,7 +301,7 @@ def plot_distilled(
     evidence = Evidence(load_runs(results_dir))
     blocks, names, seeds = {}, _class_names(results_dir / "distilled", spec), set()
     for base, prefix in product(bases or method_names(), ("", SEQUENTIAL_PREFIX)):
-        runs = queries.runs_of(f"{dataset}-ipc{ipc}-{prefix}{base}", scale, evidence.runs)
+        runs = runs_of(f"{dataset}-ipc{ipc}-{prefix}{base}", scale, evidence.runs)
         run = next((run for run in runs if set_path(results_dir, run.run_id).is_file()), None)
         if run is None:
             continue

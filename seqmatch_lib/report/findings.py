@@ -11,26 +11,21 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 
 from seqmatch_lib.report import queries
-from seqmatch_lib.report.queries import (
-    DECIDING,
-    HALVES,
-    HALVES_JOINTLY,
-    JOINTLY,
-    ONE_SET,
-    STAGED,
-    Evidence,
+from seqmatch_lib.report.controls import DECIDING, HALVES, HALVES_JOINTLY, JOINTLY, LONGER, ONE_SET, STAGED, comparison, order
+from seqmatch_lib.report.evidence import Evidence, runs_of
+from seqmatch_lib.report.texts import (
     count_seeds,
+    format_frame,
     format_range,
-    gains_at_several_sizes,
     label_scale,
     name_runs,
     name_setting,
-    runs_of,
+    style_frame,
 )
 from seqmatch_lib.runs.config import REFERENCES, SCALES
 from seqmatch_lib.runs.records import RunRecord, load_runs
 
-CHANGES = {  # of a sequence: set of `queries.order` -> in words
+CHANGES = {  # of a sequence: set of `order` -> in words
     "sequence, S_2 first": "training in the order S_2, S_1",
     JOINTLY: "training on all images at once",
     "sequence, S_2 undistilled": "the real images that S_2 began as, in its place",
@@ -53,13 +48,13 @@ def shown_scales(query: Callable[..., pd.DataFrame], *arguments: Any) -> list[st
 def large_sequences(evidence: Evidence, dataset: str, scale: str) -> list[int]:
     """Returns the images per class of the sets above ten that were also distilled in sequence."""
     ipcs = {run.ipc for run in evidence.runs if run.dataset == dataset and run.scale == scale and run.num_subsets > 1}
-    return [ipc for ipc in sorted(ipcs) if ipc > 10 and len(queries.comparison(evidence, dataset, ipc, scale))]
+    return [ipc for ipc in sorted(ipcs) if ipc > 10 and len(comparison(evidence, dataset, ipc, scale))]
 
 
 def tabulate_comparison(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Styler:
-    """Returns `queries.comparison` as notebooks show it, with its setting above."""
-    frame = queries.format_frame(queries.comparison(evidence, dataset, ipc, scale))
-    return queries.style_frame(frame, name_runs(evidence, dataset, ipc, scale))
+    """Returns `comparison` as notebooks show it, with its setting above."""
+    frame = format_frame(comparison(evidence, dataset, ipc, scale))
+    return style_frame(frame, name_runs(evidence, dataset, ipc, scale))
 
 
 def find_subsets(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str:
@@ -73,7 +68,7 @@ def find_subsets(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str:
         if len(rows) > 1:
             ends = [f"{row.accuracy:.1f} at K = {row.num_subsets}" for row in rows.iloc[[0, -1]].itertuples()]
             courses.append(f"{base.upper()} {' and '.join(ends)}")
-    compared = queries.comparison(evidence, dataset, ipc, scale)
+    compared = comparison(evidence, dataset, ipc, scale)
     counts = compared[compared["set"] == STAGED]["num_subsets"]
     found = f"Accuracy in stages, in per cent: {', '.join(courses)}. {_minus(compared, DECIDING)}"
     sure = f"Seeds of distillation: {_seeds_by(frame, 'num_subsets', 'K = {}')}."
@@ -84,7 +79,7 @@ def find_subsets(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str:
 
 def find_order(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str:
     """Whether the division, the sequence or the order of training is what matters."""
-    frame = queries.order(evidence, dataset, ipc, scale)
+    frame = order(evidence, dataset, ipc, scale)
     if frame.empty:
         return _finding(dataset, ipc, scale)
     worth, changes = [], []
@@ -105,7 +100,7 @@ def find_order(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str:
 
 def find_gains(evidence: Evidence, dataset: str, scale: str) -> str:
     """How MTT's lead over random real images changes as the set grows, alone and in sequence."""
-    frame = gains_at_several_sizes(evidence, dataset, scale)
+    frame = queries.gains_at_several_sizes(evidence, dataset, scale)
     if frame.empty:
         return _finding(dataset, None, scale)
     alone, sequence = (frame[frame["method"] == name] for name in ("mtt", "seqmatch_mtt"))
@@ -147,16 +142,16 @@ def find_growth(results_dir: Path, dataset: str, scale: str) -> str:
 
 def find_bases(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str:
     """Whether the sequence helps each base method, first against one set as the preset makes it, then against its controls."""
-    frame = queries.comparison(evidence, dataset, ipc, scale)
+    frame = comparison(evidence, dataset, ipc, scale)
     if frame.empty:
         return _finding(dataset, ipc, scale)
-    found = _minus(frame, (ONE_SET if _gaps(frame, ONE_SET) else queries.LONGER, *DECIDING))
+    found = _minus(frame, (ONE_SET if _gaps(frame, ONE_SET) else LONGER, *DECIDING))
     return _finding(dataset, ipc, scale, found, f"{_seeds(frame[frame['set'] == STAGED])} for the sequences.")
 
 
 def find_transfer(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str:
     """What sets are worth for architectures that they were not distilled with."""
-    frame = transfer(evidence, dataset, ipc, scale)
+    frame = queries.transfer(evidence, dataset, ipc, scale)
     if frame.empty:
         return _finding(dataset, ipc, scale)
     parts = []
@@ -169,35 +164,6 @@ def find_transfer(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str
     if missing:
         found += f"Not evaluated on other architectures: the sets of {', '.join(missing)}."
     return _finding(dataset, ipc, scale, found, f"{_seeds(frame)}, {format_range(frame['n'])} networks of each architecture.")
-
-
-def transfer(evidence: Evidence, dataset: str, ipc: int, scale: str) -> pd.DataFrame:
-    """Returns what sets of presets are worth for several architectures: a row a method and architecture.
-
-    Columns `method`, `network`, `accuracy`, `random`, `gain`, each with its spread, `seeds`, `n`, over the seeds that all
-    architectures of a method have; methods of which one architecture is known are left out.
-    """
-    rows = evidence.accuracies
-    rows = rows[(rows["dataset"] == dataset) & (rows["ipc"] == ipc) & (rows["scale"] == scale)]
-    of_networks = {"evaluation.networks", "evaluation.num_networks"}
-    rows = queries.where(rows, (changes.keys() <= of_networks for changes in rows["changes"]))
-    rows = queries.where(rows, (all(key.startswith("evaluation.") for key in asked) for asked in rows["asked"]))
-    rows = rows[(rows["trained"] != "jointly") & (rows["method"] != "random")]
-    rows = rows.assign(kind=rows["kind"].str.split().str[0], n=rows["values"].str.len()).sort_values("n", kind="stable")
-    rows = rows.drop_duplicates(["method", "network", "kind", "seed"], keep="last").sort_index()  # the answer of most networks
-    pooled = []
-    for method, known in rows.groupby("method", sort=False):
-        seeds = set.intersection(*known.groupby("network")["seed"].agg(set)) if len(known) else set()
-        for network, group in known[known["seed"].isin(seeds)].groupby("network", sort=False):
-            last, random = (queries.values_by_seed(group[group["kind"] == kind]) for kind in ("last", "random"))
-            if random:
-                row = {"method": method, "network": network} | queries.mean_and_std(last)
-                row |= queries.mean_and_std(random, "random") | queries.difference(last, random, "gain")
-                pooled.append(row | {"seeds": len(last), "n": sum(map(len, last.values()))})
-    if not pooled:
-        return pd.DataFrame(columns=["method", "network", "accuracy", "random", "gain", "seeds", "n"])
-    frame = pd.DataFrame(pooled)
-    return frame[frame.groupby("method")["network"].transform("nunique") > 1].reset_index(drop=True)
 
 
 def find_digits(runs: Mapping[str, RunRecord]) -> str:
@@ -305,7 +271,7 @@ def _minus(frame: pd.DataFrame, names: Sequence[str]) -> str:
 
 def _gaps(frame: pd.DataFrame, name: str) -> str:
     rows = frame[(frame["set"] == name) & (frame["seeds"] > 0)]
-    gaps = zip(rows["base"], queries.format_frame(rows)["difference"], rows["difference_seeds"], strict=True)
+    gaps = zip(rows["base"], format_frame(rows)["difference"], rows["difference_seeds"], strict=True)
     return ", ".join(f"{base.upper()} {text} ({count_seeds(int(seeds))})" for base, text, seeds in gaps)
 
 

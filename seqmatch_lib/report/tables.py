@@ -9,8 +9,9 @@ from typing import Any
 import pandas as pd
 
 from seqmatch_lib.errors import StorageError, require
-from seqmatch_lib.report import queries
-from seqmatch_lib.report.queries import PUBLISHED_SETTINGS, format_frame, label_scale, mean_and_std, runs_of
+from seqmatch_lib.report.evidence import PUBLISHED_SETTINGS, iterations_of, runs_of
+from seqmatch_lib.report.numbers import mean_and_std
+from seqmatch_lib.report.texts import format_frame, format_range, label_scale
 from seqmatch_lib.runs.config import REFERENCES, RunConfig, preset_names
 from seqmatch_lib.runs.records import RunRecord, check_same_images, load_runs
 from seqmatch_lib.store.files import write_text
@@ -82,7 +83,7 @@ def build_table(
 
     Args:
         dataset: its name.
-        records: of any data sets; the others, and those with changed settings, are left out, see `queries.runs_of`.
+        records: of any data sets; the others, and those with changed settings, are left out, see `evidence.runs_of`.
         published: of `load_published`.
         scales: which to show, the leading one first.
 
@@ -134,7 +135,7 @@ def _summarise(runs: Sequence[RunRecord], scale: str) -> dict[str, Any]:
         return row
     config = RunConfig.from_dict(runs[0].config)
     return row | {
-        "iterations": queries.iterations_of(runs[0]) or None,
+        "iterations": iterations_of(runs[0]) or None,
         "teachers": config.teachers.num_teachers if config.uses_teachers else None,
         "train_images": runs[0].data["train_images"],
         "core_hours": sum(run.threads * sum(run.seconds.values()) for run in runs) / 3600,
@@ -190,7 +191,7 @@ def describe_table(settings: pd.DataFrame, rehearsal: pd.DataFrame) -> str:
         for row in compared.itertuples()
     )
     counts = " and ".join(f"{(compared['scale'] == scale).sum()} of them at scale `{scale}`" for scale in PUBLISHED_SETTINGS)
-    published, rehearsed = (queries.format_range(rows["seeds"]) if len(rows) else "0" for rows in (run, rehearsal))
+    published, rehearsed = (format_range(rows["seeds"]) if len(rows) else "0" for rows in (run, rehearsal))
     return (
         f"**What we find.** {printed['preset'].nunique()} cells have a published number. We ran {counts} (fewer teachers and "
         "iterations)" + (f"; in brackets the distance from the published number in points: {gaps}" if gaps else "") + ". "

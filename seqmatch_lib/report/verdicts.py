@@ -16,17 +16,12 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from seqmatch_lib.methods import method_names
-from seqmatch_lib.report import queries
-from seqmatch_lib.report.queries import (
-    LONGER,
-    ONE_SET,
-    PUBLISHED_SETTINGS,
-    SEEDS_FOR_AN_INTERVAL,
-    STAGED,
-    Evidence,
-    count_seeds,
-)
+from seqmatch_lib.report.controls import EQUAL, HALVES, HALVES_JOINTLY, LONGER, ONE_SET, STAGED, comparison, order
+from seqmatch_lib.report.evidence import PUBLISHED_SETTINGS, Evidence, runs_of
+from seqmatch_lib.report.numbers import SEEDS_FOR_AN_INTERVAL
+from seqmatch_lib.report.queries import gain_over_random
 from seqmatch_lib.report.tables import DAGGER, DATASETS, UNVERIFIED, build_table, format_table
+from seqmatch_lib.report.texts import count_seeds, name_cell, name_scale
 from seqmatch_lib.runs.config import SEQUENTIAL_PREFIX
 
 CONFIRMED, NOT_CONFIRMED, NOT_DECIDED = "confirmed", "not confirmed", "not decided"
@@ -34,7 +29,7 @@ SCALES = (*PUBLISHED_SETTINGS, "reduced")  # the one that decides first
 COLUMNS = ("whose", "claim", "setting", "scale", "published", "measured", "control", "verdict", "records")
 PAPER, BASE, OURS = "the paper", "base method", "our question"  # whose claim it is, in the order of the page
 PAPER_BASES = ("mtt", "idc")  # base methods that the paper puts its sequence on
-CONTROLS = {"equal cost": queries.EQUAL, "halves in stages": queries.HALVES, "halves jointly": queries.HALVES_JOINTLY}
+CONTROLS = {"equal cost": EQUAL, "halves in stages": HALVES, "halves jointly": HALVES_JOINTLY}
 
 
 class Gap(NamedTuple):
@@ -144,12 +139,12 @@ def _accuracies(evidence: Evidence, published: pd.DataFrame) -> Iterable[tuple[s
             yield (
                 PAPER if row["method"].startswith(SEQUENTIAL_PREFIX) else BASE,
                 f"{_name(row['method'])}: the published accuracy is reached",
-                queries.name_cell(dataset, row["ipc"]),
-                queries.name_scale(evidence, dataset, row["ipc"], row["scale"], [base]),
+                name_cell(dataset, row["ipc"]),
+                name_scale(evidence, dataset, row["ipc"], row["scale"], [base]),
                 shown["published"],
                 f"{shown['ours']}, {count_seeds(row['seeds'])}", control,
                 judge_accuracy(row["ours"], row["ours_std"], mean, std, row["seeds"], row["scale"]),
-                ", ".join(run.config_hash[:8] for run in queries.runs_of(row["preset"], row["scale"], evidence.runs)),
+                ", ".join(run.config_hash[:8] for run in runs_of(row["preset"], row["scale"], evidence.runs)),
             )  # fmt: skip
 
 
@@ -160,14 +155,14 @@ def _sequences(evidence: Evidence, known: pd.DataFrame) -> Iterable[tuple[str, .
     for dataset, ipc, method in dict.fromkeys(cells):
         base = method.removeprefix(SEQUENTIAL_PREFIX)
         printed = " over ".join(_printed(known, dataset, ipc, name) for name in (method, base))
-        for scale, frame in _by_scale(partial(queries.comparison, bases=[base]), evidence, dataset, ipc):
+        for scale, frame in _by_scale(partial(comparison, bases=[base]), evidence, dataset, ipc):
             sets = frame.set_index("set")
             one_set = next((name for name in (ONE_SET, LONGER) if _gap(sets, name).seeds), ONE_SET)
             gap = _gap(sets, one_set)
             controls = {name: _gap(sets, row) for name, row in CONTROLS.items()}
             yield (
                 PAPER if base in PAPER_BASES else OURS, f"{_name(method)} is ahead of {_name(base)}",
-                queries.name_cell(dataset, ipc), queries.name_scale(evidence, dataset, ipc, scale, [base]), printed,
+                name_cell(dataset, ipc), name_scale(evidence, dataset, ipc, scale, [base]), printed,
                 f"{gap} ({one_set})" if one_set == LONGER else str(gap),
                 "; ".join(f"{name} {control}" for name, control in controls.items()) if gap.seeds else "",
                 judge_difference(gap, scale, controls), ", ".join(sets.loc[[one_set, STAGED], "records"] if gap.seeds else []),
@@ -185,12 +180,12 @@ def _over_random(evidence: Evidence, known: pd.DataFrame) -> Iterable[tuple[str,
     """The gain of MTT's images over random real ones, at every published size."""
     for ipc in (1, 10, 50):
         printed = " over ".join(_printed(known, "cifar10", ipc, method) for method in ("mtt", "random"))
-        for scale, frame in _by_scale(queries.gain_over_random, evidence, "cifar10", method="mtt", ipc=ipc):
+        for scale, frame in _by_scale(gain_over_random, evidence, "cifar10", method="mtt", ipc=ipc):
             for row in frame.to_dict("records"):
                 gap = Gap(row["gain"], row["gain_low"], row["gain_high"], row["gain_seeds"])
                 yield (
-                    BASE, "MTT is ahead of random real images", queries.name_cell("cifar10", ipc),
-                    queries.name_scale(evidence, "cifar10", ipc, scale, ["mtt"]),
+                    BASE, "MTT is ahead of random real images", name_cell("cifar10", ipc),
+                    name_scale(evidence, "cifar10", ipc, scale, ["mtt"]),
                     printed, str(gap), f"random real {row['accuracy'] - row['gain']:.1f}, trained alike",
                     judge_difference(gap, scale), row["records"],
                 )  # fmt: skip
@@ -199,18 +194,20 @@ def _over_random(evidence: Evidence, known: pd.DataFrame) -> Iterable[tuple[str,
 def _knowing(evidence: Evidence) -> Iterable[tuple[str, ...]]:
     """Whether a second subset gains from being distilled for networks that know the first one."""
     for base in method_names():
-        for scale, frame in _by_scale(partial(queries.comparison, bases=[base]), evidence, "cifar10", 10):
+        for scale, frame in _by_scale(partial(comparison, bases=[base]), evidence, "cifar10", 10):
             sets = frame.set_index("set")
-            gap = _gap(sets, queries.HALVES)
+            gap = _gap(sets, HALVES)
             if gap.seeds:
-                order = queries.order(evidence, "cifar10", 10, scale)
-                first = order[(order["base"] == base) & (order["set"] == "sequence, S_2 first")]["difference"]
+                sets_of_order = order(evidence, "cifar10", 10, scale)
+                first = sets_of_order[(sets_of_order["base"] == base) & (sets_of_order["set"] == "sequence, S_2 first")][
+                    "difference"
+                ]
                 yield (
                     PAPER if base in PAPER_BASES else OURS,
                     f"SeqMatch-{_name(base)}: an S_2 that knows S_1 is ahead of an independent half",
-                    queries.name_cell("cifar10", 10), queries.name_scale(evidence, "cifar10", 10, scale, [base]), "argument",
+                    name_cell("cifar10", 10), name_scale(evidence, "cifar10", 10, scale, [base]), "argument",
                     str(gap), f"S_2 first {-first.iloc[0]:+.1f}" if len(first) else "S_2 first: not run",
-                    judge_difference(gap, scale), sets.loc[queries.HALVES, "records"],
+                    judge_difference(gap, scale), sets.loc[HALVES, "records"],
                 )  # fmt: skip
 
 
@@ -220,12 +217,12 @@ def _coupling(evidence: Evidence, results_dir: Path) -> Iterable[tuple[str, ...]
         for scale in SCALES:
             for run in (run for run in evidence.runs if run.scale == scale):
                 path = results_dir / "coupling" / run.run_id / f"{name}.csv"
-                if path.is_file() and run in queries.runs_of(run.preset, run.scale, evidence.runs):
+                if path.is_file() and run in runs_of(run.preset, run.scale, evidence.runs):
                     claim, source, measured, control, seen = ask(path)
                     rehearsal = "" if scale in PUBLISHED_SETTINGS else "rehearsal: "
                     yield (
-                        PAPER, claim, queries.name_cell(run.dataset, run.ipc),
-                        queries.name_scale(evidence, run.dataset, run.ipc, scale, ["mtt"]), source, measured, control,
+                        PAPER, claim, name_cell(run.dataset, run.ipc),
+                        name_scale(evidence, run.dataset, run.ipc, scale, ["mtt"]), source, measured, control,
                         f"{NOT_DECIDED} ({rehearsal}{'seen' if seen else 'not seen'} in 1 seed)", run.config_hash[:8],
                     )  # fmt: skip
 

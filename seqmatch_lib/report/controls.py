@@ -1,0 +1,221 @@
+"""The sequence beside its base method, with the controls that a gain must pass, and the ablation of order and division.
+
+Columns are those of `queries`. `difference` is always the sequence in stages minus the row.
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from seqmatch_lib.methods import method_names
+from seqmatch_lib.report.evidence import Evidence, runs_of, with_settings
+from seqmatch_lib.report.numbers import make_frame, summarise, values_by_seed, where
+from seqmatch_lib.runs.config import REFERENCES, SEQUENTIAL_PREFIX
+from seqmatch_lib.runs.records import OrderRecord, changes_of
+from seqmatch_lib.store.files import digest_json
+
+# what `comparison` sets side by side
+RANDOM, ONE_SET, STAGED = "random real", "one set", "sequence, in stages"
+LONGER = "one set, as many iterations"
+EQUAL = "one set, as many iterations and epochs"
+HALVES, HALVES_JOINTLY = "independent halves, in stages", "independent halves, jointly"
+JOINTLY = "sequence, jointly"
+SETS = (
+    RANDOM, ONE_SET, LONGER, "one set, as many epochs", EQUAL, HALVES, HALVES_JOINTLY,
+    STAGED, JOINTLY, "sequence, jointly, as many epochs",
+)  # fmt: skip
+OF_ORDER = {  # name in the records of order and division -> name here
+    **{base.upper(): ONE_SET for base in method_names()},
+    "SeqMatch": STAGED,
+    "SeqMatch, joint": JOINTLY,
+    "SeqMatch, $S_2$ first": "sequence, S_2 first",
+    "SeqMatch, $S_2$ undistilled": "sequence, S_2 undistilled",
+    "SeqMatch, $S_1$ twice": "sequence, S_1 twice",
+    "divided, staged": HALVES,
+    "divided, joint": HALVES_JOINTLY,
+    "undivided, staged": "one set and its second version, in stages",
+    "undivided, last": "one set, its second version alone",
+}
+DECIDING = (EQUAL, HALVES, HALVES_JOINTLY)  # the controls that a gain of the sequence must pass
+
+
+class Effort(NamedTuple):
+    """What an accuracy cost: of runs with equal settings but for these."""
+
+    base: str  # method
+    num_subsets: int
+    images: str  # per class of each subset
+    teachers: str  # their epochs
+    iterations: int  # of distillation, over all subsets
+    by_subset: str  # the same, of each subset
+    trained: str
+    epochs: int  # of training, over all stages
+
+
+def comparison(
+    evidence: Evidence,
+    dataset: str,
+    ipc: int,
+    scale: str,
+    settings: Collection[str] | None = None,
+    bases: Collection[str] = (),
+    by_seed: bool = False,
+) -> pd.DataFrame:
+    """The sequence beside its base method, always with the controls: for each base method, a row a set and training.
+
+    Args:
+        evidence: the records; base methods that were not run both alone and in sequence are left out. Of several sequences,
+            that of most seeds is taken.
+        dataset: its name.
+        ipc: images per class of every set.
+        scale: of the runs.
+        settings: see the head of this file; by default those of `leading_settings`.
+        bases: base methods; all by default.
+        by_seed: a row for each seed; what was not run has none then.
+
+    Returns:
+        Columns `base`, `num_subsets`, `set` (one of `SETS`), `iterations`, `epochs`, `accuracy`, `difference` (the sequence in
+        stages minus this set), `seeds` (0: not run), `n` and `records`.
+    """
+    rows = []
+    for base in bases or method_names():
+        changed = leading_settings(evidence, dataset, ipc, scale, base) if settings is None else settings
+        groups = _efforts(evidence, dataset, ipc, scale, changed)
+        sequence = _most_seeds(groups, base)
+        alone = [effort for effort in groups if (effort.base, effort.num_subsets) == (base, 1)]
+        if sequence is None or not alone:
+            continue
+        plain, of_sequence = _plain(groups, alone, sequence), set(groups[sequence]["record"])
+        ablations = [record for record in evidence.orders if digest_json(record.config)[:8] in of_sequence]
+        random, sets = evidence.select(["random"], dataset=dataset), _sets(plain, sequence)
+        known = {name: groups[effort] for name, effort in sets.items() if effort in groups} | {
+            RANDOM: random[random["record"].isin(groups.get(plain, groups[alone[0]])["record"])],
+            HALVES: _of_order(ablations, "divided, staged"),
+            HALVES_JOINTLY: _of_order(ablations, "divided, joint"),
+        }
+        for name, effort in sets.items():
+            cost = {"iterations": effort.iterations, "epochs": effort.epochs}
+            common = {"base": base, "num_subsets": effort.num_subsets, "set": name} | cost
+            gap = {} if name == STAGED else values_by_seed(groups[sequence])
+            rows += [common | row for row in summarise(known.get(name, random.iloc[:0]), "difference", gap, by_seed)]
+    return make_frame(rows, ("base", "num_subsets", "set", "iterations", "epochs", "difference"))
+
+
+def leading_settings(evidence: Evidence, dataset: str, ipc: int, scale: str, base: str) -> list[str]:
+    """Returns the settings, without the iterations, of the sequences that stand for their preset; see `runs_of`."""
+    runs = runs_of(f"{dataset}-ipc{ipc}-{SEQUENTIAL_PREFIX}{base}", scale, evidence.runs)
+    changes = changes_of(runs[0]) if runs else {}
+    return [f"{key}={value}" for key, value in changes.items() if key != f"{base}.iterations"]
+
+
+def _plain(groups: Mapping[Effort, pd.DataFrame], alone: Sequence[Effort], sequence: Effort) -> Effort:
+    """Returns the one set with the iterations and epochs of its preset; where there is none, with those of one stage."""
+    iterations, epochs = sequence.iterations // sequence.num_subsets, sequence.epochs // sequence.num_subsets
+    of_stage = alone[0]._replace(iterations=iterations, by_subset=str(iterations), epochs=epochs)
+    return next((effort for effort in alone if _of_preset(effort, groups[effort])), of_stage)
+
+
+def _sets(plain: Effort, sequence: Effort) -> dict[str, Effort]:
+    """Returns the sets of `SETS`, and what each took, run or not."""
+    longer, epochs = plain._replace(iterations=sequence.iterations, by_subset=str(sequence.iterations)), sequence.epochs
+    jointly = sequence._replace(trained="jointly", epochs=epochs // sequence.num_subsets)
+    return {
+        RANDOM: plain._replace(iterations=0),
+        ONE_SET: plain,
+        LONGER: longer,
+        "one set, as many epochs": plain._replace(epochs=epochs),
+        EQUAL: longer._replace(epochs=epochs),
+        HALVES: sequence,
+        HALVES_JOINTLY: jointly,
+        STAGED: sequence,
+        JOINTLY: jointly,
+        "sequence, jointly, as many epochs": sequence._replace(trained="jointly"),
+    }
+
+
+def efforts(
+    evidence: Evidence, dataset: str, ipc: int, scale: str, settings: Collection[str] = (), by_seed: bool = False
+) -> pd.DataFrame:
+    """Accuracies by the effort behind them, of runs that differ in subsets, intervals, iterations and epochs alone.
+
+    `difference` is the sequence in stages, that of most seeds, minus the row. `by_subset` has the iterations of each subset;
+    `of_preset` says whether iterations and epochs are those of the preset.
+    """
+    groups = _efforts(evidence, dataset, ipc, scale, settings)
+    rows = []
+    for effort, group in groups.items():
+        staged = _most_seeds(groups, effort.base)
+        sequence = values_by_seed(groups[staged]) if staged not in (None, effort) else {}
+        common = effort._asdict() | {"of_preset": _of_preset(effort, group)}
+        rows += [common | row for row in summarise(group, "difference", sequence, by_seed)]
+    return make_frame(rows, (*Effort._fields, "of_preset"))
+
+
+def _efforts(evidence: Evidence, dataset: str, ipc: int, scale: str, settings: Collection[str]) -> dict[Effort, pd.DataFrame]:
+    """Returns effort -> rows of networks trained as their run did, jointly, or for other numbers of epochs."""
+    rows = evidence.select(["last", "joint", "last again"], dataset=dataset, ipc=ipc, scale=scale)
+    rows = with_settings(rows[~rows["method"].isin(REFERENCES)], settings, ("iterations", "ipc", "subset_ipcs", "intervals"))
+    longer = map(_is_longer, rows["kind"], rows["asked"])
+    rows = where(rows, longer)
+    rows = rows.sort_values(["base", "num_subsets", "teachers", "iterations", "trained", "epochs"], kind="stable")
+    return {Effort(*key): group for key, group in rows.groupby(list(Effort._fields), sort=False)}
+
+
+def _is_longer(kind: str, asked: Mapping[str, Any]) -> bool:
+    """Whether an accuracy is the run's own, or that of training for another number of epochs."""
+    return asked.keys() == ({"training.epochs"} if kind.endswith("again") else set())
+
+
+def _of_preset(effort: Effort, group: pd.DataFrame) -> bool:
+    changed = any(f"{effort.base}.iterations" in changes for changes in group["changes"])
+    return not changed and bool(group["kind"].isin(["last", "joint"]).all())
+
+
+def _most_seeds(groups: Mapping[Effort, pd.DataFrame], base: str) -> Effort | None:
+    """Returns the staged sequence of a base method that has most seeds."""
+    staged = [effort for effort in groups if (effort.base, effort.trained) == (base, "in stages")]
+    return max(staged, key=lambda effort: groups[effort]["seed"].nunique(), default=None)
+
+
+def order(
+    evidence: Evidence,
+    dataset: str,
+    ipc: int,
+    scale: str,
+    settings: Collection[str] | None = None,
+    by_seed: bool = False,
+) -> pd.DataFrame:
+    """Sets of equal size that are divided or not, in sequence or not; `difference` is the sequence in stages minus the set.
+
+    By default these are the ablations of the runs that stand for their preset, see `runs_of`. An ablation that was asked about
+    other sets alone has the accuracies of SeqMatch from its run.
+    """
+    groups: dict[str, list[OrderRecord]] = {}
+    runs = {run.config_hash: run for run in evidence.runs}
+    for record in sorted(evidence.orders, key=lambda record: (record.method, record.seed)):
+        changes, run = changes_of(record), runs.get(digest_json(record.config))
+        standing = runs_of(record.config["preset"], scale, evidence.runs) if settings is None and changes else []
+        chosen = run in standing or {f"{key}={value}" for key, value in changes.items()} == set(settings or ())
+        wanted = (record.dataset, record.ipc, record.scale) == (dataset, ipc, scale)
+        if run is not None and "SeqMatch" not in record.accuracy:
+            own = {"SeqMatch": run.accuracy_last, "SeqMatch, joint": run.accuracy_joint}
+            record = replace(record, accuracy={name: one["values"] for name, one in own.items() if one} | record.accuracy)
+        if chosen and wanted and "SeqMatch" in record.accuracy:
+            groups.setdefault(record.method.removeprefix(SEQUENTIAL_PREFIX), []).append(record)
+    rows = []
+    for base, records in groups.items():
+        sequence = values_by_seed(_of_order(records, "SeqMatch"))
+        for name in dict.fromkeys(name for record in records for name in record.accuracy):
+            gap = {} if name == "SeqMatch" else sequence
+            common = {"base": base, "set": OF_ORDER.get(name, name)}
+            rows += [common | row for row in summarise(_of_order(records, name), "difference", gap, by_seed)]
+    return make_frame(rows, ("base", "set", "difference"))
+
+
+def _of_order(records: Iterable[OrderRecord], name: str) -> pd.DataFrame:
+    """Returns what one set of the ablation of order and division is worth, for the seeds that have one."""
+    having = sorted((record for record in records if name in record.accuracy), key=lambda record: record.seed)
+    rows = [(record.seed, record.accuracy[name], digest_json(record.config)[:8]) for record in having]
+    return pd.DataFrame(rows, columns=["seed", "values", "record"])

@@ -1,0 +1,160 @@
+"""All records of a results folder as one data frame of accuracies, and which runs stand for a preset."""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from seqmatch_lib.report.numbers import where
+from seqmatch_lib.runs.config import REFERENCES, SEQUENTIAL_PREFIX, even_subsets
+from seqmatch_lib.runs.records import (
+    ACCURACIES,
+    OrderRecord,
+    Reevaluation,
+    RunRecord,
+    changes_of,
+    check_same_images,
+    describe_changes,
+    flatten_settings,
+    load_orders,
+    load_reevaluations,
+    load_runs,
+)
+from seqmatch_lib.store.files import read_json
+
+PUBLISHED_SETTINGS = ("paper", "short")  # scales whose numbers stand beside published ones, the leading one first
+LEFT_OPEN = ("teachers.num_teachers", "evaluation.num_networks", "evaluation.num_selections")  # at scale "short"
+KINDS = {kind.removesuffix(" real"): name for kind, name in ACCURACIES.items()}  # as columns are called
+COLUMNS = (  # of `Evidence.accuracies`
+    "dataset", "ipc", "scale", "method", "num_subsets", "seed", "base", "images", "even", "teachers", "iterations",
+    "by_subset", "train_images", "changes", "stands", "record", "kind", "trained", "epochs", "network", "is_first", "asked",
+    "question", "values",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All records of a results folder.
+
+    Args:
+        runs: of `run`.
+        reevaluations: of `evaluate --results`.
+        orders: of the ablation of order and division.
+        trust: "faults" and "fuzzing" -> what `faults.py` and `fuzzing.py` in `tests/trust/` counted in their long forms.
+    """
+
+    runs: list[RunRecord]
+    reevaluations: list[Reevaluation] = field(default_factory=list)
+    orders: list[OrderRecord] = field(default_factory=list)
+    trust: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, results_dir: Path) -> "Evidence":
+        """Reads a results folder.
+
+        Raises:
+            StorageError: a damaged record, or runs of one data set and scale on different images.
+        """
+        runs = load_runs(results_dir)
+        check_same_images(runs)
+        trust = {path.stem: read_json(path) for path in sorted((results_dir / "trust").glob("*.json"))}
+        return cls(runs, load_reevaluations(results_dir), load_orders(results_dir), trust)
+
+    @cached_property
+    def accuracies(self) -> pd.DataFrame:
+        """Every accuracy, a row for each set of each run, training and architecture; all queries select from it.
+
+        Columns, beside those that name the run: `stands` (whether the run stands for its preset, see `runs_of`), `kind`
+        ("last", "selected", "joint", "random": random real images; with the suffix "again" in a re-evaluation), `trained`,
+        `epochs`, `network`, `is_first` (the run's first architecture), `changes` (of the run from its preset) and `asked` (of
+        a re-evaluation from its run): dictionaries; `values`: list.
+        """
+        presets = {(run.preset, run.scale) for run in self.runs}
+        standing = {run.run_id for preset, scale in presets for run in runs_of(preset, scale, self.runs)}
+        rows = [
+            row | {"stands": run.run_id in standing} for run in self.runs for row in _accuracies_of(run, self.reevaluations)
+        ]
+        return pd.DataFrame(rows, columns=COLUMNS).astype({"is_first": bool, "even": bool, "stands": bool, "seed": int})
+
+    def select(self, kinds: Collection[str], **equal: Any) -> pd.DataFrame:
+        """Returns the rows of `accuracies` of these kinds, of each run's first architecture, equal in these columns."""
+        rows = self.accuracies
+        chosen = rows["is_first"] & rows["kind"].isin(kinds)
+        for column, value in equal.items():
+            chosen &= rows[column] == value
+        return rows[chosen]
+
+
+def _accuracies_of(run: RunRecord, reevaluations: Sequence[Reevaluation]) -> Iterable[dict[str, Any]]:
+    """Yields the rows of `Evidence.accuracies` that belong to one run; the re-evaluations are those of all runs."""
+    intervals = [f"{first} to {last}" for first, last in run.config["intervals"]]
+    common = {name: getattr(run, name) for name in ("dataset", "ipc", "scale", "method", "num_subsets", "seed")} | {
+        "base": run.method.removeprefix(SEQUENTIAL_PREFIX),
+        "images": _sum(run.config["subset_ipcs"]),
+        "even": run.method in REFERENCES or list(run.config["subset_ipcs"]) == even_subsets(run.ipc, run.num_subsets),
+        "teachers": "; ".join(intervals if len(set(intervals)) > 1 else intervals[:1]) or "-",
+        "iterations": iterations_of(run),
+        "by_subset": _sum(stage["iterations"] for stage in run.stages),
+        "train_images": run.data["train_images"],
+        "changes": changes_of(run),
+        "record": run.config_hash[:8],
+    }
+    measured = [
+        (kind, kind == "joint", run.config, {}, run.run_id, getattr(run, name)["by_network"])
+        for kind, name in KINDS.items()
+        if getattr(run, name)
+    ]
+    for index, again in enumerate(one for one in reevaluations if one.run_id == run.run_id):
+        asked = describe_changes(flatten_settings(run.config), flatten_settings(again.config))
+        for kind, by_network in (("last again", again.accuracy), ("random again", again.random_baseline or {})):
+            measured.append((kind, again.joint, again.config, asked, f"{run.run_id} {index}", by_network))
+    for kind, joint, config, asked, question, by_network in measured:
+        trained = "jointly" if joint else "in one stage" if run.num_subsets == 1 else "in stages"
+        epochs = config["training"]["epochs"] * (1 if joint else run.num_subsets)
+        for network, accuracy in by_network.items():
+            yield common | {
+                "kind": kind, "trained": trained, "epochs": epochs, "network": network,
+                "is_first": network == run.config["evaluation"]["networks"][0], "asked": asked, "question": question,
+                "values": accuracy["values"],
+            }  # fmt: skip
+
+
+def with_settings(rows: pd.DataFrame, settings: Collection[str], compared: Sequence[str] = ()) -> pd.DataFrame:
+    """Returns the rows of runs that differ from their preset in exactly these settings, whatever those compared are.
+
+    `iterations` in `compared` stands for the base method's own setting.
+    """
+
+    def differs(base: str, changes: Mapping[str, Any]) -> bool:
+        ignored = {f"{base}.{key}" if key == "iterations" else key for key in compared}
+        return {f"{key}={value}" for key, value in changes.items() if key not in ignored} == set(settings)
+
+    return where(rows, map(differs, rows["base"], rows["changes"]))
+
+
+def runs_of(preset: str, scale: str, records: Iterable[RunRecord]) -> list[RunRecord]:
+    """Returns the runs that stand for a preset, one a seed: those of the preset as it stands.
+
+    Scale "short" leaves open how many teachers and iterations there are. Where the preset was not run there as it stands, runs
+    that differ from it in these numbers alone stand for it: of several such settings, those with most iterations.
+    """
+    groups: dict[str, list[RunRecord]] = {}
+    for run in records:
+        if (run.preset, run.scale) == (preset, scale):
+            changes = changes_of(run)
+            left_open = {*LEFT_OPEN, f"{run.method.removeprefix(SEQUENTIAL_PREFIX)}.iterations"}
+            if not changes or (scale == "short" and changes.keys() <= left_open):
+                groups.setdefault(str(changes), []).append(run)
+    return groups.get("{}") or max(groups.values(), key=lambda runs: iterations_of(runs[0]), default=[])
+
+
+def iterations_of(run: RunRecord) -> int:
+    """Returns the iterations of distillation of all stages."""
+    return sum(stage["iterations"] for stage in run.stages)
+
+
+def _sum(parts: Iterable[int]) -> str:
+    return " + ".join(map(str, parts))

@@ -1,0 +1,121 @@
+"""Accuracies in numbers: their spread, differences with bootstrap intervals, and one row of a frame for each group.
+
+Accuracies are of test images, in per cent. Beside a column `x`, `x_std` is its spread: the standard deviation over the means
+of the seeds of distillation where there are several, over networks where there is one seed, NaN where there is one network.
+Beside a difference, `…_low` and `…_high` are its 95 % bootstrap interval, from three seeds on; a difference is over the seeds
+that both sides have, and `…_seeds` counts them. `seeds` counts distillations, `n` networks; `records` names each record by the
+last eight characters of its file name.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from math import exp, nan
+from statistics import fmean, stdev
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from seqmatch_lib.errors import StorageError, require
+
+DRAWS = 10_000  # of the bootstrap
+SEEDS_FOR_AN_INTERVAL = 3
+Values = Mapping[int, Sequence[float]]  # seed of distillation -> accuracies of its networks, in per cent
+
+
+def mean_and_std(values: Values, name: str = "accuracy") -> dict[str, float]:
+    """Returns the columns `name` and `name_std`: the one definition of a spread (see the head of this file)."""
+    seeds = list(values.values())
+    parts = list(map(fmean, seeds)) if len(seeds) > 1 else [*seeds, []][0]
+    return {name: fmean(parts) if parts else nan, f"{name}_std": stdev(parts) if len(parts) > 1 else nan}
+
+
+def difference(values: Values, reference: Values, name: str = "difference") -> dict[str, float]:
+    """Returns `name`, `name_low`, `name_high`, `name_seeds`: mean(values) - mean(reference) over the seeds that both have."""
+    seeds = sorted(values.keys() & reference.keys())
+    ours, theirs = ([by_seed[seed] for seed in seeds] for by_seed in (values, reference))
+    mean = fmean(map(fmean, ours)) - fmean(map(fmean, theirs)) if seeds else nan
+    low, high = bootstrap_difference(theirs, ours) if len(seeds) >= SEEDS_FOR_AN_INTERVAL else (nan, nan)
+    return {name: mean, f"{name}_low": low, f"{name}_high": high, f"{name}_seeds": len(seeds)}
+
+
+def bootstrap_difference(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """Returns the 95 % interval of mean(second) - mean(first), by a bootstrap over seeds and over the networks of each.
+
+    Args:
+        first: accuracies, one list a seed; the interval says something from 3 seeds on.
+        second: the same of what it is compared with.
+    """
+    generator = np.random.default_rng(0)
+
+    def means(values: Sequence[Sequence[float]]) -> np.ndarray:
+        """(draws,) means over seeds drawn with replacement, each with networks drawn with replacement."""
+        seeds = generator.integers(0, len(values), (DRAWS, len(values)))
+        per_seed = [np.asarray(row)[generator.integers(0, len(row), (DRAWS, len(values), len(row)))].mean(2) for row in values]
+        return np.take_along_axis(np.stack(per_seed, 2), seeds[:, :, None], 2).mean((1, 2))
+
+    low, high = np.quantile(means(second) - means(first), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def robust_score(weighted: float) -> float:
+    """Returns a weighted sum of differences of accuracy, in [-1, 1], as DD-Ranking normalises it: 0 … 100 per cent."""
+    return 100 * (exp(weighted) - exp(-1)) / (exp(1) - exp(-1))
+
+
+def values_by_seed(rows: pd.DataFrame) -> dict[int, list[float]]:
+    """Returns seed of distillation -> accuracies, of rows with one for each seed; two of one seed would hide each other."""
+    require(rows["seed"].is_unique, f"two accuracies of one seed, in records {', '.join(rows['record'])}", StorageError)
+    return dict(zip(rows["seed"], rows["values"], strict=True))
+
+
+def _counts(rows: pd.DataFrame) -> dict[str, Any]:
+    values = values_by_seed(rows)
+    return {"seeds": len(values), "n": sum(map(len, values.values())), "records": ", ".join(dict.fromkeys(rows["record"]))}
+
+
+def pool(rows: pd.DataFrame, by: Sequence[str], kinds: Mapping[str, str], by_seed: bool = False) -> pd.DataFrame:
+    """Returns one row for each group of rows equal in the columns `by`, with mean and spread of each kind.
+
+    Args:
+        rows: of `Evidence.accuracies`.
+        by: columns that are kept.
+        kinds: name of a column -> the kind in it; seeds, n and records are those of the first one.
+        by_seed: whether every seed is a group of its own.
+    """
+    by = [*by, "seed"] if by_seed else list(by)
+    pooled = []
+    for key, group in rows.groupby(by, sort=False):
+        row = dict(zip(by, key, strict=True))
+        for name, kind in kinds.items():
+            row |= mean_and_std(values_by_seed(group[group["kind"] == kind]), name)
+        pooled.append(row | _counts(group[group["kind"] == next(iter(kinds.values()))]))
+    columns = [*by, *(f"{name}{end}" for name in kinds for end in ("", "_std")), "seeds", "n", "records"]
+    return pd.DataFrame(pooled, columns=columns).astype(rows[by].dtypes)  # without rows, too
+
+
+def summarise(group: pd.DataFrame, name: str, reference: Values, by_seed: bool) -> Iterable[dict[str, Any]]:
+    """Yields mean, spread, difference and counts of one group: in one row, or in one for each seed.
+
+    Args:
+        group: rows with `seed`, `values` and `record`.
+        name: "gain", the group minus the reference, or "difference", the reference minus the group.
+        reference: accuracies that those of the group are compared with.
+        by_seed: whether each seed has a row.
+    """
+    for part in [group[group["seed"] == seed] for seed in sorted(group["seed"])] if by_seed else [group]:
+        values = values_by_seed(part)
+        gap = difference(*((values, reference) if name == "gain" else (reference, values)), name)
+        yield ({"seed": part["seed"].iloc[0]} if by_seed else {}) | mean_and_std(values) | gap | _counts(part)
+
+
+def make_frame(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> pd.DataFrame:
+    """Returns rows as a frame; without rows, one with the columns that any would have."""
+    if rows:
+        return pd.DataFrame(rows)
+    empty = pd.DataFrame(columns=[*columns, "accuracy", "accuracy_std", "seeds", "n", "records"])
+    return empty.astype({name: bool for name in columns if name == "of_preset"})
+
+
+def where(rows: pd.DataFrame, chosen: Iterable[bool]) -> pd.DataFrame:
+    """Returns the chosen rows; of no rows none, with their columns."""
+    return rows[np.fromiter(chosen, bool)]

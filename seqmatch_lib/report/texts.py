@@ -1,0 +1,87 @@
+"""How numbers and settings are written for readers: names of cells and scales, and frames as texts."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import pandas as pd
+from pandas.io.formats.style import Styler
+
+from seqmatch_lib.methods import method_names
+from seqmatch_lib.report.evidence import Evidence, runs_of
+from seqmatch_lib.runs.config import SEQUENTIAL_PREFIX, RunConfig
+from seqmatch_lib.store.files import digest_json
+
+SIGNED = ("difference", "gain")  # columns that are shown with a sign
+
+
+def label_scale(scale: str) -> str:
+    """Returns the name of a scale with what a reader must know of it."""
+    return {"reduced": "rehearsal (reduced)", "smoke": "smoke: means nothing"}.get(scale, scale)
+
+
+def name_cell(dataset: str, ipc: int | None) -> str:
+    """Returns the name of a data set with the size of a set; `ipc` is None for several sizes, 0 for all images."""
+    size = {None: "", 0: "all images", 1: "1 image per class"}.get(ipc, f"{ipc} images per class")
+    return ", ".join(filter(None, (dataset, size)))
+
+
+def name_setting(dataset: str, ipc: int | None, scale: str) -> str:
+    """Returns what a heading says of runs; `ipc` as in `name_cell`."""
+    return f"{name_cell(dataset, ipc)}, {label_scale(scale)}"
+
+
+def name_runs(evidence: Evidence, dataset: str, ipc: int, scale: str, bases: Collection[str] = ()) -> str:
+    """Returns what a heading says of the runs that stand for presets, by default of all base methods; see `runs_of`."""
+    return f"{name_cell(dataset, ipc)}, {name_scale(evidence, dataset, ipc, scale, bases)}"
+
+
+def name_scale(evidence: Evidence, dataset: str, ipc: int, scale: str, bases: Collection[str] = ()) -> str:
+    """Returns the name of a scale; at scale "short", which leaves it open, with the number of teachers."""
+    presets = [f"{dataset}-ipc{ipc}-{prefix}{base}" for base in bases or method_names() for prefix in ("", SEQUENTIAL_PREFIX)]
+    configs = [RunConfig.from_dict(run.config) for preset in presets for run in runs_of(preset, scale, evidence.runs)[:1]]
+    counts = pd.Series([config.teachers.num_teachers for config in configs if config.uses_teachers])
+    return label_scale(scale) + (f", {format_range(counts)} teachers" if scale == "short" and len(counts) else "")
+
+
+def count_seeds(count: int) -> str:
+    """Returns a number of seeds in words: "1 seed", "3 seeds"."""
+    return "1 seed" if count == 1 else f"{count} seeds"
+
+
+def format_range(counts: pd.Series) -> str:
+    """Returns numbers of seeds as "3", or as "1 to 3" where they differ."""
+    return " to ".join(map(str, sorted({counts.min(), counts.max()})))
+
+
+def format_frame(frame: pd.DataFrame) -> pd.DataFrame:
+    """Returns a frame as texts: `x` and `x_std` as "47.2 ± 0.6", `x` with its interval as "+1.1 [+0.1, +2.2]"."""
+    rows, kept = frame.to_dict("records"), [name for name in frame if not name.endswith(("_std", "_low", "_high", "_seeds"))]
+    shown = {name.replace("_", " "): [_format_cell(row, name) for row in rows] for name in kept}
+    if "seeds" in frame and "accuracy" in frame:
+        shown["accuracy"] = [text or "not run" for text in shown["accuracy"]]
+    return pd.DataFrame(shown)
+
+
+def _format_cell(row: Mapping[str, Any], name: str) -> str:
+    value, std = row[name], row.get(f"{name}_std")
+    if pd.isna(value):
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if not isinstance(value, float):
+        return str(value)
+    if f"{name}_low" in row:
+        low, high = row[f"{name}_low"], row[f"{name}_high"]
+        return f"{value:+.1f}" + ("" if pd.isna(low) else f" [{low:+.1f}, {high:+.1f}]")
+    return f"{value:{'+' * (name in SIGNED)}.1f}" + ("" if pd.isna(std) else f" ± {std:.1f}")
+
+
+def style_frame(shown: pd.DataFrame, caption: str = "") -> Styler:
+    """Returns a frame of texts as notebooks show it: no index, text to the left, short texts on one line."""
+    kept = shown.map(lambda text: text.replace(" ", "\u00a0") if len(text) < 24 else text)
+    left = {"selector": "td, th", "props": "text-align: left; vertical-align: top"}
+    bold = {"selector": "caption", "props": "text-align: left; font-weight: bold"}
+    name = digest_json([caption, shown.to_numpy().tolist()])[:8]  # by default a random one, so that equal pages would differ
+    return kept.style.hide().set_caption(caption).set_table_styles([left, bold]).set_uuid(name)

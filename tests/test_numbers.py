@@ -1,0 +1,59 @@
+"""Spreads, differences and intervals: they cover what they should, and are shown as they are meant."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import SEED
+
+from seqmatch_lib.errors import StorageError
+from seqmatch_lib.report import numbers
+from seqmatch_lib.report.numbers import bootstrap_difference
+from seqmatch_lib.report.texts import format_frame
+
+
+def test_two_accuracies_of_one_seed_are_refused():
+    rows = pd.DataFrame({"seed": [0, 0], "values": [[40.0], [50.0]], "record": ["a", "b"]})
+    with pytest.raises(StorageError, match="two accuracies of one seed, in records a, b"):
+        numbers.values_by_seed(rows)
+
+
+def test_a_spread_is_over_seeds_or_else_over_networks():
+    several = numbers.mean_and_std({0: [40.0, 42.0], 1: [44.0, 46.0]})
+    assert several == {"accuracy": 43.0, "accuracy_std": pytest.approx(np.std([41, 45], ddof=1))}
+    assert numbers.mean_and_std({0: [40.0, 42.0]})["accuracy_std"] == pytest.approx(np.sqrt(2))
+    assert np.isnan(numbers.mean_and_std({0: [40.0]})["accuracy_std"]), "one network has no spread"
+    assert np.isnan(numbers.mean_and_std({})["accuracy"])
+
+
+def test_a_difference_is_over_the_seeds_that_both_have():
+    values, reference = {seed: [50.0 + seed] * 2 for seed in range(4)}, {seed: [40.0] * 2 for seed in (1, 2)}
+    two = numbers.difference(values, reference)
+    assert (two["difference"], two["difference_seeds"]) == (11.5, 2)
+    assert np.isnan(two["difference_low"]), "an interval needs three seeds"
+    three = numbers.difference(values, reference | {3: [40.0, 40.0]}, "gain")
+    assert three["gain_low"] <= three["gain"] == 12 <= three["gain_high"]
+    assert np.isnan(numbers.difference(values, {9: [1.0]})["difference"])
+
+
+def test_the_bootstrap_covers_the_true_difference():
+    """Two methods 3 points apart, seeds that scatter by 1, networks by 2: 95 % intervals of 8 seeds each."""
+    generator = np.random.default_rng(SEED)
+
+    def draw(mean):
+        return [(mean + generator.normal(0, 1) + generator.normal(0, 2, 5)).tolist() for _ in range(8)]
+
+    intervals = [bootstrap_difference(draw(40.0), draw(43.0)) for _ in range(100)]
+    covered = sum(low < 3.0 < high for low, high in intervals)
+    assert covered >= 82  # few seeds make intervals a little short; 82 of 100 is beyond bad luck for 92 %
+    assert all(low < high for low, high in intervals)
+    assert bootstrap_difference([[1.0], [1.0]], [[3.0], [3.0]]) == (2.0, 2.0)
+
+
+def test_numbers_are_shown_with_their_spread_and_interval():
+    frame = pd.DataFrame({
+        "num_subsets": [1, 2000], "accuracy": [47.16, np.nan], "accuracy_std": [0.58, np.nan], "gain": [1.14, -2.0],
+        "gain_low": [0.11, np.nan], "gain_high": [2.22, np.nan], "seeds": [3, 0],
+    })  # fmt: skip
+    shown = format_frame(frame)
+    assert shown.columns.tolist() == ["num subsets", "accuracy", "gain", "seeds"]
+    assert shown.to_numpy().tolist() == [["1", "47.2 ± 0.6", "+1.1 [+0.1, +2.2]", "3"], ["2,000", "not run", "-2.0", "0"]]
