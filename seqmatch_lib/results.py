@@ -222,7 +222,7 @@ class Results:
     def reevaluate(self, runs: Sequence[Run], networks: Sequence[str], num_networks: int) -> Evidence:
         """Returns what all folders hold, after sets were asked, if that is allowed, what they are worth for more networks.
 
-        A set is not asked again where the accuracies of as many networks are known, as `findings.transfer` takes them: trained
+        A set is not asked again where the accuracies of as many networks are known, as `queries.transfer` takes them: trained
         as in the run itself, beside those of random real images.
         """
         known: dict[tuple[str, str], set[str]] = {}

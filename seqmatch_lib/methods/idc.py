@@ -49,7 +49,7 @@ class IDCConfig:
     An iteration matches every class once, then trains the network on real images.
 
     Args:
-        iterations: of each stage, one entry for all stages or one for each; 100 times the `niter` of the public code.
+        iterations: of stage 1, 2, …; the last entry is for all later stages, too; 100 times the `niter` of the public code.
         inner_loop: iterations before the network returns to its start; entries as for `iterations`.
         fix_iter: how many times the same start is used before a new one is drawn.
         factor: of multi-formation; 1 is IDC-I.
@@ -170,17 +170,18 @@ class IDC(BaseMethod):
     config_class = IDCConfig
 
     def check(self, intervals: Sequence[tuple[int, int] | None], teachers: TeacherConfig, training: TrainingRecipe) -> None:
-        """Raises ConfigError unless every stage has its entries of `iterations` and `inner_loop`."""
-        for index in range(1, len(intervals) + 1):
-            self.num_iterations(index)
-            self._inner_loop(index)
+        """Raises ConfigError if `iterations` or `inner_loop` has entries for stages that there are not."""
+        for name in ("iterations", "inner_loop"):
+            values, stages = getattr(self.config, name), len(intervals)
+            message = f"idc.{name} {list(values)} has {len(values)} entries, one a stage, for {stages} stages; leave some out"
+            require(len(values) <= stages, message)
 
     def num_iterations(self, index: int) -> int:
         """Returns the iterations of stage k = `index`."""
-        return _entry(self.config.iterations, index, "idc.iterations")
+        return _entry(self.config.iterations, index)
 
     def _inner_loop(self, index: int) -> int:
-        return _entry(self.config.inner_loop, index, "idc.inner_loop")
+        return _entry(self.config.inner_loop, index)
 
     def initialise(self, stage: Stage) -> Trainable:
         """Returns real images; if `start` is "mix", each stored image consists of factor² of them.
@@ -292,10 +293,6 @@ class IDC(BaseMethod):
         return Effort(passes, config.batch_real + config.batch_syn_max, 8, variant, starts=tuple(starts))
 
 
-def _entry(values: tuple[int, ...], index: int, name: str) -> int:
-    """Returns the entry of stage k = `index`; a single entry is for all stages."""
-    require(
-        len(values) == 1 or index <= len(values),
-        f"{name} {list(values)} has no entry for stage {index}; give one entry for all stages, or one for each",
-    )
-    return values[0] if len(values) == 1 else values[index - 1]
+def _entry(values: tuple[int, ...], index: int) -> int:
+    """Returns the entry of stage k = `index`: the last one where there are more stages than entries."""
+    return values[min(index, len(values)) - 1]
