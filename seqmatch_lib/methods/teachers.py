@@ -270,7 +270,7 @@ def _claim_folder(folder: Path, manifest: dict[str, Any]) -> None:
             if not path.is_file():
                 write_json(path, manifest)
     same = digest_json({**read_json(path), "torch": ""}) == digest_json({**manifest, "torch": ""})
-    require(same, f"{folder} holds other teachers than this run needs; use another --results folder", StorageError)
+    require(same, f"{folder} holds other teachers than this run needs; use another results folder", StorageError)
 
 
 def _train_teachers(

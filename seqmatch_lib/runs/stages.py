@@ -94,7 +94,7 @@ class StageCheckpoint(Checkpoint):
         tensors, notes, is_own = saved
         require(
             is_own,
-            f"{self._path} belongs to a run with other settings; use another --results folder or delete it",
+            f"{self._path} belongs to a run with other settings; use another results folder or delete it",
             StorageError,
         )
         with self.restoring("this stage"):
