@@ -111,7 +111,9 @@ def only_process(path: Path) -> Iterator[None]:
     try:
         lock = acquire_lock(path, timeout=0)
     except Timeout as error:
-        raise StorageError(f"another process works on this run ({path} is locked); wait, or use another results folder") from error
+        raise StorageError(
+            f"another process works on this run ({path} is locked); wait, or use another results folder"
+        ) from error
     with lock:
         yield
 
