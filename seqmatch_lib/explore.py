@@ -45,7 +45,7 @@ def show_run(results: Results, record: RunRecord, subset: int | str = ALL, label
         print(f"The images of {record.run_id} were not kept; its record has the losses and accuracies.")
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.2))
     plot_losses({record.method: record}, axis=left, title=label_scale(record.scale))
-    kinds = {"random real": record.random_baseline, "last": record.accuracy_last, "joint": record.accuracy_joint}
+    kinds = {"random real": record.random_baseline, "last iterate": record.accuracy_last, "jointly": record.accuracy_joint}
     plot_accuracies({name: accuracy for name, accuracy in kinds.items() if accuracy is not None}, axis=right)
     figure.tight_layout()
     show(figure, f"Matching losses and accuracies of {record.run_id}")

@@ -96,7 +96,7 @@ class SubsetSequence:
         return torch.cat([images for images, _ in decoded]), torch.cat([labels for _, labels in decoded])
 
     def joint(self) -> "SubsetSequence":
-        """Returns all images as one subset with the step size of S_K, which was learned on the union."""
+        """Returns all images as one subset with the step size of S_K; that of a sequence was learned on the union."""
         images, labels = self.union()
         return SubsetSequence((SyntheticSubset(images, labels, self.subsets[-1].lr),), self.metadata)
 

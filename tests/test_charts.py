@@ -9,9 +9,7 @@ from made_records import CELL, HALF, make_order, make_reevaluation, make_run, ma
 from seqmatch_lib.report import charts
 from seqmatch_lib.report.controls import ONE_SET, STAGED
 from seqmatch_lib.report.evidence import Evidence
-from seqmatch_lib.runs.records import (
-    load_orders,
-)
+from seqmatch_lib.runs.records import load_orders
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +29,8 @@ def test_the_figure_of_a_comparison_has_a_point_a_seed_and_a_row_for_what_was_ru
     (axis,) = charts.plot_comparison(Evidence(runs), *CELL).axes
     names = [label.get_text() for label in axis.get_yticklabels()]
     assert names == ["random real", ONE_SET, STAGED, "sequence, jointly"]
-    assert points_of(axis) == [(21, 0)] * 3 + [(41, 1)] * 3 + [(45, 3)] * 2 + [(51, 2)] * 2
+    assert points_of(axis) == [(41, 1)] * 3 + [(45, 3)] * 2 + [(51, 2)] * 2
+    assert [text.get_text() for text in axis.texts] == ["← 21.0"], "random real images are far from all others"
     with pytest.raises(charts.NothingToDraw, match="there are no records to draw of cifar10, 50 images"):
         charts.plot_comparison(Evidence(runs), "cifar10", 50, "reduced")
 
@@ -56,9 +55,9 @@ def test_the_figure_of_the_subsets_has_the_control_of_equal_epochs():
     (axis,) = charts.plot_subsets(evidence, *CELL).axes
     lines = {line.get_label(): line.get_xydata().tolist() for line in axis.lines}
     assert axis.get_title() == "mtt"
-    assert lines["in stages"] == [[1, 41.25], [2, 51], [3, 37]]
-    assert lines["jointly"] == [[1, 41.25], [2, 45], [3, 45]], "one subset is trained on at once in any case"
-    assert lines["one set, as many epochs"] == [[1, 41.25], [2, 31]]
+    assert lines["in stages"] == [[1, 41], [2, 51], [3, 37]], "lines are of seed 0, which every K has"
+    assert lines["jointly"] == [[1, 41], [2, 45], [3, 45]], "one subset is trained on at once in any case"
+    assert lines["one set, as many epochs"] == [[1, 41], [2, 31]]
     assert lines["random real, in stages"] == [[1, 21], [2, 21], [3, 21]]
     assert axis.collections[1].get_offsets().tolist() == [[1, 41], [1, 41.5], [2, 51], [3, 37]]
 

@@ -20,6 +20,7 @@ from made_records import (
 
 from seqmatch_lib.errors import StorageError
 from seqmatch_lib.report import charts, controls, findings, queries
+from seqmatch_lib.report.controls import JOINTLY, ONE_SET, STAGED
 from seqmatch_lib.report.evidence import Evidence
 from seqmatch_lib.report.numbers import robust_score
 from seqmatch_lib.report.texts import format_frame
@@ -135,6 +136,14 @@ def test_the_gain_over_random_images_by_their_number():
     assert sorted(axis.collections[0].get_offsets().tolist()) == [[10, 20], [10, 20.5], [10, 21], [100, 2]]
 
 
+def test_runs_that_were_cut_short_make_no_line_over_sizes():
+    evidence = Evidence([make_short("mtt"), make_run("cifar10-ipc1-mtt", scale="short")])
+    assert queries.gain_over_random(evidence, "cifar10", "short")["ipc"].tolist() == [1, 10]
+    assert queries.gains_at_several_sizes(evidence, "cifar10", "short").empty
+    whole = Evidence([make_run(f"cifar10-ipc{ipc}-mtt", scale="short") for ipc in (1, 10)])
+    assert queries.gains_at_several_sizes(whole, "cifar10", "short")["ipc"].tolist() == [1, 10]
+
+
 def test_reevaluations_show_what_was_changed():
     run = make_sequence()
     found = queries.reevaluated(Evidence([run], [make_reevaluation(run, True, epochs=600), make_reevaluation(run)]), "cifar10")
@@ -174,7 +183,8 @@ def test_curves_are_those_of_finished_runs_and_of_checkpoints(tmp_path, monkeypa
     assert sequence[sequence["images"] == "validation"]["iteration"].tolist() == [100, 300, 400, 600]
     assert sequence[sequence["images"] == "test"]["accuracy"].tolist() == [36.0, 36.0]
     assert found[found["method"] == "mtt"].groupby("seed")["finished"].first().to_dict() == {0: True, 1: False}
-    (axis,) = charts.plot_curves(Evidence(runs), PUBLISHED, tmp_path, *CELL).axes
+    axis, ends = charts.plot_curves(Evidence(runs), PUBLISHED, tmp_path, *CELL).axes
+    assert [point.get_label() for point in ends.containers] == [ONE_SET, STAGED, JOINTLY]
     assert sum("images" in line.get_label() for line in axis.lines) == 5
     assert not any("published" in line.get_label() for line in axis.lines), "a rehearsal is not drawn beside published numbers"
     assert [300, 300] in [list(line.get_xdata()) for line in axis.lines], "where S_1 is finished"

@@ -25,12 +25,13 @@ NONE = Gap(nan, nan, nan, 0)
         (AHEAD, {"equal cost": AHEAD}, "confirmed"),
         (AHEAD, {"equal cost": AHEAD, "halves": LEVEL}, "not confirmed (ahead; equal cost: ahead; halves: level)"),
         (AHEAD, {"equal cost": BEHIND}, "not confirmed (ahead; equal cost: behind)"),
-        (AHEAD, {"equal cost": FEW}, "not decided (ahead; equal cost: ahead in 2 seeds)"),
+        (AHEAD, {"equal cost": FEW}, "not decided (ahead; equal cost: 2 seeds)"),
         (AHEAD, {"equal cost": NONE, "halves": NONE}, "not decided (ahead; equal cost, halves: not run)"),
         (AHEAD, {"equal cost": NONE, "halves": BEHIND}, "not confirmed (ahead; equal cost: not run; halves: behind)"),
         (LEVEL, {"equal cost": AHEAD}, "not confirmed (level; equal cost: ahead)"),
         (BEHIND, {}, "not confirmed (behind)"),
-        (FEW, {}, "not decided (ahead in 2 seeds)"),
+        (FEW, {}, "not decided (2 seeds)"),
+        (FEW, {"equal cost": BEHIND}, "not confirmed (2 seeds; equal cost: behind)"),
         (NONE, {}, "not decided (not run)"),
     ],
 )
@@ -42,8 +43,12 @@ def test_a_claimed_gain_is_decided_at_published_settings_with_its_controls(gap, 
 def test_a_rehearsal_decides_nothing_and_says_what_it_shows():
     assert judge_difference(AHEAD, "reduced") == "not decided (rehearsal: ahead)"
     assert judge_difference(AHEAD, "reduced", {"equal cost": BEHIND}) == "not decided (rehearsal: ahead; equal cost: behind)"
-    assert judge_difference(Gap(-0.2, seeds=1), "reduced") == "not decided (rehearsal: behind in 1 seed)"
-    assert judge_difference(Gap(0.02, seeds=1), "reduced") == "not decided (rehearsal: level in 1 seed)"
+    assert judge_difference(Gap(-0.2, seeds=1), "reduced") == "not decided (rehearsal: 1 seed)"
+
+
+def test_runs_with_fewer_teachers_or_iterations_than_their_scale_decide_nothing():
+    assert judge_difference(AHEAD, "short", {"halves": AHEAD}, True) == "not decided (cut short: ahead; halves: ahead)"
+    assert judge_difference(NONE, "short", cut_short=True) == "not decided (not run)"
 
 
 def test_a_published_accuracy_is_reached_within_two_standard_deviations():
@@ -79,7 +84,7 @@ def test_a_claim_shows_every_scale_that_it_was_asked_at_and_its_halves_in_both_t
     claim = "SeqMatch-MTT is ahead of MTT", "10 images per class"
     short, rehearsal = (find(found, *claim, scale) for scale in ("short", "rehearsal"))
     for row in (short, rehearsal):
-        assert all(name in row["control"] for name in ("equal cost", "halves in stages", "halves jointly"))
+        assert all(name in row["control"] for name in ("as many iterations and epochs", "halves in stages", "halves jointly"))
     assert rehearsal["measured"].startswith("-1.1 [")
 
 
@@ -93,7 +98,7 @@ def test_records_at_published_settings_lead_and_are_judged():
     cell = "10 images per class", "short"
     gain = find(found, "SeqMatch-MTT is ahead of MTT", *cell)
     assert gain["measured"].startswith("+3.0 [")
-    assert gain["verdict"] == "not decided (ahead; equal cost, halves in stages, halves jointly: not run)"
+    assert gain["verdict"] == "not decided (ahead; as many iterations and epochs, halves in stages, halves jointly: not run)"
     assert found["claim"].iloc[0] == gain["claim"]
     assert found["scale"].iloc[0].startswith("short")
     assert find(found, "MTT is ahead of random real images", *cell)["verdict"] == "confirmed"
@@ -109,7 +114,7 @@ def test_seeds_that_only_one_side_has_decide_nothing():
         list_verdicts(Evidence(runs), PUBLISHED, RESULTS), "SeqMatch-MTT is ahead of MTT", "10 images per class", "paper"
     )
     assert gain["measured"] == "-10.0, 1 seed"
-    assert gain["verdict"].startswith("not decided (behind in 1 seed;")
+    assert gain["verdict"].startswith("not decided (1 seed)")
 
 
 def test_a_sequence_with_fewer_teachers_names_the_set_that_it_is_compared_with():
@@ -120,7 +125,7 @@ def test_a_sequence_with_fewer_teachers_names_the_set_that_it_is_compared_with()
     found = list_verdicts(Evidence(runs), PUBLISHED, RESULTS)
     gain = find(found, "SeqMatch-MTT is ahead of MTT", "10 images per class", "short, 2 teachers")
     assert gain["measured"] == "+0.0, 1 seed (one set, as many iterations)"
-    assert gain["verdict"].startswith("not decided (level in 1 seed;")
+    assert gain["verdict"].startswith("not decided (cut short: 1 seed)")
 
 
 def test_claims_are_counted_once_by_their_leading_scale_and_by_whose_they_are():

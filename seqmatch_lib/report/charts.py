@@ -21,8 +21,9 @@ from seqmatch_lib.report import controls, queries
 from seqmatch_lib.report.controls import HALVES, ONE_SET, RANDOM, SETS, STAGED
 from seqmatch_lib.report.evidence import PUBLISHED_SETTINGS, Evidence, runs_of
 from seqmatch_lib.report.figures import PALETTE, save_figure, set_style, show_pictures, whole_ticks
+from seqmatch_lib.report.numbers import of_common_seeds
 from seqmatch_lib.report.tables import DATASETS, UNVERIFIED, build_table, load_published
-from seqmatch_lib.report.texts import label_scale, name_runs, name_setting
+from seqmatch_lib.report.texts import format_range, label_scale, name_runs, name_setting
 from seqmatch_lib.runs.config import SEQUENTIAL_PREFIX, RunConfig
 from seqmatch_lib.runs.pictures import load_pictures
 from seqmatch_lib.runs.records import RunRecord, load_runs
@@ -48,6 +49,7 @@ def plot_table(published: pd.DataFrame, records: Sequence[RunRecord], dataset: s
     known = published[(published["dataset"] == dataset) & published["ipc"].isin([1, 10, 50])]
     built = [build_table(dataset, records, published, scales) for scales in (PUBLISHED_SETTINGS, ("reduced",), ("smoke",))]
     ours, *rehearsals = (table[table["ipc"].isin([1, 10, 50]) & (table["seeds"] > 0)] for table in built)
+    ours = ours.assign(method=ours["method"] + np.where(ours["augmented"].notna(), "_augmented", ""))  # as ours are trained
     rehearsal = next((table for table in rehearsals if len(table)), rehearsals[0])
     ipcs = sorted({*known["ipc"], *ours["ipc"], *rehearsal["ipc"]})
     require(bool(ipcs), f"{dataset} has no published accuracies and no records at 1, 10 or 50 images per class", NothingToDraw)
@@ -82,7 +84,7 @@ def _draw_published(axis: Axes, methods: Sequence[str], known: pd.DataFrame, our
 
 def _draw_rehearsal(axis: Axes, methods: Sequence[str], _: pd.DataFrame, __: pd.DataFrame, rehearsal: pd.DataFrame) -> None:
     _draw_means(axis, methods, rehearsal, "random", "0.5", "|", "random real, same training")
-    _draw_means(axis, methods, rehearsal, "ours", sns.color_palette(PALETTE)[3], "D", "ours")
+    _draw_means(axis, methods, rehearsal, "ours", sns.color_palette(PALETTE)[3], "D", "ours, rehearsal")
     axis.set(ylim=(-0.6, len(methods) - 0.4))
 
 
@@ -114,14 +116,14 @@ def plot_comparison(evidence: Evidence, dataset: str, ipc: int, scale: str) -> F
     """Draws every base method, its sequence and the controls of `controls.comparison`: a panel a method, a point a seed."""
     frame = controls.comparison(evidence, dataset, ipc, scale, by_seed=True)
     names = [name for name in SETS if name in set(frame["set"])]
-    return _plot_seeds(frame, names, name_runs(evidence, dataset, ipc, scale), STAGED)
+    return _plot_seeds(frame, names, name_runs(evidence, dataset, ipc, scale), STAGED, RANDOM)
 
 
 def plot_order(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figure:
     """Draws what sets are worth that are divided or not, in sequence or not: a panel a base method, a point a seed."""
     frame = controls.order(evidence, dataset, ipc, scale, by_seed=True)
     names = sorted(dict.fromkeys(frame["set"]), key=lambda name: name == RANDOM)
-    return _plot_seeds(frame, names, name_runs(evidence, dataset, ipc, scale), STAGED)
+    return _plot_seeds(frame, names, name_runs(evidence, dataset, ipc, scale), STAGED, RANDOM)
 
 
 def plot_effort(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figure:
@@ -135,7 +137,9 @@ def plot_effort(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figur
     return _plot_seeds(frame.assign(set=sets), None, name_setting(dataset, ipc, scale))
 
 
-def _plot_seeds(frame: pd.DataFrame, names: list[str] | None, title: str, reference: str | None = None) -> Figure:
+def _plot_seeds(
+    frame: pd.DataFrame, names: list[str] | None, title: str, reference: str | None = None, aside: str | None = None
+) -> Figure:
     """Draws a panel for each base method: a row for each set, a point for each seed, a stroke at the mean.
 
     Where there is one seed, the point has the standard deviation over networks instead of the stroke.
@@ -145,6 +149,7 @@ def _plot_seeds(frame: pd.DataFrame, names: list[str] | None, title: str, refere
         names: rows, the same in all panels, which stand beside each other; None gives each its own, below each other.
         title: of the figure.
         reference: the set at whose mean a line is drawn through the panel.
+        aside: a set far from all others, whose mean is written instead of drawn.
     """
     panels = dict(iter(frame.groupby("base", sort=False)))
     require(bool(panels), f"there are no records to draw of {title}", NothingToDraw)
@@ -159,15 +164,20 @@ def _plot_seeds(frame: pd.DataFrame, names: list[str] | None, title: str, refere
     colors = dict(zip(seeds, sns.color_palette(PALETTE, len(seeds)), strict=True))
     for axis, own, (base, panel) in zip(axes.flat, rows, panels.items(), strict=True):
         means = panel.groupby("set")["accuracy"].mean().reindex(own)
-        for seed, part in panel.groupby("seed"):
+        for seed, part in panel[panel["set"] != aside].groupby("seed"):
             places = [own.index(name) for name in part["set"]]
             if len(seeds) == 1:
-                spread, label = part["accuracy_std"], f"seed {seed}, ± over networks"
+                spread, label = part["accuracy_std"], f"seed {seed}, ± over {format_range(part['n'])} networks"
                 axis.errorbar(part["accuracy"], places, xerr=spread, fmt="o", color=colors[seed], label=label)
             else:
                 axis.plot(part["accuracy"], places, "o", color=colors[seed], label=f"seed {seed}")
         if len(seeds) > 1:
-            axis.plot(means, range(len(own)), "|", color="0.3", markersize=14, label="mean")
+            drawn = means.where(means.index != aside)
+            axis.plot(drawn, range(len(own)), "|", color="0.3", markersize=14, label="mean")
+        if aside in means and pd.notna(means[aside]):
+            place = (0.02, own.index(aside))
+            style = {"va": "center", "fontsize": 9, "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 1}}
+            axis.annotate(f"← {means[aside]:.1f}", place, xycoords=axis.get_yaxis_transform(), **style)
         if reference in means:
             axis.axvline(means[reference], color="0.3", linewidth=0.8, linestyle=":")
         axis.set(yticks=range(len(own)), yticklabels=own, ylim=(len(own) - 0.5, -0.5), title=base, xlabel="test accuracy, %")
@@ -177,7 +187,9 @@ def _plot_seeds(frame: pd.DataFrame, names: list[str] | None, title: str, refere
 
 
 def plot_subsets(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figure:
-    """Draws accuracy against K, the number of equal subsets, at a fixed number of images: points are seeds, lines means.
+    """Draws accuracy against K, the number of equal subsets, at a fixed number of images: a point is a seed.
+
+    Lines join the means over the seeds that every K has.
 
     K = 1 is the base method. Beside the sequence stands its control: the one set, trained on for as many epochs. Each base
     method that was run with two or more K has a panel.
@@ -202,7 +214,7 @@ def plot_subsets(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figu
             "one set, as many epochs": longer[longer["num_subsets"].isin(rows["num_subsets"])],
         }
         for (kind, points), marker, color in zip(lines.items(), "osD^", sns.color_palette(PALETTE), strict=False):
-            means = points.groupby("num_subsets")["accuracy"].mean()
+            means = of_common_seeds(points, "num_subsets").groupby("num_subsets")["accuracy"].mean()
             axis.plot(means.index, means, color=color, label=kind)
             axis.scatter(points["num_subsets"], points["accuracy"], color=[color], marker=marker, s=16)
         axis.set(title=base, xlabel="K, number of subsets", ylabel="test accuracy, %")
@@ -246,12 +258,12 @@ def plot_curves(
 ) -> Figure:
     """Draws accuracy against iterations for a base method and its sequence, finished or not; published values are lines.
 
-    A line joins the scores of one network; a grey line stands where a subset of the sequence is finished. Points are the
-    evaluations after the last iteration, with their spread: those of `controls.comparison`, side by side.
+    A line joins the scores of one network; a grey line stands where a subset of the sequence is finished. The panel beside has
+    the evaluations after the last iteration, with their spread: those of `controls.comparison`.
     """
     frame = queries.curves(evidence, results_dir, dataset, ipc, scale, base)
     require(len(frame) > 0, f"{base} has no scores on {dataset}, {ipc} images per class, at scale {scale} yet", NothingToDraw)
-    figure, axis = plt.subplots(figsize=(9.5, 5.2))
+    figure, (axis, ends) = plt.subplots(1, 2, figsize=(9.5, 5.2), sharey=True, width_ratios=(4, 1))
     colors = dict(zip((base, SEQUENTIAL_PREFIX + base, HALVES), sns.color_palette(PALETTE), strict=False))
     for (method, images, finished), rows in frame.groupby(["method", "images", "finished"]):
         label = f"{method}, {images} images" + ("" if finished else ", not finished")
@@ -261,7 +273,7 @@ def plot_curves(
     known = published[(published["dataset"] == dataset) & (published["ipc"] == ipc)].set_index("method")
     for method in known.index.intersection(list(colors)) if scale in PUBLISHED_SETTINGS else ():
         mean, std = known.loc[method, ["mean", "std"]]
-        label = f"{method}, published" + " (not checked)" * (known.loc[method, "check"] == UNVERIFIED)
+        label = f"{method}, published" + " (not checked)" * (UNVERIFIED in known.loc[method, "check"])
         axis.axhline(mean, color=colors[method], linewidth=1, linestyle="--", label=label)
         axis.axhspan(mean - std, mean + std, color=colors[method], alpha=0.1, linewidth=0)
     sequences = runs_of(f"{dataset}-ipc{ipc}-{SEQUENTIAL_PREFIX}{base}", scale, evidence.runs)
@@ -271,13 +283,14 @@ def plot_curves(
     if base not in set(final["base"]):  # no sequence yet
         final = controls.efforts(evidence, dataset, ipc, scale).assign(set=ONE_SET)
     final = final[(final["base"] == base) & (final["seeds"] > 0) & (final["set"] != RANDOM)]
-    step = 0.016 * frame["iteration"].max()
     for place, row in enumerate(final.itertuples()):
         whose = HALVES if "halves" in row.set else SEQUENTIAL_PREFIX + base if "sequence" in row.set else base
         style = {"fmt": "os^Dv"[place % 5], "color": colors[whose], "mfc": "none" if "joint" in row.set else colors[whose]}
-        axis.errorbar(row.iterations + step * (place + 1), row.accuracy, row.accuracy_std, label=row.set, capsize=3, **style)
-    axis.set(xlabel="iteration of distillation, over all subsets", ylabel="accuracy, %")
-    _legend_below(figure, [axis], f"{name_runs(evidence, dataset, ipc, scale, [base])}; lines: one network")
+        ends.errorbar(place, row.accuracy, row.accuracy_std, label=row.set, capsize=3, **style)
+    axis.set(xlabel="iteration of distillation, over all subsets", ylabel="accuracy, %", title="scores of one network")
+    networks = f",\n{format_range(final['n'])} networks" if len(final) else ""
+    ends.set(xticks=[], xlim=(-1, max(len(final), 1)), title=f"last iterate{networks}")
+    _legend_below(figure, [axis, ends], name_runs(evidence, dataset, ipc, scale, [base]))
     return figure
 
 

@@ -128,36 +128,33 @@ def plot_losses(records: Mapping[str, RunRecord], window: int = 20, axis: Axes |
 
 
 def plot_accuracies(
-    bars: Mapping[str, Mapping[str, float]],
+    accuracies: Mapping[str, Mapping[str, float]],
     reference: Mapping[str, float] | None = None,
     axis: Axes | None = None,
     title: str = "",
 ) -> Axes:
-    """Draws accuracies as bars with their standard deviation and n, and a line for a reference.
-
-    Bars begin a little below the lowest of them, where differences can be seen; the axis says so.
+    """Draws accuracies as points with their standard deviation and n, and a line for a reference.
 
     Args:
-        bars: label -> `{mean, std, n}` in per cent, as records hold them.
+        accuracies: label -> `{mean, std, n}` in per cent, as records hold them.
         reference: the same for the whole data set.
         axis: to draw into; a new one by default.
         title: of the axes.
     """
     axis = axis or plt.subplots(figsize=(7, 3.5))[1]
-    means, stds = ([bar[name] for bar in bars.values()] for name in ("mean", "std"))
-    top = max([*means, reference["mean"] if reference else 0.0])
-    low = max(0.0, 5 * int((min(means) - 0.5 * (top - min(means)) - max(stds)) // 5))
-    axis.bar(list(bars), means, yerr=stds, color=sns.color_palette(PALETTE, len(bars)), capsize=4)
-    for position, bar in enumerate(bars.values()):
-        text = f"{bar['mean']:.1f} ± {bar['std']:.1f}\nn = {bar['n']}"
-        middle = 0.5 * (low + bar["mean"] - bar["std"])
-        axis.annotate(text, (position, middle), ha="center", va="center", fontsize=9, color="white")
+    colors = sns.color_palette(PALETTE, len(accuracies))
+    for place, (one, color) in enumerate(zip(accuracies.values(), colors, strict=True)):
+        axis.errorbar(place, one["mean"], one["std"], fmt="o", color=color, capsize=4)
+        text = f"{one['mean']:.1f} ± {one['std']:.1f}\nn = {one['n']}"
+        axis.annotate(text, (place, one["mean"]), xytext=(9, 0), textcoords="offset points", va="center", fontsize=9)
     if reference is not None:
         axis.axhline(reference["mean"], color="black", linestyle="--", linewidth=1)
         axis.annotate(f"whole data set {reference['mean']:.1f} %", (-0.4, reference["mean"]), xytext=(0, 3),
                       textcoords="offset points", fontsize=9)  # fmt: skip
-    begin = f"; bars begin at {low:.0f}" if low else ""
-    axis.set(ylabel=f"test accuracy, %{begin}", ylim=(low, top + 0.12 * (top - low)), title=title)
+    places = range(len(accuracies))
+    axis.set(ylabel="test accuracy, %", title=title, xlim=(-0.5, len(accuracies) - 0.3), xticks=places)
+    axis.set_xticklabels(accuracies)
+    axis.margins(y=0.2)
     axis.grid(axis="x", visible=False)
     return axis
 

@@ -13,6 +13,7 @@ from pandas.io.formats.style import Styler
 from seqmatch_lib.report import queries
 from seqmatch_lib.report.controls import DECIDING, HALVES, HALVES_JOINTLY, JOINTLY, LONGER, ONE_SET, STAGED, comparison, order
 from seqmatch_lib.report.evidence import Evidence, runs_of
+from seqmatch_lib.report.numbers import of_common_seeds
 from seqmatch_lib.report.texts import (
     count_seeds,
     format_frame,
@@ -26,10 +27,10 @@ from seqmatch_lib.runs.config import REFERENCES, SCALES
 from seqmatch_lib.runs.records import RunRecord, load_runs
 
 CHANGES = {  # of a sequence: set of `order` -> in words
-    "sequence, S_2 first": "training in the order S_2, S_1",
-    JOINTLY: "training on all images at once",
-    "sequence, S_2 undistilled": "the real images that S_2 began as, in its place",
-    "sequence, S_1 twice": "S_1 once more in the place of S_2",
+    "sequence, S_2 first": "trained on in the order S_2, S_1",
+    JOINTLY: "trained on all at once",
+    "sequence, S_2 undistilled": "with S_2 as the real images that it began as",
+    "sequence, S_1 twice": "with S_1 once more in the place of S_2",
 }
 NOTHING = "Nothing yet: no such run has a record."
 OF_SCALES = {
@@ -63,14 +64,21 @@ def find_subsets(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str:
     if frame.empty:
         return _finding(dataset, ipc, scale)
     frame = frame[frame["even"]].sort_values("num_subsets", kind="stable")
-    courses = []
-    for base, rows in frame.groupby("base", sort=False):
-        if len(rows) > 1:
-            ends = [f"{row.accuracy:.1f} at K = {row.num_subsets}" for row in rows.iloc[[0, -1]].itertuples()]
+    by_seed = queries.subsets(evidence, dataset, ipc, scale, by_seed=True)
+    courses, seeds = [], set()
+    for base, rows in by_seed[by_seed["even"]].groupby("base", sort=False):
+        rows = of_common_seeds(rows, "num_subsets")
+        means = rows.groupby("num_subsets")["accuracy"].mean()
+        if len(means) > 1:
+            seeds |= {*rows["seed"]}
+            ends = [f"{means[count]:.1f} at K = {count}" for count in (means.index[0], means.index[-1])]
             courses.append(f"{base.upper()} {' and '.join(ends)}")
     compared = comparison(evidence, dataset, ipc, scale)
     counts = compared[compared["set"] == STAGED]["num_subsets"]
-    found = f"Accuracy in stages, in per cent: {', '.join(courses)}. {_minus(compared, DECIDING)}"
+    found = (
+        f"Accuracy in stages, in per cent, of the seeds that every K has ({', '.join(map(str, sorted(seeds)))}): "
+        f"{', '.join(courses)}. {_minus(compared, DECIDING)}"
+    )
     sure = f"Seeds of distillation: {_seeds_by(frame, 'num_subsets', 'K = {}')}."
     if len(counts):
         sure += f" The controls are of K = {format_range(counts)}; no other K has one."
@@ -89,11 +97,11 @@ def find_order(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str:
             HALVES not in names
         )
         worth.append(f"{base.upper()}: {'; '.join(parts)}")
-        points = [f"{text} {-rows.loc[name, 'difference']:+.1f}" for name, text in CHANGES.items() if name in rows.index]
+        points = [f"{text} {rows.loc[name, 'difference']:+.1f}" for name, text in CHANGES.items() if name in rows.index]
         changes.append(f"{base.upper()}: {'; '.join(points)}")
     found = (
-        f"What sets are worth, in per cent. {'. '.join(worth)}. Points that a change of the sequence brings. "
-        f"{'. '.join(changes)}."
+        f"What sets are worth, in per cent. {'. '.join(worth)}. The sequence in stages minus the same sequence, changed, in "
+        f"points. {'. '.join(changes)}."
     )
     return _finding(dataset, ipc, scale, found, f"{_seeds(frame)}; the points are over the same seeds.")
 
@@ -217,14 +225,14 @@ def find_coupling(measured: dict[str, pd.DataFrame], setting: str) -> str:
     if "gradients" in measured:
         of_set = measured["gradients"]
         parts.append(
-            f"The joint set grows from {of_set['ipc'].min()} to {of_set['ipc'].max()} images per class. Then repair(B), the "
-            f"part of one half that mends what the other leaves, goes from {_course(of_set, 'repair_share')}. The change of a "
-            f"half's gradient by the other, c(A|B), goes from {_course(of_set, 'coupling')}."
+            f"From the first {of_set['ipc'].min()} to all {of_set['ipc'].max()} images per class of the joint set, repair(B) "
+            f"goes from {_course(of_set, 'repair_share')}, and c(A|B) from {_course(of_set, 'coupling')}; section 2 of "
+            "`01_coupling_issue` defines both."
         )
         if "real_gradients" in measured:
             real = measured["real_gradients"]
             parts.append(
-                f"With random real images in its place, repair(B) goes from {_course(real, 'repair_share')}, and c(A|B) from "
+                f"With random real images instead, repair(B) goes from {_course(real, 'repair_share')}, and c(A|B) from "
                 f"{_course(real, 'coupling')}."
             )
         sure.append(f"gradients at {measured['gradients']['match'].nunique()} segments of one teacher")
@@ -242,8 +250,8 @@ def find_coupling(measured: dict[str, pd.DataFrame], setting: str) -> str:
         parts.append(f"Where teachers begin at epoch {last}, the matching error is {errors}.")
         sure.append("errors over all teachers")
     return (
-        f"**What we find** ({setting}). {' '.join(parts)}\n\n**How sure.** {'; '.join(sure)}. The second subset comes "
-        "with a second stage of training; `21_ablation_order` has the control, independent halves in its place."
+        f"**What we find** ({setting}). {' '.join(parts)}\n\n**How sure.** {'; '.join(sure)}. What the second stage of "
+        "training brings by itself was not measured here."
     )
 
 
@@ -270,9 +278,11 @@ def _minus(frame: pd.DataFrame, names: Sequence[str]) -> str:
 
 
 def _gaps(frame: pd.DataFrame, name: str) -> str:
-    rows = frame[(frame["set"] == name) & (frame["seeds"] > 0)]
-    gaps = zip(rows["base"], format_frame(rows)["difference"], rows["difference_seeds"], strict=True)
-    return ", ".join(f"{base.upper()} {text} ({count_seeds(int(seeds))})" for base, text, seeds in gaps)
+    """Returns the gaps to one set, by base method; "" if it was run for none."""
+    rows = frame[frame["set"] == name]
+    gaps = zip(rows["base"], format_frame(rows)["difference"], rows["difference_seeds"].fillna(0), strict=True)
+    texts = [f"{base.upper()} {f'{text} ({count_seeds(int(seeds))})' if seeds else 'not run'}" for base, text, seeds in gaps]
+    return ", ".join(texts) if rows["seeds"].any() else ""
 
 
 def _seeds(frame: pd.DataFrame) -> str:

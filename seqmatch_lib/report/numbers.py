@@ -116,6 +116,12 @@ def make_frame(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> pd.
     return empty.astype({name: bool for name in columns if name == "of_preset"})
 
 
+def of_common_seeds(rows: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Returns the rows of the seeds that every value of a column has, so that means over them can be compared."""
+    seeds = rows.groupby(column)["seed"].agg(set)
+    return rows[rows["seed"].isin(set.intersection(*seeds) if len(seeds) else ())]
+
+
 def where(rows: pd.DataFrame, chosen: Iterable[bool]) -> pd.DataFrame:
     """Returns the chosen rows; of no rows none, with their columns."""
     return rows[np.fromiter(chosen, bool)]

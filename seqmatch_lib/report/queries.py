@@ -23,6 +23,7 @@ from seqmatch_lib.report.numbers import (
     difference,
     make_frame,
     mean_and_std,
+    of_common_seeds,
     pool,
     robust_score,
     summarise,
@@ -63,17 +64,20 @@ def subsets(
     return pool(rows.sort_values(by, kind="stable"), by, {"accuracy": "last", "joint": "joint", "random": "random"}, by_seed)
 
 
-def gain_over_random(evidence: Evidence, dataset: str, scale: str, by_seed: bool = False) -> pd.DataFrame:
+def gain_over_random(
+    evidence: Evidence, dataset: str, scale: str, by_seed: bool = False, cut_short: bool = True
+) -> pd.DataFrame:
     """What every method gains over random real images as the images per class grow; staged training where there are subsets.
 
     Subsets are of equal size. A size with a preset of its own is represented by the runs that stand for that, others by runs
-    of another size's preset; `of_preset` tells which.
+    of another size's preset; `of_preset` tells which. With `cut_short` a preset may also be represented by runs with fewer
+    teachers or iterations than it has.
     """
     rows = evidence.select(["last", "random"], dataset=dataset, scale=scale).rename(columns={"stands": "of_preset"})
     rows = rows[~rows["method"].isin(REFERENCES) & rows["even"]]
     resized = (changes.keys() <= {"ipc", "subset_ipcs"} for changes in rows["changes"])
     by, pooled = ["method", "num_subsets", "ipc"], []
-    rows = where(rows, map(or_, rows["of_preset"], resized)).sort_values(by, kind="stable")
+    rows = where(rows, map(or_, rows["of_preset"] & cut_short, resized)).sort_values(by, kind="stable")
     for key, group in rows.groupby(by, sort=False):
         group = group[group["of_preset"] == group["of_preset"].max()]
         random = values_by_seed(group[group["kind"] == "random"])
@@ -84,8 +88,11 @@ def gain_over_random(evidence: Evidence, dataset: str, scale: str, by_seed: bool
 
 
 def gains_at_several_sizes(evidence: Evidence, dataset: str, scale: str, by_seed: bool = False) -> pd.DataFrame:
-    """`gain_over_random` of methods that were run at more than one size; sequences have the K of their presets."""
-    frame = gain_over_random(evidence, dataset, scale, by_seed)
+    """`gain_over_random` of methods that were run at more than one size, not cut short; sequences have the K of their presets.
+
+    Runs that were cut short differ in more than their size.
+    """
+    frame = gain_over_random(evidence, dataset, scale, by_seed, cut_short=False)
     frame = frame[(frame["num_subsets"] == 1) | frame["of_preset"]]
     return frame.groupby("method").filter(lambda rows: rows["ipc"].nunique() > 1)
 
@@ -147,8 +154,7 @@ def transfer(evidence: Evidence, dataset: str, ipc: int, scale: str) -> pd.DataF
     rows = rows.drop_duplicates(["method", "network", "kind", "seed"], keep="last").sort_index()  # the answer of most networks
     pooled = []
     for method, known in rows.groupby("method", sort=False):
-        seeds = set.intersection(*known.groupby("network")["seed"].agg(set)) if len(known) else set()
-        for network, group in known[known["seed"].isin(seeds)].groupby("network", sort=False):
+        for network, group in of_common_seeds(known, "network").groupby("network", sort=False):
             last, random = (values_by_seed(group[group["kind"] == kind]) for kind in ("last", "random"))
             if random:
                 row = {"method": method, "network": network} | mean_and_std(last)

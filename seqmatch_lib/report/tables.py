@@ -18,7 +18,7 @@ from seqmatch_lib.store.files import write_text
 
 DATASETS = ("svhn", "cifar10", "cifar100", "tiny_imagenet")  # with published numbers, in the order of the paper
 COLUMNS = (  # of `build_table`
-    "preset", "ipc", "method", "published", "published_std", "checked", "augmented", "ours", "ours_std", "selected",
+    "preset", "ipc", "method", "published", "published_std", "mark", "augmented", "ours", "ours_std", "selected",
     "selected_std", "random", "random_std", "scale", "iterations", "teachers", "seeds", "n", "train_images", "core_hours",
     "device",
 )  # fmt: skip
@@ -30,7 +30,7 @@ README_CELLS = (
 )
 PUBLISHED_TEXTS = ("dataset", "method", "source", "check")  # columns of published accuracies
 PUBLISHED_NUMBERS = ("ipc", "mean", "std")
-UNVERIFIED = "unverified"  # in the column "check" of published accuracies
+UNVERIFIED, DOUBTFUL = "unverified", "doubtful"  # in the column "check" of published accuracies
 DAGGER = "†"  # stands beside them
 SPREAD = "± is the standard deviation over the means of seeds of distillation where there are several, over networks otherwise"
 NOTE = (
@@ -42,7 +42,7 @@ SETTINGS_NOTE = (
     "`paper` is the published setting in full, `short` the same with fewer teachers and iterations. `difference` is ours "
     "minus the published mean. Random real images are compared with the published baseline trained with augmentation, as "
     "ours are, where there is one; they are one draw a seed, and draws differ by points. "
-    f"{DAGGER}: printed from memory, not checked."
+    f"{DAGGER}: printed from memory, not checked; doubtful: it is the number of another method, too."
 )
 README_NOTE = (
     f"Test accuracy in per cent; {SPREAD}. {DAGGER}: published number printed from memory, not checked. A rehearsal has "
@@ -63,14 +63,14 @@ def load_published(results_dir: Path | str = "paper_results") -> pd.DataFrame:
     remedy = "it belongs to the repository: use its paper_results folder"
     require(path.is_file(), f"{path} is missing; {remedy}", StorageError)
     try:
-        table = pd.read_csv(path, dtype=dict.fromkeys(PUBLISHED_NUMBERS, float))
+        table = pd.read_csv(path, dtype=dict.fromkeys(PUBLISHED_NUMBERS, float) | dict.fromkeys(PUBLISHED_TEXTS, str))
     except (ValueError, OverflowError) as error:
         raise StorageError(f"{path} is damaged ({error}); {remedy}") from error
     wrong = sorted(set(PUBLISHED_TEXTS).union(PUBLISHED_NUMBERS) - set(table.columns))
     require(not wrong, f"{path} has no columns {wrong}; {remedy}", StorageError)
     whole = table["ipc"] == table["ipc"].clip(0, 10**6).round()  # NaN equals nothing
     require(bool(whole.all()), f"{path} has an ipc that is no number of images; {remedy}", StorageError)
-    return table.astype({"ipc": int})
+    return table.astype({"ipc": int}).fillna(dict.fromkeys(PUBLISHED_TEXTS, ""))
 
 
 def build_table(
@@ -89,7 +89,7 @@ def build_table(
 
     Returns:
         `COLUMNS`, and `difference`, ours minus published. `ipc` 0 means all images, `augmented` is the published random
-        baseline with augmentation, `checked` whether the published number was read in its paper.
+        baseline with augmentation, `mark` what stands beside a published number, see `mark_published`.
 
     Raises:
         StorageError: runs of one scale on different images, such as a part of the data set and the whole.
@@ -105,7 +105,7 @@ def build_table(
         rows += done or [cell | _summarise([], "paper")] * printed
     table = pd.DataFrame(rows, columns=COLUMNS).astype(dict.fromkeys(("iterations", "teachers", "train_images"), "Int64"))
     if not printed:
-        return table.drop(columns=["published", "published_std", "augmented", "checked"])
+        return table.drop(columns=["published", "published_std", "augmented", "mark"])
     gap = table["ours"] - table["augmented"].fillna(table["published"])
     table.insert(table.columns.get_loc("selected"), "difference", gap)
     return table
@@ -124,7 +124,12 @@ def _published(known: pd.DataFrame, config: RunConfig) -> dict[str, Any]:
     cell = config.ipc, config.method
     mean, std, check = known.loc[cell, ["mean", "std", "check"]] if cell in known.index else (nan, nan, "")
     augmented = known["mean"].get((config.ipc, f"{config.method}_augmented"), nan)
-    return {"published": mean, "published_std": std, "checked": check != UNVERIFIED, "augmented": augmented}
+    return {"published": mean, "published_std": std, "mark": mark_published(check), "augmented": augmented}
+
+
+def mark_published(check: str) -> str:
+    """Returns what stands beside a published number, by how it was checked: nothing, or a dagger if it was not."""
+    return DAGGER * (UNVERIFIED in check) + f" ({DOUBTFUL})" * (DOUBTFUL in check)
 
 
 def _summarise(runs: Sequence[RunRecord], scale: str) -> dict[str, Any]:
@@ -163,16 +168,15 @@ def readme_table(records: Sequence[RunRecord], published: pd.DataFrame) -> str:
 
 def format_table(table: pd.DataFrame) -> pd.DataFrame:
     """Returns a table of `build_table` as texts, published numbers as printed, with a dagger where they were not checked."""
-    shown = format_frame(table.drop(columns=["checked", "augmented", "preset"], errors="ignore"))
+    shown = format_frame(table.drop(columns=["mark", "augmented", "preset"], errors="ignore"))
     shown["ipc"] = [text if text != "0" else "all" for text in shown["ipc"]]
     shown["ours"] = [text or "not run" for text in shown["ours"]]
     shown["scale"] = [label_scale(scale) for scale in table["scale"]]
     shown.loc[(table["seeds"] == 0).to_numpy(), ["scale", "seeds", "n"]] = ""
     if "published" in table:
-        known = zip(shown["published"], table["checked"], table["augmented"], strict=True)
+        known = zip(shown["published"], table["mark"], table["augmented"], strict=True)
         shown["published"] = [
-            text + DAGGER * (not checked) + ("" if pd.isna(augmented) else f"; augmented {augmented:.1f}")
-            for text, checked, augmented in known
+            text + mark + ("" if pd.isna(augmented) else f"; augmented {augmented:.1f}") for text, mark, augmented in known
         ]
     return shown
 
