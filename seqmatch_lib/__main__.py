@@ -219,7 +219,7 @@ def _add_folder_arguments(command: argparse.ArgumentParser, of_set: bool) -> Non
 
 def _check_folder_options(options: argparse.Namespace) -> None:
     """Raises ConfigError if a folder that was not given is described."""
-    described = "images" in options and (options.image_size or getattr(options, "name", None)) is not None
+    described = "images" in options and (options.image_size, getattr(options, "name", None)) != (None, None)
     require(not described or options.images is not None, "--image-size and --name are of your own images; give --images too")
 
 
@@ -286,7 +286,7 @@ def _find_images(options: argparse.Namespace, sequence: SubsetSequence) -> Datas
         f"{options.path} is a set of {config.dataset}, not of images of your own; leave out --images, or import it with them",
     )
     sides = set(sequence.subsets[0].images.shape[2:])
-    size = options.image_size or (sides.pop() if len(sides) == 1 else None)
+    size = sides.pop() if options.image_size is None and len(sides) == 1 else options.image_size
     return DatasetSpec.from_folder(options.images.resolve(), size, config.dataset)
 
 

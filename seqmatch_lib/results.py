@@ -15,7 +15,7 @@ from seqmatch_lib.runs.config import SCALES, RunConfig, config_of_subsets, prese
 from seqmatch_lib.runs.coupling_measurements import TABLES, load_coupling, measure_coupling
 from seqmatch_lib.runs.experiment import run_experiment
 from seqmatch_lib.runs.order import measure_order, runs_of_order
-from seqmatch_lib.runs.records import RunRecord, load_record, load_runs, record_path
+from seqmatch_lib.runs.records import RunRecord, check_same_images, load_record, load_runs, record_path
 from seqmatch_lib.store.files import digest_json
 from seqmatch_lib.subsets import set_path
 
@@ -123,11 +123,17 @@ class Results:
         return list({run.run_id: run for run in runs}.values())
 
     def evidence(self) -> Evidence:
-        """Returns what all folders hold, for the queries and figures of `report`."""
+        """Returns what all folders hold, for the queries and figures of `report`.
+
+        Raises:
+            StorageError: a damaged record, or runs of one data set and scale on different images.
+        """
         parts = [Evidence.load(folder) for folder in self.folders]
         orders = {digest_json(record.config): record for part in reversed(parts) for record in part.orders}
-        reevaluations = [reevaluation for part in parts for reevaluation in part.reevaluations]
-        return Evidence(self.records(), reevaluations, list(orders.values()), parts[0].trust)
+        again = {one.path(Path()): one for part in reversed(parts) for one in part.reevaluations}
+        runs = self.records()
+        check_same_images(runs)
+        return Evidence(runs, list(again.values()), list(orders.values()), parts[0].trust)
 
     def run(self, configs: Sequence[RunConfig], with_sets: bool = False) -> list[Run]:
         """Returns finished runs, in this order; runs those that are missing, and says before how long that will take.

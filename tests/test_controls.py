@@ -1,8 +1,10 @@
 """The sequence beside its controls: what is compared, and what stands for what."""
 
+from dataclasses import replace
+
 import pandas as pd
 import pytest
-from made_records import CELL, HALF, SHORTER, make_order, make_reevaluation, make_run, make_sequence, make_short
+from made_records import CELL, HALF, SHORTER, accuracy, make_order, make_reevaluation, make_run, make_sequence, make_short
 
 from seqmatch_lib.errors import StorageError
 from seqmatch_lib.report import controls, findings, queries, texts
@@ -133,6 +135,13 @@ def test_efforts_set_accuracies_beside_what_they_cost():
         ["4 + 3 + 3", 900, "in stages", 900, True, 1, 61.0, -10.0],
         ["4 + 3 + 3", 900, "jointly", 300, True, 1, 45.0, 6.0],
     ]
+
+
+def test_one_question_asked_with_several_seeds_has_all_their_networks():
+    mtt, again = make_run("cifar10-ipc10-mtt"), make_reevaluation(make_run("cifar10-ipc10-mtt"), epochs=600)
+    other = replace(again, seed=1, accuracy={"convnet": accuracy(40.0)})
+    found = controls.comparison(Evidence([mtt, make_sequence()], [again, other]), *CELL).set_index("set")
+    assert found.loc["one set, as many epochs", ["accuracy", "seeds", "n"]].tolist() == [34, 1, 3]
 
 
 def test_orders_are_kept_a_seed_and_pooled(tmp_path):

@@ -303,7 +303,7 @@ def test_too_few_real_images_are_told_before_anything_is_computed(tmp_path):
 def test_a_second_process_at_the_same_run_is_refused(tmp_path):
     path = tmp_path / "state" / f"{configure().run_id}.lock"
     path.parent.mkdir()
-    with FileLock(path), pytest.raises(StorageError, match=r"another process works on this run.*--results"):
+    with FileLock(path), pytest.raises(StorageError, match=r"another process works on this run.*another results folder"):
         run_experiment(configure(), tmp_path)
 
 

@@ -38,6 +38,7 @@ def test_commas_spaces_and_lists_name_the_same_runs(seeds):
         ({"datasets": "digits,CIFAR10"}, "unknown data set 'CIFAR10'; known are digits"),
         ({"presets": "digits-ipc10-mt"}, "unknown preset 'digits-ipc10-mt'; did you mean digits-ipc10-mtt"),
         ({"scale": "papr"}, "scale 'papr' is unknown; use one of smoke, reduced, short, paper"),
+        ({"seeds": ","}, "seeds is empty; give at least one"),
         ({"seeds": "0,x"}, "seed 'x' must be a whole number"),
         ({"seeds": "-1"}, "seed '-1' must be a whole number of at least 0"),
         ({"dataset": "digits"}, "unknown setting of a batch 'dataset'; did you mean datasets"),

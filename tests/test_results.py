@@ -12,7 +12,7 @@ from seqmatch_lib.front import Run
 from seqmatch_lib.report.queries import transfer
 from seqmatch_lib.results import Results, find_folder, list_configs
 from seqmatch_lib.runs.config import RunConfig, config_of_subsets
-from seqmatch_lib.runs.records import load_runs
+from seqmatch_lib.runs.records import load_reevaluations, load_runs
 from seqmatch_lib.subsets import set_path
 
 ROOT = Path(__file__).parents[1]
@@ -200,3 +200,19 @@ def test_some_records_are_enough_to_show_and_none_are_an_error():
     assert REDUCED.run_id in {run.run_id for run in Results.open().prepare(some).runs}
     with pytest.raises(StorageError, match="1 of 1 runs have no record"):
         Results.open().prepare(some[1:])
+
+
+def test_two_folders_are_read_as_one(tmp_path):
+    """What both hold counts once, and seeds of different images are not pooled."""
+    record = next(run for run in load_runs(ROOT / "paper_results") if run.preset == "cifar10-ipc10-mtt")
+    again = next(iter(load_reevaluations(ROOT / "paper_results")))
+    folders = (tmp_path / "committed", tmp_path / "own")
+    for folder in folders:
+        record.save(folder / "runs" / "cifar10" / f"{record.run_id}.json")
+        again.save(folder)
+    evidence = Results(folders).evidence()
+    assert (len(evidence.runs), len(evidence.reevaluations)) == (1, 1)
+    other = replace(record, run_id="other", seed=7, data=record.data | {"fingerprint": "0"})
+    other.save(folders[1] / "runs" / "cifar10" / "other.json")
+    with pytest.raises(StorageError, match="are of different images of cifar10, which no table may mix"):
+        Results(folders).evidence()

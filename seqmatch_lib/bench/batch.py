@@ -93,10 +93,12 @@ class Batch:
             known = tuple(dict.fromkeys(name.split("-")[0] for name in preset_names()))
             datasets = check_names("data set", datasets, known) or (("digits",) if scale == "smoke" else DATASETS)
             presets = tuple(name for name in preset_names() if name.split("-")[0] in datasets)
+        seeds = tuple(_read_seed(seed) for seed in split_names(settings.get("seeds", 0)))
+        require(bool(seeds), "seeds is empty; give at least one, such as seeds=0")
         batch = cls(
             scale=scale,
             presets=presets,
-            seeds=tuple(_read_seed(seed) for seed in split_names(settings.get("seeds", 0))),
+            seeds=seeds,
             results=Path(settings.get("results") or f"build/{scale}"),
             threads=ceil(_read_number("threads", settings.get("threads")) or os.cpu_count() or 1),
             device=str(settings.get("device", "cpu")),

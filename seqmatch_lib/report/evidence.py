@@ -23,7 +23,7 @@ from seqmatch_lib.runs.records import (
     load_reevaluations,
     load_runs,
 )
-from seqmatch_lib.store.files import read_json
+from seqmatch_lib.store.files import digest_json, read_json
 
 PUBLISHED_SETTINGS = ("paper", "short")  # scales whose numbers stand beside published ones, the leading one first
 LEFT_OPEN = ("teachers.num_teachers", "evaluation.num_networks", "evaluation.num_selections")  # at scale "short"
@@ -107,10 +107,16 @@ def _accuracies_of(run: RunRecord, reevaluations: Sequence[Reevaluation]) -> Ite
         for kind, name in KINDS.items()
         if getattr(run, name)
     ]
-    for index, again in enumerate(one for one in reevaluations if one.run_id == run.run_id):
-        asked = describe_changes(flatten_settings(run.config), flatten_settings(again.config))
-        for kind, by_network in (("last again", again.accuracy), ("random again", again.random_baseline or {})):
-            measured.append((kind, again.joint, again.config, asked, f"{run.run_id} {index}", by_network))
+    questions: dict[str, list[Reevaluation]] = {}  # one, asked with several seeds of its own, has more networks
+    for again in reevaluations:
+        if again.run_id == run.run_id:
+            questions.setdefault(digest_json([again.synthetic_sha256, again.joint, again.config]), []).append(again)
+    for question, answers in questions.items():
+        first = answers[0]
+        asked = describe_changes(flatten_settings(run.config), flatten_settings(first.config))
+        for kind, name in (("last again", "accuracy"), ("random again", "random_baseline")):
+            by_network = _pool_networks([getattr(again, name) or {} for again in answers])
+            measured.append((kind, first.joint, first.config, asked, f"{run.run_id} {question}", by_network))
     for kind, joint, config, asked, question, by_network in measured:
         trained = "jointly" if joint else "in one stage" if run.num_subsets == 1 else "in stages"
         epochs = config["training"]["epochs"] * (1 if joint else run.num_subsets)
@@ -120,6 +126,15 @@ def _accuracies_of(run: RunRecord, reevaluations: Sequence[Reevaluation]) -> Ite
                 "is_first": network == run.config["evaluation"]["networks"][0], "asked": asked, "question": question,
                 "values": accuracy["values"],
             }  # fmt: skip
+
+
+def _pool_networks(answers: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """Returns architecture -> the accuracies of all its networks in several answers."""
+    networks = dict.fromkeys(network for answer in answers for network in answer)
+    return {
+        network: {"values": [value for answer in answers for value in answer.get(network, {"values": []})["values"]]}
+        for network in networks
+    }
 
 
 def with_settings(rows: pd.DataFrame, settings: Collection[str], compared: Sequence[str] = ()) -> pd.DataFrame:

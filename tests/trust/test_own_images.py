@@ -239,7 +239,8 @@ def test_what_is_asked_for_beside_images_is_not_lost(tmp_path, capsys):
     write_pictures(tmp_path / "pets")
     arguments = [*RUN, "--images", str(tmp_path / "pets"), "--results", str(tmp_path / "results")]
     assert "--name" in fails_in_one_line(capsys, *arguments, "--set", "dataset=svhn")
-    assert "give --images too" in fails_in_one_line(capsys, *RUN, "--image-size", "8")
+    for size in ("8", "0"):
+        assert "give --images too" in fails_in_one_line(capsys, *RUN, "--image-size", size)
     assert "give --images too" in fails_in_one_line(capsys, *RUN, "--name", "pets")
     assert main([*arguments, "--set", "zca=true"]) == 0
     (record,) = (tmp_path / "results" / "runs" / "pets").iterdir()
