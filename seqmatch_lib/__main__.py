@@ -25,8 +25,7 @@ from seqmatch_lib.data.datasets import (
     register_dataset,
 )
 from seqmatch_lib.data.multi_formation import AS_STORED, Formation
-from seqmatch_lib.data.preprocessing import Preprocessing
-from seqmatch_lib.engine.evaluation import Accuracy
+from seqmatch_lib.engine.evaluation import format_accuracy
 from seqmatch_lib.errors import OutOfTime, SeqMatchError, require
 from seqmatch_lib.exchange.formats import FORMATS, export_sequence, import_sequence
 from seqmatch_lib.exchange.pixel_layouts import share_outside
@@ -252,11 +251,9 @@ def _announce_hours(config: RunConfig) -> None:
     except SeqMatchError:  # no benchmark of such a device, or one that does not cover the run
         return
     if hours >= 1:
-        print(
-            f"{config.preset} at scale {config.scale} takes about {hours:,.0f} hours, predicted for {model.machine}; "
-            "Ctrl-C stops it, and the same command goes on from there. --max-minutes sets a limit.",
-            file=sys.stderr,
-        )
+        stop = "Ctrl-C stops it, and the same command goes on from there. --max-minutes sets a limit."
+        takes = f"takes about {hours:,.0f} hours, predicted for {model.machine}"
+        print(f"{config.preset} at scale {config.scale} {takes}; {stop}", file=sys.stderr)
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -270,7 +267,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     )  # fmt: skip
     for prefix, accuracies in (("", reevaluation.accuracy), ("random real images, ", reevaluation.random_baseline or {})):
         for name, accuracy in accuracies.items():
-            print(f"{prefix}{name}: {Accuracy(tuple(accuracy['values']), accuracy.get('not_learned', 0))}")
+            print(f"{prefix}{name}: {format_accuracy(accuracy)}")
     if options.results is not None:
         print(f"record: {reevaluation.path(options.results)}")
 
@@ -281,10 +278,9 @@ def _find_images(options: argparse.Namespace, sequence: SubsetSequence) -> Datas
     if options.images is None:
         return find_dataset(config.dataset)
     registered = DATASETS.get(config.dataset)
-    require(
-        registered is None or registered.folder is not None,
-        f"{options.path} is a set of {config.dataset}, not of images of your own; leave out --images, or import it with them",
-    )
+    problem = f"{options.path} is a set of {config.dataset}, not of images of your own"
+    is_own = registered is None or registered.folder is not None
+    require(is_own, f"{problem}; leave out --images, or import it with them")
     sides = set(sequence.subsets[0].images.shape[2:])
     size = sides.pop() if options.image_size is None and len(sides) == 1 else options.image_size
     return DatasetSpec.from_folder(options.images.resolve(), size, config.dataset)
@@ -293,7 +289,7 @@ def _find_images(options: argparse.Namespace, sequence: SubsetSequence) -> Datas
 def _export(options: argparse.Namespace) -> None:
     sequence = load_sequence(options.path)
     spec = _find_images(options, sequence)
-    preprocessing = _fit_preprocessing(spec, config_of(sequence, options.path))
+    preprocessing = fit_preprocessing(spec, config_of(sequence, options.path).zca)
     check_sequence(sequence, str(options.path), spec.shape, spec.num_classes)
     names = sequence.metadata.get("class_names") or [str(label) for label in range(spec.num_classes)]
     written = export_sequence(sequence, options.to, options.out, preprocessing, names)
@@ -306,7 +302,7 @@ def _export(options: argparse.Namespace) -> None:
 def _import(options: argparse.Namespace) -> None:
     config = _read_config(options)
     spec, lrs, method = find_dataset(config.dataset), options.lr, config.options
-    preprocessing, formation = _fit_preprocessing(spec, config), AS_STORED
+    preprocessing, formation = fit_preprocessing(spec, config.zca), AS_STORED
     if options.kind == "idc":  # its files say neither
         lrs = lrs or [getattr(method, "syn_lr", config.evaluation.real_lr)]
         formation = Formation(getattr(method, "factor", 1), getattr(method, "decode", "single"))
@@ -315,12 +311,6 @@ def _import(options: argparse.Namespace) -> None:
     )
     sequence.save(options.out)
     print(f"imported: {options.out}")
-
-
-def _fit_preprocessing(spec: DatasetSpec, config: RunConfig) -> Preprocessing:
-    """Returns what is done to the pixels of a data set; only whitening needs its images."""
-    images = load_dataset(spec).train.images if config.zca else torch.empty(0)
-    return fit_preprocessing(spec, images, config.zca)
 
 
 def _show(options: argparse.Namespace) -> None:
@@ -364,9 +354,8 @@ def _notebook(options: argparse.Namespace) -> None:
 
     require(options.all != (options.path is not None), "give the PATH of one notebook, or --all")
     if options.all:
-        require(
-            not (options.out or options.set), f"--all executes notebooks as they open, into {EXECUTED}; leave out --out, --set"
-        )
+        message = f"--all executes notebooks as they open, into {EXECUTED}; leave out --out, --set"
+        require(not (options.out or options.set), message)
         notebooks = {EXECUTED / f"{name}.ipynb": copy for name, copy in list_copies("notebooks").items()}
     else:
         out = options.out or Path("build") / "executed" / options.path.name

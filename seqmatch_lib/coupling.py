@@ -18,47 +18,40 @@ from seqmatch_lib.engine.evaluation import train_staged
 from seqmatch_lib.engine.inner_loop import InnerBatch, unroll
 from seqmatch_lib.engine.training import TrainingRecipe, make_trainer
 from seqmatch_lib.errors import require
+from seqmatch_lib.methods.mtt import MTTConfig
 from seqmatch_lib.methods.teachers import TeacherConfig, TrajectorySet
 from seqmatch_lib.subsets import SubsetSequence
 
 
 @torch.no_grad()
-def image_losses(network: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def image_losses(network: nn.Module, split: Split) -> torch.Tensor:
     """Returns the (N,) cross-entropies of single images, without augmentation."""
     network.eval()
-    parts = zip(images.split(1000), labels.split(1000), strict=True)
+    parts = zip(split.images.split(1000), split.labels.split(1000), strict=True)
     return torch.cat([F.cross_entropy(network(batch), wanted, reduction="none") for batch, wanted in parts])
 
 
 def follow_real_training(
-    network: nn.Module,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    config: TeacherConfig,
-    epochs: int,
-    generator: torch.Generator,
-    watched: Split | None = None,
+    network: nn.Module, real: Split, config: TeacherConfig, epochs: int, generator: torch.Generator, watched: Split
 ) -> torch.Tensor:
     """Trains a network in place on real images as teachers are, and watches every image.
 
     Args:
         network: fresh.
-        images: (N, C, H, W) to train on.
-        labels: (N,) int64.
+        real: images to train on.
         config: how.
         epochs: of training.
         generator: of batches and augmentation.
-        watched: what to watch; the images that are trained on by default.
+        watched: images to watch, the same or others.
 
     Returns:
         (epochs + 1, N) losses of the watched images, before the first epoch and after each.
     """
-    watched = Split(images, labels) if watched is None else watched
-    losses = [image_losses(network, watched.images, watched.labels)]
+    losses = [image_losses(network, watched)]
     trainer = make_trainer([network], replace(config.recipe, engine="eager", precision="float32"), config.lr)
     for _ in range(epochs):
-        trainer.epoch(images, labels, [generator])
-        losses.append(image_losses(network, watched.images, watched.labels))
+        trainer.epoch(real.images, real.labels, [generator])
+        losses.append(image_losses(network, watched))
     return torch.stack(losses)
 
 
@@ -101,35 +94,29 @@ def mean_losses(losses: torch.Tensor, easy: torch.Tensor, training: str) -> pd.D
 
 
 def follow_staged_training(
-    network: nn.Module,
-    sequence: SubsetSequence,
-    recipe: TrainingRecipe,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    generator: torch.Generator,
+    network: nn.Module, sequence: SubsetSequence, recipe: TrainingRecipe, real: Split, generator: torch.Generator
 ) -> torch.Tensor:
     """Trains a network in place on S_1, then on S_1 ∪ S_2, …, and watches real images.
 
     Returns:
         (K + 1, N) losses of the real images, before the first stage and after each.
     """
-    losses = [image_losses(network, images, labels)]
-    train_staged([network], sequence, recipe, [generator], lambda: losses.append(image_losses(network, images, labels)))
+    losses = [image_losses(network, real)]
+    train_staged([network], sequence, recipe, [generator], lambda: losses.append(image_losses(network, real)))
     return torch.stack(losses)
 
 
 @torch.no_grad()
-def group_accuracies(network: nn.Module, images: torch.Tensor, labels: torch.Tensor, groups: torch.Tensor) -> dict[int, float]:
+def group_accuracies(network: nn.Module, split: Split, groups: torch.Tensor) -> dict[int, float]:
     """Returns the accuracy in per cent in each group of images, such as their classes or deciles of difficulty.
 
     Args:
         network: trained.
-        images: (N, C, H, W).
-        labels: (N,) int64.
+        split: N images.
         groups: (N,) int64, the group of each image.
     """
     network.eval()
-    right = torch.cat([network(batch).argmax(1) for batch in images.split(1000)]) == labels
+    right = torch.cat([network(batch).argmax(1) for batch in split.images.split(1000)]) == split.labels
     return {group: 100 * right[groups == group].double().mean().item() for group in groups.unique().tolist()}
 
 
@@ -140,20 +127,20 @@ class MatchingLoss:
 
     Args:
         network: the architecture.
-        start: (P,) teacher parameters θ_e.
-        target: (P,) teacher parameters θ* = θ_{e+M}.
+        segment: (P,) teacher parameters θ_e and θ* = θ_{e+M}; they are taken to the device of the network.
         steps: inner steps.
         lr: step size.
         engine: of the inner loop, as in `unroll`, always in float32.
     """
 
     def __init__(
-        self, network: nn.Module, start: torch.Tensor, target: torch.Tensor, steps: int, lr: float, engine: str = "higher"
+        self, network: nn.Module, segment: tuple[torch.Tensor, torch.Tensor], steps: int, lr: float, engine: str = "higher"
     ) -> None:
         require(steps >= 1, f"steps {steps} must be at least 1")
-        self._network, self._start, self._target, self._steps, self._engine = network, start, target, steps, engine
-        self._lr = torch.tensor(lr, dtype=start.dtype, device=start.device)
-        self._scale = (start - target).square().sum()
+        self._network, self._steps, self._engine = network, steps, engine
+        self._start, self._target = (part.to(next(network.parameters()).device) for part in segment)
+        self._lr = self._start.new_tensor(lr)
+        self._scale = (self._start - self._target).square().sum()
 
     def reach(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Returns θ̂(S), differentiable in the images."""
@@ -196,50 +183,23 @@ class MatchingLoss:
         return ((whole * repair).sum() / (whole.norm() * repair.norm())).item()
 
 
-def make_matching_loss(
-    network: nn.Module,
-    teachers: TrajectorySet,
-    teacher: int,
-    epoch: int,
-    expert_epochs: int,
-    steps: int,
-    lr: float,
-    engine: str = "higher",
-) -> MatchingLoss:
-    """Returns the match of a teacher's epochs [epoch, epoch + expert_epochs] on the device of the network."""
-    device = next(network.parameters()).device
-    start, target = teachers.segment(teacher, epoch, epoch + expert_epochs)
-    return MatchingLoss(network, start.to(device), target.to(device), steps, lr, engine)
-
-
 def errors_along_trajectory(
-    network: nn.Module,
-    teachers: TrajectorySet,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    lr: float,
-    steps: int,
-    expert_epochs: int,
-    epochs: Iterable[int],
-    engine: str = "higher",
+    network: nn.Module, teachers: TrajectorySet, sequence: SubsetSequence, mtt: MTTConfig, epochs: Iterable[int]
 ) -> pd.DataFrame:
     """Returns the matching error of a set as a function of the start epoch: columns epoch, teacher, error.
 
     Args:
         network: the architecture.
         teachers: all of which are taken.
-        images: of the set, as it is trained on.
-        labels: of the set.
-        lr: step size of the set.
-        steps: `syn_steps`.
-        expert_epochs: M.
+        sequence: the set, all of whose images are trained on at once, with the last step size.
+        mtt: its settings: inner steps, M, engine.
         epochs: start epochs e; each e + M must have been recorded.
-        engine: of the inner loop.
     """
-    rows = []
+    rows, lr = [], sequence.subsets[-1].lr
     for epoch, teacher in product(epochs, range(len(teachers))):
-        match = make_matching_loss(network, teachers, teacher, epoch, expert_epochs, steps, lr, engine)
-        rows.append({"epoch": epoch, "teacher": teacher, "error": match.error(images, labels)})
+        segment = teachers.segment(teacher, epoch, epoch + mtt.expert_epochs)
+        error = MatchingLoss(network, segment, mtt.syn_steps, lr, mtt.engine).error(*sequence.union())
+        rows.append({"epoch": epoch, "teacher": teacher, "error": error})
     return pd.DataFrame(rows)
 
 

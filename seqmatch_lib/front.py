@@ -360,22 +360,14 @@ def presets(dataset: str | None = None, scale: str = "paper", results_dir: Path 
 
     require(dataset is None or dataset in DATASETS, f"data set {dataset!r} is unknown; use one of {', '.join(DATASETS)}")
     configs = [RunConfig.from_preset(name, scale) for name in preset_names()]
-    published = _load_published(Path(results_dir))
+    configs = [config for config in configs if dataset in (None, config.dataset)]
+    names, published = ("preset", "ipc", "method", "num_subsets"), _load_published(Path(results_dir))
     has_benchmark = any((Path(results_dir) / "benchmarks").glob("*.json"))
     model = CostModel.load(Path(results_dir)) if has_benchmark else None
-    rows = [
-        (
-            config.preset,
-            config.ipc,
-            config.method,
-            config.num_subsets,
-            published.get((config.dataset, config.ipc, config.method)),
-            None if model is None else model.minutes(config),
-        )
-        for config in configs
-        if dataset in (None, config.dataset)
-    ]
-    return DataFrame(rows, columns=["preset", "ipc", "method", "num_subsets", "published", "minutes"])
+    frame = DataFrame([[getattr(config, name) for name in names] for config in configs], columns=names)
+    frame["published"] = [published.get((config.dataset, config.ipc, config.method)) for config in configs]
+    frame["minutes"] = [model and model.minutes(config) for config in configs]
+    return frame
 
 
 def _load_published(results_dir: Path) -> dict[tuple[str, int, str], float]:

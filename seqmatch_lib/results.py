@@ -30,12 +30,8 @@ def find_folder(name: Path | str = RESULTS) -> Path:
         StorageError: it is in none of them.
     """
     folder = _look_for(name)
-    require(
-        folder is not None,
-        f"no folder {name} in {Path.cwd()} or above it; work inside a checkout of the repository, or give results_dir the "
-        "path of a folder of records",
-        StorageError,
-    )
+    remedy = "work inside a checkout of the repository, or give results_dir the path of a folder of records"
+    require(folder is not None, f"no folder {name} in {Path.cwd()} or above it; {remedy}", StorageError)
     return folder
 
 

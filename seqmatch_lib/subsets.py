@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from seqmatch_lib.data.datasets import ImageDataset, Split
-from seqmatch_lib.data.labels import image_classes
+from seqmatch_lib.data.labels import image_classes, rows_by_class
 from seqmatch_lib.data.multi_formation import AS_STORED, Formation
-from seqmatch_lib.errors import ConfigError, DataError, StorageError, require
+from seqmatch_lib.errors import DataError, StorageError, require
 from seqmatch_lib.seeds import make_generator
 from seqmatch_lib.store.files import digest_tensors, load_tensors, save_tensors
 from seqmatch_lib.store.settings import is_file_name
@@ -169,9 +169,8 @@ def set_path(results_dir: Path, run_id: str) -> Path:
 def spread_lrs(lrs: Sequence[float], count: int, origin: str) -> list[float]:
     """Returns a step size for each of `count` subsets, from as many or from one for all; errors name the `origin`."""
     require(len(lrs) > 0, f"{origin} holds no step size; give it with --lr")
-    if len(lrs) not in (1, count):
-        remedy = "give --lr once, or once for each subset"
-        raise ConfigError(f"{origin}: {len(lrs)} step sizes are given for {count} subsets; {remedy}")
+    message = f"{origin}: {len(lrs)} step sizes are given for {count} subsets; give --lr once, or once for each subset"
+    require(len(lrs) in (1, count), message)
     return list(lrs) * (count if len(lrs) == 1 else 1)
 
 
@@ -193,9 +192,8 @@ def check_sequence(sequence: SubsetSequence, origin: str, shape: tuple[int, int,
 def _check_images(images: torch.Tensor, name: str, shape: tuple[int, int, int]) -> None:
     """Raises DataError unless there are images, all finite, float32 and of this shape; errors begin with `name`."""
     size = tuple(images.shape[1:])
-    if size != shape:
-        remedy = "give its own preset, --images or --image-size"
-        raise DataError(f"{name} has images of shape {size}, but the data set has {shape}; {remedy}")
+    remedy = "give its own preset, --images or --image-size"
+    require(size == shape, f"{name} has images of shape {size}, but the data set has {shape}; {remedy}", DataError)
     require(len(images) > 0, f"{name} has no images; get the set again", DataError)
     require(images.dtype is torch.float32, f"{name} has images of {images.dtype} instead of float32", DataError)
     require(bool(images.isfinite().all()), f"{name} has pixels that are not finite; get the set again", DataError)
@@ -252,14 +250,9 @@ def sample_real_subset(
         DataError: a class has fewer than `ipc` images.
     """
     check_class_sizes(labels, num_classes, ipc)
-    generator, classes = make_generator(seed, *purpose), image_classes(labels)
-    rows = []
-    for label in range(num_classes):
-        members = (classes == label).nonzero().flatten()
-        order = torch.randperm(len(members), generator=generator)[:ipc].to(members.device)
-        rows.append(members[order])
-    indices = torch.cat(rows)
-    return SyntheticSubset(images[indices], labels[indices], lr)
+    generator, members = make_generator(seed, *purpose), rows_by_class(labels, num_classes)
+    rows = torch.cat([own[torch.randperm(len(own), generator=generator)[:ipc].to(own.device)] for own in members])
+    return SyntheticSubset(images[rows], labels[rows], lr)
 
 
 def sample_real_sequence(real: Split, num_classes: int, ipcs: Sequence[int], lr: float, seed: int) -> SubsetSequence:

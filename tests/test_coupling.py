@@ -8,9 +8,11 @@ from helpers import CLASSES, NETWORK, RECIPE, SHAPE, TEACHERS, make_images, make
 
 from seqmatch_lib import coupling
 from seqmatch_lib.coupling import MatchingLoss
+from seqmatch_lib.data.datasets import Split
 from seqmatch_lib.engine.evaluation import train_staged
 from seqmatch_lib.engine.networks import flatten_parameters, make_network
 from seqmatch_lib.errors import ConfigError, StorageError
+from seqmatch_lib.methods.mtt import MTTConfig
 from seqmatch_lib.methods.teachers import record_stage_teachers
 from seqmatch_lib.runs.config import RunConfig, config_of_subsets
 from seqmatch_lib.runs.coupling_measurements import load_coupling, measure_coupling
@@ -28,7 +30,7 @@ def problem(float64, generator):
     images = torch.randn(6, *SHAPE, generator=generator)
     labels = torch.tensor([0, 1, 2, 0, 1, 2])
     return (
-        MatchingLoss(network, start, target, steps=3, lr=0.3),
+        MatchingLoss(network, (start, target), steps=3, lr=0.3),
         start,
         target,
         (images[:3], labels[:3]),
@@ -39,10 +41,10 @@ def problem(float64, generator):
 def test_errors_are_zero_at_the_target_and_one_for_no_steps(problem):
     match, start, _, a, _ = problem
     reached = match.reach(*a).detach()
-    assert MatchingLoss(match._network, start, reached, 3, 0.3).error(*a) == pytest.approx(0, abs=1e-20)
-    assert MatchingLoss(match._network, start, reached, 3, 1e-30).error(*a) == pytest.approx(1)
+    assert MatchingLoss(match._network, (start, reached), 3, 0.3).error(*a) == pytest.approx(0, abs=1e-20)
+    assert MatchingLoss(match._network, (start, reached), 3, 1e-30).error(*a) == pytest.approx(1)
     with pytest.raises(ConfigError, match="steps 0 must be at least 1"):
-        MatchingLoss(match._network, start, reached, 0, 0.3)
+        MatchingLoss(match._network, (start, reached), 0, 0.3)
 
 
 def test_gradients_equal_finite_differences(problem):
@@ -77,7 +79,7 @@ def test_repair_is_all_that_a_powerless_second_half_can_do(problem):
     share = match.repair_share(a, b)
     assert -1 <= share <= 1
     # where both halves stay at the start, the residual is A's alone
-    still = MatchingLoss(match._network, start, target, 3, 1e-9)
+    still = MatchingLoss(match._network, (start, target), 3, 1e-9)
     assert still.repair_share(a, b) == pytest.approx(1, abs=1e-5)
 
 
@@ -94,7 +96,7 @@ def test_repair_share_is_its_definition(problem):
 
 def test_the_compiled_inner_loop_measures_the_same(problem):
     match, start, target, a, b = problem
-    compiled = MatchingLoss(match._network, start, target, 3, 0.3, engine="compiled")
+    compiled = MatchingLoss(match._network, (start, target), 3, 0.3, engine="compiled")
     assert compiled.coupling(a, b) == pytest.approx(match.coupling(a, b), rel=1e-9)
     assert compiled.repair_share(a, b) == pytest.approx(match.repair_share(a, b), rel=1e-9)
 
@@ -112,9 +114,9 @@ def test_growing_sets_have_a_row_for_each_size_and_match(problem):
 
 
 def test_real_training_is_watched_image_by_image():
-    images, labels = make_images(60)
+    real = Split(*make_images(60))
     network = make_network(NETWORK, SHAPE, CLASSES, make_generator(0))
-    losses = coupling.follow_real_training(network, images, labels, TEACHERS, 5, make_generator(1))
+    losses = coupling.follow_real_training(network, real, TEACHERS, 5, make_generator(1), real)
     assert losses.shape == (6, 60)
     assert losses[-1].mean() < losses[0].mean()
     easy = coupling.split_easy_hard(losses)
@@ -135,7 +137,7 @@ def test_staged_training_is_that_of_the_evaluation():
     subsets = [sample_real_subset(images, labels, CLASSES, ipc, 0.05, 0, "x", ipc) for ipc in (2, 3)]
     sequence = SubsetSequence(tuple(subsets))
     networks = [make_network(NETWORK, SHAPE, CLASSES, make_generator(0)) for _ in range(2)]
-    losses = coupling.follow_staged_training(networks[0], sequence, RECIPE, images, labels, make_generator(1))
+    losses = coupling.follow_staged_training(networks[0], sequence, RECIPE, Split(images, labels), make_generator(1))
     train_staged([networks[1]], sequence, RECIPE, [make_generator(1)])
     assert losses.shape == (3, 60)
     assert torch.equal(flatten_parameters(networks[0]), flatten_parameters(networks[1]))
@@ -148,17 +150,17 @@ def test_accuracies_by_group():
 
     images, labels = torch.eye(3).repeat(2, 1), torch.tensor([0, 1, 2, 0, 0, 0])
     groups = torch.tensor([0, 0, 0, 1, 1, 1])
-    assert coupling.group_accuracies(Guess(), images, labels, groups) == {0: 100.0, 1: pytest.approx(100 / 3)}
+    assert coupling.group_accuracies(Guess(), Split(images, labels), groups) == {0: 100.0, 1: pytest.approx(100 / 3)}
 
 
 def test_errors_along_a_trajectory_have_a_row_for_each_epoch_and_teacher(tmp_path):
     stage = make_stage(tmp_path)
     teachers = record_stage_teachers(stage)
     network = stage.make_network(0, "any")
-    subset = SyntheticSubset(*make_images(6), lr=0.05)
-    frame = coupling.errors_along_trajectory(network, teachers, subset.images, subset.labels, 0.05, 4, 2, (0, 2))
+    subset, mtt = SyntheticSubset(*make_images(6), lr=0.05), MTTConfig(syn_steps=4, expert_epochs=2, engine="higher")
+    frame = coupling.errors_along_trajectory(network, teachers, SubsetSequence((subset,)), mtt, (0, 2))
     assert frame["epoch"].tolist() == [0, 0, 2, 2]
-    match = coupling.make_matching_loss(network, teachers, 1, 2, 2, 4, 0.05)
+    match = MatchingLoss(network, teachers.segment(1, 2, 4), 4, 0.05)
     assert frame["error"][3] == pytest.approx(match.error(subset.images, subset.labels))
 
 

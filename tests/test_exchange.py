@@ -24,7 +24,7 @@ from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset, load_sequence
 ROOT = Path(__file__).parents[1]
 DIGITS = DATASETS["digits"]
 NAMES = [f"digit {label}" for label in range(10)]
-PLAIN = fit_preprocessing(DIGITS, torch.empty(0), zca=False)
+PLAIN = fit_preprocessing(DIGITS, zca=False)
 
 
 def make_sequence(generator, ipcs=(2, 1), soft=False, formation=AS_STORED):
@@ -82,7 +82,7 @@ def test_parquet_keeps_soft_labels(tmp_path, generator):
 
 def test_whitened_sets_are_exported_in_true_colours(tmp_path, generator):
     images = load_dataset("digits").train.images
-    whitening = fit_preprocessing(DIGITS, images, zca=True)
+    whitening = fit_preprocessing(DIGITS, zca=True)
     labels = torch.arange(10).repeat_interleave(2)
     sequence = SubsetSequence((SyntheticSubset(whitening(images[:20]), labels, 0.01),))
     back = there_and_back(sequence, "parquet", tmp_path, configure((2,)), preprocessing=whitening)
@@ -276,7 +276,7 @@ def test_exported_pictures_train_a_torchvision_model_without_this_library(tmp_pa
     (example,) = re.findall(r"^```python\n(# plain torchvision.*?)^```$", guide, re.M | re.S)
     labels = torch.arange(10).repeat_interleave(2)
     images = torch.rand(20, 3, 32, 32, generator=generator)
-    cifar10 = fit_preprocessing(DATASETS["cifar10"], torch.empty(0), zca=False)
+    cifar10 = fit_preprocessing(DATASETS["cifar10"], zca=False)
     sequence = SubsetSequence((SyntheticSubset(cifar10(255 * images), labels, 0.01),))
     export_sequence(sequence, "folder", tmp_path / "pictures", cifar10, NAMES)
     prelude = (  # as `import_torchvision` does: where torch is built without CUDA, two operators must be declared

@@ -18,10 +18,10 @@ from torch.utils.data import TensorDataset
 
 import seqmatch_lib as sm
 from seqmatch_lib import front
+from seqmatch_lib.data import datasets as datasets_module
 from seqmatch_lib.data.arrays import dataset_from_arrays
-from seqmatch_lib.data.datasets import DATASETS, fit_preprocessing, load_dataset
+from seqmatch_lib.data.datasets import DATASETS, fit_preprocessing
 from seqmatch_lib.errors import ConfigError, DataError, OutOfTime, StorageError
-from seqmatch_lib.runs import pictures as pictures_module
 from seqmatch_lib.runs.records import load_reevaluations
 from seqmatch_lib.store.sheets import read_sheet, write_sheet
 from seqmatch_lib.subsets import SubsetSequence
@@ -63,9 +63,9 @@ def test_the_example_of_the_docstring_runs(tmp_path):
 def test_whitened_images_are_looked_at_without_the_data_set(tmp_path, monkeypatch):
     settings = QUICK | {"zca": True, "ipc": 3, "subset_ipcs": [2, 1], "mtt.iterations": 2}
     run = sm.run("digits-ipc10-seqmatch_mtt", "smoke", set=settings, results_dir=tmp_path)
-    inverse = fit_preprocessing(DATASETS["digits"], load_dataset("digits").train.images, zca=True).inverse
+    inverse = fit_preprocessing(DATASETS["digits"], zca=True).inverse
     made = [inverse(subset.images).clamp(0, 1) for subset in run.distilled.subsets]
-    monkeypatch.setattr(pictures_module, "load_dataset", None)
+    monkeypatch.setattr(datasets_module, "load_dataset", None)
     pictures = run.pictures()
     assert list(pictures) == ["seqmatch_mtt, $S_1$", "seqmatch_mtt, $S_2$"]
     for (_, shown), pixels in zip(pictures.items(), made, strict=True):

@@ -47,7 +47,7 @@ def test_records_of_different_images_are_refused(tmp_path):
     runs = [make_run("cifar10-ipc10-mtt", seed) for seed in (0, 1)]
     runs[1] = replace(runs[1], data=runs[1].data | {"fingerprint": "of a part"})
     for run in runs:
-        run.save(tmp_path / "runs" / f"{run.run_id}.json")
+        run.save(tmp_path)
     with pytest.raises(StorageError, match=r"are of different images of cifar10, which no table may mix"):
         Evidence.load(tmp_path)
 

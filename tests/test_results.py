@@ -148,7 +148,7 @@ def test_coupling_is_shown_at_every_scale_that_was_measured_with_the_published_s
     records = {run.run_id: run for run in load_runs(ROOT / "paper_results")}
     (stand_in,) = [run for run in records.values() if (run.preset, run.scale) == (short.preset, "short")]
     for run in (records[reduced.run_id], stand_in):
-        run.save(tmp_path / "runs" / "cifar10" / f"{run.run_id}.json")
+        run.save(tmp_path)
         folder = tmp_path / "coupling" / run.run_id
         folder.mkdir(parents=True)
         shutil.copy(ROOT / "paper_results" / "coupling" / reduced.run_id / "losses.csv", folder)
@@ -208,11 +208,11 @@ def test_two_folders_are_read_as_one(tmp_path):
     again = next(iter(load_reevaluations(ROOT / "paper_results")))
     folders = (tmp_path / "committed", tmp_path / "own")
     for folder in folders:
-        record.save(folder / "runs" / "cifar10" / f"{record.run_id}.json")
+        record.save(folder)
         again.save(folder)
     evidence = Results(folders).evidence()
     assert (len(evidence.runs), len(evidence.reevaluations)) == (1, 1)
     other = replace(record, run_id="other", seed=7, data=record.data | {"fingerprint": "0"})
-    other.save(folders[1] / "runs" / "cifar10" / "other.json")
+    other.save(folders[1])
     with pytest.raises(StorageError, match="are of different images of cifar10, which no table may mix"):
         Results(folders).evidence()

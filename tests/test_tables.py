@@ -169,7 +169,7 @@ def test_published_numbers_are_complete_and_name_their_source():
 def test_accuracies_become_one_row_a_network(tmp_path):
     for seed, mean in ((0, 50.0), (1, 60.0)):
         run = as_run_of("cifar10-ipc10-mtt", seed=seed, mean=mean)
-        run.save(tmp_path / "runs" / f"{run.run_id}.json")
+        run.save(tmp_path)
     frame = accuracies_of(tmp_path)
     columns = ["dataset", "ipc", "method", "num_subsets", "scale", "run_id", "seed", "training", "network", "accuracy"]
     assert list(frame.columns) == columns
@@ -179,7 +179,7 @@ def test_accuracies_become_one_row_a_network(tmp_path):
 
 def test_the_command_writes_tables_and_lists_what_is_pending(tmp_path, capsys):
     for record in (one for one in RECORDS if one.dataset == "svhn"):
-        record.save(tmp_path / "runs" / record.dataset / f"{record.run_id}.json")
+        record.save(tmp_path)
     (tmp_path / "published").mkdir()
     (tmp_path / "published" / "accuracy.csv").write_text((RESULTS / "published" / "accuracy.csv").read_text())
     assert main(["tables", "--results", str(tmp_path)]) == 0

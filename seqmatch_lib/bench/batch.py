@@ -7,21 +7,19 @@ import os
 import re
 import shlex
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from math import ceil, inf
 from pathlib import Path
-from typing import Any
-
-from filelock import AcquireReturnProxy, Timeout
+from typing import Any, NamedTuple
 
 from seqmatch_lib.bench.cost import CostModel, Work, predict_work
 from seqmatch_lib.data.datasets import find_dataset
-from seqmatch_lib.errors import ConfigError, StorageError, require
+from seqmatch_lib.errors import ConfigError, require
 from seqmatch_lib.runs.config import RunConfig, preset_names, require_known
 from seqmatch_lib.runs.records import record_path
-from seqmatch_lib.store.files import acquire_lock, digest_json
+from seqmatch_lib.store.files import digest_json, only_process
 
 SETTINGS = ("scale", "datasets", "presets", "seeds", "results", "notebooks", "threads", "device", "slot", "memory")
 DATASETS = ("digits", "svhn", "cifar10", "cifar100", "tiny_imagenet")  # of the paper, and the built-in one
@@ -32,8 +30,7 @@ PROCESS_MEBIBYTES = 512  # Python and torch, beside what a phase holds
 SPARE_MEBIBYTES = 3072  # on top of half as much again as predicted: no committed record took more than both together
 
 
-@dataclass(frozen=True)
-class Need:
+class Need(NamedTuple):
     """What a job takes.
 
     Args:
@@ -159,18 +156,14 @@ class Batch:
         """The runs without a record in the folder of results."""
         return [run for run in self.configs if not Path(self.record(run)).is_file()]
 
-    def hold(self) -> AcquireReturnProxy:
+    def hold(self) -> AbstractContextManager[None]:
         """Takes the folder of results for this batch; the operating system gives it back when the process ends, however.
 
         Raises:
             StorageError: another batch holds it.
         """
-        path = self.results / "batch.lock"
-        try:
-            return acquire_lock(path, timeout=0)
-        except Timeout as error:
-            message = f"another batch is at {self.results} ({path} is locked); wait for its end, or give another results=…"
-            raise StorageError(message) from error
+        taken, remedy = f"another batch is at {self.results}", "wait for its end, or give another results=…"
+        return only_process(self.results / "batch.lock", taken, remedy)
 
     def need(self, job: str) -> Need:
         """Returns what a job takes; that of a run is without the teachers it begins with, which are a job of their own."""

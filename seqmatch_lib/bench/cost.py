@@ -26,8 +26,7 @@ ENOUGH_RECORDS = 3  # of a method and phase, to correct predictions by
 START_SECONDS, LONG_SECONDS = 5, 300  # shorter phases are start-up; and what counts as a long run
 
 
-@dataclass(frozen=True)
-class Work:
+class Work(NamedTuple):
     """One phase: its operations, how it is computed, and the most memory it needs.
 
     Args:
@@ -126,10 +125,8 @@ def predict_seconds(work: Work, network: NetworkConfig, benchmark: Mapping[str, 
     rows = benchmark["inner_steps"] if work.rate == "inner_steps" else [*benchmark["teachers"], *benchmark["evaluation"]]
     variant = work.variant.replace("tf32", "float32") if benchmark["machine"]["device"] == "cpu" else work.variant
     rows = [row for row in rows if row["variant"] == variant and row["allocator"] == "kept"]
-    require(
-        bool(rows),
-        f"the benchmark has no rate for {variant!r}; measure it with `python -m seqmatch_lib bench` on this machine",
-    )
+    message = f"the benchmark has no rate for {variant!r}; measure it with `python -m seqmatch_lib bench` on this machine"
+    require(bool(rows), message)
     nearest = min(rows, key=lambda row: abs(log(row["width"] / network.width)))["width"]
     rates = [row["flops"] / row["seconds"] for row in rows if row["width"] == nearest]
     return work.flops / (sum(rates) / len(rates))

@@ -42,12 +42,8 @@ def list_copies(convolutions: list[Call]) -> list[Call]:
 
     It is enough where they are fused into one pass.
     """
-    results = [result for call in convolutions for result in _as_tuple(call()) if result is not None]
-    return [result.clone for result in results]
-
-
-def _as_tuple(result: torch.Tensor | tuple[torch.Tensor | None, ...]) -> tuple[torch.Tensor | None, ...]:
-    return result if isinstance(result, tuple) else (result,)
+    results = [result if isinstance(result, tuple) else (result,) for result in (call() for call in convolutions)]
+    return [part.clone for result in results for part in result if part is not None]
 
 
 class _Recorder(TorchDispatchMode):

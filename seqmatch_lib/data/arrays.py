@@ -96,7 +96,6 @@ def _to_bytes(images: torch.Tensor, which: str) -> torch.Tensor:
     low, high = float(images.min()), float(images.max())
     count = int((~images.isfinite()).sum())
     require(count == 0, f"{which} has {count} values that are not finite (nan, inf); replace them", DataError)
-    if low < 0 or high > 1:
-        remedy = "floats must lie in [0, 1], so undo a normalisation, or give uint8"
-        raise DataError(f"{which} has pixels from {low:.4g} to {high:.4g}; {remedy}")
+    remedy = "floats must lie in [0, 1], so undo a normalisation, or give uint8"
+    require(low >= 0 and high <= 1, f"{which} has pixels from {low:.4g} to {high:.4g}; {remedy}", DataError)
     return (255 * images).round().to(torch.uint8).cpu().contiguous()

@@ -161,10 +161,9 @@ def find_dataset(name: str) -> DatasetSpec:
     Raises:
         DataError: the name is not registered.
     """
-    if name not in DATASETS:
-        in_python = "register_dataset, or evaluate(…, dataset=(train, test))"
-        remedy = f"use one of {', '.join(DATASETS)}, or --images for a folder (in Python: {in_python})"
-        raise DataError(f"data set {name!r} is unknown; {remedy}")
+    in_python = "register_dataset, or evaluate(…, dataset=(train, test))"
+    remedy = f"use one of {', '.join(DATASETS)}, or --images for a folder (in Python: {in_python})"
+    require(name in DATASETS, f"data set {name!r} is unknown; {remedy}", DataError)
     return DATASETS[name]
 
 
@@ -189,9 +188,8 @@ def load_dataset(dataset: str | DatasetSpec, root: Path | str | None = None, dow
         if len(split) < whole and source != "parquet":  # where the shards are counted
             notices.append(_describe_part(split, name, dataset, whole))
     class_names = class_names or tuple(map(str, range(dataset.num_classes)))
-    if len(class_names) != dataset.num_classes:
-        problem = f"names {len(class_names)} classes, but the data set has {dataset.num_classes}"
-        raise DataError(f"{dataset.name} ({where}) {problem}; get the files again")
+    problem = f"names {len(class_names)} classes, but the data set has {dataset.num_classes}; get the files again"
+    require(len(class_names) == dataset.num_classes, f"{dataset.name} ({where}) {problem}", DataError)
     for notice in notices:
         print(f"notice: {notice}", file=sys.stderr)
     return ImageDataset(dataset, train, test, class_names, source, fingerprint(train, test), tuple(notices))
@@ -213,17 +211,16 @@ def split_validation(split: Split, fraction: float = 0.1, class_names: Sequence[
     classes = image_classes(split.labels)
     for label in classes.unique().tolist():
         members = (classes == label).nonzero().flatten()
-        if len(members) < 2:
-            name = repr(class_names[label]) if class_names else label
-            raise DataError(f"class {name} has {len(members)} images; to hold one out takes at least 2: add one")
+        problem = f"class {repr(class_names[label]) if class_names else label} has {len(members)} images"
+        require(len(members) > 1, f"{problem}; to hold one out takes at least 2: add one", DataError)
         count = max(1, round(fraction * len(members)))
         held_out[members[torch.randperm(len(members), generator=generator)[:count]]] = True
     return split.take((~held_out).nonzero().flatten()), split.take(held_out.nonzero().flatten())
 
 
-def fit_preprocessing(spec: DatasetSpec, train_images: torch.Tensor, zca: bool) -> Preprocessing:
-    """Returns the data set's normalisation, or ZCA whitening fitted on its (N, C, H, W) uint8 training images."""
-    return Whitening(train_images) if zca else Normalisation(spec.mean, spec.std)
+def fit_preprocessing(spec: DatasetSpec, zca: bool, dataset: ImageDataset | None = None) -> Preprocessing:
+    """Returns a data set's normalisation, or ZCA whitening fitted on its training images; only that loads it if not given."""
+    return Whitening((dataset or load_dataset(spec)).train.images) if zca else Normalisation(spec.mean, spec.std)
 
 
 _Parts = tuple[Split, Split, tuple[str, ...], str, list[str]]
@@ -248,15 +245,11 @@ def _read(spec: DatasetSpec, root: Path, download: bool) -> _Parts:
         with redirect_stdout(sys.stderr):
             _DOWNLOADS[spec.name](root)
         return (*layout(spec, root), "torchvision layout", [])
-    how = (
-        "or allow the download (run --download, or load_dataset(…, download=True))"
-        if spec.name in _DOWNLOADS
-        else "there is no automatic download: unpack tiny-imagenet-200.zip there"
-    )
-    raise DataError(
-        f"{spec.name} is neither in {root / marker} nor in {root / spec.name}/{{train,test}}-*.parquet; "
-        f"set SEQMATCH_DATA to the folder that holds it, {how}"
-    )
+    how = "there is no automatic download: unpack tiny-imagenet-200.zip there"
+    if spec.name in _DOWNLOADS:
+        how = "or allow the download (run --download, or load_dataset(…, download=True))"
+    places = f"neither in {root / marker} nor in {root / spec.name}/{{train,test}}-*.parquet"
+    raise DataError(f"{spec.name} is {places}; set SEQMATCH_DATA to the folder that holds it, {how}")
 
 
 def _read_parquet(spec: DatasetSpec, root: Path, train_shards: list[Path], test_shards: list[Path]) -> _Parts:
@@ -350,9 +343,8 @@ def check_split(split: Split, name: str, spec: DatasetSpec, source: str) -> None
     require(shape == spec.shape, f"{where} has images of shape {shape}, not {spec.shape}; get the files again", DataError)
     classes = split.labels[split.labels != IGNORED] if split.labels.dim() > 1 else split.labels
     low, high = int(classes.min()), int(classes.max())
-    if low < 0 or high >= spec.num_classes:
-        rule = f"they must lie in 0 … {spec.num_classes - 1}"
-        raise DataError(f"{where} has labels from {low} to {high}, but {rule}; get the files again")
+    rule = f"but they must lie in 0 … {spec.num_classes - 1}; get the files again"
+    require(low >= 0 and high < spec.num_classes, f"{where} has labels from {low} to {high}, {rule}", DataError)
     missing = (torch.bincount(image_classes(split.labels), minlength=spec.num_classes) == 0).nonzero().flatten().tolist()
     require(not missing, f"{where} has no images of classes {missing[:10]}; get the missing files", DataError)
 

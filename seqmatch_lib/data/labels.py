@@ -39,6 +39,12 @@ def image_classes(labels: torch.Tensor) -> torch.Tensor:
     return labels if labels.dim() == 1 else labels.flatten(1).amax(1)
 
 
+def rows_by_class(labels: torch.Tensor, num_classes: int) -> list[torch.Tensor]:
+    """Returns, for each class, the indices of its images."""
+    classes = image_classes(labels)
+    return [(classes == label).nonzero().flatten() for label in range(num_classes)]
+
+
 def count_right(predicted: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns how many images, or pixels that are not ignored, are predicted rightly, and how many there are."""
     counted = labels != IGNORED

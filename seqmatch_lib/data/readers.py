@@ -26,15 +26,9 @@ SHARD_BYTES, SHARD_PIXELS = 2**24, 2**28  # that a shard may always unfold to, h
 SHARD_GROWTH = 100  # … and how many times the size of its file
 MODES_OF_16_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 GREY = ("1", "L", *MODES_OF_16_BITS)
-TURNS = {  # what brings a picture of this EXIF orientation upright; from 5 on it lies on its side
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+_TURNS = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90"
+# EXIF orientation -> what brings a picture upright; from 5 on it lies on its side
+TURNS = {orientation: Image.Transpose[turn] for orientation, turn in enumerate(_TURNS.split(), start=2)}
 SHARD_NAME = re.compile(r"-(\d{5})-of-(\d{5})(-[0-9a-f]+)?\.parquet$")
 SHARD_FOLDERS = ("", "plain_text", "data", "default", "cropped_digits")  # below a data set's folder, as Hugging Face has them
 IMAGE_COLUMNS, LABEL_COLUMNS = ("img", "image"), ("label", "fine_label")  # the first that is there
@@ -119,11 +113,10 @@ def read_rows(path: Path, shape: tuple[int, int, int]) -> tuple[torch.Tensor, to
 
 
 def _find_column(table: Any, names: Sequence[str]) -> str:
-    """Returns the first of the names that a table has; without any, a ValueError says which columns there are."""
-    for name in names:
-        if name in table.column_names:
-            return name
-    raise ValueError(f"it has no column {' or '.join(names)}, but {', '.join(table.column_names)[:120]}")
+    """Returns the first of the names that a table has; without any, a DataError says which columns there are."""
+    known = [name for name in names if name in table.column_names]
+    require(bool(known), f"it has no column {' or '.join(names)}, but {', '.join(table.column_names)[:120]}", DataError)
+    return known[0]
 
 
 def _read_table(path: Path, pixels: int) -> Any:
@@ -266,9 +259,9 @@ def decode_images(
             image = convert(image, "L" if channels == 1 else "RGB") if fits else image
         except Exception as error:  # Pillow's readers end in all kinds of exceptions on damaged files
             raise DataError(f"{origin} cannot be decoded ({first_line(error)}); get the file again") from error
-        if not fits:
-            remedy = "give image_size (--image-size PIXELS) if they are your own, or get the files again"
-            raise DataError(f"{origin} is {size[0]}x{size[1]}, but the data set has {width}x{height} images; {remedy}")
+        remedy = "give image_size (--image-size PIXELS) if they are your own, or get the files again"
+        found = f"{origin} is {size[0]}x{size[1]}, but the data set has {width}x{height} images"
+        require(fits, f"{found}; {remedy}", DataError)
         return np.asarray(_cover(image, (height, width)) if resize else image)
 
     with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:

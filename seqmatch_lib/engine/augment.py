@@ -46,11 +46,9 @@ Augmentation = tuple[Operation, ...]  # in the order of application
 def check_strategy(strategy: str) -> None:
     """Raises ConfigError unless the strategy is "none", or names of `OPERATIONS` joined by "_" and "+"."""
     unknown = set(strategy.replace("+", "_").split("_")) - set(OPERATIONS)
-    require(
-        strategy == "none" or not unknown,
-        f"augmentation {strategy!r} has unknown operations {sorted(unknown)}; use 'none' or any of {DSA_STRATEGY!r}, "
-        "joined by '_' (one of them is drawn) or '+' (applied in turn)",
-    )
+    remedy = f"use 'none' or any of {DSA_STRATEGY!r}, joined by '_' (one of them is drawn) or '+' (applied in turn)"
+    fits = strategy == "none" or not unknown
+    require(fits, f"augmentation {strategy!r} has unknown operations {sorted(unknown)}; {remedy}")
 
 
 def draw_augmentation(

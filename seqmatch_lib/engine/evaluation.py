@@ -1,6 +1,6 @@
 """Evaluation of a distilled set: the test accuracy of fresh networks that are trained on it, stage by stage."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
@@ -49,37 +49,22 @@ class EvaluationConfig:
 NOT_LEARNED = "on the set itself they are no better than guessing; the step size may be too large"
 
 
-@dataclass(frozen=True)
-class Accuracy:
-    """Accuracies in per cent of networks that differ in their seed alone.
+def summarise(values: Sequence[float], not_learned: int = 0) -> dict[str, Any]:
+    """Returns accuracies as records hold them: mean, std (n - 1; 0 for a single network), n, values, to 4 decimals.
 
     Args:
-        values: one a network, in the order of the network's index.
-        not_learned: how many of the networks learned nothing at all, so that theirs mean nothing.
+        values: in per cent, of networks that differ in their seed alone, in the order of the network's index.
+        not_learned: how many of the networks learned nothing at all, so that theirs mean nothing; left out if it is 0.
     """
+    rounded, std = [round(value, 4) for value in values], stdev(values) if len(values) > 1 else 0.0
+    failed = {"not_learned": not_learned} if not_learned else {}
+    return {"mean": round(fmean(values), 4), "std": round(std, 4), "n": len(rounded), "values": rounded, **failed}
 
-    values: tuple[float, ...]
-    not_learned: int = 0
 
-    @property
-    def mean(self) -> float:
-        """Mean of the values."""
-        return fmean(self.values)
-
-    @property
-    def std(self) -> float:
-        """Sample standard deviation of the values (n - 1); 0 for a single network."""
-        return stdev(self.values) if len(self.values) > 1 else 0.0
-
-    def as_dict(self) -> dict[str, Any]:
-        """Returns mean, std, n and the values, rounded to 4 decimals, as records hold them; `not_learned` unless it is 0."""
-        values = [round(value, 4) for value in self.values]
-        failed = {"not_learned": self.not_learned} if self.not_learned else {}
-        return {"mean": round(self.mean, 4), "std": round(self.std, 4), "n": len(values), "values": values, **failed}
-
-    def __str__(self) -> str:
-        failed = f"; {self.not_learned} of them learned nothing: {NOT_LEARNED}" if self.not_learned else ""
-        return f"{self.mean:.1f} ± {self.std:.1f} % (n = {len(self.values)}{failed})"
+def format_accuracy(accuracy: Mapping[str, Any]) -> str:
+    """Returns what `summarise` returned as a text."""
+    failed = f"; {accuracy['not_learned']} of them learned nothing: {NOT_LEARNED}" if "not_learned" in accuracy else ""
+    return f"{accuracy['mean']:.1f} ± {accuracy['std']:.1f} % (n = {accuracy['n']}{failed})"
 
 
 def train_staged(

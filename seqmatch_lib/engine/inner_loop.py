@@ -74,10 +74,8 @@ def unroll(
     check_engine(engine, precision, UNROLL_ENGINES)
     size = count_parameters(network)
     require(start.shape == (size,), f"start has shape {tuple(start.shape)}, but this network has {size} parameters")
-    require(
-        next(network.buffers(), None) is None,
-        "the network has running statistics, which an unrolled inner loop cannot update; use norm 'instance'",
-    )
+    message = "the network has running statistics, which an unrolled inner loop cannot update; use norm 'instance'"
+    require(next(network.buffers(), None) is None, message)
     if engine == "compiled":
         return _CompiledUnroll.apply(step_functions(network, precision), batches, start, images, targets, lr)
     load_parameters(network, start)
@@ -100,22 +98,16 @@ class _CompiledUnroll(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        context: Any,
-        functions: StepFunctions,
-        batches: Sequence[InnerBatch],
-        start: torch.Tensor,
-        images: torch.Tensor,
-        targets: torch.Tensor,
-        lr: torch.Tensor,
+        context: Any, functions: StepFunctions, batches: Sequence[InnerBatch], start: torch.Tensor, *data: torch.Tensor
     ) -> torch.Tensor:
         steps = len(batches)
         spacing = 1 if steps * start.nbytes <= TRAIL_BYTES else ceil(sqrt(steps))  # steps from one kept vector to the next
         trail = []
-        for step, theta in enumerate(_walk(functions, batches, start, (images, targets, lr))):
+        for step, theta in enumerate(_walk(functions, batches, start, *data)):
             if step % spacing == 0 and step < steps:
                 trail.append(theta)
         context.functions, context.batches, context.spacing, context.trail = functions, batches, spacing, trail
-        context.save_for_backward(images, targets, lr)
+        context.save_for_backward(*data)
         return theta.clone()
 
     @staticmethod
@@ -127,7 +119,7 @@ class _CompiledUnroll(torch.autograd.Function):
         lr_grad = torch.zeros_like(lr)
         for index in reversed(range(len(context.trail))):
             batches = context.batches[index * context.spacing : (index + 1) * context.spacing]
-            thetas = list(_walk(context.functions, batches[:-1], context.trail[index], (images, targets, lr)))
+            thetas = list(_walk(context.functions, batches[:-1], context.trail[index], images, targets, lr))
             for theta, batch in zip(reversed(thetas), reversed(batches), strict=True):
                 with torch.enable_grad():
                     batch_images = images[batch.rows].requires_grad_()
@@ -145,7 +137,7 @@ class _CompiledUnroll(torch.autograd.Function):
 
 
 def _walk(
-    functions: StepFunctions, batches: Sequence[InnerBatch], theta: torch.Tensor, data: tuple[torch.Tensor, ...]
+    functions: StepFunctions, batches: Sequence[InnerBatch], theta: torch.Tensor, *data: torch.Tensor
 ) -> Iterator[torch.Tensor]:
     """Yields the parameters before the first step and after each step; `data` are images, targets and step size."""
     images, targets, lr = data

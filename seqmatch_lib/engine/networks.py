@@ -7,7 +7,7 @@ pooling. Other image sizes work too: the size of the head follows from that of t
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -47,10 +47,6 @@ class NetworkConfig:
         require(self.width >= 1, f"network width {self.width} must be at least 1")
         require(self.width % GROUPS == 0 or self.norm != "group", f"network width {self.width} must be a multiple of {GROUPS}")
         require(self.depth >= 1, f"network depth {self.depth} must be at least 1")
-
-    def named(self, name: str) -> "NetworkConfig":
-        """Returns the same settings for another architecture of `NETWORKS`."""
-        return replace(self, name=name)
 
 
 def make_network(
@@ -94,11 +90,9 @@ def _lay_out(config: NetworkConfig, image_shape: tuple[int, int, int], num_class
     require(isinstance(network, nn.Sequential), f"network {config.name!r} is a {kind}; return nn.Sequential(features, head)")
     for name, module in network.named_modules():
         own = {key for key, _ in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))}
-        require(
-            hasattr(module, "draw") or own <= (_DRAWN_NAMES if isinstance(module, _DRAWN) else set()),
-            f"network {config.name!r}: nothing draws {', '.join(sorted(own))} of its module {name} "
-            f"({type(module).__name__}); give the module a method draw(generator) that fills them",
-        )
+        problem = f"nothing draws {', '.join(sorted(own))} of its module {name} ({type(module).__name__})"
+        drawn = hasattr(module, "draw") or own <= (_DRAWN_NAMES if isinstance(module, _DRAWN) else set())
+        require(drawn, f"network {config.name!r}: {problem}; give the module a method draw(generator) that fills them")
     return network
 
 
@@ -196,11 +190,9 @@ class BatchNorm(nn.BatchNorm2d):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Maps (B, C, H, W) to the same shape."""
-        require(
-            not self.training or x.numel() > x.shape[1],
-            "norm 'batch' cannot normalise a batch of one image that the poolings have reduced to one pixel; use norm "
-            "'instance', or a batch size that leaves more than one image for the last batch",
-        )
+        problem = "norm 'batch' cannot normalise a batch of one image that the poolings have reduced to one pixel"
+        remedy = "use norm 'instance', or a batch size that leaves more than one image for the last batch"
+        require(not self.training or x.numel() > x.shape[1], f"{problem}; {remedy}")
         return super().forward(x)
 
 
@@ -230,11 +222,8 @@ def _halve(size: tuple[int, int], name: str, poolings: int) -> tuple[int, int]:
     """Size after a 2x2 pooling, one of the `poolings` of a network called `name`."""
     size = (size[0] // 2, size[1] // 2)
     others = "lower the network depth, use pooling 'none'" if name == "convnet" else "use 'resnet18'"
-    require(
-        min(size) >= 1,
-        f"the images are too small for the {poolings} poolings of {name!r}, which needs {2**poolings}x{2**poolings} pixels; "
-        f"{others}, or larger images",
-    )
+    needs = f"needs {2**poolings}x{2**poolings} pixels; {others}, or larger images"
+    require(min(size) >= 1, f"the images are too small for the {poolings} poolings of {name!r}, which {needs}")
     return size
 
 
@@ -370,10 +359,8 @@ class _ViTFeatures(nn.Module):
         super().__init__()
         channels, height, width = image_shape
         patch = math.ceil(min(height, width) / self.patches_per_side)
-        require(
-            height % patch == 0 and width % patch == 0,
-            f"vit cuts images into {patch}x{patch} patches, but {height}x{width} is not a multiple of that; resize the images",
-        )
+        problem = f"vit cuts images into {patch}x{patch} patches, but {height}x{width} is not a multiple of that"
+        require(height % patch == 0 and width % patch == 0, f"{problem}; resize the images")
         self.patches = nn.Conv2d(channels, self.width, patch, stride=patch)
         self.token = _Embedding(1, 1, self.width)
         self.position = _Embedding(1, 1 + (height // patch) * (width // patch), self.width)

@@ -65,10 +65,8 @@ class StepFunctions:
     def __init__(
         self, network: nn.Module, precision: str = "float32", loss: str = "cross_entropy", compiled: bool = True
     ) -> None:
-        require(
-            not any(type(module) is nn.LayerNorm for module in network.modules()),
-            "torch.nn.LayerNorm has wrong second derivatives in forward mode; use seqmatch_lib.engine.networks.LayerNorm",
-        )
+        message = "torch.nn.LayerNorm has wrong second derivatives in forward mode; use seqmatch_lib.engine.networks.LayerNorm"
+        require(not any(type(module) is nn.LayerNorm for module in network.modules()), message)
         self._network = network
         self._loss = loss
         self._precision = precision
@@ -88,7 +86,9 @@ class StepFunctions:
         """Returns the mean loss; images (B, C, H, W), targets (B,) int64 or (B, classes) as in `batch_loss`."""
         parts = [part.view(shape) for part, shape in zip(parameters.split(self._sizes), self._shapes, strict=True)]
         if channels_last and torch.compiler.is_compiling() and images.device.type == "cpu":  # for GPUs the compiler does this
-            images, *parts = [_channels_last(tensor) for tensor in (images, *parts)]
+            images, *parts = [
+                part.contiguous(memory_format=torch.channels_last) if part.dim() == 4 else part for part in (images, *parts)
+            ]
         # autocast does not work with forward mode in uncompiled code, and is not faster there
         bfloat16 = self._precision == "bfloat16" and torch.compiler.is_compiling()
         with torch.autocast(images.device.type, torch.bfloat16) if bfloat16 else nullcontext():
@@ -172,10 +172,6 @@ def check_engine(engine: str, precision: str, engines: Sequence[str]) -> None:
     require(engine == "compiled" or precision == "float32", f"engine {engine!r} has no precision {precision!r}; use 'float32'")
 
 
-def _channels_last(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
-
-
 @contextmanager
 def _tf32(allowed: bool) -> Iterator[None]:
     """Allows or forbids TF32 in convolutions and products on a GPU, and restores the process's own settings afterwards."""
@@ -223,11 +219,10 @@ class _Compiled:
                 self._remedy = "a missing compiler is the usual cause: install g++"
                 if isinstance(cause, OSError):  # compiled code is kept in a folder, and there is no way without
                     self._remedy = "set TORCHINDUCTOR_CACHE_DIR to a folder that can be written to"
-        require(
-            self._precision != "bfloat16",
-            f"precision 'bfloat16' needs compiled code, and compiling failed ({self._failure}); {self._remedy}, or set "
-            "float32 in every section that has bfloat16: --set teachers.precision=float32 --set training.precision=float32",
-        )
+        settings = "--set teachers.precision=float32 --set training.precision=float32"
+        remedy = f"{self._remedy}, or set float32 in every section that has bfloat16: {settings}"
+        problem = f"precision 'bfloat16' needs compiled code, and compiling failed ({self._failure})"
+        require(self._precision != "bfloat16", f"{problem}; {remedy}")
         if self._failure not in UNCOMPILED:
             UNCOMPILED.add(self._failure)
             warnings.warn(

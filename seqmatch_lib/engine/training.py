@@ -212,10 +212,8 @@ class StackedTrainer:
     """
 
     def __init__(self, networks: Sequence[nn.Module], recipe: TrainingRecipe, lr: float) -> None:
-        require(
-            next(networks[0].buffers(), None) is None,
-            "networks with running statistics cannot be trained by engine 'compiled'; use engine 'eager'",
-        )
+        message = "networks with running statistics cannot be trained by engine 'compiled'; use engine 'eager'"
+        require(next(networks[0].buffers(), None) is None, message)
         self._recipe = recipe
         self.functions = step_functions(networks[0], recipe.precision, recipe.loss, recipe.engine == "compiled")
         self._parameters = torch.stack([flatten_parameters(network) for network in networks])
@@ -394,12 +392,10 @@ def train_stage(
             trainer.change_lr(factor * lr, forget=recipe.schedule == "half")
         losses = trainer.epoch(images, targets, generators)
         if epoch % CHECK_EPOCHS == 0 or epoch == recipe.epochs - 1:
-            require(
-                bool(losses.isfinite().all()),
-                f"training on {len(images)} images had diverged by epoch {epoch} (losses {losses.tolist()}) with step size "
-                f"{lr:.4g}; lower the step size (syn_lr, lr_lr, or --lr of an imported set) or training.momentum",
-                DivergenceError,
-            )
+            found = f"had diverged by epoch {epoch} (losses {losses.tolist()}) with step size {lr:.4g}"
+            remedy = "lower the step size (syn_lr, lr_lr, or --lr of an imported set) or training.momentum"
+            finite = bool(losses.isfinite().all())
+            require(finite, f"training on {len(images)} images {found}; {remedy}", DivergenceError)
         if checkpoint is not None:
             checkpoint.offer(stage, epoch + 1, trainer, generators, {})
     for network, parameters in zip(networks, trainer.parameters(), strict=True):

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from seqmatch_lib.data.datasets import DatasetSpec, load_dataset
+from seqmatch_lib.data.datasets import DatasetSpec
 from seqmatch_lib.data.multi_formation import AS_STORED, Formation
 from seqmatch_lib.data.preprocessing import Preprocessing
 from seqmatch_lib.errors import ConfigError, require
@@ -33,7 +33,8 @@ from seqmatch_lib.exchange.public_layouts import read_idc, read_pt, write_datm, 
 from seqmatch_lib.store.checksums import NAME, check_files, write_checksums
 from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset, check_sequence
 
-FORMATS = ("mtt", "datm", "idc", "parquet", "folder")
+WRITERS = {"mtt": write_mtt, "datm": write_datm, "idc": write_idc, "parquet": write_parquet, "folder": write_folder}
+FORMATS = tuple(WRITERS)
 
 
 def export_sequence(
@@ -60,12 +61,7 @@ def export_sequence(
     if labels.is_floating_point() and kind not in ("datm", "parquet"):
         other = "datm" if kind == "mtt" else "parquet"
         raise ConfigError(f"format {kind!r} holds classes, but this set has soft labels; use {other!r}")
-    if kind in ("mtt", "datm"):
-        written = (write_mtt if kind == "mtt" else write_datm)(sequence, folder)
-    elif kind == "idc":
-        written = write_idc(sequence, folder, preprocessing)
-    else:
-        written = (write_parquet if kind == "parquet" else write_folder)(sequence, folder, preprocessing, class_names)
+    written = WRITERS[kind](sequence, folder, preprocessing, class_names)
     return [*written, write_checksums(folder, written)]
 
 
@@ -104,9 +100,7 @@ def import_sequence(
         elif kind == "parquet":
             subsets = read_parquet(paths[0], preprocessing, spec.shape, lrs)
         else:
-            subsets = read_folder(
-                paths[0], preprocessing, spec.shape, lrs, spec.num_classes, lambda: load_dataset(spec).class_names
-            )
+            subsets = read_folder(paths[0], preprocessing, spec, lrs)
     metadata = {"config": settings, "imported": {"format": kind, "paths": [path.name for path in paths]}}
     sequence = SubsetSequence(tuple(_sort_by_class(subset) for subset in subsets), metadata)
     origin = ", ".join(map(str, paths))
@@ -116,11 +110,9 @@ def import_sequence(
     sequence_of = f" --set method=seqmatch_{method}" * (len(ipcs) > 1 and method in settings)
     if sequence_of and settings["intervals"]:  # that of the one subset stands for all
         sequence_of += f" --set teachers.later_epochs={settings['teachers']['epochs']}"
-    require(
-        ipcs == list(subset_ipcs),
-        f"{origin} has subsets of {ipcs} images per class, but its preset of {list(subset_ipcs)}; "
-        f"add --set ipc={sum(ipcs)} --set subset_ipcs={json.dumps(ipcs, separators=(',', ':'))}{sequence_of}",
-    )
+    problem = f"{origin} has subsets of {ipcs} images per class, but its preset of {list(subset_ipcs)}"
+    remedy = f"add --set ipc={sum(ipcs)} --set subset_ipcs={json.dumps(ipcs, separators=(',', ':'))}{sequence_of}"
+    require(ipcs == list(subset_ipcs), f"{problem}; {remedy}")
     return sequence
 
 

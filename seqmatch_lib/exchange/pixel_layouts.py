@@ -3,13 +3,14 @@
 import io
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from seqmatch_lib.data.datasets import DatasetSpec, load_dataset
 from seqmatch_lib.data.preprocessing import Preprocessing
 from seqmatch_lib.data.readers import list_images, read_image_files, read_rows, whole_numbers
 from seqmatch_lib.errors import DataError, StorageError, require
@@ -92,34 +93,25 @@ def _folder_names(class_names: Sequence[str]) -> list[str]:
     return [f"{label:0{width}d}-{re.sub(r'[^A-Za-z0-9]+', '_', name)[:40]}" for label, name in enumerate(class_names)]
 
 
-def read_folder(
-    path: Path,
-    preprocessing: Preprocessing,
-    shape: tuple[int, int, int],
-    lrs: Sequence[float],
-    num_classes: int,
-    find_names: Callable[[], Sequence[str]],
-) -> list[SyntheticSubset]:
+def read_folder(path: Path, preprocessing: Preprocessing, spec: DatasetSpec, lrs: Sequence[float]) -> list[SyntheticSubset]:
     """Reads such a folder; images of other names all belong to one subset.
 
-    Class folders are called by their numbers, `3` or `3-cat`, or by the names of the classes, which `find_names` returns.
+    Class folders are called by their numbers, `3` or `3-cat`, or by the names of the classes, which only the data set knows.
     """
     train = path / "train"
     folders = sorted(folder for folder in train.glob("*") if folder.is_dir())
-    labels = _match_classes([folder.name for folder in folders], num_classes, find_names, train)
+    labels = _match_classes([folder.name for folder in folders], spec, train)
     files = [(file, label) for label, folder in zip(labels, folders, strict=True) for file in list_images(folder)]
     require(bool(files), f"{train} holds no images; put them into {train}/<class>/*.png", DataError)
     matches = [SUBSET_OF_FILE.match(file.name) for file, _ in files]
     subsets = []
     for rows, lr in _divide([int(match[1]) if match else 1 for match in matches], lrs, path):
-        images = read_image_files([files[row][0] for row in rows], shape)
+        images = read_image_files([files[row][0] for row in rows], spec.shape)
         subsets.append(SyntheticSubset(preprocessing(images), torch.tensor([files[row][1] for row in rows]), lr))
     return subsets
 
 
-def _match_classes(
-    folders: Sequence[str], num_classes: int, find_names: Callable[[], Sequence[str]], origin: Path
-) -> list[int]:
+def _match_classes(folders: Sequence[str], spec: DatasetSpec, origin: Path) -> list[int]:
     """Returns the label of each folder, by its number or else by its name; never by its place in the alphabet.
 
     Raises:
@@ -128,16 +120,15 @@ def _match_classes(
     require(bool(folders), f"{origin} holds no class folders; put the images into {origin}/<class>/*.png", DataError)
     numbers = [NUMBER_OF_FOLDER.match(folder) for folder in folders]
     labels = [int(match[1]) for match in numbers if match]
-    if sorted(labels) == list(range(num_classes)) and all(numbers):
+    known = list(range(spec.num_classes))
+    if sorted(labels) == known and all(numbers):
         return labels
-    names = list(find_names())
+    names = load_dataset(spec).class_names
     label_of = {_simplify(name): label for label, name in enumerate(names)}
     labels = [label_of.get(_simplify(folder), -1) for folder in folders]
-    if sorted(labels) != list(range(num_classes)):
-        raise DataError(
-            f"{origin} has folders {_shorten(folders)}, which are neither the numbers 0 … {num_classes - 1} nor the names of "
-            f"the classes, {_shorten(names)}, each once; rename them to either"
-        )
+    neither = f"neither the numbers 0 … {known[-1]} nor the names of the classes, {_shorten(names)}, each once"
+    message = f"{origin} has folders {_shorten(folders)}, which are {neither}; rename them to either"
+    require(sorted(labels) == known, message, DataError)
     return labels
 
 

@@ -17,7 +17,7 @@ import torch
 
 from seqmatch_lib.data.multi_formation import Formation
 from seqmatch_lib.data.preprocessing import Preprocessing
-from seqmatch_lib.errors import ConfigError, DataError, StorageError, first_line, require
+from seqmatch_lib.errors import DataError, StorageError, first_line, require
 from seqmatch_lib.store.files import write_parts
 from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset, spread_lrs
 
@@ -28,12 +28,12 @@ _NUMPY = ("numpy.", "_codecs.encode")  # what pickled arrays ask for
 IDC_FILES = ("data_com_best.pt", "data_best.pt", "data.pt")  # all subsets of SeqMatch-IDC; the best and the last of IDC
 
 
-def write_mtt(sequence: SubsetSequence, folder: Path) -> list[Path]:
+def write_mtt(sequence: SubsetSequence, folder: Path, *_: Any) -> list[Path]:
     """Writes the layout of MTT and SeqMatch; `export_sequence` says what goes where, here and in the functions below."""
     return [path for subset, where in _places(sequence, folder) for path in _write_pt_subset(subset, where, LR_FILES[0])]
 
 
-def write_datm(sequence: SubsetSequence, folder: Path) -> list[Path]:
+def write_datm(sequence: SubsetSequence, folder: Path, *_: Any) -> list[Path]:
     """Writes the layout of DATM, whose soft labels are logits."""
     written = []
     for subset, where in _places(sequence, folder):
@@ -45,7 +45,7 @@ def write_datm(sequence: SubsetSequence, folder: Path) -> list[Path]:
     return written
 
 
-def write_idc(sequence: SubsetSequence, folder: Path, preprocessing: Preprocessing) -> list[Path]:
+def write_idc(sequence: SubsetSequence, folder: Path, preprocessing: Preprocessing, *_: Any) -> list[Path]:
     """Writes the layout of IDC, or of SeqMatch-IDC where there are several subsets: colours, tiles as they are stored."""
     images = torch.cat([preprocessing.inverse(subset.images) for subset in sequence.subsets])
     labels = torch.cat([subset.labels.cpu() for subset in sequence.subsets])
@@ -116,9 +116,8 @@ def read_idc(
     _check_colours(images, path)
     labels = _read_classes(labels, path, "the format has none; save classes, one whole number an image")
     sizes = [len(images) * ipc // sum(subset_ipcs) for ipc in subset_ipcs]
-    if not sum(sizes) == len(images) == len(labels):
-        problem = f"which subset_ipcs {list(subset_ipcs)} do not divide"
-        raise ConfigError(f"{path} holds {len(images)} images and {len(labels)} labels, {problem}; set ipc and subset_ipcs")
+    problem = f"{len(images)} images and {len(labels)} labels, which subset_ipcs {list(subset_ipcs)} do not divide"
+    require(sum(sizes) == len(images) == len(labels), f"{path} holds {problem}; set ipc and subset_ipcs")
     step_sizes = spread_lrs(lrs, len(sizes), str(path))
     parts = zip(preprocessing(255 * images).split(sizes), labels.split(sizes), step_sizes, strict=True)
     return [SyntheticSubset(*part, formation) for part in parts]
@@ -138,10 +137,8 @@ def _check_colours(images: torch.Tensor, path: Path) -> None:
     outside = (images - images.clamp(0, 1)).abs().mean().item()
     if not outside <= MAX_OUTSIDE:  # nor if that is not a number
         remedy = "save images / 255" if low >= 0 else "undo the normalisation: save images * std + mean"
-        raise DataError(
-            f"{path} holds values from {low:.4g} to {high:.4g}, on average {outside:.2g} outside [0, 1], in which this format "
-            f"stores colours; {remedy}"
-        )
+        found = f"values from {low:.4g} to {high:.4g}, on average {outside:.2g} outside [0, 1]"
+        raise DataError(f"{path} holds {found}, in which this format stores colours; {remedy}")
 
 
 def _read_classes(labels: torch.Tensor, path: Path, remedy: str) -> torch.Tensor:
@@ -172,9 +169,8 @@ def _read_soft_labels(labels: torch.Tensor, path: Path) -> torch.Tensor:
     require(is_soft, f"{description}; if they are classes, import it as mtt", DataError)
     are_probabilities = (labels > -SUM_TOLERANCE).all(1) & ((labels.sum(1) - 1).abs() < SUM_TOLERANCE)
     count = int(are_probabilities.sum())
-    if count not in (0, len(labels)):
-        found = f"{count} rows of probabilities (none negative, sum 1) among {len(labels)}"
-        raise DataError(f"{path} holds {found}, the others logits; save either for all images")
+    found = f"{count} rows of probabilities (none negative, sum 1) among {len(labels)}, the others logits"
+    require(count in (0, len(labels)), f"{path} holds {found}; save either for all images", DataError)
     if not count:
         return labels.softmax(1)
     print(f"notice: {path} holds probabilities, not logits (all rows sum to 1); they are taken as they are", file=sys.stderr)

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from seqmatch_lib.data.labels import image_classes
+from seqmatch_lib.data.labels import rows_by_class
 from seqmatch_lib.data.multi_formation import AS_STORED, Formation
 from seqmatch_lib.data.preprocessing import Preprocessing
 from seqmatch_lib.engine.evaluation import train_staged
@@ -93,8 +93,7 @@ class Stage:
 
     def rows_by_class(self) -> list[torch.Tensor]:
         """Returns, for each class, the indices of its real images."""
-        classes = image_classes(self.labels)
-        return [(classes == label).nonzero().flatten() for label in range(self.num_classes)]
+        return rows_by_class(self.labels, self.num_classes)
 
 
 @dataclass
@@ -172,11 +171,9 @@ class Trainable:
             DivergenceError: the step size is not positive, so that no network can be trained on the subset.
         """
         lr = self.lr.item()
-        if lr <= 0:
-            raise DivergenceError(
-                f"the learned step size after {self.iteration} iterations is {lr:.4g}, with which no network can be trained; "
-                "if iterations are left, the same command goes on with them, else lower lr_lr, or start with a larger syn_lr"
-            )
+        problem = f"the learned step size after {self.iteration} iterations is {lr:.4g}, with which no network can be trained"
+        remedy = "if iterations are left, the same command goes on with them, else lower lr_lr, or start with a larger syn_lr"
+        require(lr > 0, f"{problem}; {remedy}", DivergenceError)
         return SyntheticSubset(self.images.detach().clone(), self.targets().detach().clone(), lr, self.formation)
 
 
@@ -350,11 +347,9 @@ def register_method(name: str) -> Callable[[type[BaseMethod]], type[BaseMethod]]
 def _check_name(name: Any, origin: str = "") -> None:
     """Raises ConfigError unless a name serves in the names of files, as a key of settings and after `seqmatch_`."""
     fits = isinstance(name, str) and re.fullmatch(r"(?!seqmatch_)[a-zA-Z]\w{,59}", name, re.ASCII) and name not in RESERVED
-    require(
-        bool(fits),
-        f"method name {name!r:.120}{origin} must consist of letters, digits and '_', of 60 at most, begin with a letter, not "
-        f"with 'seqmatch_', and be none of {', '.join(RESERVED)}; choose another name",
-    )
+    rule = "must consist of letters, digits and '_', of 60 at most, begin with a letter, not with 'seqmatch_'"
+    problem = f"method name {name!r:.120}{origin} {rule}, and be none of {', '.join(RESERVED)}"
+    require(bool(fits), f"{problem}; choose another name")
 
 
 def _check_method(origin: str, method: Any) -> None:

@@ -124,10 +124,8 @@ class IDCPrepared(MethodState):
 
     def __init__(self, stage: Stage, config: IDCConfig) -> None:
         super().__init__(seconds=0.0)
-        require(
-            isinstance(stage.preprocessing, Normalisation),
-            "idc keeps pixels within [0, 1], but ZCA whitened images have no such bounds; set zca=false",
-        )
+        message = "idc keeps pixels within [0, 1], but ZCA whitened images have no such bounds; set zca=false"
+        require(isinstance(stage.preprocessing, Normalisation), message)
         low, high = stage.preprocessing.range()
         self.stage = stage
         self.low, self.high = low.to(stage.images.device), high.to(stage.images.device)
@@ -180,9 +178,6 @@ class IDC(BaseMethod):
         """Returns the iterations of stage k = `index`."""
         return _entry(self.config.iterations, index)
 
-    def _inner_loop(self, index: int) -> int:
-        return _entry(self.config.inner_loop, index)
-
     def initialise(self, stage: Stage) -> Trainable:
         """Returns real images; if `start` is "mix", each stored image consists of factor² of them.
 
@@ -224,7 +219,7 @@ class IDC(BaseMethod):
         The loss is the distance of real and synthetic gradients, summed over classes and weight tensors.
         """
         config, stage = self.config, prepared.stage
-        block, inner_iteration = divmod(trainable.iteration, self._inner_loop(stage.index))
+        block, inner_iteration = divmod(trainable.iteration, _entry(config.inner_loop, stage.index))
         if inner_iteration == 0:
             prepared.begin_again(block // config.fix_iter, renew=block % config.fix_iter == 0)
             with torch.no_grad():
@@ -288,7 +283,7 @@ class IDC(BaseMethod):
             training = GRADIENT_PASSES * config.n_data * config.net_epoch
             iterations = self.num_iterations(index)
             passes += iterations * (num_classes * match + training)
-            starts.append(iterations / self._inner_loop(index) / config.fix_iter)
+            starts.append(iterations / _entry(config.inner_loop, index) / config.fix_iter)
         variant = f"{config.engine} {config.precision}"
         return Effort(passes, config.batch_real + config.batch_syn_max, 8, variant, starts=tuple(starts))
 

@@ -191,15 +191,11 @@ def check_interval(interval: tuple[int, int], index: int, expert_epochs: int, te
     first, end = interval
     recorded = teachers.recorded_epochs(index)
     field = "teachers.epochs" if index == 1 else "teachers.later_epochs"
-    require(
-        first >= 0 and first + expert_epochs < end,
-        f"interval {first}-{end} of stage {index} must start at 0 or later and be longer than mtt.expert_epochs "
-        f"({expert_epochs}); change the interval or lower mtt.expert_epochs",
-    )
-    require(
-        end <= recorded,
-        f"interval {first}-{end} of stage {index} exceeds the {recorded} epochs recorded; raise {field} or lower intervals",
-    )
+    name = f"interval {first}-{end} of stage {index}"
+    rule = f"must start at 0 or later and be longer than mtt.expert_epochs ({expert_epochs})"
+    fits = first >= 0 and first + expert_epochs < end
+    require(fits, f"{name} {rule}; change the interval or lower mtt.expert_epochs")
+    require(end <= recorded, f"{name} exceeds the {recorded} epochs recorded; raise {field} or lower intervals")
 
 
 def draw_batches(

@@ -126,12 +126,9 @@ class TrajectorySet:
     def _row(self, teacher: int, epoch: int) -> torch.Tensor:
         checksums = self._manifests[teacher]["rows"]
         path = self._paths[teacher]
-        require(
-            0 <= epoch < len(checksums),
-            f"epoch {epoch} is beyond the {len(checksums) - 1} recorded in {path}; raise teachers.epochs (after stage 1 "
-            "teachers.later_epochs) or lower intervals",
-            StorageError,
-        )
+        problem = f"epoch {epoch} is beyond the {len(checksums) - 1} recorded in {path}"
+        remedy = "raise teachers.epochs (after stage 1 teachers.later_epochs) or lower intervals"
+        require(0 <= epoch < len(checksums), f"{problem}; {remedy}", StorageError)
         remedy = "delete it and its .json to train the teacher again"
         try:
             with np.errstate(over="raise"):  # a damaged shape can be of any size
@@ -291,11 +288,8 @@ def _train_teachers(
         generators = [make_generator(config.seed, "teacher", teacher, "epoch", epoch) for teacher in teachers]
         losses[:, epoch] = trainer.epoch(stage.images, stage.labels, generators).tolist()
         for teacher, loss in zip(teachers, losses[:, epoch], strict=True):
-            require(
-                np.isfinite(loss),
-                f"teacher {teacher} diverged in epoch {epoch} (loss {loss}); lower teachers.lr {config.lr}",
-                DivergenceError,
-            )
+            message = f"teacher {teacher} diverged in epoch {epoch} (loss {loss}); lower teachers.lr {config.lr}"
+            require(np.isfinite(loss), message, DivergenceError)
         rows[:, epoch + 1] = trainer.parameters().cpu().numpy()
         bar.update(len(teachers))
         bar.set_postfix(teacher=teachers[0], loss=f"{losses[0, epoch]:.3f}")

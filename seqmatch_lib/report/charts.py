@@ -198,9 +198,8 @@ def plot_subsets(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figu
     frame = frame[frame["even"]]
     effort = controls.efforts(evidence, dataset, ipc, scale, by_seed=True)
     panels = {base: rows for base, rows in frame.groupby("base") if rows["num_subsets"].nunique() > 1}
-    require(
-        bool(panels), f"no base method was run with two numbers of subsets on {dataset} at ipc {ipc}, {scale}", NothingToDraw
-    )
+    message = f"no base method was run with two numbers of subsets on {dataset} at ipc {ipc}, {scale}"
+    require(bool(panels), message, NothingToDraw)
     size = (max(6.0, 1.5 + 2.4 * len(panels)), 3.8)  # room for the title above one panel
     figure, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False)
     for axis, (base, rows) in zip(axes[0], panels.items(), strict=True):

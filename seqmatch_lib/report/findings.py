@@ -60,8 +60,7 @@ def tabulate_comparison(evidence: Evidence, dataset: str, ipc: int, scale: str) 
 
 def find_subsets(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str:
     """How accuracy changes with K, beside one set of equal cost."""
-    frame = queries.subsets(evidence, dataset, ipc, scale)
-    if frame.empty:
+    if (frame := queries.subsets(evidence, dataset, ipc, scale)).empty:
         return _finding(dataset, ipc, scale)
     frame = frame[frame["even"]].sort_values("num_subsets", kind="stable")
     by_seed = queries.subsets(evidence, dataset, ipc, scale, by_seed=True)
@@ -87,8 +86,7 @@ def find_subsets(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str:
 
 def find_order(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str:
     """Whether the division, the sequence or the order of training is what matters."""
-    frame = order(evidence, dataset, ipc, scale)
-    if frame.empty:
+    if (frame := order(evidence, dataset, ipc, scale)).empty:
         return _finding(dataset, ipc, scale)
     worth, changes = [], []
     for base, rows in frame.set_index("set").groupby("base", sort=False):
@@ -108,8 +106,7 @@ def find_order(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str:
 
 def find_gains(evidence: Evidence, dataset: str, scale: str) -> str:
     """How MTT's lead over random real images changes as the set grows, alone and in sequence."""
-    frame = queries.gains_at_several_sizes(evidence, dataset, scale)
-    if frame.empty:
+    if (frame := queries.gains_at_several_sizes(evidence, dataset, scale)).empty:
         return _finding(dataset, None, scale)
     alone, sequence = (frame[frame["method"] == name] for name in ("mtt", "seqmatch_mtt"))
 
@@ -150,8 +147,7 @@ def find_growth(results_dir: Path, dataset: str, scale: str) -> str:
 
 def find_bases(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str:
     """Whether the sequence helps each base method, first against one set as the preset makes it, then against its controls."""
-    frame = comparison(evidence, dataset, ipc, scale)
-    if frame.empty:
+    if (frame := comparison(evidence, dataset, ipc, scale)).empty:
         return _finding(dataset, ipc, scale)
     found = _minus(frame, (ONE_SET if _gaps(frame, ONE_SET) else LONGER, *DECIDING))
     return _finding(dataset, ipc, scale, found, f"{_seeds(frame[frame['set'] == STAGED])} for the sequences.")
@@ -159,8 +155,7 @@ def find_bases(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str:
 
 def find_transfer(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str:
     """What sets are worth for architectures that they were not distilled with."""
-    frame = queries.transfer(evidence, dataset, ipc, scale)
-    if frame.empty:
+    if (frame := queries.transfer(evidence, dataset, ipc, scale)).empty:
         return _finding(dataset, ipc, scale)
     parts = []
     for method, rows in frame.groupby("method", sort=False):

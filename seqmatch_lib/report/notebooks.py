@@ -96,9 +96,8 @@ def run_notebook(path: Path | str, out: Path | str, parameters: Mapping[str, Any
                 coalesce_streams=True, extra_arguments=["--log-level=CRITICAL"], kernel_manager_class=_own_kernel(),
             )  # fmt: skip
     except papermill.PapermillExecutionError as error:
-        raise NotebookError(
-            f"cell {error.exec_count} of {path} failed: {error.ename}: {error.evalue}; the copy up to there is {unfinished}"
-        ) from error
+        problem = f"cell {error.exec_count} of {path} failed: {error.ename}: {error.evalue}"
+        raise NotebookError(f"{problem}; the copy up to there is {unfinished}") from error
     _clean(executed)
     write_text(out, f"{nbformat.writes(executed)}\n")
     unfinished.unlink()

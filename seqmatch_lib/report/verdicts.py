@@ -8,7 +8,7 @@ measured at other scales, with fewer seeds or without its controls. Claims on lo
 pairs: seen there or not, and never decided.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from math import hypot, nan
 from pathlib import Path
@@ -274,18 +274,15 @@ def _is_cut_short(
 
 def _by_scale(
     query: Callable[..., pd.DataFrame], evidence: Evidence, *cell: Any, **equal: Any
-) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Yields each of `SCALES` at which a query finds rows that are equal in these columns, with them; else "" and no rows."""
-    found = False
+) -> list[tuple[str, pd.DataFrame]]:
+    """Returns each of `SCALES` at which a query finds rows that are equal in these columns, with them; else "" and no rows."""
+    found = []
     for scale in SCALES:
         rows = query(evidence, *cell, scale)
         for column, value in equal.items():
             rows = rows[rows[column] == value]
-        if len(rows):
-            found = True
-            yield scale, rows
-    if not found:
-        yield "", pd.DataFrame(columns=["set"])
+        found += [(scale, rows)] * (len(rows) > 0)
+    return found or [("", pd.DataFrame(columns=["set"]))]
 
 
 def _gap(sets: pd.DataFrame, name: str) -> Gap:

@@ -79,36 +79,26 @@ class RunConfig:
     def __post_init__(self) -> None:
         require(self.scale in SCALES, f"scale {self.scale!r} is unknown; use one of {', '.join(SCALES)}")
         require(self.seed >= 0, f"seed {self.seed} must be at least 0")
-        require(
-            is_file_name(self.dataset),  # it becomes part of paths
-            f"dataset {self.dataset!r:.120} must be a name of letters, digits, '_', '.' and '-', 100 at most",
-        )
+        message = f"dataset {self.dataset!r:.120} must be a name of letters, digits, '_', '.' and '-', 100 at most"
+        require(is_file_name(self.dataset), message)  # it becomes part of paths
         if self.method == "whole":
             require(self.ipc == 0, f"ipc {self.ipc} does not fit method 'whole', which takes all images; use method 'random'")
         else:
             require(self.ipc >= 1, f"ipc {self.ipc} must be at least 1")
             require(min(self.subset_ipcs) >= 1, f"subset_ipcs {list(self.subset_ipcs)} must each be at least 1")
-        require(
-            sum(self.subset_ipcs) == self.ipc,
-            f"subset_ipcs {list(self.subset_ipcs)} sum up to {sum(self.subset_ipcs)}, not to ipc {self.ipc}; set both",
-        )
+        message = f"subset_ipcs {list(self.subset_ipcs)} sum up to {sum(self.subset_ipcs)}, not to ipc {self.ipc}; set both"
+        require(sum(self.subset_ipcs) == self.ipc, message)
         require(self.select_on in SELECTIONS, f"select_on {self.select_on!r} is unknown; use one of {', '.join(SELECTIONS)}")
         if self.options is None:
             return
-        require(
-            self.is_sequential or self.num_subsets == 1,
-            f"method {self.method!r} distils one subset, but subset_ipcs {list(self.subset_ipcs)} names {self.num_subsets}; "
-            f"use method '{SEQUENTIAL_PREFIX}{self.method}' or one subset",
-        )
+        problem = f"distils one subset, but subset_ipcs {list(self.subset_ipcs)} names {self.num_subsets}"
+        remedy = f"use method '{SEQUENTIAL_PREFIX}{self.method}' or one subset"
+        require(self.is_sequential or self.num_subsets == 1, f"method {self.method!r} {problem}; {remedy}")
         intervals = [list(interval) for interval in self.intervals]
-        require(
-            self.uses_teachers or not intervals,
-            f"intervals {intervals} mean nothing to method {self.method!r}, which has no teachers; leave them out",
-        )
-        require(
-            len(intervals) == (self.num_subsets if self.uses_teachers else 0),
-            f"intervals {intervals} and subset_ipcs {list(self.subset_ipcs)} must have one entry a subset; set both",
-        )
+        message = f"intervals {intervals} mean nothing to method {self.method!r}, which has no teachers; leave them out"
+        require(self.uses_teachers or not intervals, message)
+        message = f"intervals {intervals} and subset_ipcs {list(self.subset_ipcs)} must have one entry a subset; set both"
+        require(len(intervals) == (self.num_subsets if self.uses_teachers else 0), message)
         get_method(self.base_method)(self.options).check(self.stage_intervals, self.teachers, self.training)
 
     @classmethod
@@ -295,12 +285,10 @@ def _base_method(settings: Mapping[str, Any]) -> str:
     """Returns the base method of settings, or their reference; raises UnknownMethodError if there is none of that name."""
     method = settings.get("method")
     base = str(method).removeprefix(SEQUENTIAL_PREFIX)
-    require(
-        base in method_names() or method in REFERENCES,
-        f"method {method!r:.120} is unknown; use {' or '.join(REFERENCES)}, or {', '.join(method_names())}, alone or after "
-        f"'{SEQUENTIAL_PREFIX}'; if it is one of your own, import the module that registers it, or install its package",
-        UnknownMethodError,
-    )
+    known = f"use {' or '.join(REFERENCES)}, or {', '.join(method_names())}, alone or after '{SEQUENTIAL_PREFIX}'"
+    remedy = f"{known}; if it is one of your own, import the module that registers it, or install its package"
+    is_known = base in method_names() or method in REFERENCES
+    require(is_known, f"method {method!r:.120} is unknown; {remedy}", UnknownMethodError)
     return base
 
 

@@ -17,7 +17,7 @@ from seqmatch_lib.data.datasets import Split
 from seqmatch_lib.engine.evaluation import train_staged
 from seqmatch_lib.errors import StorageError, require
 from seqmatch_lib.methods import Stage
-from seqmatch_lib.methods.teachers import TrajectorySet, record_stage_teachers
+from seqmatch_lib.methods.teachers import record_stage_teachers
 from seqmatch_lib.runs.config import RunConfig
 from seqmatch_lib.runs.experiment import open_run
 from seqmatch_lib.runs.real_data import RealData
@@ -103,18 +103,6 @@ class _Pair:
     def sequence(self) -> tuple[RealData, SubsetSequence, list[Stage]]:
         return open_run(self.config, self.results_dir)
 
-    @cached_property
-    def first_teachers(self) -> TrajectorySet:
-        return record_stage_teachers(self.joint[1])
-
-    @cached_property
-    def second_teachers(self) -> TrajectorySet:
-        return record_stage_teachers(self.sequence[2][1])
-
-    @property
-    def last_epoch(self) -> int:
-        return self.joint_config.intervals[0][1] - self.joint_config.options.expert_epochs
-
     def network(self, *purpose: str) -> nn.Module:
         return self.joint[1].make_network(self.config.seed, *purpose)
 
@@ -132,45 +120,43 @@ class _Pair:
     def _gradients(self, images: torch.Tensor, labels: torch.Tensor) -> pd.DataFrame:
         sequence, stage = self.joint
         mtt, ipc = self.joint_config.options, self.joint_config.ipc
-        epochs = sorted({0, self.last_epoch // 2, self.last_epoch})
-        match = (mtt.expert_epochs, mtt.syn_steps, sequence.subsets[0].lr, mtt.engine)
-        matches = [
-            coupling.make_matching_loss(self.network("coupling"), self.first_teachers, 0, epoch, *match) for epoch in epochs
-        ]
+        last, teachers = self.joint_config.intervals[0][1] - mtt.expert_epochs, record_stage_teachers(stage)
+        epochs = sorted({0, last // 2, last})
+        match = (mtt.syn_steps, sequence.subsets[0].lr, mtt.engine)
+        segments = [teachers.segment(0, epoch, epoch + mtt.expert_epochs) for epoch in epochs]
+        matches = [coupling.MatchingLoss(self.network("coupling"), segment, *match) for segment in segments]
         sizes = range(2, ipc + 1, 2)
         frame = coupling.coupling_of_subsets(matches, images, labels, stage.num_classes, sizes)
         return frame.assign(**{"start epoch": frame["match"].map(dict(enumerate(epochs)))})
 
     def errors(self) -> pd.DataFrame:
         """The matching error along the training of teachers; later subsets are asked about teachers of their own."""
-        (joint, _), (_, sequence, _) = self.joint, self.sequence
-        first, second, mtt = self.first_teachers, self.second_teachers, self.joint_config.options
+        (joint, stage), (_, sequence, stages), mtt = self.joint, self.sequence, self.joint_config.options
+        first, second = record_stage_teachers(stage), record_stage_teachers(stages[1])
         last = min(end for _, end in (*self.joint_config.intervals, *self.config.intervals)) - mtt.expert_epochs
         starts = range(0, last + 1, max(1, last // 4))  # epochs that all sets are asked about
         cases = {
-            f"MTT, {self.joint_config.ipc} images": (first, joint.union(), joint.subsets[0].lr),
-            "$S_1$": (first, sequence.union(1), sequence.subsets[0].lr),
-            "$S_1 \\cup S_2$, after $S_1$": (second, sequence.union(2), sequence.subsets[1].lr),
+            f"MTT, {self.joint_config.ipc} images": (first, joint),
+            "$S_1$": (first, SubsetSequence(sequence.subsets[:1])),
+            "$S_1 \\cup S_2$, after $S_1$": (second, SubsetSequence(sequence.subsets[:2])),
         }
         network = self.network("coupling")
         errors = [
-            coupling.errors_along_trajectory(
-                network, teachers, *images, lr, mtt.syn_steps, mtt.expert_epochs, starts, mtt.engine
-            ).assign(set=name)
-            for name, (teachers, images, lr) in cases.items()
+            coupling.errors_along_trajectory(network, teachers, subsets, mtt, starts).assign(set=name)
+            for name, (teachers, subsets) in cases.items()
         ]
         return pd.concat(errors, ignore_index=True)
 
     def losses(self) -> pd.DataFrame:
         """The losses of easy and hard real images while networks train on real data, on the set, and on the sequence."""
         stage, seed = self.joint[1], self.config.seed
-        real = stage.images, stage.labels
-        watched = self._follow_real("real training", make_generator(seed, "watched"))
+        real = Split(stage.images, stage.labels)
+        watched = self._follow_real("real training", make_generator(seed, "watched"), real)
         easy = coupling.split_easy_hard(watched)
         losses = {"real data": watched}
         for name, sequence in (("MTT", self.joint[0]), ("SeqMatch", self.sequence[1])):
             network, generator = self.network("watched", name), make_generator(seed, name)
-            losses[name] = coupling.follow_staged_training(network, sequence, self.joint_config.training, *real, generator)
+            losses[name] = coupling.follow_staged_training(network, sequence, self.joint_config.training, real, generator)
         return pd.concat([coupling.mean_losses(values, easy, name) for name, values in losses.items()], ignore_index=True)
 
     def deciles(self) -> pd.DataFrame:
@@ -181,7 +167,7 @@ class _Pair:
         generator = make_generator(self.config.seed, "stages")
         train_staged(
             [network], sequence, self.config.training, [generator],
-            lambda: after.append(coupling.group_accuracies(network, data.test.images, data.test.labels, deciles)),
+            lambda: after.append(coupling.group_accuracies(network, data.test, deciles)),
         )  # fmt: skip
         rows = [(decile, value, f"stage {k}") for k, stage in enumerate(after, start=1) for decile, value in stage.items()]
         return pd.DataFrame(rows, columns=["decile", "accuracy", "after"])
@@ -190,13 +176,11 @@ class _Pair:
         """How the last subset is coupled with those before it, for sequences of several K."""
         return pd.concat([_of_last_subset(run, self.results_dir) for run in (self.config, *self.divided)])
 
-    def _follow_real(self, purpose: str, generator: torch.Generator, watched: Split | None = None) -> torch.Tensor:
+    def _follow_real(self, purpose: str, generator: torch.Generator, watched: Split) -> torch.Tensor:
         """Returns the losses of the watched images while a fresh network trains on real ones."""
         stage, config = self.joint[1], self.joint_config.teachers
-        network = self.network(purpose)
-        return coupling.follow_real_training(
-            network, stage.images, stage.labels, config, FOLLOWED_EPOCHS, generator, watched=watched
-        )
+        real = Split(stage.images, stage.labels)
+        return coupling.follow_real_training(self.network(purpose), real, config, FOLLOWED_EPOCHS, generator, watched)
 
 
 def _of_last_subset(config: RunConfig, results_dir: Path) -> pd.DataFrame:
@@ -208,9 +192,8 @@ def _of_last_subset(config: RunConfig, results_dir: Path) -> pd.DataFrame:
     network = stages[0].make_network(config.seed, "coupling")
     rows = []
     for teacher in range(min(FEW_TEACHERS, len(teachers))):
-        match = coupling.make_matching_loss(
-            network, teachers, teacher, 0, mtt.expert_epochs, mtt.syn_steps, last.lr, mtt.engine
-        )
+        segment = teachers.segment(teacher, 0, mtt.expert_epochs)
+        match = coupling.MatchingLoss(network, segment, mtt.syn_steps, last.lr, mtt.engine)
         measured = {"coupling_of_earlier": match.coupling(*parts), "repair_by_last": match.repair_share(*parts)}
         rows.append({"K": len(sequence), "teacher": teacher, **measured, "accuracy": record.accuracy_last["mean"]})
     return pd.DataFrame(rows)

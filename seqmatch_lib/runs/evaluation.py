@@ -2,14 +2,15 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from seqmatch_lib.engine.evaluation import Accuracy, EvaluationProtocol
+from seqmatch_lib.engine.evaluation import EvaluationProtocol, summarise
 from seqmatch_lib.engine.memory import keep_freed_memory
-from seqmatch_lib.engine.networks import check_networks
+from seqmatch_lib.engine.networks import NetworkConfig, check_networks
 from seqmatch_lib.engine.training import TrainingCheckpoint
 from seqmatch_lib.errors import require
 from seqmatch_lib.methods import get_method, method_names
@@ -23,7 +24,7 @@ from seqmatch_lib.subsets import SubsetSequence
 
 def evaluate_sets(
     sequences: Mapping[str, SubsetSequence], config: RunConfig, data: RealData, folder: Path, budget: Budget
-) -> tuple[dict[str, dict[str, Accuracy]], float]:
+) -> tuple[dict[str, dict[str, dict[str, Any]]], float]:
     """Evaluates sets, equal ones once; goes on where a stopped process left it.
 
     Args:
@@ -41,9 +42,7 @@ def evaluate_sets(
         OutOfTime: the budget is spent; the state is saved.
     """
     keep_freed_memory()  # not every evaluation is the end of a run
-    check_labels(config, data)
-    networks = [config.network.named(name) for name in config.evaluation.networks]
-    check_networks(networks, tuple(data.test.images.shape[1:]), data.num_classes)
+    networks = check_fit(config, data)
     protocol = EvaluationProtocol(data.num_classes, config.training, config.seed)
     indices, together = range(config.evaluation.num_networks), config.training.engine == "compiled"
     path, unfinished = folder / "evaluation.json", folder / "networks.safetensors"
@@ -71,25 +70,25 @@ def evaluate_sets(
     return accuracies, sum(entry[1] for entry in finished.values())
 
 
-def check_labels(config: RunConfig, data: RealData) -> None:
-    """Raises ConfigError unless method and training fit the labels: those of pixels fit some alone."""
-    if data.test.labels.dim() == 1:
-        return
-    method, training = config.base_method, config.training
-    fitting = [name for name in method_names() if get_method(name).takes_pixel_labels]
-    require(
-        method in (*REFERENCES, *fitting),
-        f"method {config.method!r} does not take labels of pixels; use {' or '.join(REFERENCES)}, or {', '.join(fitting)}",
-    )
-    for name, fits in (("loss", "cross_entropy"), ("cutmix", 0)):
-        value = getattr(training, name)
-        require(value == fits, f"training.{name} {value!r} does not fit labels of pixels; set training.{name}={fits}")
+def check_fit(config: RunConfig, data: RealData) -> list[NetworkConfig]:
+    """Returns the evaluation's networks; raises ConfigError unless they, the method and training fit images and labels."""
+    networks = [replace(config.network, name=name) for name in config.evaluation.networks]
+    check_networks(networks, tuple(data.test.images.shape[1:]), data.num_classes)
+    if data.test.labels.dim() > 1:  # those of pixels fit some alone
+        fitting = [name for name in method_names() if get_method(name).takes_pixel_labels]
+        remedy = f"use {' or '.join(REFERENCES)}, or {', '.join(fitting)}"
+        takes = config.base_method in (*REFERENCES, *fitting)
+        require(takes, f"method {config.method!r} does not take labels of pixels; {remedy}")
+        for name, fits in (("loss", "cross_entropy"), ("cutmix", 0)):
+            value = getattr(config.training, name)
+            require(value == fits, f"training.{name} {value!r} does not fit labels of pixels; set training.{name}={fits}")
+    return networks
 
 
-def _accuracy(finished: Mapping[str, list[Any]], prefix: str) -> Accuracy:
+def _accuracy(finished: Mapping[str, list[Any]], prefix: str) -> dict[str, Any]:
     entries = [entry for key, entry in finished.items() if key.startswith(prefix)]
     not_learned = sum(entry[2:] == [False] for entry in entries)  # a file of an older version does not say
-    return Accuracy(tuple(entry[0] for entry in entries), not_learned)
+    return summarise([entry[0] for entry in entries], not_learned)
 
 
 @contextmanager
@@ -103,9 +102,3 @@ def state_folder(results_dir: Path | None, name: str) -> Iterator[Path]:
     with only_process(folder.with_name(f"{name}.lock")):
         remove_leftovers(folder)
         yield folder
-
-
-def as_record(accuracies: Mapping[str, Accuracy]) -> dict[str, Any]:
-    """Returns mean, std, n and values of the first architecture, and those of all beneath, as run records hold them."""
-    by_network = {name: accuracy.as_dict() for name, accuracy in accuracies.items()}
-    return next(iter(by_network.values())) | {"by_network": by_network}

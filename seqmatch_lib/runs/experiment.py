@@ -11,14 +11,13 @@ import torch
 from seqmatch_lib.data.datasets import ImageDataset, find_dataset, load_dataset
 from seqmatch_lib.engine.evaluation import EvaluationProtocol
 from seqmatch_lib.engine.memory import keep_freed_memory, peak_memory_mb, reset_peak_memory
-from seqmatch_lib.engine.networks import check_networks
 from seqmatch_lib.engine.step_functions import UNCOMPILED
 from seqmatch_lib.errors import StorageError, require
 from seqmatch_lib.methods import Stage, get_method
 from seqmatch_lib.methods.teachers import record_stage_teachers
 from seqmatch_lib.runs.config import RunConfig
 from seqmatch_lib.runs.distillation import distill_stages
-from seqmatch_lib.runs.evaluation import as_record, check_labels, evaluate_sets
+from seqmatch_lib.runs.evaluation import check_fit, evaluate_sets
 from seqmatch_lib.runs.provenance import describe_code, describe_provenance
 from seqmatch_lib.runs.real_data import RealData, check_origin, prepare_data
 from seqmatch_lib.runs.records import ACCURACIES, RunRecord, fields_of, load_record, record_path
@@ -91,17 +90,14 @@ def run_experiment(
         record = _execute(config, dataset, results_dir, state_dir, budget, choose_device(device))
         if path.is_file():
             return load_record(path)
-        record.save(path)
+        record.save(results_dir)
     return record
 
 
 def _check_same_data(fingerprint: str, dataset: ImageDataset, path: Path) -> None:
-    require(
-        fingerprint == dataset.fingerprint,
-        f"{path} belongs to other images of {dataset.spec.name} than those found; use another results folder, or, for `run`, "
-        "--force (in Python force=True)",
-        StorageError,
-    )
+    problem = f"{path} belongs to other images of {dataset.spec.name} than those found"
+    remedy = "use another results folder, or, for `run`, --force (in Python force=True)"
+    require(fingerprint == dataset.fingerprint, f"{problem}; {remedy}", StorageError)
 
 
 def make_first_stage(config: RunConfig, data: RealData, results_dir: Path, budget: Budget) -> Stage:
@@ -125,9 +121,7 @@ def make_first_stage(config: RunConfig, data: RealData, results_dir: Path, budge
     )
 
 
-def record_shared_teachers(
-    config: RunConfig, results_dir: Path | str = "paper_results", max_minutes: float | None = None
-) -> Path:
+def record_shared_teachers(config: RunConfig, results_dir: Path, max_minutes: float | None = None) -> Path:
     """Records the teachers of a run's first stage, or goes on with them; they depend neither on its method nor on its seed.
 
     Returns:
@@ -141,7 +135,7 @@ def record_shared_teachers(
     require(config.uses_teachers, f"method {config.method!r} uses no teachers; give a preset of one that does, such as mtt")
     keep_freed_memory()
     data = prepare_data(load_dataset(config.dataset), config.zca, config.select_on, choose_device())
-    return record_stage_teachers(make_first_stage(config, data, Path(results_dir), budget)).folder
+    return record_stage_teachers(make_first_stage(config, data, results_dir, budget)).folder
 
 
 def open_run(
@@ -180,7 +174,7 @@ def _execute(
     UNCOMPILED.clear()
     select_on = "none" if config.method == "whole" else config.select_on  # "whole" holds nothing out
     data = prepare_data(dataset, config.zca, select_on, device)
-    check_labels(config, data)
+    check_fit(config, data)
     check_class_sizes(data.train.labels, data.num_classes, config.ipc, dataset)  # now, not when the baseline is drawn
     # after the check, so that a run refused for too few images can begin with more
     commit, dirty = describe_code()
@@ -188,8 +182,6 @@ def _execute(
     start = _first_notes(state_dir / "start.json", {"git_commit": commit, "dirty": dirty, "started_at": now})
     claim = state_dir / "data.json"
     _check_same_data(_first_notes(claim, {"fingerprint": dataset.fingerprint})["fingerprint"], dataset, claim)
-    networks = [config.network.named(name) for name in config.evaluation.networks]
-    check_networks(networks, tuple(data.test.images.shape[1:]), data.num_classes)
     stages = _distill(config, data, results_dir, state_dir, budget)
     last, selected = _make_sequences(config, data, stages)
     if config.method != "whole":
@@ -255,7 +247,8 @@ def _evaluate(
     if config.method != "whole":
         sequences["random_baseline"] = _reference(config, data)
     accuracies, seconds = evaluate_sets(sequences, config, data, state_dir, budget)
-    return dict.fromkeys(ACCURACIES.values()) | {name: as_record(found) for name, found in accuracies.items()}, seconds
+    of_first = {name: next(iter(found.values())) | {"by_network": found} for name, found in accuracies.items()}
+    return dict.fromkeys(ACCURACIES.values()) | of_first, seconds
 
 
 def _make_record(

@@ -13,7 +13,6 @@ from seqmatch_lib.runs.config import RunConfig, config_of_subsets
 from seqmatch_lib.runs.evaluation import evaluate_sets, state_folder
 from seqmatch_lib.runs.experiment import open_run, run_experiment
 from seqmatch_lib.runs.provenance import describe_provenance
-from seqmatch_lib.runs.real_data import RealData
 from seqmatch_lib.runs.records import OrderRecord, fields_of, find_earlier, overrides_of
 from seqmatch_lib.seqmatch import iterate
 from seqmatch_lib.store.budget import Budget
@@ -35,10 +34,8 @@ def runs_of_order(config: RunConfig) -> dict[str, RunConfig]:
         ConfigError: `config` is no sequence of two subsets of one size.
     """
     sizes, base = config.subset_ipcs, config.base_method
-    require(
-        config.is_sequential and len(sizes) == 2 and len(set(sizes)) == 1,
-        f"subset_ipcs {list(sizes)} of {config.method!r} are not those of a sequence of two equal subsets; give such a one",
-    )
+    problem = f"subset_ipcs {list(sizes)} of {config.method!r} are not those of a sequence of two equal subsets"
+    require(config.is_sequential and len(sizes) == 2 and len(set(sizes)) == 1, f"{problem}; give such a one")
     changes = {key: value for key, value in overrides_of(config).items() if key not in DIVISION}
     one_set = config_of_subsets(config.dataset, base, [config.ipc], config.scale, config.seed).changed(changes)
     half = {f"{base}.{name}": value for name, value in config.as_dict()[base].items()}
@@ -89,30 +86,20 @@ def measure_order(
     if "random real" in parts:
         lr = config.evaluation.real_lr
         sets["random real"] = sample_real_sequence(data.train, data.num_classes, config.subset_ipcs, lr, config.seed)
+    network = config.network.name
     with state_folder(results_dir, f"{config.run_id}-order") as folder:
+        found, _ = evaluate_sets(sets, config.changed({"evaluation.networks": [network]}), data, folder, Budget())
         record = OrderRecord(
             **fields_of(config, "dataset", "ipc", "scale", "seed"),
-            accuracy=_evaluate(config, data, sets, folder),
+            accuracy={name: accuracies[network]["values"] for name, accuracies in found.items()},
             **describe_provenance(data.test.images.device),
         )
-        record = _keep_others(record, find_earlier(OrderRecord, record.path(results_dir)))
+        earlier = find_earlier(OrderRecord, record.path(results_dir))
+        if earlier is not None and earlier.config == record.config:
+            ordered = max(record.accuracy, earlier.accuracy, key=len)  # tables list sets as the record does
+            record = replace(record, accuracy=ordered | earlier.accuracy | record.accuracy)
         record.save(results_dir)
     return record
-
-
-def _keep_others(record: OrderRecord, earlier: OrderRecord | None) -> OrderRecord:
-    """Returns the record with those sets of an earlier one of the same run that were not measured again."""
-    if earlier is None or earlier.config != record.config:
-        return record
-    ordered = max(record.accuracy, earlier.accuracy, key=len)  # tables list sets as the record does
-    return replace(record, accuracy=ordered | earlier.accuracy | record.accuracy)
-
-
-def _evaluate(config: RunConfig, data: RealData, sets: dict[str, SubsetSequence], folder: Path) -> dict[str, list[float]]:
-    """Returns set -> accuracies (%) of as many networks as the run's own, on its architecture."""
-    asked = config.changed({"evaluation.networks": [config.network.name]})
-    accuracies, _ = evaluate_sets(sets, asked, data, folder, Budget())
-    return {name: [round(value, 4) for value in networks[config.network.name].values] for name, networks in accuracies.items()}
 
 
 def _reordered(sequence: SubsetSequence, stages: Sequence[Stage], method: BaseMethod) -> dict[str, SubsetSequence]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from seqmatch_lib.data.datasets import ImageDataset, find_dataset, fit_preprocessing, load_dataset
+from seqmatch_lib.data.datasets import ImageDataset, find_dataset, fit_preprocessing
 from seqmatch_lib.runs.config import RunConfig
 from seqmatch_lib.store.sheets import read_sheet
 from seqmatch_lib.subsets import load_sequence, set_path
@@ -29,7 +29,5 @@ def load_pictures(config: RunConfig, results_dir: Path, dataset: ImageDataset | 
     images, sheet = [subset.images for subset in load_sequence(path).subsets], path.with_suffix(".png")
     if config.zca and sheet.is_file():
         return read_sheet(sheet, config.subset_ipcs, spec.num_classes, tuple(images[0].shape[1:]))
-    if config.zca and dataset is None:
-        dataset = load_dataset(config.dataset)
-    inverse = fit_preprocessing(spec, dataset.train.images if config.zca else torch.empty(0), config.zca).inverse
+    inverse = fit_preprocessing(spec, config.zca, dataset).inverse
     return [inverse(pixels) for pixels in images]

@@ -2,13 +2,14 @@
 
 import platform
 import subprocess
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from seqmatch_lib.engine.step_functions import UNCOMPILED
+from seqmatch_lib.store.files import write_json
 
 EXTENSIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile")
 
@@ -37,6 +38,12 @@ class Provenance:
     git_commit: str
     dirty: bool
     uncompiled: list[str] | None
+
+    def save(self, results_dir: Path) -> Path:
+        """Writes the record atomically, with a checksum, to its `path` below a results folder; returns that."""
+        path = self.path(results_dir)
+        write_json(path, asdict(self))
+        return path
 
 
 def describe_provenance(device: torch.device) -> dict[str, Any]:

@@ -45,7 +45,7 @@ class RealData:
 
 def prepare_data(dataset: ImageDataset, zca: bool, select_on: str, device: torch.device) -> RealData:
     """Splits and preprocesses a data set; ZCA is fitted on the whole training set, as in the public code."""
-    preprocessing = fit_preprocessing(dataset.spec, dataset.train.images, zca)
+    preprocessing = fit_preprocessing(dataset.spec, zca, dataset)
 
     def ready(split: Split) -> Split:
         return Split(preprocessing(split.images).to(device), split.labels.to(device))
@@ -79,9 +79,5 @@ def check_origin(sequence: SubsetSequence, data: RealData) -> None:
     before, found = (f"{part.get('train_images')} to train and {part.get('test_images')} to test" for part in (then, now))
     found = "as many, others" if found == before else found
     remedy = OLD_IMAGES.get(now["source"], "set SEQMATCH_DATA to them, or ") + "distil these into another results folder"
-    require(
-        then["fingerprint"] == now["fingerprint"],
-        f"{name} was distilled from other {then.get('dataset', now['dataset'])} images ({before}) than those found ({found}); "
-        f"{remedy}",
-        DataError,
-    )
+    problem = f"was distilled from other {then.get('dataset', now['dataset'])} images ({before}) than those found ({found})"
+    require(then["fingerprint"] == now["fingerprint"], f"{name} {problem}; {remedy}", DataError)

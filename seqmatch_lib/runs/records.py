@@ -16,18 +16,13 @@ from typing import Any, TypeVar, get_args, get_origin
 from seqmatch_lib.errors import ConfigError, StorageError, UnknownMethodError, require
 from seqmatch_lib.runs.config import RunConfig, preset_names
 from seqmatch_lib.runs.provenance import Provenance
-from seqmatch_lib.store.files import digest_json, read_json, write_json
+from seqmatch_lib.store.files import digest_json, read_json
 from seqmatch_lib.subsets import format_html
 
 SCHEMA = 2
 VOLATILE = ("seconds", "peak_memory_mb", "started_at")  # differ between two runs that are otherwise equal
 ACCURACY = {"mean": float, "std": float, "n": int, "values": list[float]}  # what an accuracy holds, beside `by_network`
-ACCURACIES = {
-    "last": "accuracy_last",
-    "selected": "accuracy_selected",
-    "joint": "accuracy_joint",
-    "random real": "random_baseline",
-}
+ACCURACIES = {kind: f"accuracy_{kind}" for kind in ("last", "selected", "joint")} | {"random real": "random_baseline"}
 
 
 @dataclass(frozen=True, repr=False)
@@ -103,9 +98,9 @@ class RunRecord(Provenance):
         """Returns what must be equal between two runs of one configuration on one machine."""
         return {name: value for name, value in asdict(self).items() if name not in VOLATILE}
 
-    def save(self, path: Path) -> None:
-        """Writes the record atomically, with a checksum."""
-        write_json(path, asdict(self))
+    def path(self, results_dir: Path) -> Path:
+        """Returns where the record is kept."""
+        return record_path(results_dir, self)
 
 
 @dataclass(frozen=True, repr=False)
@@ -149,20 +144,10 @@ class Reevaluation(Provenance):
         rows |= {f"{network}, random real": _format_accuracy(accuracy) for network, accuracy in random}
         return format_html(self.run_id + ", jointly" * self.joint, rows)
 
-    @property
-    def name(self) -> str:
-        """Of the record's file; see `name_reevaluation`."""
-        return name_reevaluation(self.run_id, self.synthetic_sha256, self.joint, self.seed, self.config)
-
     def path(self, results_dir: Path) -> Path:
         """Returns where the record is kept."""
-        return results_dir / "reevaluations" / self.config["dataset"] / f"{self.name}.json"
-
-    def save(self, results_dir: Path) -> Path:
-        """Writes `results_dir/reevaluations/<dataset>/<name>.json`; returns the path."""
-        path = self.path(results_dir)
-        write_json(path, asdict(self))
-        return path
+        name = name_reevaluation(self.run_id, self.synthetic_sha256, self.joint, self.seed, self.config)
+        return results_dir / "reevaluations" / self.config["dataset"] / f"{name}.json"
 
 
 def name_reevaluation(run_id: str, synthetic_sha256: str, joint: bool, seed: int, config: Mapping[str, Any]) -> str:
@@ -199,12 +184,6 @@ class OrderRecord(Provenance):
     def path(self, results_dir: Path) -> Path:
         """Returns where the record is kept."""
         return results_dir / "order" / f"{RunConfig.from_dict(self.config).run_id}.json"
-
-    def save(self, results_dir: Path) -> Path:
-        """Writes `results_dir/order/<run id>.json`, named by the SeqMatch run; returns the path."""
-        path = self.path(results_dir)
-        write_json(path, asdict(self))
-        return path
 
 
 Record = TypeVar("Record", RunRecord, Reevaluation, OrderRecord)
@@ -273,13 +252,8 @@ def find_earlier(kind: type[Record], path: Path) -> Record | None:
 def _load(kind: type[Record], path: Path, remedy: str) -> Record:
     """Reads a record and checks the names and types of its fields, and its settings."""
     values = read_json(path)
-    if values.get("schema") == 1:
-        values = _upgrade(kind, values)
-    require(
-        values.get("schema") == SCHEMA,
-        f"{path} has record schema {values.get('schema')!r:.40}, but this version reads {SCHEMA}; {remedy}",
-        StorageError,
-    )
+    message = f"{path} has record schema {values.get('schema')!r:.40}, but this version reads {SCHEMA}; {remedy}"
+    require(values.get("schema") == SCHEMA, message, StorageError)
     wrong = sorted({field.name for field in fields(kind)} ^ values.keys())
     require(not wrong, f"{path} is no valid record: keys {wrong} are missing or unknown; {remedy}", StorageError)
     wrong = [field.name for field in fields(kind) if not _fits(values[field.name], field.type)]
@@ -291,17 +265,6 @@ def _load(kind: type[Record], path: Path, remedy: str) -> Record:
     except ConfigError as error:
         raise StorageError(f"{path} is no valid record: {error}; {remedy}") from error
     return kind(**values)
-
-
-def _upgrade(kind: type, values: dict[str, Any]) -> dict[str, Any]:
-    """Turns schema 1 into schema 2, which adds overrides (from the preset as it stands now) and uncompiled code."""
-    values = {key: value for key, value in values.items() if key != "table"} | {"schema": 2, "uncompiled": None}
-    if kind is Reevaluation:
-        return values
-    try:
-        return values | {"overrides": overrides_of(RunConfig.from_dict(values["config"]))}
-    except (KeyError, ConfigError):  # the checks that follow name what is wrong
-        return values
 
 
 def _fits(value: Any, kind: Any) -> bool:
@@ -330,12 +293,9 @@ def check_same_images(runs: Iterable[RunRecord]) -> None:
     for run in runs:
         first = firsts.setdefault((run.dataset, run.scale), run)
         both = " and ".join(f"{record.run_id} ({record.data['train_images']:,} train images)" for record in (first, run))
-        require(
-            run.data["fingerprint"] == first.data["fingerprint"],
-            f"{both} are of different images of {run.dataset}, which no table may mix; keep the runs on one of "
-            "them in another results folder",
-            StorageError,
-        )
+        problem = f"{both} are of different images of {run.dataset}, which no table may mix"
+        same = run.data["fingerprint"] == first.data["fingerprint"]
+        require(same, f"{problem}; keep the runs on one of them in another results folder", StorageError)
 
 
 def list_scores(stages: Iterable[Mapping[str, Any]], selected_on: str) -> list[tuple[int, int, str, float]]:

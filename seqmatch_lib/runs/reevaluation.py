@@ -2,9 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from seqmatch_lib.engine.evaluation import Accuracy
 from seqmatch_lib.engine.step_functions import UNCOMPILED
 from seqmatch_lib.runs.config import RunConfig
 from seqmatch_lib.runs.evaluation import evaluate_sets, state_folder
@@ -63,24 +61,15 @@ def reevaluate(
             joint=joint,
             seed=seed,
             config=config.as_dict(),
-            accuracy=_as_dicts(accuracies["accuracy"]),
-            random_baseline=_as_dicts(accuracies["random_baseline"]) if with_random else None,
+            accuracy=accuracies["accuracy"],
+            random_baseline=accuracies.get("random_baseline"),
             data=data.identity["fingerprint"],
             seconds=round(seconds, 1),
             **describe_provenance(device),
         )
         if results_dir is not None:
-            record = _keep_random(record, find_earlier(Reevaluation, record.path(results_dir)))
+            earlier = find_earlier(Reevaluation, record.path(results_dir))
+            if record.random_baseline is None and earlier is not None and earlier.data == record.data:
+                record = replace(record, random_baseline=earlier.random_baseline)
             record.save(results_dir)
     return record
-
-
-def _keep_random(record: Reevaluation, earlier: Reevaluation | None) -> Reevaluation:
-    """Returns the record with what an earlier one on the same images found for random ones, if it was not asked again."""
-    if record.random_baseline is None and earlier is not None and earlier.data == record.data:
-        return replace(record, random_baseline=earlier.random_baseline)
-    return record
-
-
-def _as_dicts(accuracies: dict[str, Accuracy]) -> dict[str, dict[str, Any]]:
-    return {name: accuracy.as_dict() for name, accuracy in accuracies.items()}

@@ -92,11 +92,8 @@ class StageCheckpoint(Checkpoint):
         if saved is None:
             return StageProgress(fresh), {}
         tensors, notes, is_own = saved
-        require(
-            is_own,
-            f"{self._path} belongs to a run with other settings; use another results folder or delete it",
-            StorageError,
-        )
+        message = f"{self._path} belongs to a run with other settings; use another results folder or delete it"
+        require(is_own, message, StorageError)
         with self.restoring("this stage"):
             return self._restore(fresh, tensors, notes)
 

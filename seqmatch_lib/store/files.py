@@ -102,18 +102,18 @@ def acquire_lock(path: Path, timeout: float = -1) -> AcquireReturnProxy:
 
 
 @contextmanager
-def only_process(path: Path) -> Iterator[None]:
+def only_process(
+    path: Path, taken: str = "another process works on this run", remedy: str = "wait, or use another results folder"
+) -> Iterator[None]:
     """Holds the lock of a long computation, such as a run.
 
     Raises:
-        StorageError: another process holds it.
+        StorageError: another process holds it; `taken` and `remedy` say so.
     """
     try:
         lock = acquire_lock(path, timeout=0)
     except Timeout as error:
-        raise StorageError(
-            f"another process works on this run ({path} is locked); wait, or use another results folder"
-        ) from error
+        raise StorageError(f"{taken} ({path} is locked); {remedy}") from error
     with lock:
         yield
 

@@ -12,7 +12,7 @@ from unittest.mock import patch
 import torch
 from pretended_gpu import pretended_gpu
 
-from seqmatch_lib.coupling import coupling_of_subsets, make_matching_loss
+from seqmatch_lib.coupling import MatchingLoss, coupling_of_subsets
 from seqmatch_lib.data.datasets import load_dataset
 from seqmatch_lib.engine.networks import make_network
 from seqmatch_lib.engine.step_functions import _Compiled
@@ -80,7 +80,8 @@ def look_at(config: RunConfig, folder: Path, device: torch.device) -> dict[str, 
     first = sequence.subsets[0].to(device)
     network = make_network(config.network, (1, 8, 8), data.num_classes, make_generator(0)).to(device)
     (teachers,) = (folder / "teachers" / "digits").glob("*stage1*")
-    match = make_matching_loss(network, TrajectorySet(teachers, config.teachers.num_teachers), 0, 0, 1, steps=2, lr=0.01)
+    segment = TrajectorySet(teachers, config.teachers.num_teachers).segment(0, 0, 1)
+    match = MatchingLoss(network, segment, steps=2, lr=0.01)
     coupling = coupling_of_subsets([match], first.images, first.labels, data.num_classes, [2])
     order = measure_order(config, folder, device=device)
     with patch.object(experiment, "choose_device", return_value=device):  # what it opens runs on is not asked

@@ -133,7 +133,7 @@ def test_colours_are_told_from_what_networks_see_in_every_data_set(name):
     )
     noise = 0.05 * torch.randn(pixels.shape)  # distilled images go beyond black and white
     _check_colours(pixels / 255 + noise, Path("x"))
-    for wrong in (pixels.float(), fit_preprocessing(spec, pixels, zca=False)(pixels)):
+    for wrong in (pixels.float(), fit_preprocessing(spec, zca=False)(pixels)):
         with pytest.raises(DataError, match="outside"):
             _check_colours(wrong, Path("x"))
 
@@ -210,7 +210,7 @@ def read_pictures(folder: Path, preset: str = "place_names-ipc10-mtt") -> list[i
     """Imports such a folder; returns the place of the picture that each label got."""
     config = RunConfig.from_preset(preset, overrides={"ipc": 1, "subset_ipcs": [1], "zca": False})
     spec = DATASETS[config.dataset]
-    pixels = fit_preprocessing(spec, torch.empty(0), zca=False)
+    pixels = fit_preprocessing(spec, zca=False)
     sequence = import_as(config, [folder], "folder", [0.1], spec, pixels)
     images, labels = sequence.union()
     assert labels.tolist() == list(range(spec.num_classes))
