@@ -37,7 +37,7 @@ OF_SCALES = {
     "smoke": "Scale smoke: these numbers mean nothing.",
     "reduced": "A rehearsal has smaller networks, fewer teachers and fewer iterations than published, and decides nothing "
     "about the paper's own settings.",
-    "short": "These are published settings with fewer teachers and iterations.",
+    "short": "Network and training are the published ones, with fewer teachers and iterations.",
 }
 
 
@@ -174,16 +174,15 @@ def find_digits(runs: Mapping[str, RunRecord]) -> str:
     random, mtt, seqmatch, whole = (runs[name].accuracy_last for name in ("random real", "MTT", "SeqMatch", WHOLE))
     gains = [accuracy["mean"] - random["mean"] for accuracy in (mtt, seqmatch)]
     gap, spread = seqmatch["mean"] - mtt["mean"], max(seqmatch["std"], mtt["std"])
-    apart = "less" if abs(gap) <= 2 * spread else "more"
     first = runs["MTT"]
     found = (
         f"Random real images reach {random['mean']:.1f} %; distilled ones are ahead of them by {gains[0]:.1f} (MTT) and "
         f"{gains[1]:.1f} points (SeqMatch), and the whole data set reaches {whole['mean']:.1f} %. SeqMatch minus MTT is "
-        f"{gap:+.1f} points: {apart} than twice the spread over networks, {spread:.1f}."
+        f"{gap:+.1f} points, where networks of one set have a standard deviation of up to {spread:.1f}."
     )
     sure = (
-        f"One seed of distillation, {mtt['n']} networks each. That distillation works can be seen here; digits are too easy "
-        "to rank methods by."
+        f"One seed of distillation, {mtt['n']} networks each: enough to see that distillation works, and not to rank MTT and "
+        "SeqMatch. Digits are too easy for that."
     )
     return _finding(first.dataset, first.ipc, first.scale, found, sure)
 
@@ -195,7 +194,7 @@ def find_task(runs: Mapping[str, RunRecord], dataset: str, scale: str) -> str:
         return f"**What we find** ({where}). Nothing yet: no run has a record; compute = True runs them."
     reached = ", ".join(f"{run.accuracy_last['mean']:.1f} on {name}" for name, run in runs.items())
     counts = ", ".join(map(str, sorted({run.accuracy_last["n"] for run in runs.values()})))
-    sure = f"One seed of distillation, {counts} networks each; no control of equal cost."
+    sure = f"One seed of distillation, {counts} networks each; no control of as many iterations and epochs."
     return _finding(dataset, None, scale, f"Networks reach, in per cent of test labels: {reached}.", sure)
 
 
@@ -241,7 +240,7 @@ def find_coupling(measured: dict[str, pd.DataFrame], setting: str) -> str:
     if "errors" in measured:
         last = measured["errors"]["epoch"].max()
         late = measured["errors"][measured["errors"]["epoch"] == last].groupby("set", sort=False)["error"].mean()
-        errors = ", ".join(f"{value:.2f} for {name}" for name, value in late.items()).replace("$", "").replace("\\cup", "∪")
+        errors = "; ".join(f"{value:.2f} for {name}" for name, value in late.items()).replace("$", "").replace("\\cup", "∪")
         parts.append(f"Where teachers begin at epoch {last}, the matching error is {errors}.")
         sure.append("errors over all teachers")
     return (
