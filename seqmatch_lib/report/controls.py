@@ -71,7 +71,7 @@ def comparison(
         dataset: its name.
         ipc: images per class of every set.
         scale: of the runs.
-        settings: see the head of this file; by default those of `leading_settings`.
+        settings: as in `queries`; by default those of `leading_settings`.
         bases: base methods; all by default.
         by_seed: a row for each seed; what was not run has none then.
 
