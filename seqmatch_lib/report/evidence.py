@@ -103,7 +103,7 @@ def _accuracies_of(run: RunRecord, reevaluations: Sequence[Reevaluation]) -> Ite
         "record": run.config_hash[:8],
     }
     measured = [
-        (kind, kind == "joint", run.config, {}, run.run_id, getattr(run, name)["by_network"])
+        (kind, kind == "joint", run.config, {}, run.run_id, _pool_networks([getattr(run, name)["by_network"]]))
         for kind, name in KINDS.items()
         if getattr(run, name)
     ]
@@ -120,21 +120,21 @@ def _accuracies_of(run: RunRecord, reevaluations: Sequence[Reevaluation]) -> Ite
     for kind, joint, config, asked, question, by_network in measured:
         trained = "jointly" if joint else "in one stage" if run.num_subsets == 1 else "in stages"
         epochs = config["training"]["epochs"] * (1 if joint else run.num_subsets)
-        for network, accuracy in by_network.items():
+        for network, values in by_network.items():
             yield common | {
                 "kind": kind, "trained": trained, "epochs": epochs, "network": network,
                 "is_first": network == run.config["evaluation"]["networks"][0], "asked": asked, "question": question,
-                "values": accuracy["values"],
+                "values": values,
             }  # fmt: skip
 
 
-def _pool_networks(answers: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
+def _pool_networks(answers: Iterable[Mapping[str, Mapping[str, Any]]]) -> dict[str, list[float]]:
     """Returns architecture -> the accuracies of all its networks in several answers."""
-    networks = dict.fromkeys(network for answer in answers for network in answer)
-    return {
-        network: {"values": [value for answer in answers for value in answer.get(network, {"values": []})["values"]]}
-        for network in networks
-    }
+    pooled: dict[str, list[float]] = {}
+    for answer in answers:
+        for network, accuracy in answer.items():
+            pooled.setdefault(network, []).extend(accuracy["values"])
+    return pooled
 
 
 def with_settings(rows: pd.DataFrame, settings: Collection[str], compared: Sequence[str] = ()) -> pd.DataFrame:

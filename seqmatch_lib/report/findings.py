@@ -59,7 +59,7 @@ def tabulate_comparison(evidence: Evidence, dataset: str, ipc: int, scale: str) 
 
 
 def find_subsets(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str:
-    """How accuracy changes with K, beside one set of equal cost."""
+    """How accuracy changes with K, beside the controls."""
     if (frame := queries.subsets(evidence, dataset, ipc, scale)).empty:
         return _finding(dataset, ipc, scale)
     frame = frame[frame["even"]].sort_values("num_subsets", kind="stable")
