@@ -183,9 +183,10 @@ def test_a_pair_of_runs_is_measured_and_the_tables_are_kept(tmp_path):
     measured = measure_coupling(*configs, [], tmp_path)
     assert measured["gradients"]["ipc"].max() == 10
     assert measured["gradients"]["coupling"].gt(0).all()
-    keys = ["ipc", "match", "start epoch"]
+    keys = ["ipc", "match", "start epoch", "teacher"]
     assert measured["real_gradients"][keys].equals(measured["gradients"][keys])
     assert not measured["real_gradients"].equals(measured["gradients"])
+    assert measured["gradients"].groupby(keys[:3])["coupling"].nunique().eq(3).all(), "three teachers, each with its own value"
     assert set(measured["errors"]["set"]) == {"MTT, 10 images", "$S_1$", "$S_1 \\cup S_2$, after $S_1$"}
     assert measured["losses"].groupby("training")["step"].max().to_dict() == {"MTT": 1, "SeqMatch": 2, "real data": 4}
     assert sorted(set(measured["deciles"]["decile"])) == list(range(10))

@@ -229,7 +229,9 @@ def find_coupling(measured: dict[str, pd.DataFrame], setting: str) -> str:
                 f"With random real images instead, repair(B) goes from {_course(real, 'repair_share')}, and c(A|B) from "
                 f"{_course(real, 'coupling')}."
             )
-        sure.append(f"gradients at {measured['gradients']['match'].nunique()} segments of one teacher")
+        teachers = measured["gradients"]["teacher"].nunique()
+        count = "one teacher" if teachers == 1 else f"each of {teachers} teachers, means over them"
+        sure.append(f"gradients at {measured['gradients']['match'].nunique()} segments of {count}")
     if "deciles" in measured:
         deciles = measured["deciles"].pivot_table("accuracy", "decile", "after")
         gain = deciles.iloc[:, -1] - deciles.iloc[:, 0]
@@ -252,17 +254,17 @@ def find_coupling(measured: dict[str, pd.DataFrame], setting: str) -> str:
 def list_gradients(measured: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """Returns c(A|B) and repair(B) one a row, of the joint set and, where they were measured, of random real images.
 
-    Columns `images` (which of the two), `ipc`, `start epoch`, `quantity` and `value`.
+    Columns `images` (which of the two), `ipc`, `start epoch`, `teacher`, `quantity` and `value`.
     """
     tables = {"joint set": "gradients", "random real": "real_gradients"}
     both = pd.concat([measured[name].assign(images=images) for images, name in tables.items() if name in measured])
     both = both.rename(columns={"coupling": "c(A|B)", "repair_share": "repair(B)"})
-    return both.melt(["images", "ipc", "start epoch"], ["c(A|B)", "repair(B)"], "quantity")
+    return both.melt(["images", "ipc", "start epoch", "teacher"], ["c(A|B)", "repair(B)"], "quantity")
 
 
 def _course(gradients: pd.DataFrame, name: str) -> str:
-    """Returns a quantity of the smallest and of the largest set, at each start epoch."""
-    ends = gradients.sort_values("ipc").groupby("start epoch")[name].agg(["first", "last"])
+    """Returns a quantity of the smallest and of the largest set, at each start epoch; means over teachers."""
+    ends = gradients.pivot_table(name, "start epoch", "ipc").iloc[:, [0, -1]].set_axis(["first", "last"], axis=1)
     return ", ".join(f"{row.first:.2f} to {row.last:.2f} (start epoch {row.Index})" for row in ends.itertuples())
 
 

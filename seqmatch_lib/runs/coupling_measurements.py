@@ -4,7 +4,7 @@ The quantities are those of `seqmatch_lib.coupling`; here they are taken of fini
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from seqmatch_lib.subsets import SubsetSequence, sample_real_subset
 TABLES = ("gradients", "real_gradients", "errors", "losses", "deciles", "subsets")
 FOLLOWED_EPOCHS = 4  # of real training, in which easy and hard images are told apart
 FEW_TEACHERS = 5  # of the measurements as K grows
+GRADIENT_TEACHERS = 3  # of the gradients
 
 
 def load_coupling(run_id: str, results_dir: Path) -> dict[str, pd.DataFrame]:
@@ -39,7 +40,7 @@ def load_coupling(run_id: str, results_dir: Path) -> dict[str, pd.DataFrame]:
         results_dir: of all records.
 
     Returns:
-        gradients and real_gradients: `ipc`, `match`, `coupling`, `repair_share`, `start epoch`;
+        gradients and real_gradients: `ipc`, `match`, `coupling`, `repair_share`, `start epoch`, `teacher`;
         errors: `epoch`, `teacher`, `error`, `set`;
         losses: `training`, `step`, `images` ("easy" or "hard"), `loss`, `rate`; deciles: `decile`, `accuracy`, `after`;
         subsets: `K`, `teacher`, `coupling_of_earlier`, `repair_by_last`, `accuracy`. Those that were not measured are missing.
@@ -107,27 +108,34 @@ class _Pair:
         return self.joint[1].make_network(self.config.seed, *purpose)
 
     def gradients(self) -> pd.DataFrame:
-        """How the gradient of half of the joint set depends on the other half, at three segments of one teacher."""
-        return self._gradients(*self.joint[0].union())
+        """How the gradient of half of the joint set depends on the other half, at three segments of each of a few teachers."""
+        return self._gradients([self.joint[0].union()] * GRADIENT_TEACHERS)
 
     def real_gradients(self) -> pd.DataFrame:
-        """The same for as many random real images and the step size of the set: the control, since nobody distilled them."""
+        """The same for random real images, others for each teacher, with the step size of the set: nobody distilled them."""
         (sequence, stage), ipc = self.joint, self.joint_config.ipc
-        lr, seed = sequence.subsets[0].lr, self.config.seed
-        real = sample_real_subset(stage.images, stage.labels, stage.num_classes, ipc, lr, seed, "coupling", ipc)
-        return self._gradients(real.images, real.labels)
+        given, lr = (stage.images, stage.labels, stage.num_classes, ipc), sequence.subsets[0].lr
+        draws = [
+            sample_real_subset(*given, lr, self.config.seed, "coupling", ipc, teacher) for teacher in range(GRADIENT_TEACHERS)
+        ]
+        return self._gradients([(draw.images, draw.labels) for draw in draws])
 
-    def _gradients(self, images: torch.Tensor, labels: torch.Tensor) -> pd.DataFrame:
+    def _gradients(self, sets: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> pd.DataFrame:
+        """Measures a set of images and labels at each teacher."""
         sequence, stage = self.joint
         mtt, ipc = self.joint_config.options, self.joint_config.ipc
-        last, teachers = self.joint_config.intervals[0][1] - mtt.expert_epochs, record_stage_teachers(stage)
+        teachers = record_stage_teachers(replace(stage, teachers=replace(stage.teachers, num_teachers=len(sets))))
+        last = self.joint_config.intervals[0][1] - mtt.expert_epochs
         epochs = sorted({0, last // 2, last})
         match = (mtt.syn_steps, sequence.subsets[0].lr, mtt.engine)
-        segments = [teachers.segment(0, epoch, epoch + mtt.expert_epochs) for epoch in epochs]
-        matches = [coupling.MatchingLoss(self.network("coupling"), segment, *match) for segment in segments]
-        sizes = range(2, ipc + 1, 2)
-        frame = coupling.coupling_of_subsets(matches, images, labels, stage.num_classes, sizes)
-        return frame.assign(**{"start epoch": frame["match"].map(dict(enumerate(epochs)))})
+        frames = []
+        for teacher, (images, labels) in enumerate(sets):
+            segments = [teachers.segment(teacher, epoch, epoch + mtt.expert_epochs) for epoch in epochs]
+            matches = [coupling.MatchingLoss(self.network("coupling"), segment, *match) for segment in segments]
+            frame = coupling.coupling_of_subsets(matches, images, labels, stage.num_classes, range(2, ipc + 1, 2))
+            starts = frame["match"].map(dict(enumerate(epochs)))
+            frames.append(frame.assign(**{"start epoch": starts, "teacher": teacher}))
+        return pd.concat(frames, ignore_index=True)
 
     def errors(self) -> pd.DataFrame:
         """The matching error along the training of teachers; later subsets are asked about teachers of their own."""
