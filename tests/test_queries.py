@@ -192,6 +192,30 @@ def test_curves_are_those_of_finished_runs_and_of_checkpoints(tmp_path, monkeypa
         charts.plot_curves(Evidence(runs), PUBLISHED, tmp_path, "cifar10", 50, "reduced")
 
 
+def test_runs_with_other_numbers_of_teachers_are_drawn_beside_those_of_the_preset(tmp_path):
+    """At scale "short", which leaves them open; what differs in more is not compared with them."""
+    more = {"teachers.num_teachers": 20, "mtt.iterations": 400}
+    runs = [make_short("mtt", overrides={}, iterations=(1500,))]
+    runs += [make_short("mtt", seed, (60.0 + seed, 62.0 + seed), (400,), more) for seed in (0, 1)]
+    runs.append(make_short("mtt", 0, (90.0, 92.0), (400,), more | {"mtt.syn_steps": 7}))
+    for run in runs:
+        run.stages[0]["test_scores"] = [[100, run.accuracy_last["mean"]]]
+    cell = ("cifar10", 10, "short")
+    found = queries.by_teachers(Evidence(runs), *cell)
+    assert found[["num_teachers", "iterations", "of_preset", "accuracy", "seeds", "n"]].to_numpy().tolist() == [
+        [5, 1500, True, 51.0, 1, 2], [20, 400, False, 61.5, 2, 4],
+    ]  # fmt: skip
+    assert queries.curves(Evidence(runs), tmp_path, *cell)[["teachers", "accuracy"]].to_numpy().tolist() == [
+        [5, 51], [20, 61], [20, 62],
+    ]  # fmt: skip
+    axis, ends = charts.plot_curves(Evidence(runs), PUBLISHED, tmp_path, *cell).axes
+    labels = [line.get_label() for line in axis.lines if "images" in line.get_label()]
+    assert labels == ["mtt, 5 teachers, test images", *["mtt, 20 teachers, test images"] * 2]
+    of_twenty = [line.get_color() for line in axis.lines if "20 teachers" in line.get_label()]
+    assert of_twenty[0] == of_twenty[1] != axis.lines[0].get_color()
+    assert [point.get_label() for point in ends.containers] == [ONE_SET, "mtt, 20 teachers, 400 iterations"]
+
+
 @pytest.mark.parametrize("name", ["find_subsets", "find_order", "find_gains", "find_bases", "find_transfer"])
 def test_a_finding_without_records_says_so(name):
     setting = ("cifar10", "paper") if name == "find_gains" else ("cifar10", 10, "paper")

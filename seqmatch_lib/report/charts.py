@@ -258,17 +258,22 @@ def plot_curves(
     """Draws accuracy against iterations for a base method and its sequence, finished or not; published values are lines.
 
     A line joins the scores of one network; a grey line stands where a subset of the sequence is finished. The panel beside has
-    the evaluations after the last iteration, with their spread: those of `controls.comparison`.
+    the evaluations after the last iteration, with their spread: those of `controls.comparison`, and those of runs with other
+    numbers of teachers or iterations than the ones that stand for the preset. Each number of teachers has a colour.
     """
     frame = queries.curves(evidence, results_dir, dataset, ipc, scale, base)
     require(len(frame) > 0, f"{base} has no scores on {dataset}, {ipc} images per class, at scale {scale} yet", NothingToDraw)
     figure, (axis, ends) = plt.subplots(1, 2, figsize=(9.5, 5.2), sharey=True, width_ratios=(4, 1))
-    colors = dict(zip((base, SEQUENTIAL_PREFIX + base, HALVES), sns.color_palette(PALETTE), strict=False))
-    for (method, images, finished), rows in frame.groupby(["method", "images", "finished"]):
-        label = f"{method}, {images} images" + ("" if finished else ", not finished")
-        style = {"test": "-", "validation": ":"}[images]
-        for _, curve in rows.groupby("seed"):
-            axis.plot(curve["iteration"], curve["accuracy"], style, color=colors[method], marker=".", label=label)
+    others = queries.by_teachers(evidence, dataset, ipc, scale, base)
+    standing, others = set(others[others["of_preset"]]["num_teachers"]), others[~others["of_preset"]]
+    more = sorted(set(frame["teachers"]) - standing) if standing else []
+    colors = dict(zip((base, SEQUENTIAL_PREFIX + base, HALVES, *more), sns.color_palette(PALETTE), strict=False))
+    for (method, teachers, images, finished), rows in frame.groupby(["method", "teachers", "images", "finished"]):
+        name = f"{method}, {teachers} teachers" if more else method
+        label = f"{name}, {images} images" + ("" if finished else ", not finished")
+        style, color = {"test": "-", "validation": ":"}[images], colors.get(teachers, colors[method])
+        for _, curve in rows.groupby("run"):
+            axis.plot(curve["iteration"], curve["accuracy"], style, color=color, marker=".", label=label)
     known = published[(published["dataset"] == dataset) & (published["ipc"] == ipc)].set_index("method")
     for method in known.index.intersection(list(colors)) if scale in PUBLISHED_SETTINGS else ():
         mean, std = known.loc[method, ["mean", "std"]]
@@ -286,10 +291,16 @@ def plot_curves(
         whose = HALVES if "halves" in row.set else SEQUENTIAL_PREFIX + base if "sequence" in row.set else base
         style = {"fmt": "os^Dv"[place % 5], "color": colors[whose], "mfc": "none" if "joint" in row.set else colors[whose]}
         ends.errorbar(place, row.accuracy, row.accuracy_std, label=row.set, capsize=3, **style)
+    for place, row in enumerate(others.itertuples(), start=len(final)):
+        label = f"{row.method}, {row.num_teachers} teachers, {row.iterations:,} iterations"
+        color = colors.get(row.num_teachers, colors[row.method])
+        ends.errorbar(place, row.accuracy, row.accuracy_std, fmt="os^Dv"[place % 5], color=color, label=label, capsize=3)
     axis.set(xlabel="iteration of distillation, over all subsets", ylabel="accuracy, %", title="scores of one network")
-    networks = f",\n{format_range(final['n'])} networks" if len(final) else ""
-    ends.set(xticks=[], xlim=(-1, max(len(final), 1)), title=f"last iterate{networks}")
-    _legend_below(figure, [axis, ends], name_runs(evidence, dataset, ipc, scale, [base]))
+    counts = pd.concat([final["n"], others["n"]])
+    networks = f",\n{format_range(counts)} networks" if len(counts) else ""
+    ends.set(xticks=[], xlim=(-1, max(len(counts), 1)), title=f"last iterate{networks}")
+    title = name_setting(dataset, ipc, scale) if more else name_runs(evidence, dataset, ipc, scale, [base])
+    _legend_below(figure, [axis, ends], title)
     return figure
 
 

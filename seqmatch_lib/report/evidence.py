@@ -157,13 +157,19 @@ def runs_of(preset: str, scale: str, records: Iterable[RunRecord]) -> list[RunRe
     that differ from it in these numbers alone stand for it: of several such settings, those with most iterations.
     """
     groups: dict[str, list[RunRecord]] = {}
-    for run in records:
-        if (run.preset, run.scale) == (preset, scale):
-            changes = changes_of(run)
-            left_open = {*LEFT_OPEN, f"{run.method.removeprefix(SEQUENTIAL_PREFIX)}.iterations"}
-            if not changes or (scale == "short" and changes.keys() <= left_open):
-                groups.setdefault(str(changes), []).append(run)
+    for run in runs_left_open(preset, scale, records):
+        groups.setdefault(str(changes_of(run)), []).append(run)
     return groups.get("{}") or max(groups.values(), key=lambda runs: iterations_of(runs[0]), default=[])
+
+
+def runs_left_open(preset: str, scale: str, records: Iterable[RunRecord]) -> list[RunRecord]:
+    """Returns the runs of a preset as it stands, and those that differ in nothing but what its scale leaves open."""
+
+    def is_left_open(run: RunRecord) -> bool:
+        left_open = {*LEFT_OPEN, f"{run.method.removeprefix(SEQUENTIAL_PREFIX)}.iterations"} if scale == "short" else set()
+        return (run.preset, run.scale) == (preset, scale) and changes_of(run).keys() <= left_open
+
+    return list(filter(is_left_open, records))
 
 
 def iterations_of(run: RunRecord) -> int:

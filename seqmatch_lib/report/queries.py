@@ -18,7 +18,7 @@ from typing import Any
 import pandas as pd
 
 from seqmatch_lib.errors import StorageError, require
-from seqmatch_lib.report.evidence import KINDS, Evidence, runs_of, with_settings
+from seqmatch_lib.report.evidence import KINDS, Evidence, runs_left_open, with_settings
 from seqmatch_lib.report.numbers import (
     difference,
     make_frame,
@@ -115,27 +115,48 @@ def curves(evidence: Evidence, results_dir: Path, dataset: str, ipc: int, scale:
     """Accuracies of scored iterates of a base method and its sequence, one a row, of one network each.
 
     Of finished runs from their records, of others from their checkpoints in `state/` and `checkpoints/` of the results folder.
+    At scale "short", runs with any number of teachers and iterations.
 
     Returns:
-        Columns `method`, `seed`, `finished`, `images` ("validation" or "test"), `iteration` (counted through all stages) and
-        `accuracy`.
+        Columns `method`, `teachers` (0 for methods without), `run` (its id), `seed`, `finished`, `images` ("validation" or
+        "test"), `iteration` (counted through all stages) and `accuracy`.
     """
     rows = []
     for method in (base, SEQUENTIAL_PREFIX + base):
         preset = f"{dataset}-ipc{ipc}-{method}"
-        runs = {run.seed: (run.stages, run.selected_on, True) for run in runs_of(preset, scale, evidence.runs)}
+        finished = runs_left_open(preset, scale, evidence.runs)
+        runs = {run.run_id: (RunConfig.from_dict(run.config), run.stages, True) for run in finished}
         folders = [results_dir / name for name in ("state", "checkpoints")]
         unfinished = [path for folder in folders for path in folder.glob(f"{dataset}-{method}-ipc{ipc}-*-seed*-*/")]
         for path in unfinished if preset in preset_names() else ():
             seed = int(path.name.rpartition("-seed")[2].split("-")[0])
             config = RunConfig.from_preset(preset, scale, seed)
             if path.name == config.run_id:
-                runs.setdefault(seed, (read_progress(path), config.select_on, False))
-        for seed, (stages, selected_on, finished) in runs.items():
+                runs.setdefault(path.name, (config, read_progress(path), False))
+        for name, (config, stages, is_finished) in runs.items():
             begins = [0, *accumulate(len(stage["losses"]) for stage in stages)]
-            for k, iteration, images, score in list_scores(stages, selected_on):
-                rows.append((method, seed, finished, images, begins[k - 1] + iteration, score))
-    return pd.DataFrame(rows, columns=["method", "seed", "finished", "images", "iteration", "accuracy"])
+            common = (method, config.teachers.num_teachers * config.uses_teachers, name, config.seed, is_finished)
+            for k, iteration, images, score in list_scores(stages, config.select_on):
+                rows.append((*common, images, begins[k - 1] + iteration, score))
+    columns = ["method", "teachers", "run", "seed", "finished", "images", "iteration", "accuracy"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def by_teachers(
+    evidence: Evidence, dataset: str, ipc: int, scale: str, base: str = "mtt", by_seed: bool = False
+) -> pd.DataFrame:
+    """What runs reach that differ from their preset in nothing but what the scale leaves open, by teachers and iterations.
+
+    Sequences are trained on in stages; `of_preset` says whether the runs stand for their preset.
+    """
+    presets = [f"{dataset}-ipc{ipc}-{prefix}{base}" for prefix in ("", SEQUENTIAL_PREFIX)]
+    records = [run for preset in presets for run in runs_left_open(preset, scale, evidence.runs)]
+    teachers = {run.run_id: RunConfig.from_dict(run.config).teachers.num_teachers for run in records}
+    rows = evidence.select(["last", "random"], dataset=dataset, ipc=ipc, scale=scale).rename(columns={"stands": "of_preset"})
+    rows = rows[rows["question"].isin(teachers)]
+    rows = rows.assign(num_teachers=rows["question"].map(teachers).astype(int))
+    by = ["method", "num_teachers", "iterations", "of_preset"]
+    return pool(rows.sort_values(by, kind="stable"), by, {"accuracy": "last", "random": "random"}, by_seed)
 
 
 def transfer(evidence: Evidence, dataset: str, ipc: int, scale: str) -> pd.DataFrame:
