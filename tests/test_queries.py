@@ -213,7 +213,7 @@ def test_runs_with_other_numbers_of_teachers_are_drawn_beside_those_of_the_prese
     assert labels == ["mtt, 5 teachers, test images", *["mtt, 20 teachers, test images"] * 2]
     of_twenty = [line.get_color() for line in axis.lines if "20 teachers" in line.get_label()]
     assert of_twenty[0] == of_twenty[1] != axis.lines[0].get_color()
-    assert [point.get_label() for point in ends.containers] == [ONE_SET, "mtt, 20 teachers, 400 iterations"]
+    assert [point.get_label() for point in ends.containers] == [f"{ONE_SET}, 5 teachers", "mtt, 20 teachers, 400 iterations"]
 
 
 @pytest.mark.parametrize("name", ["find_subsets", "find_order", "find_gains", "find_bases", "find_transfer"])

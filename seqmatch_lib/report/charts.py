@@ -1,6 +1,6 @@
 """Figures of what the records say: a function a question, each beside the query of `queries` that has its numbers."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import product
@@ -283,25 +283,33 @@ def plot_curves(
     sequences = runs_of(f"{dataset}-ipc{ipc}-{SEQUENTIAL_PREFIX}{base}", scale, evidence.runs)
     for end in np.cumsum([len(stage["losses"]) for stage in sequences[0].stages[:-1]]) if sequences else ():
         axis.axvline(end, color="0.6", linewidth=1)
+    axis.set(xlabel="iteration of distillation, over all subsets", ylabel="accuracy, %", title="scores of one network")
     final = controls.comparison(evidence, dataset, ipc, scale)
     if base not in set(final["base"]):  # no sequence yet
         final = controls.efforts(evidence, dataset, ipc, scale).assign(set=ONE_SET)
     final = final[(final["base"] == base) & (final["seeds"] > 0) & (final["set"] != RANDOM)]
-    for place, row in enumerate(final.itertuples()):
-        whose = HALVES if "halves" in row.set else SEQUENTIAL_PREFIX + base if "sequence" in row.set else base
-        style = {"fmt": "os^Dv"[place % 5], "color": colors[whose], "mfc": "none" if "joint" in row.set else colors[whose]}
-        ends.errorbar(place, row.accuracy, row.accuracy_std, label=row.set, capsize=3, **style)
-    for place, row in enumerate(others.itertuples(), start=len(final)):
-        label = f"{row.method}, {row.num_teachers} teachers, {row.iterations:,} iterations"
-        color = colors.get(row.num_teachers, colors[row.method])
-        ends.errorbar(place, row.accuracy, row.accuracy_std, fmt="os^Dv"[place % 5], color=color, label=label, capsize=3)
-    axis.set(xlabel="iteration of distillation, over all subsets", ylabel="accuracy, %", title="scores of one network")
-    counts = pd.concat([final["n"], others["n"]])
-    networks = f",\n{format_range(counts)} networks" if len(counts) else ""
-    ends.set(xticks=[], xlim=(-1, max(len(counts), 1)), title=f"last iterate{networks}")
+    suffix = f", {format_range(pd.Series(list(standing)))} teachers" if more else ""
+    _draw_last_iterates(ends, base, final.assign(label=final["set"] + suffix), others, colors)
     title = name_setting(dataset, ipc, scale) if more else name_runs(evidence, dataset, ipc, scale, [base])
     _legend_below(figure, [axis, ends], title)
     return figure
+
+
+def _draw_last_iterates(
+    axis: Axes, base: str, final: pd.DataFrame, others: pd.DataFrame, colors: Mapping[str | int, Any]
+) -> None:
+    """Draws rows of `controls.comparison` with a `label`, then those of `queries.by_teachers`, as points with their spread."""
+    for place, row in enumerate(final.itertuples()):
+        whose = HALVES if "halves" in row.set else SEQUENTIAL_PREFIX + base if "sequence" in row.set else base
+        style = {"fmt": "os^Dv"[place % 5], "color": colors[whose], "mfc": "none" if "joint" in row.set else colors[whose]}
+        axis.errorbar(place, row.accuracy, row.accuracy_std, label=row.label, capsize=3, **style)
+    for place, row in enumerate(others.itertuples(), start=len(final)):
+        label = f"{row.method}, {row.num_teachers} teachers, {row.iterations:,} iterations"
+        style = {"fmt": "os^Dv"[place % 5], "color": colors.get(row.num_teachers, colors[row.method])}
+        axis.errorbar(place, row.accuracy, row.accuracy_std, label=label, capsize=3, **style)
+    counts = pd.concat([final["n"], others["n"]])
+    networks = f",\n{format_range(counts)} networks" if len(counts) else ""
+    axis.set(xticks=[], xlim=(-1, max(len(counts), 1)), title=f"last iterate{networks}")
 
 
 def plot_distilled(

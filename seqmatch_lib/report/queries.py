@@ -135,7 +135,7 @@ def curves(evidence: Evidence, results_dir: Path, dataset: str, ipc: int, scale:
                 runs.setdefault(path.name, (config, read_progress(path), False))
         for name, (config, stages, is_finished) in runs.items():
             begins = [0, *accumulate(len(stage["losses"]) for stage in stages)]
-            common = (method, config.teachers.num_teachers * config.uses_teachers, name, config.seed, is_finished)
+            common = (method, _count_teachers(config), name, config.seed, is_finished)
             for k, iteration, images, score in list_scores(stages, config.select_on):
                 rows.append((*common, images, begins[k - 1] + iteration, score))
     columns = ["method", "teachers", "run", "seed", "finished", "images", "iteration", "accuracy"]
@@ -147,11 +147,11 @@ def by_teachers(
 ) -> pd.DataFrame:
     """What runs reach that differ from their preset in nothing but what the scale leaves open, by teachers and iterations.
 
-    Sequences are trained on in stages; `of_preset` says whether the runs stand for their preset.
+    Sequences are trained on in stages. `of_preset` says whether the runs stand for their preset. Teachers may be 0.
     """
     presets = [f"{dataset}-ipc{ipc}-{prefix}{base}" for prefix in ("", SEQUENTIAL_PREFIX)]
     records = [run for preset in presets for run in runs_left_open(preset, scale, evidence.runs)]
-    teachers = {run.run_id: RunConfig.from_dict(run.config).teachers.num_teachers for run in records}
+    teachers = {run.run_id: _count_teachers(RunConfig.from_dict(run.config)) for run in records}
     rows = evidence.select(["last", "random"], dataset=dataset, ipc=ipc, scale=scale).rename(columns={"stands": "of_preset"})
     rows = rows[rows["question"].isin(teachers)]
     rows = rows.assign(num_teachers=rows["question"].map(teachers).astype(int))
@@ -235,3 +235,7 @@ def trust(evidence: Evidence) -> pd.DataFrame:
 def _describe(changes: Mapping[str, Any], hidden: str) -> str:
     """Returns changed settings as text, without those whose name begins with `hidden`."""
     return ", ".join(f"{key} = {value}" for key, value in changes.items() if not key.startswith(hidden))
+
+
+def _count_teachers(config: RunConfig) -> int:
+    return config.teachers.num_teachers if config.uses_teachers else 0
