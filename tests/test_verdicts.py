@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from made_records import COMMITTED, make_run
+from made_records import COMMITTED, make_run, make_sequence
 
 from seqmatch_lib.report.evidence import Evidence
 from seqmatch_lib.report.tables import load_published
@@ -139,3 +139,18 @@ def test_claims_are_counted_once_by_their_leading_scale_and_by_whose_they_are():
     assert "Of 2 claims of the paper: 1 confirmed, 1 not confirmed, 0 not decided." in text
     assert "Of 1 questions of our own: 0 confirmed, 0 not confirmed, 1 not decided." in text
     assert "1 of the 4 rows are rehearsals" in text
+
+
+@pytest.mark.parametrize(("real", "verdict"), [(0.1, "seen"), (0.3, "not seen")])
+def test_repair_is_seen_if_it_grows_more_than_that_of_real_images_at_every_teacher(tmp_path, real, verdict):
+    """At teacher 0 the share grows by 0.5 and by 0 for real images, at teacher 1 by 0.2 and by `real`."""
+    run = make_sequence()
+    folder = tmp_path / "coupling" / run.run_id
+    folder.mkdir(parents=True)
+    for name, growths in (("gradients", (0.5, 0.2)), ("real_gradients", (0.0, real))):
+        rows = [(ipc, 0, teacher, (ipc - 2) / 8 * growth) for teacher, growth in enumerate(growths) for ipc in (10, 2)]
+        pd.DataFrame(rows, columns=["ipc", "start epoch", "teacher", "repair_share"]).to_csv(folder / f"{name}.csv")
+    found = list_verdicts(Evidence([run]), PUBLISHED, tmp_path)
+    (row,) = found[found["claim"].str.contains("repair")].to_dict("records")
+    assert row["verdict"] == f"not decided (rehearsal: {verdict} in 1 seed)"
+    assert row["measured"] == "repair(B) 0.00 to 0.35 (start epoch 0); means of 2 teachers"

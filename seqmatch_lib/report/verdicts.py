@@ -246,8 +246,8 @@ def _hard_images(path: Path) -> tuple[str, str, str, str, bool]:
 def _repair(path: Path) -> tuple[str, str, str, str, bool]:
     """How much of the second half of a joint set repairs what the first one leaves, as the set grows.
 
-    Seen if the share, in the mean over teachers, grows at every start epoch, and by more than that of random real images where
-    they were measured.
+    Seen if the share grows at every start epoch of every teacher, and by more than that of random real images where they were
+    measured.
     """
     claim = "Within one joint set, the more images, the more they repair each other's errors"
     growth, measured = _growth_of_repair(path)
@@ -258,11 +258,15 @@ def _repair(path: Path) -> tuple[str, str, str, str, bool]:
 
 
 def _growth_of_repair(path: Path) -> tuple[pd.Series, str]:
-    """Returns by how much the repair share grows from the smallest set to the largest, by start epoch, and in words."""
-    repair = pd.read_csv(path).pivot_table("repair_share", "ipc", "start epoch")  # means over teachers
-    first, last = repair.iloc[0], repair.iloc[-1]
-    words = (f"{first[epoch]:.2f} to {last[epoch]:.2f} (start epoch {epoch})" for epoch in repair)
-    return last - first, f"repair(B) {', '.join(words)}"
+    """Returns by how much the repair share grows from the smallest set to the largest, by start epoch and teacher.
+
+    And, in words, the means over teachers.
+    """
+    repair = pd.read_csv(path).pivot_table("repair_share", ["start epoch", "teacher"], "ipc")
+    growth, teachers = repair.iloc[:, -1] - repair.iloc[:, 0], repair.index.get_level_values("teacher").nunique()
+    means = repair.groupby("start epoch").mean()
+    words = (f"{row.iloc[0]:.2f} to {row.iloc[-1]:.2f} (start epoch {epoch})" for epoch, row in means.iterrows())
+    return growth, f"repair(B) {', '.join(words)}" + f"; means of {teachers} teachers" * (teachers > 1)
 
 
 def _is_cut_short(
