@@ -198,6 +198,7 @@ def test_runs_with_other_numbers_of_teachers_are_drawn_beside_those_of_the_prese
     runs = [make_short("mtt", overrides={}, iterations=(1500,))]
     runs += [make_short("mtt", seed, (60.0 + seed, 62.0 + seed), (400,), more) for seed in (0, 1)]
     runs.append(make_short("mtt", 0, (90.0, 92.0), (400,), more | {"mtt.syn_steps": 7}))
+    other_evaluation = make_short("mtt", 0, (63.0, 65.0), (400,), more | {"evaluation.num_networks": 3})
     for run in runs:
         run.stages[0]["test_scores"] = [[100, run.accuracy_last["mean"]]]
     cell = ("cifar10", 10, "short")
@@ -208,6 +209,7 @@ def test_runs_with_other_numbers_of_teachers_are_drawn_beside_those_of_the_prese
     assert queries.curves(Evidence(runs), tmp_path, *cell)[["teachers", "accuracy"]].to_numpy().tolist() == [
         [5, 51], [20, 61], [20, 62],
     ]  # fmt: skip
+    assert queries.by_teachers(Evidence([*runs, other_evaluation]), *cell)["accuracy"].tolist() == [51, 64, 61.5]
     axis, ends = charts.plot_curves(Evidence(runs), PUBLISHED, tmp_path, *cell).axes
     labels = [line.get_label() for line in axis.lines if "images" in line.get_label()]
     assert labels == ["mtt, 5 teachers, test images", *["mtt, 20 teachers, test images"] * 2]

@@ -142,21 +142,20 @@ def curves(evidence: Evidence, results_dir: Path, dataset: str, ipc: int, scale:
     return pd.DataFrame(rows, columns=columns)
 
 
-def by_teachers(
-    evidence: Evidence, dataset: str, ipc: int, scale: str, base: str = "mtt", by_seed: bool = False
-) -> pd.DataFrame:
+def by_teachers(evidence: Evidence, dataset: str, ipc: int, scale: str, base: str = "mtt") -> pd.DataFrame:
     """What runs reach that differ from their preset in nothing but what the scale leaves open, by teachers and iterations.
 
-    Sequences are trained on in stages. `of_preset` says whether the runs stand for their preset. Teachers may be 0.
+    A row for each setting, for those that differ in evaluation, too. Sequences are trained on in stages; `of_preset` says
+    whether the runs stand for their preset; methods without teachers have 0.
     """
     presets = [f"{dataset}-ipc{ipc}-{prefix}{base}" for prefix in ("", SEQUENTIAL_PREFIX)]
     records = [run for preset in presets for run in runs_left_open(preset, scale, evidence.runs)]
     teachers = {run.run_id: _count_teachers(RunConfig.from_dict(run.config)) for run in records}
     rows = evidence.select(["last", "random"], dataset=dataset, ipc=ipc, scale=scale).rename(columns={"stands": "of_preset"})
     rows = rows[rows["question"].isin(teachers)]
-    rows = rows.assign(num_teachers=rows["question"].map(teachers).astype(int))
-    by = ["method", "num_teachers", "iterations", "of_preset"]
-    return pool(rows.sort_values(by, kind="stable"), by, {"accuracy": "last", "random": "random"}, by_seed)
+    rows = rows.assign(num_teachers=rows["question"].map(teachers).astype(int), settings=rows["changes"].map(str))
+    by = ["method", "num_teachers", "iterations", "of_preset", "settings"]
+    return pool(rows.sort_values(by, kind="stable"), by, {"accuracy": "last", "random": "random"}).drop(columns="settings")
 
 
 def transfer(evidence: Evidence, dataset: str, ipc: int, scale: str) -> pd.DataFrame:
