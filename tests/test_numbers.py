@@ -7,7 +7,6 @@ from conftest import SEED
 
 from seqmatch_lib.errors import StorageError
 from seqmatch_lib.report import numbers
-from seqmatch_lib.report.numbers import bootstrap_difference
 from seqmatch_lib.report.texts import format_frame
 
 
@@ -35,18 +34,24 @@ def test_a_difference_is_over_the_seeds_that_both_have():
     assert np.isnan(numbers.difference(values, {9: [1.0]})["difference"])
 
 
-def test_the_bootstrap_covers_the_true_difference():
-    """Two methods 3 points apart, seeds that scatter by 1, networks by 2: 95 % intervals of 8 seeds each."""
+def test_intervals_of_three_seeds_cover_the_true_difference():
+    """Two methods 3 points apart; seeds scatter by 4 for both alike and by 1 for each, networks by 2."""
     generator = np.random.default_rng(SEED)
 
-    def draw(mean):
-        return [(mean + generator.normal(0, 1) + generator.normal(0, 2, 5)).tolist() for _ in range(8)]
+    def draw_pair():
+        shared = generator.normal(0, 4, 3)
+        return [
+            {seed: mean + shared[seed] + generator.normal(0, 1) + generator.normal(0, 2, 5) for seed in range(3)}
+            for mean in (43.0, 40.0)
+        ]
 
-    intervals = [bootstrap_difference(draw(40.0), draw(43.0)) for _ in range(100)]
-    covered = sum(low < 3.0 < high for low, high in intervals)
-    assert covered >= 82  # few seeds make intervals a little short; 82 of 100 is beyond bad luck for 92 %
-    assert all(low < high for low, high in intervals)
-    assert bootstrap_difference([[1.0], [1.0]], [[3.0], [3.0]]) == (2.0, 2.0)
+    gaps = [numbers.difference(*draw_pair()) for _ in range(1000)]
+    covered = sum(gap["difference_low"] < 3.0 < gap["difference_high"] for gap in gaps)
+    assert 920 <= covered <= 980, "of 1,000 intervals of 95 %; one time in fifty thousand it is outside"
+    widths = [gap["difference_high"] - gap["difference_low"] for gap in gaps]
+    assert np.median(widths) < 12, "what a seed does to both sides alike widens no interval"
+    same = numbers.difference({seed: [3.0] for seed in range(3)}, {seed: [1.0] for seed in range(3)})
+    assert (same["difference_low"], same["difference_high"]) == (2.0, 2.0)
 
 
 def test_numbers_are_shown_with_their_spread_and_interval():

@@ -1,23 +1,23 @@
-"""Accuracies in numbers: their spread, differences with bootstrap intervals, and one row of a frame for each group.
+"""Accuracies in numbers: their spread, differences with their intervals, and one row of a frame for each group.
 
 Accuracies are of test images, in per cent. Beside a column `x`, `x_std` is its spread: the standard deviation over the means
 of the seeds of distillation where there are several, over networks where there is one seed, NaN where there is one network.
-Beside a difference, `…_low` and `…_high` are its 95 % bootstrap interval, from three seeds on; a difference is over the seeds
-that both sides have, and `…_seeds` counts them. `seeds` counts distillations, `n` networks; `records` names each record by the
-last eight characters of its file name.
+A difference is over the seeds that both sides have, and `…_seeds` counts them. `…_low` and `…_high` are its 95 % interval from
+three seeds on, that of a paired t-test, since both sides of a seed share images, teachers and the starts of evaluation.
+`seeds` counts distillations, `n` networks; `records` names each record by the last eight characters of its file name.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from math import exp, nan
+from math import exp, nan, sqrt
 from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from seqmatch_lib.errors import StorageError, require
 
-DRAWS = 10_000  # of the bootstrap
 SEEDS_FOR_AN_INTERVAL = 3
 Values = Mapping[int, Sequence[float]]  # seed of distillation -> accuracies of its networks, in per cent
 
@@ -31,30 +31,11 @@ def mean_and_std(values: Values, name: str = "accuracy") -> dict[str, float]:
 
 def difference(values: Values, reference: Values, name: str = "difference") -> dict[str, float]:
     """Returns `name`, `name_low`, `name_high`, `name_seeds`: mean(values) - mean(reference) over the seeds that both have."""
-    seeds = sorted(values.keys() & reference.keys())
-    ours, theirs = ([by_seed[seed] for seed in seeds] for by_seed in (values, reference))
-    mean = fmean(map(fmean, ours)) - fmean(map(fmean, theirs)) if seeds else nan
-    low, high = bootstrap_difference(theirs, ours) if len(seeds) >= SEEDS_FOR_AN_INTERVAL else (nan, nan)
-    return {name: mean, f"{name}_low": low, f"{name}_high": high, f"{name}_seeds": len(seeds)}
-
-
-def bootstrap_difference(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]]) -> tuple[float, float]:
-    """Returns the 95 % interval of mean(second) - mean(first), by a bootstrap over seeds and over the networks of each.
-
-    Args:
-        first: accuracies, one list a seed; the interval says something from 3 seeds on.
-        second: the same of what it is compared with.
-    """
-    generator = np.random.default_rng(0)
-
-    def means(values: Sequence[Sequence[float]]) -> np.ndarray:
-        """(draws,) means over seeds drawn with replacement, each with networks drawn with replacement."""
-        seeds = generator.integers(0, len(values), (DRAWS, len(values)))
-        per_seed = [np.asarray(row)[generator.integers(0, len(row), (DRAWS, len(values), len(row)))].mean(2) for row in values]
-        return np.take_along_axis(np.stack(per_seed, 2), seeds[:, :, None], 2).mean((1, 2))
-
-    low, high = np.quantile(means(second) - means(first), [0.025, 0.975])
-    return float(low), float(high)
+    gaps = [fmean(values[seed]) - fmean(reference[seed]) for seed in sorted(values.keys() & reference.keys())]
+    mean, half = fmean(gaps) if gaps else nan, nan
+    if len(gaps) >= SEEDS_FOR_AN_INTERVAL:
+        half = float(stats.t.ppf(0.975, len(gaps) - 1)) * stdev(gaps) / sqrt(len(gaps))
+    return {name: mean, f"{name}_low": mean - half, f"{name}_high": mean + half, f"{name}_seeds": len(gaps)}
 
 
 def robust_score(weighted: float) -> float:
