@@ -160,6 +160,8 @@ class MatchingLoss:
     def coupling(self, a: tuple[torch.Tensor, torch.Tensor], b: tuple[torch.Tensor, torch.Tensor]) -> float:
         """Returns c(A|B) = ‖∇_A L(A ∪ B) − ∇_A L(A)‖ / ‖∇_A L(A)‖: how far the presence of B changes A's gradient.
 
+        It is |B| / |A ∪ B| where B only shares the mean loss with A, as a copy of A would.
+
         Args:
             a: images and labels of A.
             b: images and labels of B.
@@ -173,7 +175,8 @@ class MatchingLoss:
 
         With the residuals r_A = θ̂(A) − θ* and r = θ̂(A ∪ B) − θ* = r_A + (θ̂(A ∪ B) − θ̂(A)), and J_B the derivative of
         θ̂(A ∪ B) with respect to B, B's gradient is 2 J_Bᵀ r / scale, and the part that A's error causes 2 J_Bᵀ r_A / scale.
-        A cosine of 1 says that B does nothing but repair what A leaves.
+        A cosine of 1 says that B is drawn to what A leaves and to nothing else. It is near 1, too, where r ≈ r_A whatever B
+        holds: at few steps, and for a copy of A. So it means something beside the same number for random real images.
         """
         residual_of_a = self.reach(*a).detach() - self._target
         own = b[0].detach().clone().requires_grad_()

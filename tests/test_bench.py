@@ -87,11 +87,11 @@ def test_ratios_are_of_the_rows_they_name(result):
     for row in result["teachers"]:
         row |= {"width": 128, "flops": 1.0, "seconds": 5.0 if row["variant"] == "plain loop" else 2.0}
     ratios = summarise_ratios(result)
-    assert ratios["inner step, compiled float32 over higher (default allocator)"] == 3.0
-    assert ratios["inner step, compiled bfloat16 over flat (kept allocator)"] == 4.0
-    assert ratios["inner step, compiled float32 over its convolutions alone"] == 4.0
-    assert ratios["inner step, compiled bfloat16 over its memory alone"] == 8.0
-    assert ratios["teachers, compiled bfloat16 over plain loop (default allocator)"] == 2.5
+    assert ratios["inner step, speed of compiled float32 over higher (default allocator)"] == 3.0
+    assert ratios["inner step, speed of compiled bfloat16 over flat (kept allocator)"] == 4.0
+    assert ratios["inner step, time of compiled float32 over its convolutions alone"] == 4.0
+    assert ratios["inner step, time of compiled bfloat16 over its memory alone"] == 8.0
+    assert ratios["teachers, speed of compiled bfloat16 over plain loop (default allocator)"] == 2.5
 
 
 def test_the_figure_draws_every_way(result):

@@ -30,7 +30,7 @@ def test_the_figure_of_a_comparison_has_a_point_a_seed_and_a_row_for_what_was_ru
     names = [label.get_text() for label in axis.get_yticklabels()]
     assert names == ["random real", ONE_SET, STAGED, "sequence, jointly"]
     assert points_of(axis) == [(41, 1)] * 3 + [(45, 3)] * 2 + [(51, 2)] * 2
-    assert [text.get_text() for text in axis.texts] == ["← 21.0"], "random real images are far from all others"
+    assert [text.get_text() for text in axis.texts] == ["← 21.0, off the axis"], "random real images are far from all others"
     with pytest.raises(charts.NothingToDraw, match="there are no records to draw of cifar10, 50 images"):
         charts.plot_comparison(Evidence(runs), "cifar10", 50, "reduced")
 

@@ -212,10 +212,12 @@ def test_runs_with_other_numbers_of_teachers_are_drawn_beside_those_of_the_prese
     assert queries.by_teachers(Evidence([*runs, other_evaluation]), *cell)["accuracy"].tolist() == [51, 64, 61.5]
     axis, ends = charts.plot_curves(Evidence(runs), PUBLISHED, tmp_path, *cell).axes
     labels = [line.get_label() for line in axis.lines if "images" in line.get_label()]
-    assert labels == ["mtt, 5 teachers, test images", *["mtt, 20 teachers, test images"] * 2]
+    names = ["5 teachers, seed 0", "20 teachers, seed 0", "20 teachers, seed 1"]
+    assert labels == [f"mtt, {name}, test images" for name in names]
     of_twenty = [line.get_color() for line in axis.lines if "20 teachers" in line.get_label()]
     assert of_twenty[0] == of_twenty[1] != axis.lines[0].get_color()
-    assert [point.get_label() for point in ends.containers] == [f"{ONE_SET}, 5 teachers", "mtt, 20 teachers, 400 iterations"]
+    names = ["5 teachers, 1,500 iterations", "20 teachers, 400 iterations, seed 0, 1"]
+    assert [point.get_label() for point in ends.containers] == [f"{ONE_SET}, {name}" for name in names]
 
 
 @pytest.mark.parametrize("name", ["find_subsets", "find_order", "find_gains", "find_bases", "find_transfer"])
@@ -236,3 +238,19 @@ def test_a_set_that_stands_for_its_preset_is_compared_on_other_architectures():
     found = queries.transfer(Evidence([standing, changed], again), "cifar10", 10, "short")
     assert found[["network", "gain", "seeds", "n"]].to_numpy().tolist() == [["convnet", 30.0, 1, 2], ["vit", 10.0, 1, 2]]
     assert queries.transfer(Evidence([changed], again), "cifar10", 10, "short").empty
+
+
+def test_the_lead_of_a_sequence_over_its_base_method_is_told_for_each_architecture():
+    """Of the seeds that both have; the base method itself leads nothing."""
+    runs, again = [make_short("mtt"), make_short("seqmatch_mtt"), make_short("seqmatch_mtt", 1, (90.0, 92.0))], []
+    for run, (convnet, vit) in zip(runs, [(51.0, 31.0), (55.0, 30.0), (91.0, 90.0)], strict=True):
+        asked = {"evaluation": run.config["evaluation"] | {"networks": ["convnet", "vit"]}}
+        accuracies = {"convnet": accuracy(convnet - 1, convnet, convnet + 1), "vit": accuracy(vit - 1, vit + 1)}
+        random = {"convnet": accuracy(20.0, 22.0), "vit": accuracy(18.0, 20.0)}
+        again.append(replace(make_reevaluation(run), config=run.config | asked, accuracy=accuracies, random_baseline=random))
+    evidence = Evidence(runs, again)
+    found = queries.transfer(evidence, "cifar10", 10, "short").set_index(["method", "network"])
+    assert found["lead"].dropna().to_dict() == {("seqmatch_mtt", "convnet"): 4.0, ("seqmatch_mtt", "vit"): -1.0}
+    assert found["lead_seeds"].to_dict()["seqmatch_mtt", "vit"] == 1
+    assert "seqmatch_mtt minus mtt: +4.0 on convnet, -1.0 on vit." in findings.find_transfer(evidence, "cifar10", 10, "short")
+    assert "minus" not in findings.find_transfer(Evidence(runs[:1], again[:1]), "cifar10", 10, "short")

@@ -14,7 +14,7 @@ import yaml
 from PIL import Image, ImageDraw
 
 from seqmatch_lib.__main__ import main
-from seqmatch_lib.bench.cost import CostModel
+from seqmatch_lib.bench.batch import Batch
 from seqmatch_lib.bench.report import format_benchmark, load_benchmark
 from seqmatch_lib.data import datasets as data
 from seqmatch_lib.engine.networks import NETWORKS
@@ -96,11 +96,12 @@ def test_the_table_of_results_is_the_one_that_the_command_prints():
     assert table in README, "put there what `python -m seqmatch_lib tables --readme` prints"
 
 
-def test_the_hours_of_the_verdict_are_those_predicted():
-    model = CostModel.load(ROOT / "paper_results")
+def test_the_hours_of_the_verdict_are_those_predicted(tmp_path):
+    """With the teachers of stage 1, which the two runs share, once."""
     for scale, pattern in (("paper", r"takes (\d+) hours of one\s+CPU core"), ("short", r"or (\d+) hours with fewer")):
-        configs = [RunConfig.from_preset(f"cifar10-ipc10-{method}", scale) for method in ("mtt", "seqmatch_mtt")]
-        hours = sum(sum(model.predict(config, threads=1).values()) for config in configs) / 3600
+        presets = "cifar10-ipc10-mtt,cifar10-ipc10-seqmatch_mtt"
+        batch = Batch.read({"scale": scale, "presets": presets, "results": tmp_path, "threads": 1})
+        hours = sum(batch.need(job).minutes for job in (*batch.teachers, *batch.configs)) / 60
         (stated,) = re.findall(pattern, README)
         assert float(stated) == pytest.approx(hours, rel=0.15)
 

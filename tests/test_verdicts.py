@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from made_records import COMMITTED, make_run, make_sequence
+from made_records import COMMITTED, make_order, make_run, make_sequence
 
 from seqmatch_lib.report.evidence import Evidence
 from seqmatch_lib.report.tables import load_published
 from seqmatch_lib.report.verdicts import Gap, judge_accuracy, judge_difference, list_verdicts, summarise
+from seqmatch_lib.runs.records import load_orders
 
 RESULTS = Path(__file__).parents[1] / "paper_results"
 PUBLISHED = load_published(RESULTS)
@@ -115,6 +116,16 @@ def test_seeds_that_only_one_side_has_decide_nothing():
     )
     assert gain["measured"] == "-10.0, 1 seed"
     assert gain["verdict"].startswith("not decided (1 seed)")
+
+
+def test_halves_are_compared_over_the_seeds_that_have_them_and_with_one_sign(tmp_path):
+    """Two seeds of the sequence, halves of one: every number is the sequence minus the other set."""
+    runs = [make_run("cifar10-ipc10-mtt"), make_sequence(0, (50.0, 52.0)), make_sequence(1, (90.0, 92.0))]
+    make_order(tmp_path, 0, {"divided, staged": [48.0], "divided, joint": [47.5], "SeqMatch, $S_2$ first": [46.0]})
+    found = list_verdicts(Evidence(runs, orders=load_orders(tmp_path)), PUBLISHED, RESULTS)
+    claim = "SeqMatch-MTT: an S_2 that knows S_1 is ahead of an independent half"
+    row = find(found, claim, "10 images per class", "rehearsal")
+    assert (row["measured"], row["control"]) == ("+3.0, 1 seed", "both jointly -2.5; trained on S_2 first +5.0")
 
 
 def test_a_sequence_with_fewer_teachers_names_the_set_that_it_is_compared_with():

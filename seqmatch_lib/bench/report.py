@@ -91,7 +91,7 @@ def _inner_step_ratios(result: Benchmark, width: int) -> Iterator[tuple[str, flo
             continue
         for public in PUBLIC_VARIANTS:
             for theirs in _find(result, "inner_steps", variant=public, **size):
-                name = f"inner step, {ours['variant']} over {public} ({theirs['allocator']} allocator)"
+                name = f"inner step, speed of {ours['variant']} over {public} ({theirs['allocator']} allocator)"
                 yield name, theirs["seconds"] / ours["seconds"]
 
 
@@ -99,7 +99,7 @@ def _floor_ratios(result: Benchmark, width: int) -> Iterator[tuple[str, float]]:
     for row in _find(result, "inner_steps", width=width, syn_steps=2, allocator="kept"):
         for floor in _floors_of(row, result):
             for part in ("convolutions", "memory"):
-                yield f"inner step, {row['variant']} over its {part} alone", row["seconds"] / floor[part]
+                yield f"inner step, time of {row['variant']} over its {part} alone", row["seconds"] / floor[part]
 
 
 def _floors_of(row: Row, result: Benchmark) -> list[Row]:
@@ -124,7 +124,7 @@ def _training_ratios(result: Benchmark, width: int) -> Iterator[tuple[str, float
                 if ours["variant"].startswith("compiled"):
                     more = f", {ours['together']} together" if ours.get("together", 1) > 1 else ""
                     ratio = (ours["flops"] / ours["seconds"]) / (theirs["flops"] / theirs["seconds"])
-                    yield f"{table}, {ours['variant']}{more} over {public} ({theirs['allocator']} allocator)", ratio
+                    yield f"{table}, speed of {ours['variant']}{more} over {public} ({theirs['allocator']} allocator)", ratio
 
 
 def _find(result: Benchmark, table: str, **wanted: Any) -> list[Row]:

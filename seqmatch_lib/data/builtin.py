@@ -66,6 +66,11 @@ def draw_name(name: str) -> torch.Tensor:
     return image
 
 
+def read_name(image: torch.Tensor) -> str:
+    """Returns the letters of an image of `draw_name`."""
+    return "".join(ALPHABET[int(column.argmax())] for column in image[0].T if column.any())
+
+
 def _names_of(code: str) -> set[str]:
     from babel import Locale
 

@@ -149,7 +149,7 @@ def _plot_seeds(
         names: rows, the same in all panels, which stand beside each other; None gives each its own, below each other.
         title: of the figure.
         reference: the set at whose mean a line is drawn through the panel.
-        aside: a set far from all others, whose mean is written instead of drawn.
+        aside: a set far off to the left, whose mean is written instead of drawn.
     """
     panels = dict(iter(frame.groupby("base", sort=False)))
     require(bool(panels), f"there are no records to draw of {title}", NothingToDraw)
@@ -177,9 +177,9 @@ def _plot_seeds(
         if aside in means and pd.notna(means[aside]):
             place = (0.02, own.index(aside))
             style = {"va": "center", "fontsize": 9, "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 1}}
-            axis.annotate(f"← {means[aside]:.1f}", place, xycoords=axis.get_yaxis_transform(), **style)
+            axis.annotate(f"← {means[aside]:.1f}, off the axis", place, xycoords=axis.get_yaxis_transform(), **style)
         if reference in means:
-            axis.axvline(means[reference], color="0.3", linewidth=0.8, linestyle=":")
+            axis.axvline(means[reference], color="0.3", linewidth=0.8, linestyle=":", label=reference)
         axis.set(yticks=range(len(own)), yticklabels=own, ylim=(len(own) - 0.5, -0.5), title=base, xlabel="test accuracy, %")
         axis.tick_params(labelbottom=True)
     _legend_below(figure, axes.flat, title)
@@ -259,21 +259,25 @@ def plot_curves(
 
     A line joins the scores of one network; a grey line stands where a subset of the sequence is finished. The panel beside has
     the evaluations after the last iteration, with their spread: those of `controls.comparison`, and those of runs with other
-    numbers of teachers or iterations than the ones that stand for the preset. Each number of teachers has a colour.
+    numbers of teachers or iterations than the ones that stand for the preset. It has an axis of its own, since these lie close
+    together. Each number of teachers has a colour; further seeds are paler.
     """
     frame = queries.curves(evidence, results_dir, dataset, ipc, scale, base)
     require(len(frame) > 0, f"{base} has no scores on {dataset}, {ipc} images per class, at scale {scale} yet", NothingToDraw)
-    figure, (axis, ends) = plt.subplots(1, 2, figsize=(9.5, 5.2), sharey=True, width_ratios=(4, 1))
+    figure, (axis, ends) = plt.subplots(1, 2, figsize=(9.5, 5.8), width_ratios=(4, 1.2))
     others = queries.by_teachers(evidence, dataset, ipc, scale, base)
     standing, others = set(others[others["of_preset"]]["num_teachers"]), others[~others["of_preset"]]
     more = sorted(set(frame["teachers"]) - standing) if standing else []
     colors = dict(zip((base, SEQUENTIAL_PREFIX + base, HALVES, *more), sns.color_palette(PALETTE), strict=False))
-    for (method, teachers, images, finished), rows in frame.groupby(["method", "teachers", "images", "finished"]):
-        name = f"{method}, {teachers} teachers" if more else method
-        label = f"{name}, {images} images" + ("" if finished else ", not finished")
-        style, color = {"test": "-", "validation": ":"}[images], colors.get(teachers, colors[method])
+    seeds = sorted(set(frame["seed"]))
+    by = ["method", "teachers", "seed", "images", "finished"]
+    for (method, teachers, seed, images, finished), rows in frame.groupby(by):
+        parts = [method, *([f"{teachers} teachers"] * bool(more)), *([f"seed {seed}"] * (len(seeds) > 1)), f"{images} images"]
+        label = ", ".join(parts + ["not finished"] * (not finished))
+        style = {"linestyle": {"test": "-", "validation": ":"}[images], "color": colors.get(teachers, colors[method])}
         for _, curve in rows.groupby("run"):
-            axis.plot(curve["iteration"], curve["accuracy"], style, color=color, marker=".", label=label)
+            alpha = 1 / (1 + seeds.index(seed))
+            axis.plot(curve["iteration"], curve["accuracy"], marker=".", label=label, alpha=alpha, **style)
     known = published[(published["dataset"] == dataset) & (published["ipc"] == ipc)].set_index("method")
     for method in known.index.intersection(list(colors)) if scale in PUBLISHED_SETTINGS else ():
         mean, std = known.loc[method, ["mean", "std"]]
@@ -288,8 +292,10 @@ def plot_curves(
     if base not in set(final["base"]):  # no sequence yet
         final = controls.efforts(evidence, dataset, ipc, scale).assign(set=ONE_SET)
     final = final[(final["base"] == base) & (final["seeds"] > 0) & (final["set"] != RANDOM)]
-    suffix = f", {format_range(pd.Series(list(standing)))} teachers" if more else ""
-    _draw_last_iterates(ends, base, final.assign(label=final["set"] + suffix), others, colors)
+    if more:
+        teachers, counts = format_range(pd.Series(list(standing))), final["iterations"].map("{:,}".format)
+        final = final.assign(set=final["set"] + f", {teachers} teachers, " + counts + " iterations")
+    _draw_last_iterates(ends, base, final, others, colors)
     title = name_setting(dataset, ipc, scale) if more else name_runs(evidence, dataset, ipc, scale, [base])
     _legend_below(figure, [axis, ends], title)
     return figure
@@ -298,18 +304,19 @@ def plot_curves(
 def _draw_last_iterates(
     axis: Axes, base: str, final: pd.DataFrame, others: pd.DataFrame, colors: Mapping[str | int, Any]
 ) -> None:
-    """Draws rows of `controls.comparison` with a `label`, then those of `queries.by_teachers`, as points with their spread."""
+    """Draws rows of `controls.comparison`, then those of `queries.by_teachers`, as points with their spread."""
     for place, row in enumerate(final.itertuples()):
         whose = HALVES if "halves" in row.set else SEQUENTIAL_PREFIX + base if "sequence" in row.set else base
         style = {"fmt": "os^Dv"[place % 5], "color": colors[whose], "mfc": "none" if "joint" in row.set else colors[whose]}
-        axis.errorbar(place, row.accuracy, row.accuracy_std, label=row.label, capsize=3, **style)
+        axis.errorbar(place, row.accuracy, row.accuracy_std, label=row.set, capsize=3, **style)
     for place, row in enumerate(others.itertuples(), start=len(final)):
-        label = f"{row.method}, {row.num_teachers} teachers, {row.iterations:,} iterations"
+        name = ONE_SET if row.method == base else STAGED
+        label = f"{name}, {row.num_teachers} teachers, {row.iterations:,} iterations, seed {row.seed_names}"
         style = {"fmt": "os^Dv"[place % 5], "color": colors.get(row.num_teachers, colors[row.method])}
         axis.errorbar(place, row.accuracy, row.accuracy_std, label=label, capsize=3, **style)
     counts = pd.concat([final["n"], others["n"]])
     networks = f",\n{format_range(counts)} networks" if len(counts) else ""
-    axis.set(xticks=[], xlim=(-1, max(len(counts), 1)), title=f"last iterate{networks}")
+    axis.set(xticks=[], xlim=(-1, max(len(counts), 1)), ylabel="accuracy, %", title=f"last iterate{networks}")
 
 
 def plot_distilled(

@@ -1,6 +1,6 @@
 """Figures of the notebooks: distilled images, loss curves, accuracy bars, and the sketch of the method."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,24 +42,36 @@ def whole_ticks(axes: Iterable[Axes]) -> None:
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
 
 
-def show_examples(dataset: ImageDataset) -> Figure:
-    """Draws the first training image of every class, and its labels below it where every pixel has one."""
+def show_examples(
+    dataset: ImageDataset, read: Callable[[torch.Tensor], str] | None = None, rows: Sequence[str] = ()
+) -> Figure:
+    """Draws the first training image of every class; where every pixel has a label, the labels below it, ignored ones white.
+
+    Args:
+        dataset: whose images are drawn.
+        read: image -> what stands in it, for the title.
+        rows: names of the rows of pixels, from the top.
+    """
     images, labels = dataset.train.images, dataset.train.labels
     classes = image_classes(labels)
     firsts = [int((classes == label).nonzero()[0]) for label in range(len(dataset.class_names))]
     dense = labels.dim() > 1
     height, width = images.shape[2:]
-    size = (1.1 * len(firsts), (1 + dense) * (0.3 + 1.1 * height / width))
+    size = (1.1 * len(firsts), (1 + dense) * (0.3 + (2.0 if rows else 1.1) * height / width))
     figure, axes = plt.subplots(1 + dense, len(firsts), figsize=size, squeeze=False)
-    for column, (row, name) in enumerate(zip(firsts, dataset.class_names, strict=True)):
-        pixels = images[row].movedim(0, -1).squeeze(-1)
-        axes[0, column].imshow(pixels, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        axes[0, column].set_title(name, fontsize=9)
+    for column, (index, name) in enumerate(zip(firsts, dataset.class_names, strict=True)):
+        pixels = images[index].movedim(0, -1).squeeze(-1)
+        axes[0, column].imshow(pixels, cmap="gray", vmin=0, vmax=255, interpolation="nearest", aspect="auto" if rows else None)
+        axes[0, column].set_title(f"{name}\n{read(images[index])}" if read else name, fontsize=9)
         if dense:
-            axes[1, column].imshow(labels[row].clamp(-1), cmap="tab20b", vmin=-1, vmax=len(firsts) - 1)
+            known = np.ma.masked_less(labels[index].numpy(), 0)
+            axes[1, column].imshow(known, cmap="tab10", vmin=0, vmax=9, interpolation="nearest")
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
         axis.grid(False)
+    axes[0, 0].set_yticks(range(len(rows)), rows, fontsize=6)
+    for axis, name in zip(axes[:, 0], ("image", "labels") if dense else (), strict=False):
+        axis.set_ylabel(name)
     figure.tight_layout()
     return figure
 
@@ -175,6 +187,29 @@ def plot_transfer(frame: pd.DataFrame, title: str) -> Figure:
     figure.suptitle(title)
     figure.tight_layout()
     return figure
+
+
+def plot_gradients(frame: pd.DataFrame, title: str) -> Figure:
+    """Draws a frame of `findings.list_gradients`: a row a quantity, a column a start epoch.
+
+    Thick lines are means over teachers, thin ones the teachers.
+    """
+    common = {"x": "ipc", "y": "value", "hue": "images", "palette": PALETTE}
+    grid = sns.relplot(
+        frame, row="quantity", col="start epoch", kind="line", style="images", markers=True, errorbar=None, height=2.5,
+        facet_kws={"sharey": "row"}, **common,
+    )  # fmt: skip
+    grid.set_titles("start epoch {col_name}").set_xlabels("images per class in $A \\cup B$")
+    for (quantity, epoch), axis in grid.axes_dict.items():
+        cell = frame[(frame["quantity"] == quantity) & (frame["start epoch"] == epoch)]
+        thin = {"units": "teacher", "estimator": None, "linewidth": 0.8, "alpha": 0.6}
+        sns.lineplot(cell, **common, **thin, legend=False, ax=axis)
+        axis.axhline(0.5 if quantity == "c(A|B)" else 0, color="black", linewidth=0.8)
+    for axes, quantity in zip(grid.axes, dict.fromkeys(frame["quantity"]), strict=True):
+        axes[0].set_ylabel(quantity)
+    whole_ticks(grid.axes.flat)
+    grid.figure.suptitle(title, y=1.03)
+    return grid.figure
 
 
 def plot_benchmark(result: Mapping[str, Any]) -> Figure:

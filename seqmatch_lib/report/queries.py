@@ -20,6 +20,7 @@ import pandas as pd
 from seqmatch_lib.errors import StorageError, require
 from seqmatch_lib.report.evidence import KINDS, Evidence, runs_left_open, with_settings
 from seqmatch_lib.report.numbers import (
+    Values,
     difference,
     make_frame,
     mean_and_std,
@@ -146,7 +147,7 @@ def by_teachers(evidence: Evidence, dataset: str, ipc: int, scale: str, base: st
     """What runs reach that differ from their preset in nothing but what the scale leaves open, by teachers and iterations.
 
     A row for each setting, for those that differ in evaluation, too. Sequences are trained on in stages; `of_preset` says
-    whether the runs stand for their preset; methods without teachers have 0.
+    whether the runs stand for their preset, `seed_names` which seeds they are; methods without teachers have 0.
     """
     presets = [f"{dataset}-ipc{ipc}-{prefix}{base}" for prefix in ("", SEQUENTIAL_PREFIX)]
     records = [run for preset in presets for run in runs_left_open(preset, scale, evidence.runs)]
@@ -155,14 +156,16 @@ def by_teachers(evidence: Evidence, dataset: str, ipc: int, scale: str, base: st
     rows = rows[rows["question"].isin(teachers)]
     rows = rows.assign(num_teachers=rows["question"].map(teachers).astype(int), settings=rows["changes"].map(str))
     by = ["method", "num_teachers", "iterations", "of_preset", "settings"]
+    names = rows.groupby(by)["seed"].transform(lambda seeds: ", ".join(map(str, sorted(set(seeds)))))
+    rows, by = rows.assign(seed_names=names), [*by, "seed_names"]
     return pool(rows.sort_values(by, kind="stable"), by, {"accuracy": "last", "random": "random"}).drop(columns="settings")
 
 
 def transfer(evidence: Evidence, dataset: str, ipc: int, scale: str) -> pd.DataFrame:
     """What sets of presets are worth for several architectures: a row a method and architecture.
 
-    `gain` is over random real images; all is over the seeds that every architecture of a method has. Methods of which one
-    architecture is known are left out.
+    `gain` is over random real images, `lead` that of a sequence over its base method. All is over the seeds that every
+    architecture of a method has. Methods of which one architecture is known are left out.
     """
     rows = evidence.accuracies
     rows = rows[(rows["dataset"] == dataset) & (rows["ipc"] == ipc) & (rows["scale"] == scale)]
@@ -172,16 +175,20 @@ def transfer(evidence: Evidence, dataset: str, ipc: int, scale: str) -> pd.DataF
     rows = rows[(rows["trained"] != "jointly") & (rows["method"] != "random")]
     rows = rows.assign(kind=rows["kind"].str.split().str[0], n=rows["values"].str.len()).sort_values("n", kind="stable")
     rows = rows.drop_duplicates(["method", "network", "kind", "seed"], keep="last").sort_index()  # the answer of most networks
-    pooled = []
+    found: dict[tuple[str, str], list[Values]] = {}
     for method, known in rows.groupby("method", sort=False):
         for network, group in of_common_seeds(known, "network").groupby("network", sort=False):
-            last, random = (values_by_seed(group[group["kind"] == kind]) for kind in ("last", "random"))
-            if random:
-                row = {"method": method, "network": network} | mean_and_std(last)
-                row |= mean_and_std(random, "random") | difference(last, random, "gain")
-                pooled.append(row | {"seeds": len(last), "n": sum(map(len, last.values()))})
+            found[method, network] = [values_by_seed(group[group["kind"] == kind]) for kind in ("last", "random")]
+    pooled = []
+    for (method, network), (last, random) in found.items():
+        base = method.removeprefix(SEQUENTIAL_PREFIX)
+        reference = found.get((base, network), [{}])[0] if base != method else {}
+        if random:
+            row = {"method": method, "network": network} | mean_and_std(last) | mean_and_std(random, "random")
+            row |= difference(last, random, "gain") | difference(last, reference, "lead")
+            pooled.append(row | {"seeds": len(last), "n": sum(map(len, last.values()))})
     if not pooled:
-        return pd.DataFrame(columns=["method", "network", "accuracy", "random", "gain", "seeds", "n"])
+        return pd.DataFrame(columns=["method", "network", "accuracy", "random", "gain", "lead", "seeds", "n"])
     frame = pd.DataFrame(pooled)
     return frame[frame.groupby("method")["network"].transform("nunique") > 1].reset_index(drop=True)
 

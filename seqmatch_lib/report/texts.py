@@ -53,6 +53,12 @@ def format_range(counts: pd.Series) -> str:
     return " to ".join(map(str, sorted({counts.min(), counts.max()})))
 
 
+def format_gap(value: float, low: float, high: float) -> str:
+    """Returns a difference and its interval, NaN for none, as "+1.1 [+0.1, +2.2]"; an end near 0 has two digits."""
+    ends = ", ".join(f"{end:+.2f}" if abs(end) < 0.05 else f"{end:+.1f}" for end in (low, high))
+    return f"{value:+.1f}" + ("" if pd.isna(low) else f" [{ends}]")
+
+
 def format_frame(frame: pd.DataFrame) -> pd.DataFrame:
     """Returns a frame as texts: `x` and `x_std` as "47.2 ± 0.6", `x` with its interval as "+1.1 [+0.1, +2.2]"."""
     rows, kept = frame.to_dict("records"), [name for name in frame if not name.endswith(("_std", "_low", "_high", "_seeds"))]
@@ -73,8 +79,7 @@ def _format_cell(row: Mapping[str, Any], name: str) -> str:
     if not isinstance(value, float):
         return str(value)
     if f"{name}_low" in row:
-        low, high = row[f"{name}_low"], row[f"{name}_high"]
-        return f"{value:+.1f}" + ("" if pd.isna(low) else f" [{low:+.1f}, {high:+.1f}]")
+        return format_gap(value, row[f"{name}_low"], row[f"{name}_high"])
     return f"{value:{'+' * (name in SIGNED)}.1f}" + ("" if pd.isna(std) else f" ± {std:.1f}")
 
 

@@ -22,7 +22,7 @@ from seqmatch_lib.report.evidence import PUBLISHED_SETTINGS, Evidence, runs_of
 from seqmatch_lib.report.numbers import SEEDS_FOR_AN_INTERVAL
 from seqmatch_lib.report.queries import gain_over_random
 from seqmatch_lib.report.tables import DATASETS, build_table, format_table, mark_published
-from seqmatch_lib.report.texts import count_seeds, name_cell, name_scale
+from seqmatch_lib.report.texts import count_seeds, format_gap, name_cell, name_scale
 from seqmatch_lib.runs.config import SEQUENTIAL_PREFIX
 from seqmatch_lib.runs.records import changes_of
 
@@ -43,8 +43,7 @@ class Gap(NamedTuple):
     seeds: int = 0
 
     def __str__(self) -> str:
-        interval = "" if pd.isna(self.low) else f" [{self.low:+.1f}, {self.high:+.1f}]"
-        return f"{self.mean:+.1f}{interval}, {count_seeds(self.seeds)}" if self.seeds else "not run"
+        return f"{format_gap(self.mean, self.low, self.high)}, {count_seeds(self.seeds)}" if self.seeds else "not run"
 
     @property
     def decides(self) -> bool:
@@ -203,15 +202,17 @@ def _knowing(evidence: Evidence) -> Iterable[tuple[str, ...]]:
             sets = frame.set_index("set")
             gap = _gap(sets, HALVES)
             if gap.seeds:
-                joint = sets.loc[JOINTLY, "accuracy"] - sets.loc[HALVES_JOINTLY, "accuracy"]
+                by_seed = comparison(evidence, "cifar10", 10, scale, bases=[base], by_seed=True)
+                by_seed = by_seed.pivot_table("accuracy", "seed", "set").reindex(columns=[JOINTLY, HALVES_JOINTLY])
+                joint = (by_seed[JOINTLY] - by_seed[HALVES_JOINTLY]).mean()
                 of_order = order(evidence, "cifar10", 10, scale).set_index(["base", "set"])["difference"]
                 first = of_order.get((base, "sequence, S_2 first"))
-                wrong_way = "not run" if first is None else f"{-first:+.1f}"
+                wrong_way = "not run" if first is None else f"{first:+.1f}"
                 yield (
                     PAPER if base in PAPER_BASES else OURS,
                     f"SeqMatch-{_name(base)}: an S_2 that knows S_1 is ahead of an independent half",
                     name_cell("cifar10", 10), name_scale(evidence, "cifar10", 10, scale, [base]), "argument",
-                    str(gap), f"both jointly {joint:+.1f}; training on S_2 first {wrong_way}",
+                    str(gap), f"both jointly {joint:+.1f}; trained on S_2 first {wrong_way}",
                     judge_difference(gap, scale, None, _is_cut_short(evidence, "cifar10", 10, scale, base)),
                     sets.loc[HALVES, "records"],
                 )  # fmt: skip

@@ -155,7 +155,8 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise StorageError(f"{path} cannot be read: {error.strerror}; give the path of a readable file") from error
     except (ValueError, RecursionError, AttributeError, TypeError, KeyError) as error:  # also of too long numbers, deep lists
-        raise StorageError(f"{path} is not a JSON file of this project ({error!r}); delete it to make it again") from error
+        remedy = "give the path of one, or, if this is a damaged record, delete it to make it again"
+        raise StorageError(f"{path} is not a JSON file of this project ({error!r}); {remedy}") from error
     if checksum != digest_json(value):
         raise StorageError(f"{path} does not match its checksum: it was damaged or edited; delete it to make it again")
     return value
