@@ -22,7 +22,6 @@ from seqmatch_lib.methods import base as registry
 from seqmatch_lib.report import queries, texts
 from seqmatch_lib.report.evidence import Evidence
 from seqmatch_lib.report.tables import load_published, readme_table
-from seqmatch_lib.runs.config import RunConfig
 from seqmatch_lib.runs.records import load_runs
 
 ROOT = Path(__file__).parents[1]

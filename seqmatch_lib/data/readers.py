@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from seqmatch_lib.errors import DataError, first_line, require
 
@@ -262,7 +262,7 @@ def decode_images(
         remedy = "give image_size (--image-size PIXELS) if they are your own, or get the files again"
         found = f"{origin} is {size[0]}x{size[1]}, but the data set has {width}x{height} images"
         require(fits, f"{found}; {remedy}", DataError)
-        return np.asarray(_cover(image, (height, width)) if resize else image)
+        return np.asarray(ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC) if resize else image)
 
     with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
         warnings.simplefilter("ignore")  # Pillow's, on what can be decoded all the same; for all threads, so set here
@@ -295,14 +295,3 @@ def convert(image: Image.Image, mode: str) -> Image.Image:
         raise ValueError("it has 32 bits a pixel, of which no value is known to be white; save it with 8 or 16")
     image = image.convert(mode)
     return image if turn is None else image.transpose(turn)
-
-
-def _cover(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Scales the middle of the image, as much as has the shape of (height, width), to that size.
-
-    The whole image is never scaled: a strip of one pixel's width would become as long as it is narrow.
-    """
-    height, width = size
-    scale = min(image.height / height, image.width / width)
-    left, top = max(image.width - width * scale, 0) / 2, max(image.height - height * scale, 0) / 2
-    return image.resize((width, height), Image.BICUBIC, box=(left, top, image.width - left, image.height - top))

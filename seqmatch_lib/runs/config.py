@@ -118,12 +118,11 @@ class RunConfig:
         """
         table = _read_presets()
         require_known("preset", preset, table["preset"])
-        own = table["preset"][preset]
-        base = own["method"].removeprefix(SEQUENTIAL_PREFIX)
+        settings = _read_name(preset)
+        dataset, base = settings["dataset"], settings["method"].removeprefix(SEQUENTIAL_PREFIX)
         scaled = table["scale"].get(scale, {})
-        layers = [table["defaults"], table["method"].get(base, {}), own]
-        layers += [scaled.get(name, {}) for name in ("all", own["dataset"], base, preset)]
-        settings: dict[str, Any] = {}
+        layers = [table["defaults"], table["method"].get(base, {}), table["dataset"].get(dataset, {}), table["preset"][preset]]
+        layers += [scaled.get(name, {}) for name in ("all", dataset, base, preset)]
         for layer in layers:
             settings = _merge(settings, layer)
         if not _has_intervals(base):
@@ -240,6 +239,13 @@ def config_of_subsets(dataset: str, base: str, subset_ipcs: Sequence[int], scale
     if config.intervals:
         changes["intervals"] = [list(config.intervals[0])]  # for all subsets
     return config.changed(changes)
+
+
+def _read_name(preset: str) -> dict[str, Any]:
+    """Returns what the name of a preset says: data set, images per class (0: all real images) and method."""
+    dataset, *cell = preset.split("-")
+    ipc, method = cell if len(cell) == 2 else ("ipc0", *cell)
+    return {"dataset": dataset, "ipc": int(ipc.removeprefix("ipc")), "method": method}
 
 
 def preset_names() -> tuple[str, ...]:
