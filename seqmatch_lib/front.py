@@ -297,6 +297,7 @@ def evaluate(
     Raises:
         ConfigError: the set does not say how it was made.
         DataError: the set was distilled from other images than those found.
+        StorageError: `results_dir` holds the same question asked of other images.
     """
     sequence = distilled if isinstance(distilled, SubsetSequence) else load(distilled)
     changes = as_overrides(set) | ({"evaluation.networks": list(networks)} if networks else {})

@@ -3,10 +3,12 @@
 import doctest
 import gc
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -367,11 +369,41 @@ def test_a_narrower_question_keeps_what_a_wider_one_found(mine, tmp_path):
     assert load_reevaluations(tmp_path)[0].random_baseline == wide.random_baseline
 
 
-def test_random_images_of_other_data_are_not_kept(mine, tmp_path):
+def test_accuracies_on_other_real_data_are_never_taken_for_those_on_these(mine, tmp_path):
+    """A set from elsewhere does not say of which images it was made, so it is evaluated on any."""
+    stranger = SubsetSequence(mine.distilled.subsets, {"config": mine.distilled.metadata["config"]})
+    spec = replace(mine.dataset.spec, mean=(0.1,))
+    others = [dataset_from_arrays(as_pixels(90, 7), as_pixels(30, 8)), replace(mine.dataset, spec=spec)]
+    refused = r"belongs to other images of arrays than those found, or .*; use another results folder"
+
+    def ask(dataset, folder=None, max_minutes=None):
+        found = sm.evaluate(stranger, random=True, dataset=dataset, results_dir=folder, max_minutes=max_minutes)
+        return found.accuracy, found.random_baseline
+
+    with pytest.raises(OutOfTime):
+        ask(mine.dataset, tmp_path, max_minutes=1e-6)
+    for other in others:  # other images; the same, normalised otherwise
+        with pytest.raises(StorageError, match=rf"data\.json {refused}"):
+            ask(other, tmp_path)
+    assert ask(mine.dataset, tmp_path) == ask(mine.dataset)
+    (record,) = load_reevaluations(tmp_path)
+    shutil.rmtree(tmp_path / "state")  # as in a folder of records alone
+    with pytest.raises(StorageError, match=rf"reevaluations.arrays.imported-\w+\.json {refused}"):
+        ask(others[0], tmp_path)
+    assert load_reevaluations(tmp_path) == [record]
+    assert ask(mine.dataset, tmp_path) == ask(mine.dataset)  # the refusal has left nothing in the way
+    assert ask(others[0], tmp_path / "another") == ask(others[0])  # the remedy
+
+
+def test_a_state_that_does_not_say_of_which_data_it_is_is_not_used(mine, tmp_path):
     stranger = SubsetSequence(mine.distilled.subsets, {"config": mine.distilled.metadata["config"]})
     other = dataset_from_arrays(as_pixels(90, 7), as_pixels(30, 8))
-    assert sm.evaluate(stranger, random=True, dataset=mine.dataset, results_dir=tmp_path).random_baseline is not None
-    assert sm.evaluate(stranger, dataset=other, results_dir=tmp_path).random_baseline is None
+    here = sm.evaluate(stranger, dataset=mine.dataset, results_dir=tmp_path)
+    here.path(tmp_path).unlink()
+    for claim in (tmp_path / "state").rglob("data.json"):
+        claim.unlink()  # as in a folder of an older version
+    there = sm.evaluate(stranger, dataset=other, results_dir=tmp_path)
+    assert there.accuracy == sm.evaluate(stranger, dataset=other).accuracy != here.accuracy
 
 
 def test_a_reevaluation_that_was_stopped_goes_on(tmp_path, monkeypatch):

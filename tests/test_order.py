@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from seqmatch_lib.errors import ConfigError
+from seqmatch_lib.data import datasets
+from seqmatch_lib.errors import ConfigError, StorageError
 from seqmatch_lib.methods import get_method
 from seqmatch_lib.runs.config import RunConfig, config_of_subsets
 from seqmatch_lib.runs.experiment import open_run, run_experiment
@@ -57,6 +58,19 @@ def test_some_of_the_sets_can_be_asked_about(tmp_path):
     assert {name: more.accuracy[name] for name in both.accuracy} == both.accuracy
     with pytest.raises(ConfigError, match=r"parts \['half'\] are unknown; use any of sequence, halves"):
         measure_order(config, tmp_path, ["half"])
+
+
+def test_what_was_measured_on_other_images_is_not_used(tmp_path, monkeypatch):
+    config = RunConfig.from_preset("digits-ipc10-seqmatch_dm", "smoke")
+    measure_order(config, tmp_path, ["random real"])
+    images, labels, names = datasets._BUILTIN["digits"]()
+    images[0, 0, 0, 0] += 1
+    monkeypatch.setitem(datasets._BUILTIN, "digits", lambda: (images, labels, names))
+    run_experiment(config, tmp_path, force=True)
+    with pytest.raises(
+        StorageError, match=r"-order.data\.json belongs to other images of digits .*; use another results folder"
+    ):
+        measure_order(config, tmp_path, ["random real"])
 
 
 @pytest.mark.parametrize("base", ["mtt", "krr"])

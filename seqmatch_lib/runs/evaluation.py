@@ -12,7 +12,7 @@ from seqmatch_lib.engine.evaluation import EvaluationProtocol, summarise
 from seqmatch_lib.engine.memory import keep_freed_memory
 from seqmatch_lib.engine.networks import NetworkConfig, check_networks
 from seqmatch_lib.engine.training import TrainingCheckpoint
-from seqmatch_lib.errors import require
+from seqmatch_lib.errors import StorageError, require
 from seqmatch_lib.methods import get_method, method_names
 from seqmatch_lib.progress import progress_bar
 from seqmatch_lib.runs.config import REFERENCES, RunConfig
@@ -92,8 +92,12 @@ def _accuracy(finished: Mapping[str, list[Any]], prefix: str) -> dict[str, Any]:
 
 
 @contextmanager
-def state_folder(results_dir: Path | None, name: str) -> Iterator[Path]:
-    """Yields the folder for the state of a re-evaluation, which no other process uses; one that goes away if none is kept."""
+def state_folder(results_dir: Path | None, name: str, data: RealData) -> Iterator[Path]:
+    """Yields the folder for the state of a re-evaluation, which no other process uses; one that goes away if none is kept.
+
+    Raises:
+        StorageError: another process uses it, or its state is of other real data than these.
+    """
     if results_dir is None:
         with TemporaryDirectory(prefix="seqmatch-") as folder:
             yield Path(folder)
@@ -101,4 +105,22 @@ def state_folder(results_dir: Path | None, name: str) -> Iterator[Path]:
     folder = results_dir / "state" / name
     with only_process(folder.with_name(f"{name}.lock")):
         remove_leftovers(folder)
+        _claim(folder, data)
         yield folder
+
+
+def _claim(folder: Path, data: RealData) -> None:
+    """Notes the real data that the state in a folder is of, or raises StorageError if it is of others."""
+    claim = folder / "data.json"
+    if not claim.is_file():
+        for old in folder.glob("*"):  # of a version that took no note, so it may be of any data
+            remove_file(old)
+        write_json(claim, data.identity)
+    check_same_data(read_json(claim) == data.identity, claim, data)
+
+
+def check_same_data(same: bool, path: Path, data: RealData) -> None:
+    """Raises StorageError, which names a file of an earlier re-evaluation, unless that was of the same real data."""
+    name = data.identity["dataset"]
+    problem = f"{path} belongs to other images of {name} than those found, or to the same normalised otherwise"
+    require(same, f"{problem}; use another results folder", StorageError)

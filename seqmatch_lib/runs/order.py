@@ -87,7 +87,7 @@ def measure_order(
         lr = config.evaluation.real_lr
         sets["random real"] = sample_real_sequence(data.train, data.num_classes, config.subset_ipcs, lr, config.seed)
     network = config.network.name
-    with state_folder(results_dir, f"{config.run_id}-order") as folder:
+    with state_folder(results_dir, f"{config.run_id}-order", data) as folder:
         found, _ = evaluate_sets(sets, config.changed({"evaluation.networks": [network]}), data, folder, Budget())
         record = OrderRecord(
             **fields_of(config, "dataset", "ipc", "scale", "seed"),

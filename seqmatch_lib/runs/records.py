@@ -147,12 +147,17 @@ class Reevaluation(Provenance):
     def path(self, results_dir: Path) -> Path:
         """Returns where the record is kept."""
         name = name_reevaluation(self.run_id, self.synthetic_sha256, self.joint, self.seed, self.config)
-        return results_dir / "reevaluations" / self.config["dataset"] / f"{name}.json"
+        return reevaluation_path(results_dir, self.config["dataset"], name)
 
 
 def name_reevaluation(run_id: str, synthetic_sha256: str, joint: bool, seed: int, config: Mapping[str, Any]) -> str:
     """Returns `<run id>-<8 hex of the question>`; whether random images were asked about, too, is no part of the question."""
     return f"{run_id}-{digest_json([synthetic_sha256, joint, seed, config])[:8]}"
+
+
+def reevaluation_path(results_dir: Path, dataset: str, name: str) -> Path:
+    """Returns where the record of a re-evaluation of this name is kept."""
+    return results_dir / "reevaluations" / dataset / f"{name}.json"
 
 
 @dataclass(frozen=True)

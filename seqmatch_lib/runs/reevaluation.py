@@ -5,10 +5,10 @@ from pathlib import Path
 
 from seqmatch_lib.engine.step_functions import UNCOMPILED
 from seqmatch_lib.runs.config import RunConfig
-from seqmatch_lib.runs.evaluation import evaluate_sets, state_folder
+from seqmatch_lib.runs.evaluation import check_same_data, evaluate_sets, state_folder
 from seqmatch_lib.runs.provenance import describe_provenance
 from seqmatch_lib.runs.real_data import RealData, check_origin
-from seqmatch_lib.runs.records import SCHEMA, Reevaluation, find_earlier, name_reevaluation
+from seqmatch_lib.runs.records import SCHEMA, Reevaluation, find_earlier, name_reevaluation, reevaluation_path
 from seqmatch_lib.store.budget import Budget
 from seqmatch_lib.subsets import SubsetSequence, check_sequence, sample_real_sequence
 
@@ -38,13 +38,17 @@ def reevaluate(
 
     Raises:
         DataError: the set does not fit the data.
-        StorageError: another process is at the same re-evaluation.
+        StorageError: another process is at the same re-evaluation, or `results_dir` holds one of the set on other real data.
         OutOfTime: the budget is spent; the state is saved in `results_dir`.
     """
     check_sequence(sequence, "the set", tuple(data.test.images.shape[1:]), data.num_classes)
     check_origin(sequence, data)
     run_id = sequence.metadata.get("run_id", "imported")
     name = name_reevaluation(run_id, sequence.sha256(), joint, seed, config.as_dict())
+    if results_dir is not None:  # neither its name nor its file's says on which real data
+        path = reevaluation_path(results_dir, config.dataset, name)
+        earlier = find_earlier(Reevaluation, path)
+        check_same_data(earlier is None or earlier.data == data.identity["fingerprint"], path, data)
     device = data.test.images.device
     sets = {"accuracy": sequence}
     if with_random:
@@ -52,7 +56,7 @@ def reevaluate(
         sets["random_baseline"] = sample_real_sequence(data.train, data.num_classes, ipcs, config.evaluation.real_lr, seed)
     sets = {key: (trained_on.joint() if joint else trained_on).to(device) for key, trained_on in sets.items()}
     UNCOMPILED.clear()
-    with state_folder(results_dir, name) as folder:
+    with state_folder(results_dir, name, data) as folder:
         accuracies, seconds = evaluate_sets(sets, replace(config, seed=seed), data, folder, budget or Budget())
         record = Reevaluation(
             schema=SCHEMA,
@@ -69,7 +73,7 @@ def reevaluate(
         )
         if results_dir is not None:
             earlier = find_earlier(Reevaluation, record.path(results_dir))
-            if record.random_baseline is None and earlier is not None and earlier.data == record.data:
+            if record.random_baseline is None and earlier is not None:
                 record = replace(record, random_baseline=earlier.random_baseline)
             record.save(results_dir)
     return record
