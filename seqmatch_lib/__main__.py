@@ -97,7 +97,8 @@ def _add_runs(commands: Any) -> None:
     _add_results_argument(run)
     _add_minutes_argument(run)
     run.add_argument("--download", action="store_true", help="download the data set if it is missing")
-    run.add_argument("--force", action="store_true", help="run again although there is a record")
+    again = "discard the record and run again; an unfinished run goes on: to begin it afresh, delete <results>/state/<run id>"
+    run.add_argument("--force", action="store_true", help=again)
     _add_folder_arguments(run, of_set=False)
 
     teachers = _add_command(commands, "teachers", _teachers, "record the teachers of a preset's first stage, which runs share")

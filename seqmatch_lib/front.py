@@ -185,7 +185,7 @@ def run(
         set: settings that differ from the preset, by dotted keys: `{"mtt.syn_steps": 20, "subset_ipcs": [5, 5]}`.
         results_dir: folder of records and distilled sets.
         max_minutes: stop at the first checkpoint after this time, with `OutOfTime`.
-        force: run again although there is a record.
+        force: discard the record, if there is one, and run again; an unfinished run goes on, see `run_experiment`.
         download: whether a missing data set may be downloaded.
 
     Raises:
@@ -233,7 +233,7 @@ def distill(
         set: settings that differ from that preset, by dotted keys.
         results_dir: folder to keep everything in, teachers too, from which the same call goes on. By default a temporary one,
             which is removed when the returned run is no longer used; `run.distilled.save(path)` keeps the set alone.
-        force: distil again although there is a record.
+        force: discard the record, if there is one, and distil again; an unfinished run goes on, see `run_experiment`.
 
     Raises:
         DataError: images or labels that do not fit, with what was found.

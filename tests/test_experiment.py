@@ -170,6 +170,32 @@ def test_a_finished_run_is_read_not_repeated_unless_forced(finished, monkeypatch
     assert run_experiment(configure(), folder, force=True).comparable() == record.comparable()
 
 
+def test_a_forced_run_goes_on_until_it_has_a_record(tmp_path, monkeypatch, capsys):
+    config = RunConfig.from_preset("digits-whole", "smoke", 0, QUICK | {"training.epochs": 3})
+    record = run_experiment(config, tmp_path)
+    state = tmp_path / "state" / config.run_id
+
+    def force_in_parts():
+        parts = 0
+        while True:
+            try:
+                return parts, run_experiment(config, tmp_path, max_minutes=1e-9, force=True)
+            except OutOfTime:
+                parts += 1
+                assert parts < 20
+
+    capsys.readouterr()
+    parts, again = force_in_parts()
+    assert parts == 2 * (3 + 1)  # as without force: after each epoch of each network, and when one is tested
+    assert again.comparable() == record.comparable()
+    assert capsys.readouterr().err.count(f"an unfinished run goes on; to begin it afresh, delete {state}\n") == parts
+    with pytest.raises(OutOfTime):  # the record is there, so nothing is left of that run
+        run_experiment(config, tmp_path, max_minutes=1e-9, force=True)
+    assert not record.path(tmp_path).exists()
+    shutil.rmtree(state)  # what the notice says
+    assert force_in_parts()[0] == parts
+
+
 def test_runs_share_teachers_of_the_first_stage(finished):
     folder, _ = finished
     before = {path: path.stat().st_mtime_ns for path in (folder / "teachers").rglob("teacher-*.npy")}

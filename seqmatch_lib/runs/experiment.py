@@ -1,5 +1,6 @@
 """One run from end to end: data, distillation, evaluation, record. Every part is kept, so a killed run goes on."""
 
+import sys
 from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -51,7 +52,8 @@ def run_experiment(
         config: what to run.
         results_dir: folder of records (`runs/`), distilled sets (`distilled/`), teachers and state.
         max_minutes: stop at the first checkpoint after this time.
-        force: run again although a record exists.
+        force: run again although a record exists, which is discarded. An unfinished run goes on, with a notice: the same call
+            may have begun it. To begin it afresh, delete `results_dir/state/<run_id>`.
         device: defaults to the first GPU, or the CPU.
         download: whether missing data may be downloaded.
         save_seconds: how old a checkpoint may grow.
@@ -81,8 +83,7 @@ def run_experiment(
     with only_process(state_dir.with_name(f"{config.run_id}.lock")):
         dataset = dataset or load_dataset(config.dataset, download=download)  # first, so that bad data lose no record
         if force:
-            for old in (path, *state_dir.glob("*")):
-                remove_file(old)
+            _discard(path, state_dir, dataset)
         remove_leftovers(state_dir)
         for folder in (path.parent, set_path(results_dir, config.run_id).parent):
             remove_leftovers(folder, f"{config.run_id}.")
@@ -92,6 +93,16 @@ def run_experiment(
             return load_record(path)
         record.save(results_dir)
     return record
+
+
+def _discard(record: Path, state_dir: Path, dataset: ImageDataset) -> None:
+    """Removes what is left of a finished run, or of one on other images; an unfinished run goes on, with a notice."""
+    claim = state_dir / "data.json"
+    if not record.is_file() and claim.is_file() and read_json(claim)["fingerprint"] == dataset.fingerprint:
+        print(f"notice: an unfinished run goes on; to begin it afresh, delete {state_dir}", file=sys.stderr)
+        return
+    for old in (*state_dir.glob("*"), record):  # the record last: until then the run is a finished one
+        remove_file(old)
 
 
 def _check_same_data(fingerprint: str, dataset: ImageDataset, path: Path) -> None:
