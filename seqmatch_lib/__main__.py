@@ -125,7 +125,7 @@ def _add_sets(commands: Any) -> None:
     export = _add_command(commands, "export", _export, "write a distilled set in the layout of another code, or as pictures")
     export.add_argument("path", type=Path, metavar="PATH", help="a .safetensors file below <results>/distilled")
     export.add_argument("--to", required=True, choices=FORMATS, metavar="FORMAT", help=", ".join(FORMATS))
-    export.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the files")
+    export.add_argument("--out", type=Path, required=True, metavar="DIR", help="new or empty folder for the files")
     _add_folder_arguments(export, of_set=True)
 
     import_ = _add_command(commands, "import", _import, "read a distilled set in the layout of another code, for `evaluate`")

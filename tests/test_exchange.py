@@ -85,9 +85,9 @@ def test_whitened_sets_are_exported_in_true_colours(tmp_path, generator):
     whitening = fit_preprocessing(DIGITS, zca=True)
     labels = torch.arange(10).repeat_interleave(2)
     sequence = SubsetSequence((SyntheticSubset(whitening(images[:20]), labels, 0.01),))
-    back = there_and_back(sequence, "parquet", tmp_path, configure((2,)), preprocessing=whitening)
+    back = there_and_back(sequence, "parquet", tmp_path / "parquet", configure((2,)), preprocessing=whitening)
     torch.testing.assert_close(back.subsets[0].images, whitening(images[:20]), rtol=0, atol=0.05)
-    first = export_sequence(sequence, "folder", tmp_path, whitening, NAMES)[0]
+    first = export_sequence(sequence, "folder", tmp_path / "folder", whitening, NAMES)[0]
     with Image.open(first) as picture:
         shown = torch.tensor(list(picture.tobytes()))
     assert (shown - images[0].flatten()).abs().max() <= 1
@@ -182,6 +182,21 @@ def test_what_a_layout_cannot_hold_is_refused(tmp_path, generator):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_folder_that_holds_files_is_refused(tmp_path, generator, kind):
+    """Those of a sequence, for example, would be read in the place of those of one subset."""
+    soft, new = kind == "datm", tmp_path / "new"
+    there_and_back(make_sequence(generator, soft=soft), kind, tmp_path, configure(), [0.01])
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    single = make_sequence(generator, (3,), soft)
+    with pytest.raises(StorageError, match=rf"{tmp_path} is not empty \(it holds '\S+'\); give an empty or a new folder"):
+        export_sequence(single, kind, tmp_path, PLAIN, NAMES)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    new.mkdir()
+    back = there_and_back(single, kind, new, configure((3,)), [0.01])
+    torch.testing.assert_close(back.union()[0], single.union()[0], rtol=0, atol=0.01)
+
+
 def test_what_does_not_fit_is_told_with_the_remedy(tmp_path, generator):
     export_sequence(make_sequence(generator), "mtt", tmp_path / "mtt", PLAIN, NAMES)
     export_sequence(make_sequence(generator), "folder", tmp_path / "folder", PLAIN, NAMES)
@@ -258,6 +273,8 @@ def test_from_the_command_line(tmp_path, generator, capsys):
     replace(make_sequence(generator), metadata={"config": configure().as_dict(), "class_names": NAMES}).save(source)
     assert main(["export", str(source), "--to", "parquet", "--out", str(tmp_path / "parquet")]) == 0
     assert "clipped: 0.0 %" in capsys.readouterr().out
+    error = fails_in_one_line(capsys, "export", str(source), "--to", "idc", "--out", str(tmp_path / "parquet"))
+    assert "parquet is not empty (it holds 'SHA256SUMS'); give an empty or a new folder" in error
     back = tmp_path / "back.safetensors"
     given = ["--from", "parquet", "--preset", "digits-ipc10-seqmatch_mtt", "--scale", "smoke", "--out", str(back)]
     sizes = ["--set", "ipc=3", "--set", "subset_ipcs=[2,1]"]

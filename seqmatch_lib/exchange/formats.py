@@ -27,10 +27,11 @@ import torch
 from seqmatch_lib.data.datasets import DatasetSpec
 from seqmatch_lib.data.multi_formation import AS_STORED, Formation
 from seqmatch_lib.data.preprocessing import Preprocessing
-from seqmatch_lib.errors import ConfigError, require
+from seqmatch_lib.errors import ConfigError, StorageError, require
 from seqmatch_lib.exchange.pixel_layouts import read_folder, read_parquet, write_folder, write_parquet
 from seqmatch_lib.exchange.public_layouts import read_idc, read_pt, write_datm, write_idc, write_mtt
 from seqmatch_lib.store.checksums import NAME, check_files, write_checksums
+from seqmatch_lib.store.files import explain_refusal
 from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset, check_sequence
 
 WRITERS = {"mtt": write_mtt, "datm": write_datm, "idc": write_idc, "parquet": write_parquet, "folder": write_folder}
@@ -45,7 +46,7 @@ def export_sequence(
     Args:
         sequence: the set.
         kind: one of `FORMATS`.
-        folder: where the files go; made if missing.
+        folder: where the files go; made if missing, else empty.
         preprocessing: what was done to the pixels of the data set, undone by all formats but "mtt" and "datm".
         class_names: one a class; names of folders, and in the metadata of parquet.
 
@@ -54,6 +55,7 @@ def export_sequence(
 
     Raises:
         ConfigError: an unknown format, or labels that it cannot hold.
+        StorageError: the folder holds files already, which would be read with those of the set, or in their place.
     """
     _check_kind(kind)
     labels = sequence.subsets[0].labels
@@ -61,6 +63,10 @@ def export_sequence(
     if labels.is_floating_point() and kind not in ("datm", "parquet"):
         other = "datm" if kind == "mtt" else "parquet"
         raise ConfigError(f"format {kind!r} holds classes, but this set has soft labels; use {other!r}")
+    with explain_refusal(folder):
+        found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    if found:
+        raise StorageError(f"{folder} is not empty (it holds {found[0]!r}); give an empty or a new folder")
     written = WRITERS[kind](sequence, folder, preprocessing, class_names)
     return [*written, write_checksums(folder, written)]
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import shutil
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
@@ -269,6 +270,7 @@ def read_odd_set(folder: Path, drawn: tuple[Any, str, torch.Tensor | None, str])
         tensors[name] = tensor
     path = folder / "set.safetensors"
     save_tensors(path, tensors, metadata)
+    shutil.rmtree(folder / "out", ignore_errors=True)  # of the input before
     code = command_line(["export", str(path), "--to", kind, "--out", str(folder / "out")])
     if code == EXIT_ERROR:
         raise SeqMatchError(str(path))  # told in one line; which line, other tests look at

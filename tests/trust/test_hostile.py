@@ -421,7 +421,8 @@ def test_class_names_of_a_set_never_lead_out_of_the_folder(tmp_path, capsys):
     assert sum(one.suffix == ".png" for one in new) == 30
     capsys.readouterr()
     path = write_set(tmp_path, class_names=["one"])
-    assert "1 class names are given" in fails_in_one_line(capsys, "export", str(path), "--to", "folder", "--out", str(out))
+    other = str(out.with_name("other"))
+    assert "1 class names are given" in fails_in_one_line(capsys, "export", str(path), "--to", "folder", "--out", other)
 
 
 @pytest.mark.parametrize(
