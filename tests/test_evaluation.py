@@ -42,6 +42,8 @@ def test_every_stage_trains_on_the_union_so_far_with_its_own_step_size(monkeypat
     train_staged([], sequence, RECIPE, [])
     assert [len(images) for images, _, _ in calls] == [6, 9, 18]
     assert [lr for _, _, lr in calls] == [0.01, 0.02, 0.03]
+    train_staged([], sequence, replace(RECIPE, lr=0.05), [])
+    assert [lr for _, _, lr in calls[3:]] == [0.05] * 3, "unless the recipe has one"
     assert torch.equal(calls[2][0], torch.cat([subset.images for subset in sequence.subsets]))
     assert torch.equal(calls[2][1], torch.cat([subset.labels for subset in sequence.subsets]))
 
@@ -315,6 +317,8 @@ def test_seeds_are_told_apart_by_purpose():
         (TrainingRecipe, {"loss": "l1"}, "loss 'l1' is unknown; use one of cross_entropy, mse"),
         (TrainingRecipe, {"cutmix": 1.5}, r"training.cutmix 1.5 must lie in \[0, 1\]"),
         (TrainingRecipe, {"augment": "x"}, "augmentation 'x'"),
+        (TrainingRecipe, {"lr": -0.1}, "training.lr -0.1 must be positive, or 0 for the step sizes of the subsets"),
+        (TrainingRecipe, {"lr": float("nan")}, "training.lr nan"),
         (EvaluationConfig, {"networks": ()}, "evaluation.networks is empty"),
         (EvaluationConfig, {"real_lr": 0.0}, "evaluation.real_lr 0.0 must be positive"),
         (EvaluationConfig, {"num_selections": 0}, "evaluation.num_selections 0"),

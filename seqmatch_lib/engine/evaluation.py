@@ -75,7 +75,7 @@ def train_staged(
     after_stage: Callable[[], None] = lambda: None,
     checkpoint: TrainingCheckpoint | None = None,
 ) -> None:
-    """Trains networks in place on S_1, then on S_1 ∪ S_2, …, each stage with its own step size.
+    """Trains networks in place on S_1, then on S_1 ∪ S_2, …, each stage with its own step size, or that of the recipe.
 
     K = 1 is ordinary training, and `sequence.joint()` turns any sequence into K = 1. `after_stage` is called after each stage,
     for example to measure the networks. The other arguments are those of `train_stage`.
@@ -84,7 +84,7 @@ def train_staged(
     """
     for stage, subset in enumerate(sequence.subsets, start=1):
         images, labels = sequence.union(stage)
-        train_stage(networks, images, labels, subset.lr, recipe, generators, stage, checkpoint)
+        train_stage(networks, images, labels, recipe.lr or subset.lr, recipe, generators, stage, checkpoint)
         after_stage()
 
 

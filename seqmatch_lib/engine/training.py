@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from math import cos, pi, sqrt
+from math import cos, inf, pi, sqrt
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,8 @@ class TrainingRecipe:
         schedule: of the step size. "half" is that of the MTT, DSA and DM codes, which also reset the momentum when the step
             size falls; "steps" is that of IDC, "cosine" that of FRePo.
         cutmix: probability of CutMix for each batch; it needs targets that are probabilities.
+        lr: step size of every stage; 0 stands for the one that each subset has, which is learned or, of real images,
+            `evaluation.real_lr`.
 
     Source: `evaluate_synset` of the public MTT code; `train.py` of IDC; `script/eval.py` of FRePo.
     """
@@ -94,11 +96,13 @@ class TrainingRecipe:
     loss: str = omit_default("cross_entropy")
     schedule: str = omit_default("half")
     cutmix: float = omit_default(0.0)
+    lr: float = omit_default(0.0)
 
     def __post_init__(self) -> None:
         check_trainer("training", self)
         require(self.epochs >= 1, f"training.epochs {self.epochs} must be at least 1")
         require(0 <= self.cutmix <= 1, f"training.cutmix {self.cutmix} must lie in [0, 1]")
+        require(0 <= self.lr < inf, f"training.lr {self.lr} must be positive, or 0 for the step sizes of the subsets")
         for name, known in (("optimizer", OPTIMIZERS), ("loss", LOSSES), ("schedule", SCHEDULES)):
             value = getattr(self, name)
             require(value in known, f"training.{name} {value!r} is unknown; use one of {', '.join(known)}")
