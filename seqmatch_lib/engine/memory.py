@@ -14,14 +14,17 @@ def keep_freed_memory() -> None:
     """Tells glibc to reuse freed blocks of any size instead of giving them back to the operating system.
 
     By default every tensor above 32 MiB is mapped anew in every step, and the system clears its pages at first touch. A
-    ConvNet of width 32 with batches of 256 spends more time on that than on arithmetic. This function does nothing where the
-    C library is not glibc, and does not change GPU memory.
+    ConvNet of width 32 with batches of 256 spends more time on that than on arithmetic. An older glibc does not reuse blocks
+    above 32 MiB. This function does nothing where the C library is not glibc, and does not change GPU memory.
     """
     if not sys.platform.startswith("linux"):
         return
     libc = ctypes.CDLL(None)
     if hasattr(libc, "gnu_get_libc_version"):
-        libc.mallopt(M_MMAP_THRESHOLD, 2**30)
+        if not libc.mallopt(M_MMAP_THRESHOLD, 2**30):
+            # an older glibc refuses more than half of its largest heap; with no threshold set, the next line would freeze it
+            # at its first value, 128 KiB
+            libc.mallopt(M_MMAP_THRESHOLD, 2**25)
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
