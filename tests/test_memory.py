@@ -5,6 +5,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from seqmatch_lib.engine import memory
 
@@ -25,3 +26,15 @@ def test_the_largest_threshold_that_glibc_takes_is_set_before_the_other(largest,
     monkeypatch.setattr(ctypes, "CDLL", lambda name: libc)
     memory.keep_freed_memory()
     assert taken == [(memory.M_MMAP_THRESHOLD, threshold), (memory.M_TRIM_THRESHOLD, 2**31 - 1)]
+
+
+@pytest.mark.parametrize("status", [None, "Name:\tpython\nVmRSS:\t 5000 kB\n"])
+def test_a_kernel_that_does_not_tell_peaks_stops_no_run(status, tmp_path, monkeypatch):
+    """Some have no clear_refs and no VmHWM; the folder that is not there cannot be written to either."""
+    process, cpu = tmp_path / "self", torch.device("cpu")
+    monkeypatch.setattr(memory, "PROCESS", process)
+    memory.reset_peak_memory(cpu)
+    if status is not None:
+        process.mkdir()
+        (process / "status").write_text(status)
+    assert 50 < memory.peak_memory_mb(cpu) < 100_000

@@ -1,13 +1,16 @@
 """Memory of this process: freed blocks are kept for speed on a CPU, and peaks are measured by phase."""
 
 import ctypes
+import re
 import resource
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # names of glibc's malloc.h
+PROCESS = Path("/proc/self")  # what Linux says of this process
 
 
 def keep_freed_memory() -> None:
@@ -43,18 +46,21 @@ def reset_peak_memory(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif sys.platform.startswith("linux"):
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # proc(5): resets the peak resident set size
+        with suppress(OSError):  # some kernels have no such file, and some forbid to write it
+            (PROCESS / "clear_refs").write_text("5", encoding="ascii")  # proc(5): resets the peak resident set size
 
 
 def peak_memory_mb(device: torch.device) -> float:
     """Returns the peak since `reset_peak_memory` in MiB: allocated on the GPU, or resident in this process.
 
-    Outside Linux the peak of a process cannot be reset; the result is then its peak since it started.
+    Outside Linux, and where Linux has no /proc/self/clear_refs, the peak of a process cannot be reset; the result is then its
+    peak since it started.
     """
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
     if sys.platform.startswith("linux"):
-        status = Path("/proc/self/status").read_text(encoding="utf-8").split("VmHWM:")[1]
-        return round(int(status.split()[0]) / 2**10, 1)
+        with suppress(OSError):
+            if found := re.search(r"VmHWM:\s*(\d+)", (PROCESS / "status").read_text(encoding="utf-8")):
+                return round(int(found[1]) / 2**10, 1)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
