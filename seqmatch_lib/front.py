@@ -15,7 +15,7 @@ Run(digits-seqmatch_mtt-ipc10-k2-seed0-..., scale smoke: ... ± ... %, n = 2)
 import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from operator import index
 from os import PathLike
@@ -226,9 +226,9 @@ def distill(
         method: base method: "mtt", "idc", "dm", "krr", or a registered one of your own.
         subset_ipcs: images per class of S_1 … S_K; more than one makes it SeqMatch.
         iterations: for each subset; by default those of the preset that lends its settings.
-        scale: all other settings are those of the preset `cifar10-ipc10-<method>` at this scale, for a method of your own
-            those of `cifar10-ipc10-random` and its own defaults; for example a ConvNet of depth 3, which needs images of 8
-            pixels and more.
+        scale: all other settings are those of the preset `cifar10-ipc10-<method>` at this scale, of several subsets those of
+            `cifar10-ipc10-seqmatch_<method>`, for a method of your own those of `cifar10-ipc10-random` and its own defaults;
+            for example a ConvNet of depth 3, which needs images of 8 pixels and more.
         seed: of initial images, batches and evaluation networks.
         set: settings that differ from that preset, by dotted keys.
         results_dir: folder to keep everything in, teachers too, from which the same call goes on. By default a temporary one,
@@ -245,12 +245,15 @@ def distill(
     except TypeError as error:
         raise ConfigError(f"subset_ipcs {subset_ipcs!r:.120} must be a list of whole numbers, such as [5, 5]") from error
     base = str(method).removeprefix(SEQUENTIAL_PREFIX)
-    uses_teachers, preset = get_method(base).uses_teachers, f"cifar10-ipc10-{base}"
-    config = RunConfig.from_preset(preset if preset in preset_names() else "cifar10-ipc10-random", scale, seed)
+    uses_teachers, method = get_method(base).uses_teachers, SEQUENTIAL_PREFIX * (len(ipcs) > 1) + base
+    names = (f"cifar10-ipc10-{base}", f"cifar10-ipc10-{method}")
+    preset, lender = (name if name in preset_names() else "cifar10-ipc10-random" for name in names)
+    # the run is noted under the plain preset, so that the ids of earlier runs still hold
+    config = replace(RunConfig.from_preset(lender, scale, seed), preset=preset)
     changes: dict[str, Any] = {
         "dataset": dataset.spec.name,
         "zca": False,
-        "method": SEQUENTIAL_PREFIX * (len(ipcs) > 1) + base,
+        "method": method,
         "ipc": sum(ipcs),
         "subset_ipcs": ipcs,
         "intervals": [list(interval) for interval in config.intervals[:1]] if uses_teachers else [],

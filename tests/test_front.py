@@ -131,6 +131,22 @@ def test_a_distilled_set_is_saved_loaded_and_evaluated(mine, tmp_path):
     assert other.joint
 
 
+@pytest.mark.parametrize("scale", ["smoke", "reduced", "short", "paper"])
+@pytest.mark.parametrize("method", ["mtt", "idc", "dm", "krr"])
+def test_a_sequence_has_the_settings_of_the_sequential_preset(method, scale, tmp_path, monkeypatch):
+    monkeypatch.setattr(front, "run_experiment", lambda *_, **__: None)
+    config = sm.distill(*TWO, method, (5, 5), scale=scale, results_dir=tmp_path).config
+    plain, sequential = (sm.RunConfig.from_preset(f"cifar10-ipc10-{name}{method}", scale) for name in ("", "seqmatch_"))
+    data = {"dataset": "arrays", "zca": False}
+    assert config.as_dict() == sequential.changed(data).as_dict() | {"preset": plain.preset}
+    if scale in ("smoke", "reduced"):  # where both presets have the same settings, and runs had those of the plain one
+        changes = data | {"method": f"seqmatch_{method}", "subset_ipcs": [5, 5]}
+        both = [list(interval) for interval in plain.intervals] * 2
+        assert config.hash == plain.changed(changes | {"intervals": both}).hash
+    longer = sm.distill(*TWO, method, (4, 3, 3), scale=scale, iterations=7, results_dir=tmp_path).config
+    assert longer.intervals == config.intervals + config.intervals[:1]
+
+
 def test_a_temporary_folder_goes_with_its_run_or_with_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     run = sm.distill(as_pixels(90), as_pixels(30, 1), "dm", (1,), 2, "smoke", set=QUICK)
