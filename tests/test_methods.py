@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import CLASSES, TEACHERS, Impatient, checkpoints, make_stage
+from helpers import CLASSES, NETWORK, TEACHERS, Impatient, checkpoints, make_stage
 
 from seqmatch_lib.data.preprocessing import Whitening
 from seqmatch_lib.engine.augment import apply_augmentation, draw_augmentation
 from seqmatch_lib.engine.evaluation import train_staged
 from seqmatch_lib.engine.networks import flatten_parameters
-from seqmatch_lib.engine.training import TrainingRecipe
+from seqmatch_lib.engine.training import LoopTrainer, StackedTrainer, TrainingRecipe
 from seqmatch_lib.errors import ConfigError, OutOfTime
 from seqmatch_lib.methods import BaseConfig, get_method
 from seqmatch_lib.methods.dm import DM, DMConfig
@@ -59,6 +59,16 @@ def alike(real, synthetic, strategy, generator):
     both = torch.cat([real, synthetic])
     drawn = draw_augmentation(strategy, len(both), both.shape[2:], generator, shared=True)
     return apply_augmentation(both, drawn)[: len(real)], apply_augmentation(both, drawn)[len(real) :]
+
+
+def note_calls(function, calls):
+    """Returns the function, which notes the arguments of each call."""
+
+    def noted(*arguments):
+        calls.append(arguments)
+        return function(*arguments)
+
+    return noted
 
 
 def chosen(members, count, generator):
@@ -530,3 +540,30 @@ def test_what_does_not_go_together_is_named(tmp_path):
     with pytest.raises(ConfigError, match="training.loss 'cross_entropy' does not fit the labels of krr"):
         METHODS["krr"].check((), TeacherConfig(), TrainingRecipe())
     assert get_method("idc") is IDC
+
+
+@pytest.mark.parametrize("intervals", [(None,), (None, None)])
+@pytest.mark.parametrize(
+    ("name", "engine", "obstacle"),
+    [
+        ("mtt", "eager", "files of teachers do not hold; take one without, as with network.norm=instance"),
+        ("idc", "eager", "idc does not train; take one without, as with network.norm=instance"),
+        ("krr", "eager", "krr does not train; take one without, as with network.norm=instance"),
+        ("dm", "compiled", "'compiled' does not train; set training.engine=eager and training.precision=float32, or take"),
+        ("dm", "eager", None),
+    ],
+)
+def test_running_statistics_are_refused_before_anything_is_trained(name, engine, obstacle, intervals, tmp_path, monkeypatch):
+    stage, trained = make_stage(tmp_path), []
+    stage = replace(stage, network=replace(NETWORK, norm="batch"), recipe=replace(stage.recipe, engine=engine))
+    for trainer in (LoopTrainer, StackedTrainer):
+        monkeypatch.setattr(trainer, "epoch", note_calls(trainer.epoch, trained))
+    intervals = ((0, 4), (0, 3))[: len(intervals)] if name == "mtt" else intervals
+    arguments = METHODS[name], stage, (1,) * len(intervals), intervals, checkpoints(tmp_path)
+    if obstacle is None:
+        assert all(progress.last.images.isfinite().all() for progress in distill_stages(*arguments))
+        return
+    with pytest.raises(ConfigError, match=f"network 'convnet' with norm 'batch' has running statistics, which .*{obstacle}"):
+        distill_stages(*arguments)
+    assert not trained
+    assert not list(tmp_path.iterdir())

@@ -30,7 +30,7 @@ class NetworkConfig:
         name: one of `NETWORKS`.
         width: channels of every block of "convnet" and "fcn"; other networks have their published widths.
         depth: blocks of "convnet" and "fcn"; other networks have their published depths.
-        norm: one of `NORMS`; "batch" is for evaluation only, because trajectories hold no running statistics.
+        norm: one of `NORMS`; "batch" is for evaluation and for dm only, because trajectories hold no running statistics.
         pooling: one of `POOLINGS`, 2x2 after each block of "convnet".
     """
 
@@ -80,6 +80,11 @@ def check_networks(configs: Iterable[NetworkConfig], image_shape: tuple[int, int
         logits = _lay_out(config, image_shape, num_classes)(torch.empty(2, *image_shape, device="meta"))
         fits = tuple(logits.shape) in ((2, num_classes), (2, num_classes, *image_shape[1:]))
         require(fits, f"network {config.name!r} maps 2 images to {tuple(logits.shape)}, not to (2, {num_classes}) logits")
+
+
+def has_running_statistics(config: NetworkConfig, image_shape: tuple[int, int, int], num_classes: int) -> bool:
+    """Whether networks of this architecture hold more than their parameters: the statistics of norm "batch"."""
+    return next(_lay_out(config, image_shape, num_classes).buffers(), None) is not None
 
 
 def _lay_out(config: NetworkConfig, image_shape: tuple[int, int, int], num_classes: int) -> nn.Sequential:

@@ -20,7 +20,7 @@ from seqmatch_lib.data.labels import rows_by_class
 from seqmatch_lib.data.multi_formation import AS_STORED, Formation
 from seqmatch_lib.data.preprocessing import Preprocessing
 from seqmatch_lib.engine.evaluation import train_staged
-from seqmatch_lib.engine.networks import NetworkConfig, make_network
+from seqmatch_lib.engine.networks import NetworkConfig, has_running_statistics, make_network
 from seqmatch_lib.engine.training import TrainingRecipe
 from seqmatch_lib.errors import ConfigError, DivergenceError, require
 from seqmatch_lib.methods.teachers import TeacherConfig
@@ -78,6 +78,12 @@ class Stage:
         """Returns a fresh network for the real data, on the device; seed and purpose determine its parameters."""
         generator = make_generator(seed, *purpose)
         return make_network(self.network, tuple(self.images.shape[1:]), self.num_classes, generator).to(self.images.device)
+
+    def check_statistics(self, obstacle: str, remedy: str = "") -> None:
+        """Raises ConfigError, before anything is trained, if networks have running statistics, to which `obstacle` objects."""
+        problem = f"network {self.network.name!r} with norm {self.network.norm!r} has running statistics, which {obstacle}"
+        found = has_running_statistics(self.network, tuple(self.images.shape[1:]), self.num_classes)
+        require(not found, f"{problem}; {remedy}take one without, as with network.norm=instance")
 
     def start_networks(self, seed: int, *purposes: tuple[str | int, ...]) -> list[nn.Sequential]:
         """Returns networks from which stage k starts: trained on S_1, then on S_1 ∪ S_2, …, then on S_1 ∪ … ∪ S_{k-1}.

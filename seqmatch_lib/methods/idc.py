@@ -126,6 +126,7 @@ class IDCPrepared(MethodState):
         super().__init__(seconds=0.0)
         message = "idc keeps pixels within [0, 1], but ZCA whitened images have no such bounds; set zca=false"
         require(isinstance(stage.preprocessing, Normalisation), message)
+        stage.check_statistics("idc does not train")
         low, high = stage.preprocessing.range()
         self.stage = stage
         self.low, self.high = low.to(stage.images.device), high.to(stage.images.device)
@@ -208,7 +209,7 @@ class IDC(BaseMethod):
         return store_tiles(real.unflatten(0, (-1, tiles)), self.config.factor)
 
     def prepare(self, stage: Stage) -> IDCPrepared:
-        """Makes the network and groups the real images by class; raises ConfigError for ZCA whitened images."""
+        """Makes the network, groups the real images by class; raises ConfigError for ZCA whitened images and norm "batch"."""
         return IDCPrepared(stage, self.config)
 
     def step(

@@ -74,6 +74,7 @@ class KRRPrepared(MethodState):
 
     def __init__(self, stage: Stage, config: KRRConfig) -> None:
         super().__init__(seconds=0.0)
+        stage.check_statistics("krr does not train")
         self.stage = stage
         self.targets = centred_one_hot(stage.labels, stage.num_classes, stage.images.dtype)
         self.network = stage.make_network(stage.seed, "pool network")  # `features` loads parameters from the pool into it
@@ -150,7 +151,7 @@ class KRR(BaseMethod):
         require(loss == "mse", f"training.loss {loss!r} does not fit the labels of krr; set training.loss=mse")
 
     def prepare(self, stage: Stage) -> KRRPrepared:
-        """Makes the pool of networks, each first trained on S_1 … S_{k-1}."""
+        """Makes the pool of networks, each first trained on S_1 … S_{k-1}; raises ConfigError for norm "batch"."""
         return KRRPrepared(stage, self.config)
 
     def step(

@@ -149,7 +149,11 @@ def record_stage_teachers(stage: "Stage") -> TrajectorySet:
 
     Source: Algorithm 1 of SeqMatch, the line that saves the network for the next subset; `buffer.py` of its public code,
     which however loses the augmentation of the earlier subsets.
+
+    Raises:
+        ConfigError: the networks have running statistics.
     """
+    stage.check_statistics("files of teachers do not hold")
     identity: dict[str, object] = {
         "data": stage.data_identity,
         "network": as_settings(stage.network),

@@ -39,6 +39,7 @@ def distill_stages(
         The finished stages. S_k as frozen for the later stages is `selected`; only S_K has a separate `last`.
 
     Raises:
+        ConfigError: networks have running statistics, which the method, or the engine of the stage's recipe, does not train.
         DivergenceError: a value is not finite, and the last good state is in the checkpoint; or the step size is not positive
             where a network is to be trained.
         OutOfTime: the budget is spent; the state is in the checkpoint.
@@ -65,6 +66,9 @@ def _distill_stage(
     prepared = method.prepare(stage)
     is_state = isinstance(prepared, MethodState)
     require(is_state, f"prepare of {type(method).__name__} returned a {type(prepared).__name__}; return a MethodState")
+    if stage.recipe.engine == "compiled":  # with which iterates are scored, and the set evaluated
+        remedy = "set training.engine=eager and training.precision=float32, or "
+        stage.check_statistics("training.engine 'compiled' does not train", remedy)
     progress.seconds["teachers"] = prepared.seconds
     progress.note_memory("teachers")
     reset_peak_memory(device)
