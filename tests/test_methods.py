@@ -13,7 +13,7 @@ from seqmatch_lib.engine.evaluation import train_staged
 from seqmatch_lib.engine.networks import flatten_parameters
 from seqmatch_lib.engine.training import LoopTrainer, StackedTrainer, TrainingRecipe
 from seqmatch_lib.errors import ConfigError, OutOfTime
-from seqmatch_lib.methods import BaseConfig, get_method
+from seqmatch_lib.methods import BaseConfig, Stage, get_method
 from seqmatch_lib.methods.dm import DM, DMConfig
 from seqmatch_lib.methods.idc import IDC, METRICS, IDCConfig
 from seqmatch_lib.methods.krr import KRR, KRRConfig, margin_loss, regress
@@ -372,6 +372,17 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, name):
         assert torch.equal(a.last.labels, b.last.labels)
         assert a.last.lr == b.last.lr
         assert a.trainable.losses == b.trainable.losses
+
+
+def test_a_resumed_pool_is_not_trained_through_the_earlier_subsets_again(tmp_path, monkeypatch):
+    calls, stage = [], replace(make_stage(tmp_path), budget=Impatient())
+    monkeypatch.setattr(Stage, "start_networks", note_calls(Stage.start_networks, calls))
+    for _ in range(2 * KRR_CONFIG.iterations):
+        with pytest.raises(OutOfTime):
+            distil(tmp_path, "krr", stage)
+    sizes = [len(purposes) for _, _, *purposes in calls]
+    assert sizes.count(KRR_CONFIG.num_networks) == 2  # once a stage; each other call replaces a network that is worn out
+    assert sizes.count(1) == len(sizes) - 2 > 0
 
 
 @pytest.mark.parametrize("name", METHODS)

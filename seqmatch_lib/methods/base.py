@@ -300,6 +300,12 @@ class BaseMethod(ABC):
     def prepare(self, stage: Stage) -> MethodState:
         """Computes or loads whatever all steps of the stage share, such as teachers."""
 
+    def resume(self, stage: Stage, state: dict[str, torch.Tensor]) -> MethodState:
+        """Returns what `prepare` returned in an earlier process and steps have changed since, from the `state` saved of it."""
+        prepared = self.prepare(stage)
+        prepared.load_state(state)
+        return prepared
+
     @abstractmethod
     def step(self, prepared: Any, trainable: Trainable, frozen: SubsetSequence, generator: torch.Generator) -> torch.Tensor:
         """Computes one iteration's loss and adds its gradients to the leaves of `trainable`.

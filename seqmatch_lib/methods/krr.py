@@ -70,7 +70,7 @@ class KRRConfig:
 
 
 class KRRPrepared(MethodState):
-    """The pool of networks, each with its trainer."""
+    """The pool of networks, each with its trainer; it is empty until it is filled, or loaded from a state."""
 
     def __init__(self, stage: Stage, config: KRRConfig) -> None:
         super().__init__(seconds=0.0)
@@ -87,13 +87,20 @@ class KRRPrepared(MethodState):
         # staggered, as in the public code, so that the networks are not all replaced at once
         self.updates = torch.tensor([config.max_online_updates // size * index for index in range(size)])
         self.starts = torch.zeros(size, dtype=torch.long)
-        self.trainers = self._make_trainers(range(size))
+        self.trainers: list[StackedTrainer] = []
+
+    def fill(self) -> None:
+        """Fills the pool with fresh networks, each trained on S_1 … S_{k-1}."""
+        self.trainers = self._make_trainers(range(self._config.num_networks))
 
     def _make_trainers(self, indices: Iterable[int]) -> list[StackedTrainer]:
         """Returns trainers of fresh networks for these indices of the pool."""
         purposes = [("stage", self.stage.index, "pool", index, int(self.starts[index])) for index in indices]
         networks = self.stage.start_networks(self.stage.seed, *purposes)
-        return [StackedTrainer([network], self._recipe, self._config.net_lr) for network in networks]
+        return [self._make_trainer(network) for network in networks]
+
+    def _make_trainer(self, network: nn.Module) -> StackedTrainer:
+        return StackedTrainer([network], self._recipe, self._config.net_lr)
 
     def train(self, index: int, images: torch.Tensor, labels: torch.Tensor, generator: torch.Generator) -> None:
         """Trains a network for one step on the synthetic set, or replaces it after `max_online_updates` + 1, as published."""
@@ -121,6 +128,8 @@ class KRRPrepared(MethodState):
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
         """Restores what `state` returned."""
         self.updates, self.starts = state["updates"].cpu(), state["starts"].cpu()
+        # any network does here: the state takes its place
+        self.trainers = [self._make_trainer(self.network) for _ in range(self._config.num_networks)]
         for index, trainer in enumerate(self.trainers):
             trainer.load_state(tensors_under(state, f"{index}."))
 
@@ -152,7 +161,15 @@ class KRR(BaseMethod):
 
     def prepare(self, stage: Stage) -> KRRPrepared:
         """Makes the pool of networks, each first trained on S_1 … S_{k-1}; raises ConfigError for norm "batch"."""
-        return KRRPrepared(stage, self.config)
+        prepared = KRRPrepared(stage, self.config)
+        prepared.fill()
+        return prepared
+
+    def resume(self, stage: Stage, state: dict[str, torch.Tensor]) -> KRRPrepared:
+        """Returns the saved pool, without training the one that it was at first."""
+        prepared = KRRPrepared(stage, self.config)
+        prepared.load_state(state)
+        return prepared
 
     def step(
         self, prepared: KRRPrepared, trainable: Trainable, frozen: SubsetSequence, generator: torch.Generator

@@ -63,7 +63,7 @@ def _distill_stage(
         return progress
     device = stage.images.device
     reset_peak_memory(device)
-    prepared = method.prepare(stage)
+    prepared = method.resume(stage, state) if state else method.prepare(stage)
     is_state = isinstance(prepared, MethodState)
     require(is_state, f"prepare of {type(method).__name__} returned a {type(prepared).__name__}; return a MethodState")
     if stage.recipe.engine == "compiled":  # with which iterates are scored, and the set evaluated
@@ -72,8 +72,6 @@ def _distill_stage(
     progress.seconds["teachers"] = prepared.seconds
     progress.note_memory("teachers")
     reset_peak_memory(device)
-    if state:
-        prepared.load_state(state)
     scored = {round(iterations * (i + 1) / num_selections) for i in range(num_selections)} if score else set()
     try:
         with progress_bar(iterations, f"distil S_{stage.index}", "it", done) as bar:
