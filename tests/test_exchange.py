@@ -174,12 +174,15 @@ def test_what_a_layout_cannot_hold_is_refused(tmp_path, generator):
         with pytest.raises(ConfigError, match=rf"format '{kind}' holds .* use '{other}'"):
             export_sequence(sequence, kind, tmp_path, PLAIN, NAMES)
     targets = SubsetSequence(tuple(replace(subset, labels=subset.labels - 0.1) for subset in soft.subsets))
-    with pytest.raises(ConfigError, match=r"format 'datm' holds soft labels that are probabilities"):
-        export_sequence(targets, "datm", tmp_path, PLAIN, NAMES)
+    for kind in ("mtt", "datm", "idc", "folder"):  # labels as krr learns them
+        with pytest.raises(ConfigError, match=rf"format '{kind}' holds .* use 'parquet'"):
+            export_sequence(targets, kind, tmp_path, PLAIN, NAMES)
+    export_sequence(targets, "parquet", tmp_path / "parquet", PLAIN, NAMES)
+    assert torch.equal(import_as(configure(), [tmp_path / "parquet"], "parquet").union()[1], targets.union()[1])
     pixels = SubsetSequence((replace(hard.subsets[0], labels=torch.zeros(20, 8, 8, dtype=torch.int64)),))
     with pytest.raises(ConfigError, match=r"labels of pixels do not fit format 'mtt'"):
         export_sequence(pixels, "mtt", tmp_path, PLAIN, NAMES)
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["parquet"]
 
 
 @pytest.mark.parametrize("kind", FORMATS)

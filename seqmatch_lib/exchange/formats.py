@@ -29,7 +29,7 @@ from seqmatch_lib.data.multi_formation import AS_STORED, Formation
 from seqmatch_lib.data.preprocessing import Preprocessing
 from seqmatch_lib.errors import ConfigError, StorageError, require
 from seqmatch_lib.exchange.pixel_layouts import read_folder, read_parquet, write_folder, write_parquet
-from seqmatch_lib.exchange.public_layouts import read_idc, read_pt, write_datm, write_idc, write_mtt
+from seqmatch_lib.exchange.public_layouts import holds_probabilities, read_idc, read_pt, write_datm, write_idc, write_mtt
 from seqmatch_lib.store.checksums import NAME, check_files, write_checksums
 from seqmatch_lib.store.files import explain_refusal
 from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset, check_sequence
@@ -61,7 +61,7 @@ def export_sequence(
     labels = sequence.subsets[0].labels
     require(labels.dim() < 3, f"labels of pixels do not fit format {kind!r}; only our own files keep them")
     if labels.is_floating_point() and kind not in ("datm", "parquet"):
-        other = "datm" if kind == "mtt" else "parquet"
+        other = "datm" if kind == "mtt" and holds_probabilities(sequence) else "parquet"
         raise ConfigError(f"format {kind!r} holds classes, but this set has soft labels; use {other!r}")
     with explain_refusal(folder):
         found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []

@@ -35,14 +35,20 @@ def write_mtt(sequence: SubsetSequence, folder: Path, *_: Any) -> list[Path]:
 
 def write_datm(sequence: SubsetSequence, folder: Path, *_: Any) -> list[Path]:
     """Writes the layout of DATM, whose soft labels are logits."""
+    other = "parquet" if sequence.subsets[0].labels.is_floating_point() else "mtt"
+    problem = "format 'datm' holds soft labels that are probabilities, which this set has not"
+    require(holds_probabilities(sequence), f"{problem}; use {other!r}")
     written = []
     for subset, where in _places(sequence, folder):
-        labels = subset.labels
-        probabilities = labels.is_floating_point() and bool((labels >= 0).all() and (labels.sum(1) - 1).abs().max() < 1e-4)
-        require(probabilities, "format 'datm' holds soft labels that are probabilities, which this set has not; use 'mtt'")
-        logits = labels.clamp_min(torch.finfo(labels.dtype).tiny).log()
+        logits = subset.labels.clamp_min(torch.finfo(subset.labels.dtype).tiny).log()
         written += _write_pt_subset(replace(subset, labels=logits), where, LR_FILES[1])
     return written
+
+
+def holds_probabilities(sequence: SubsetSequence) -> bool:
+    """Whether all labels are rows of probabilities, as those of DATM are and those that krr learns are not."""
+    rows = [subset.labels for subset in sequence.subsets]
+    return all(row.is_floating_point() and bool((row >= 0).all() and (row.sum(1) - 1).abs().max() < 1e-4) for row in rows)
 
 
 def write_idc(sequence: SubsetSequence, folder: Path, preprocessing: Preprocessing, *_: Any) -> list[Path]:
