@@ -13,7 +13,7 @@ Run(digits-seqmatch_mtt-ipc10-k2-seed0-..., scale smoke: ... ± ... %, n = 2)
 """
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -298,10 +298,12 @@ def evaluate(
         `accuracy` and `random_baseline` in per cent, by architecture.
 
     Raises:
-        ConfigError: the set does not say how it was made.
+        ConfigError: the set does not say how it was made, or `networks` is no list of names.
         DataError: the set was distilled from other images than those found.
         StorageError: `results_dir` holds the same question asked of other images.
     """
+    is_list = networks is None or (isinstance(networks, Iterable) and not isinstance(networks, str))
+    require(is_list, f"networks {networks!r:.120} must be a list of names, such as ['convnet', 'resnet18']")
     sequence = distilled if isinstance(distilled, SubsetSequence) else load(distilled)
     changes = as_overrides(set) | ({"evaluation.networks": list(networks)} if networks else {})
     config = config_of(sequence, "the set" if sequence is distilled else distilled).changed(changes)
