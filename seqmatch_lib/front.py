@@ -336,13 +336,18 @@ def records(results_dir: Path | str = RESULTS) -> "DataFrame":
     Returns:
         Columns `dataset`, `ipc`, `method`, `num_subsets`, `scale`, `run_id`, `seed`, `training` ("last", "selected", "joint",
         or "random" for random real images), `network`, `accuracy`.
+
+    Raises:
+        ConfigError: the folder holds no records.
     """
     from pandas import DataFrame
 
+    runs = load_runs(_as_path(results_dir))
+    require(bool(runs), f"{results_dir} holds no records; make one with `run(preset, results_dir=…)` or give another folder")
     names = ("dataset", "ipc", "method", "num_subsets", "scale", "run_id", "seed")
     rows = [
         (*(getattr(run, name) for name in names), kind.removesuffix(" real"), network, value)
-        for run in load_runs(_as_path(results_dir))
+        for run in runs
         for kind, accuracies in run.accuracies.items()
         for network, accuracy in (accuracies or {"by_network": {}})["by_network"].items()
         for value in accuracy["values"]

@@ -345,6 +345,12 @@ def test_committed_records_are_one_tidy_frame():
     assert len(run) == 5
 
 
+def test_a_folder_without_records_is_refused_as_show_does(tmp_path):
+    for folder in (tmp_path, tmp_path / "absent", str(tmp_path / "absent")):
+        with pytest.raises(ConfigError, match=f"^{folder} holds no records; make one with `run"):
+            sm.records(folder)
+
+
 def test_a_record_without_its_set_says_how_to_get_the_set(mine, tmp_path):
     bare = front.Run(mine.config, mine.record, tmp_path)
     with pytest.raises(StorageError, match=r"run\(…, force=True\) to distil it again"):
