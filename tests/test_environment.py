@@ -1,9 +1,10 @@
 """One dependency list: pyproject.toml says what is needed, requirements.lock pins it, environment.yml reads the lock."""
 
+import ast
 import re
 import sys
 import tomllib
-from importlib.metadata import version
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,23 @@ def test_the_lock_pins_every_dependency_within_its_range():
     wanted = [Requirement(text) for text in [*PROJECT["dependencies"], *extras["notebooks"], *extras["dev"], *extras["site"]]]
     for requirement in wanted:
         assert requirement.specifier.contains(pinned(requirement.name)), requirement
+
+
+def test_the_library_imports_nothing_that_only_another_package_brings():
+    """Imports inside functions count too. What draws in notebooks may use all that JupyterLab brings."""
+    imported, library = set(), ROOT / "seqmatch_lib"
+    for path in sorted({*library.rglob("*.py")} - {*(library / "report").glob("*.py"), library / "explore.py"}):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) else []
+            imported |= {name.partition(".")[0] for name in names}
+    providers = packages_distributions()
+    needed = {name: providers[name] for name in imported - set(sys.stdlib_module_names) - {"seqmatch_lib"}}
+    wanted = [Requirement(text) for text in [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["notebooks"]]]
+    listed = {canonicalize_name(requirement.name) for requirement in wanted}
+    assert {"babel", "pandas", "sklearn", "torch"} <= needed.keys()
+    missing = {name: found for name, found in needed.items() if not listed & set(map(canonicalize_name, found))}
+    assert not missing
 
 
 def test_the_promised_pins():
