@@ -209,6 +209,15 @@ def test_arrays_of_any_kind_are_the_same_data_set():
     assert len(set(found.values())) == 1, found
 
 
+def test_images_of_two_colours_are_taken_in_either_range_and_black_ones_too():
+    images, labels = as_pixels(30)
+    bits = (images > 128).to(torch.uint8)
+    for remedied in (255 * bits, bits.float()):
+        assert torch.equal(dataset_from_arrays((remedied, labels), (remedied, labels)).train.images, 255 * bits)
+    for dark in (0 * images, 0 * images + 2):
+        assert torch.equal(dataset_from_arrays((dark, labels), (dark, labels)).train.images, dark)
+
+
 @pytest.mark.parametrize(
     ("mode", "channels"), [("RGB", 3), ("P", 3), ("RGBA", 3), ("CMYK", 3), ("L", 1), ("1", 1), ("I;16", 1)]
 )
@@ -249,6 +258,11 @@ def items(*items):
         (lambda x, y: (x[:, 0], y), r"images of shape \(30, 6, 6\); they must be \(N, C, H, W\)"),
         (lambda x, y: (x.float(), y), r"pixels from .* floats must lie in \[0, 1\]"),
         (lambda x, y: (x.float() * float("nan"), y), r"1080 values that are not finite \(nan, inf\); replace them"),
+        (
+            lambda x, y: ((x > 128).byte(), y),
+            "uint8 pixels of 0 and 1 alone, .*; multiply them by 255, or give them as floats",
+        ),
+        (lambda x, y: TensorDataset(torch.ones_like(x), y), "train has uint8 pixels of 0 and 1 alone"),
         (lambda x, y: (x.int(), y), r"images of torch.int32; they must be uint8"),
         (lambda x, y: (x, y.float()), r"labels of torch.float32 and shape \(30,\); they must be \(N,\) whole numbers"),
         (lambda x, y: (x, y + 1), r"train has labels from 1 to 3, .* 0 … 2, .*; subtract 1 from all"),

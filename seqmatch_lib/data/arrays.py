@@ -18,7 +18,8 @@ def dataset_from_arrays(train: Arrays | Dataset, test: Arrays | Dataset) -> Imag
     """Makes a data set of images in memory; it is called "arrays", and its classes by the numbers of their labels.
 
     Args:
-        train: (images, labels): (N, C, H, W) uint8, or floats in [0, 1], which are rounded to 8 bits; (N,) whole numbers.
+        train: (images, labels): (N, C, H, W) uint8 in 0 … 255, or floats in [0, 1], which are rounded to 8 bits; (N,) whole
+            numbers. No images of uint8 that hold 1 and nothing above: they are meant to be white, and would be black.
             Or a `torch.utils.data.Dataset` of pairs of an image, (C, H, W) or a picture of Pillow's, and a class.
         test: the same; its images have the shape of those of `train`.
 
@@ -90,6 +91,9 @@ def _to_tensor(image: Any) -> torch.Tensor:
 
 def _to_bytes(images: torch.Tensor, which: str) -> torch.Tensor:
     if images.dtype is torch.uint8:
+        # all zeros are black in either range
+        problem = f"{which} has uint8 pixels of 0 and 1 alone, which are all but black where white is 255"
+        require(int(images.max()) != 1, f"{problem}; multiply them by 255, or give them as floats", DataError)
         return images.cpu().contiguous()
     if not images.is_floating_point():
         raise DataError(f"{which} has images of {images.dtype}; they must be uint8, or floats in [0, 1]")
