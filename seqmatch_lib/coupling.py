@@ -160,7 +160,8 @@ class MatchingLoss:
     def coupling(self, a: tuple[torch.Tensor, torch.Tensor], b: tuple[torch.Tensor, torch.Tensor]) -> float:
         """Returns c(A|B) = ‖∇_A L(A ∪ B) − ∇_A L(A)‖ / ‖∇_A L(A)‖: how far the presence of B changes A's gradient.
 
-        It is |B| / |A ∪ B| where B only shares the mean loss with A, as a copy of A would.
+        Where B only shares the mean loss with A, as a copy of A would, it is the share of B among all images: one half if A
+        and B are equally many.
 
         Args:
             a: images and labels of A.
