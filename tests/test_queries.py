@@ -144,6 +144,24 @@ def test_runs_that_were_cut_short_make_no_line_over_sizes():
     assert queries.gains_at_several_sizes(whole, "cifar10", "short")["ipc"].tolist() == [1, 10]
 
 
+def test_sizes_are_compared_at_equal_settings_where_they_were_run_so():
+    """The presets of ten and of fifty images differ in more than their size; the preset of fifty with ten images does not."""
+    runs = [make_run("cifar10-ipc10-mtt", 0, (60.0, 62.0)), make_run("cifar10-ipc50-mtt", 0, (51.0, 53.0))]
+    own = queries.gains_at_several_sizes(Evidence(runs), "cifar10", "reduced")
+    assert own[["ipc", "gain", "equal"]].to_numpy().tolist() == [[10, 40, False], [50, 31, False]]
+    assert "those of each size's preset" in findings.find_gains(Evidence(runs), "cifar10", "reduced")
+    alike = {"ipc": 10, "subset_ipcs": [10]}
+    runs.append(make_run("cifar10-ipc50-mtt", 0, (31.0, 33.0), overrides=alike))
+    longer, later = alike | {"mtt.iterations": 301}, alike | {"intervals": [[7, 14]]}
+    runs.append(make_run("cifar10-ipc50-mtt", 0, (90.0, 90.5), overrides=longer, iterations=(301,)))
+    runs.append(make_run("cifar10-ipc50-mtt", 0, (90.0, 90.5), overrides=later))
+    equal = queries.gains_at_several_sizes(Evidence(runs), "cifar10", "reduced")
+    assert equal[["ipc", "gain", "equal"]].to_numpy().tolist() == [[10, 11, True], [50, 31, True]]
+    said = findings.find_gains(Evidence(runs), "cifar10", "reduced")
+    assert "+11.0 at 10, +31.0 at 50" in said
+    assert "Settings of MTT: equal at all sizes" in said
+
+
 def test_reevaluations_show_what_was_changed():
     run = make_sequence()
     found = queries.reevaluated(Evidence([run], [make_reevaluation(run, True, epochs=600), make_reevaluation(run)]), "cifar10")

@@ -148,7 +148,7 @@ def _plot_seeds(
         frame: `base`, `set`, `seed`, `accuracy`, `accuracy_std`.
         names: rows, the same in all panels, which stand beside each other; None gives each its own, below each other.
         title: of the figure.
-        reference: the set at whose mean a line is drawn through the panel.
+        reference: the set at whose accuracies, one a seed, lines are drawn through the panel.
         aside: a set far off to the left, whose mean is written instead of drawn.
     """
     panels = dict(iter(frame.groupby("base", sort=False)))
@@ -178,8 +178,9 @@ def _plot_seeds(
             place = (0.02, own.index(aside))
             style = {"va": "center", "fontsize": 9, "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 1}}
             axis.annotate(f"← {means[aside]:.1f}, off the axis", place, xycoords=axis.get_yaxis_transform(), **style)
-        if reference in means:
-            axis.axvline(means[reference], color="0.3", linewidth=0.8, linestyle=":", label=reference)
+        label = f"{reference}, same seed" if len(seeds) > 1 else reference
+        for row in panel[panel["set"] == reference].itertuples():  # a seed's points are to be compared with its own line
+            axis.axvline(row.accuracy, color=colors[row.seed], linewidth=0.8, linestyle=":", label=label)
         axis.set(yticks=range(len(own)), yticklabels=own, ylim=(len(own) - 0.5, -0.5), title=base, xlabel="test accuracy, %")
         axis.tick_params(labelbottom=True)
     _legend_below(figure, axes.flat, title)
@@ -189,7 +190,7 @@ def _plot_seeds(
 def plot_subsets(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figure:
     """Draws accuracy against K, the number of equal subsets, at a fixed number of images: a point is a seed.
 
-    Lines join the means over the seeds that every K has.
+    Lines join the means over the seeds that the sequence has at every K; a set without them has points alone.
 
     K = 1 is the base method. Beside the sequence stands its control: the one set, trained on for as many epochs. Each base
     method that was run with two or more K has a panel.
@@ -212,8 +213,10 @@ def plot_subsets(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figu
             "jointly": rows.assign(accuracy=rows["joint"].fillna(rows["accuracy"])),
             "one set, as many epochs": longer[longer["num_subsets"].isin(rows["num_subsets"])],
         }
+        seeds = set(of_common_seeds(rows, "num_subsets")["seed"])
         for (kind, points), marker, color in zip(lines.items(), "osD^", sns.color_palette(PALETTE), strict=False):
-            means = of_common_seeds(points, "num_subsets").groupby("num_subsets")["accuracy"].mean()
+            common = of_common_seeds(points, "num_subsets")
+            means = common[common["seed"].isin(seeds)].groupby("num_subsets")["accuracy"].mean()
             axis.plot(means.index, means, color=color, label=kind)
             axis.scatter(points["num_subsets"], points["accuracy"], color=[color], marker=marker, s=16)
         axis.set(title=base, xlabel="K, number of subsets", ylabel="test accuracy, %")
@@ -228,7 +231,7 @@ def plot_gain(evidence: Evidence, dataset: str, scale: str) -> Figure:
 
     Points of one size are shifted sideways, so that none hides another.
 
-    Methods that were run at one size are left out; sequences, dashed and hollow, have the K of their presets.
+    Methods that were run at one size are left out; sequences are dashed and hollow.
     """
     frame = queries.gains_at_several_sizes(evidence, dataset, scale, by_seed=True)
     require(len(frame) > 0, f"no method was run at two sizes on {dataset} at scale {scale}", NothingToDraw)
@@ -316,7 +319,9 @@ def _draw_last_iterates(
         axis.errorbar(place, row.accuracy, row.accuracy_std, label=label, capsize=3, **style)
     counts = pd.concat([final["n"], others["n"]])
     networks = f",\n{format_range(counts)} networks" if len(counts) else ""
-    axis.set(xticks=[], xlim=(-1, max(len(counts), 1)), ylabel="accuracy, %", title=f"last iterate{networks}")
+    title = f"last iterate{networks}\n± over seeds, or over\nnetworks of one seed"
+    axis.set(xticks=[], xlim=(-1, max(len(counts), 1)), ylabel="accuracy, %")
+    axis.set_title(title, fontsize=9)
 
 
 def plot_distilled(

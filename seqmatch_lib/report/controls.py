@@ -12,7 +12,8 @@ import pandas as pd
 from seqmatch_lib.methods import method_names
 from seqmatch_lib.report.evidence import Evidence, runs_of, with_settings
 from seqmatch_lib.report.numbers import make_frame, summarise, values_by_seed, where
-from seqmatch_lib.runs.config import REFERENCES, SEQUENTIAL_PREFIX
+from seqmatch_lib.runs.config import REFERENCES, SEQUENTIAL_PREFIX, RunConfig
+from seqmatch_lib.runs.order import runs_of_order
 from seqmatch_lib.runs.records import OrderRecord, changes_of
 from seqmatch_lib.store.files import digest_json
 
@@ -217,5 +218,13 @@ def order(
 def _of_order(records: Iterable[OrderRecord], name: str) -> pd.DataFrame:
     """Returns what one set of the ablation of order and division is worth, for the seeds that have one."""
     having = sorted((record for record in records if name in record.accuracy), key=lambda record: record.seed)
-    rows = [(record.seed, record.accuracy[name], digest_json(record.config)[:8]) for record in having]
+    rows = [(record.seed, record.accuracy[name], _runs_behind(record, name)) for record in having]
     return pd.DataFrame(rows, columns=["seed", "values", "record"])
+
+
+def _runs_behind(record: OrderRecord, name: str) -> str:
+    """Returns the names of the sequence's record and, of independent halves, of the other half's."""
+    sequence = digest_json(record.config)[:8]
+    if not name.startswith("divided"):
+        return sequence
+    return f"{sequence}, {runs_of_order(RunConfig.from_dict(record.config))['other half'].hash[:8]}"

@@ -192,14 +192,14 @@ def plot_transfer(frame: pd.DataFrame, title: str) -> Figure:
 def plot_gradients(frame: pd.DataFrame, title: str) -> Figure:
     """Draws a frame of `findings.list_gradients`: a row a quantity, a column a start epoch.
 
-    Thick lines are means over teachers, thin ones the teachers.
+    Thick lines are means over the teachers at which the quantities were measured, thin ones these teachers.
     """
     common = {"x": "ipc", "y": "value", "hue": "images", "palette": PALETTE}
     grid = sns.relplot(
         frame, row="quantity", col="start epoch", kind="line", style="images", markers=True, errorbar=None, height=2.5,
         facet_kws={"sharey": "row"}, **common,
     )  # fmt: skip
-    grid.set_titles("start epoch {col_name}").set_xlabels("images per class in $A \\cup B$")
+    grid.set_titles("start epoch {col_name}").set_xlabels("images per class")
     for (quantity, epoch), axis in grid.axes_dict.items():
         cell = frame[(frame["quantity"] == quantity) & (frame["start epoch"] == epoch)]
         thin = {"units": "teacher", "estimator": None, "linewidth": 0.8, "alpha": 0.6}
@@ -208,7 +208,8 @@ def plot_gradients(frame: pd.DataFrame, title: str) -> Figure:
     for axes, quantity in zip(grid.axes, dict.fromkeys(frame["quantity"]), strict=True):
         axes[0].set_ylabel(quantity)
     whole_ticks(grid.axes.flat)
-    grid.figure.suptitle(title, y=1.03)
+    measured = frame["teacher"].nunique()
+    grid.figure.suptitle(f"{title}; measured at {measured} teacher{'s' * (measured > 1)}", y=1.03)
     return grid.figure
 
 

@@ -35,9 +35,10 @@ CHANGES = {  # of a sequence: set of `order` -> in words
 NOTHING = "Nothing yet: no such run has a record."
 OF_SCALES = {
     "smoke": "Scale smoke: these numbers mean nothing.",
-    "reduced": "A rehearsal has smaller networks, fewer teachers and fewer iterations than published, and decides nothing "
-    "about the paper's own settings.",
-    "short": "Network and training are the published ones, with fewer teachers and iterations.",
+    "reduced": "A rehearsal has smaller networks, fewer teachers and iterations and other learning rates than published, and "
+    "decides nothing about the paper's own settings.",
+    "short": "Network and learning rates are the published ones, with fewer teachers and iterations, in bfloat16, and with a "
+    "tenth of the training images held out to choose iterates.",
 }
 
 
@@ -120,7 +121,8 @@ def find_gains(evidence: Evidence, dataset: str, scale: str) -> str:
     records = evidence.accuracies.set_index("record")["iterations"]
     counts = [records.loc[row.records.split(", ")].max() for row in alone.itertuples()]
     given = ", ".join(f"{count:,} at ipc {ipc}" for count, ipc in zip(counts, alone["ipc"], strict=True))
-    sure = f"Seeds of distillation: {_seeds_by(alone, 'ipc', 'ipc {}')}. Iterations of MTT: {given}."
+    settings = "equal at all sizes" if alone["equal"].all() else "those of each size's preset, which differ in more"
+    sure = f"Seeds of distillation: {_seeds_by(alone, 'ipc', 'ipc {}')}. Settings of MTT: {settings}. Iterations: {given}."
     return _finding(dataset, None, scale, found, sure)
 
 
@@ -218,44 +220,57 @@ def split_reference(runs: Mapping[str, RunRecord]) -> tuple[dict[str, Any], dict
 
 
 def find_coupling(measured: dict[str, pd.DataFrame], setting: str) -> str:
-    """What the measurements of one joint and one sequential set say about the paper's argument, as far as they were made."""
-    parts, sure = [], ["One joint and one sequential set, one seed"]
+    """What losses and gradients of one joint and one sequential set say about the paper's argument, in short."""
+    parts = []
     if "losses" in measured:
-        losses = measured["losses"].groupby(["training", "images"])["loss"].agg(["first", "last"]).map("{:.2f}".format)
-        for name, text in {"MTT": "the joint set", "SeqMatch": "the sequence"}.items():
-            easy, hard = (" to ".join(losses.loc[(name, images)]) for images in ("easy", "hard"))
-            parts.append(f"Training on {text} takes the mean loss of easy real images from {easy}, of hard ones from {hard}.")
+        losses = measured["losses"].query("images == 'hard'").groupby("training")["loss"].agg(["first", "last"])
+        joint, sequence = (" to ".join(map("{:.2f}".format, losses.loc[name])) for name in ("MTT", "SeqMatch"))
+        parts.append(
+            f"Training on the joint set takes the mean loss of hard real images from {joint}, on the sequence {sequence}."
+        )
     if "gradients" in measured:
-        of_set = measured["gradients"]
+        tables = {"the joint set": "gradients", "random real images": "real_gradients"}
+        known = {images: measured[table] for images, table in tables.items() if table in measured}
+        untrained = {images: rows[rows["start epoch"] == rows["start epoch"].min()] for images, rows in known.items()}
+        courses = [f"{_course(rows, 'repair_share')} for {images}" for images, rows in untrained.items()]
         parts.append(
-            f"From the first {of_set['ipc'].min()} to all {of_set['ipc'].max()} images per class of the joint set, repair(B) "
-            f"goes from {_course(of_set, 'repair_share')}, and c(A|B) from {_course(of_set, 'coupling')}; section 2 of "
-            "`01_coupling_issue` defines both."
+            "*Repair* says how far one half of a set only corrects what the other half leaves (1: it does nothing else). As a "
+            f"set grows from {_sizes(measured['gradients'])} images per class, it goes from {', and from '.join(courses)}, "
+            "where teachers begin untrained."
         )
-        if "real_gradients" in measured:
-            real = measured["real_gradients"]
+    sure = "One joint and one sequential set, one seed; what the second stage of training brings by itself was not measured."
+    return f"**What we find** ({setting}). {' '.join(parts)}\n\n**How sure.** {sure}"
+
+
+def find_gradients(measured: dict[str, pd.DataFrame], setting: str) -> str:
+    """Repair and coupling of the smallest and the largest set, at each start epoch."""
+    parts = []
+    for images, table in (("the joint set", "gradients"), ("random real images", "real_gradients")):
+        if table in measured:
+            gradients = measured[table]
             parts.append(
-                f"With random real images instead, repair(B) goes from {_course(real, 'repair_share')}, and c(A|B) from "
-                f"{_course(real, 'coupling')}."
+                f"For {images}, repair(B) goes from {_course_by_epoch(gradients, 'repair_share')}, and c(A|B) from "
+                f"{_course_by_epoch(gradients, 'coupling')}."
             )
-        teachers = _count_teachers(measured["gradients"]["teacher"].nunique())
-        sure.append(f"gradients at {measured['gradients']['match'].nunique()} segments of {teachers}")
-    if "deciles" in measured:
-        deciles = measured["deciles"].pivot_table("accuracy", "decile", "after")
-        gain = deciles.iloc[:, -1] - deciles.iloc[:, 0]
-        parts.append(
-            f"The second subset adds {gain.iloc[0]:+.1f} points on the easiest tenth of test images and "
-            f"{gain.iloc[-1]:+.1f} on the hardest, {gain.mean():+.1f} on average."
-        )
-    if "errors" in measured:
-        last = measured["errors"]["epoch"].max()
-        late = measured["errors"][measured["errors"]["epoch"] == last].groupby("set", sort=False)["error"].mean()
-        errors = "; ".join(f"{value:.2f} for {name}" for name, value in late.items()).replace("$", "").replace("\\cup", "∪")
-        parts.append(f"Where teachers begin at epoch {last}, the matching error is {errors}.")
-        sure.append("errors over all teachers")
+    teachers = _count_teachers(measured["gradients"]["teacher"].nunique())
+    return f"**{setting}**, from {_sizes(measured['gradients'])} images per class, {teachers}. {' '.join(parts)}"
+
+
+def find_errors(measured: dict[str, pd.DataFrame], setting: str) -> str:
+    """Matching errors at the last start epoch."""
+    errors, last = measured["errors"], measured["errors"]["epoch"].max()
+    late = errors[errors["epoch"] == last].groupby("set", sort=False)["error"].mean()
+    means = "; ".join(f"{value:.2f} for {name}" for name, value in late.items()).replace("$", "").replace("\\cup", "∪")
+    return f"**{setting}**. Where teachers begin at epoch {last}, the matching error is {means} (means over teachers)."
+
+
+def find_deciles(measured: dict[str, pd.DataFrame], setting: str) -> str:
+    """What the second subset adds on easy and on hard test images."""
+    deciles = measured["deciles"].pivot_table("accuracy", "decile", "after")
+    gain = deciles.iloc[:, -1] - deciles.iloc[:, 0]
     return (
-        f"**What we find** ({setting}). {' '.join(parts)}\n\n**How sure.** {'; '.join(sure)}. What the second stage of "
-        "training brings by itself was not measured here."
+        f"**{setting}**. The second subset adds {gain.iloc[0]:+.1f} points on the easiest tenth of test images and "
+        f"{gain.iloc[-1]:+.1f} on the hardest, {gain.mean():+.1f} on average."
     )
 
 
@@ -274,10 +289,19 @@ def list_gradients(measured: dict[str, pd.DataFrame]) -> pd.DataFrame:
     return both.melt(["images", "ipc", "start epoch", "teacher"], ["c(A|B)", "repair(B)"], "quantity")
 
 
+def _sizes(gradients: pd.DataFrame) -> str:
+    return f"{gradients['ipc'].min()} to {gradients['ipc'].max()}"
+
+
+def _course_by_epoch(gradients: pd.DataFrame, name: str) -> str:
+    """Returns the course of a quantity at each start epoch."""
+    return ", ".join(f"{_course(rows, name)} (start epoch {epoch})" for epoch, rows in gradients.groupby("start epoch"))
+
+
 def _course(gradients: pd.DataFrame, name: str) -> str:
-    """Returns a quantity of the smallest and of the largest set, at each start epoch; means over teachers."""
-    ends = gradients.pivot_table(name, "start epoch", "ipc").iloc[:, [0, -1]].set_axis(["first", "last"], axis=1)
-    return ", ".join(f"{row.first:.2f} to {row.last:.2f} (start epoch {row.Index})" for row in ends.itertuples())
+    """Returns a quantity of the smallest and of the largest set; means over teachers."""
+    means = gradients.groupby("ipc")[name].mean()
+    return f"{means.iloc[0]:.2f} to {means.iloc[-1]:.2f}"
 
 
 def _minus(frame: pd.DataFrame, names: Sequence[str]) -> str:

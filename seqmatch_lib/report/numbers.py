@@ -3,7 +3,9 @@
 Accuracies are of test images, in per cent. Beside a column `x`, `x_std` is its spread: the standard deviation over the means
 of the seeds of distillation where there are several, over networks where there is one seed, NaN where there is one network.
 A difference is over the seeds that both sides have, and `…_seeds` counts them. `…_low` and `…_high` are its 95 % interval from
-three seeds on, that of a paired t-test, since both sides of a seed share images, teachers and the starts of evaluation.
+three seeds on, that of a paired t-test, since both sides of a seed share the images that they begin with and, but for
+re-evaluations with a seed of their own, the starts of evaluation. All seeds share the teachers of stage 1, so an interval does
+not say how much teachers differ.
 `seeds` counts distillations, `n` networks; `records` names each record by the last eight characters of its file name.
 """
 

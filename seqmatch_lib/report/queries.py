@@ -8,7 +8,7 @@ own.
 
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from itertools import accumulate
 from operator import or_
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 import pandas as pd
 
 from seqmatch_lib.errors import StorageError, require
-from seqmatch_lib.report.evidence import KINDS, Evidence, runs_left_open, with_settings
+from seqmatch_lib.report.evidence import KINDS, Evidence, iterations_of, runs_left_open, with_settings
 from seqmatch_lib.report.numbers import (
     Values,
     difference,
@@ -32,7 +32,7 @@ from seqmatch_lib.report.numbers import (
     where,
 )
 from seqmatch_lib.runs.config import REFERENCES, SEQUENTIAL_PREFIX, RunConfig, preset_names
-from seqmatch_lib.runs.records import list_scores
+from seqmatch_lib.runs.records import RunRecord, flatten_settings, list_scores
 from seqmatch_lib.runs.stages import read_progress
 
 
@@ -81,21 +81,56 @@ def gain_over_random(
     rows = where(rows, map(or_, rows["of_preset"] & cut_short, resized)).sort_values(by, kind="stable")
     for key, group in rows.groupby(by, sort=False):
         group = group[group["of_preset"] == group["of_preset"].max()]
-        random = values_by_seed(group[group["kind"] == "random"])
-        common = dict(zip(by, key, strict=True)) | {"of_preset": bool(group["of_preset"].max())}
-        last = group[group["kind"] == "last"]
-        pooled += [common | row for row in summarise(last, "gain", random, by_seed)]
+        pooled += _gains(group, dict(zip(by, key, strict=True)) | {"of_preset": bool(group["of_preset"].max())}, by_seed)
     return make_frame(pooled, (*by, "of_preset", "gain"))
 
 
 def gains_at_several_sizes(evidence: Evidence, dataset: str, scale: str, by_seed: bool = False) -> pd.DataFrame:
-    """`gain_over_random` of methods that were run at more than one size, not cut short; sequences have the K of their presets.
+    """`gain_over_random` of methods that were run at more than one size, with equal settings where that can be.
 
-    Runs that were cut short differ in more than their size.
+    Presets of different sizes may differ in more than the size. So where a method was run at two sizes or more with the
+    settings and iterations of its largest size, it has these rows, and `equal` is true. Otherwise they are those of its
+    presets. Sequences have the K of their presets, or the smallest that was run with equal settings. Runs that were cut short
+    are left out, since they differ in more than their size.
     """
     frame = gain_over_random(evidence, dataset, scale, by_seed, cut_short=False)
     frame = frame[(frame["num_subsets"] == 1) | frame["of_preset"]]
-    return frame.groupby("method").filter(lambda rows: rows["ipc"].nunique() > 1)
+    frame = frame.groupby("method").filter(lambda rows: rows["ipc"].nunique() > 1)
+    runs = {run.config_hash[:8]: run for run in evidence.runs}
+    rows = evidence.select(["last", "random"], dataset=dataset, scale=scale, even=True)
+    rows = rows.assign(settings=[_settings_but_size(runs[record]) for record in rows["record"]])
+    parts, by = [frame.assign(equal=False)[:0]], ["method", "num_subsets", "ipc"]
+    for method, own in frame.groupby("method", sort=False):
+        largest = own.loc[own["ipc"].idxmax(), "records"].split(", ")[0]
+        alike = rows[(rows["method"] == method) & (rows["settings"] == _settings_but_size(runs[largest]))]
+        alike = alike[alike["num_subsets"] == alike.groupby("ipc")["num_subsets"].transform("min")]
+        if equal := alike["ipc"].nunique() > 1:
+            groups = alike.sort_values(by, kind="stable").groupby(by, sort=False)
+            own = pd.DataFrame(row for key, group in groups for row in _gains(group, dict(zip(by, key, strict=True)), by_seed))
+        parts.append(own.assign(equal=equal))
+    return pd.concat(parts, ignore_index=True).drop(columns="of_preset")
+
+
+def _gains(group: pd.DataFrame, common: Mapping[str, Any], by_seed: bool) -> Iterable[dict[str, Any]]:
+    """Yields what runs gain over random real images: in one row, or in one for each seed."""
+    random = values_by_seed(group[group["kind"] == "random"])
+    return (common | row for row in summarise(group[group["kind"] == "last"], "gain", random, by_seed))
+
+
+def _settings_but_size(run: RunRecord) -> str:
+    """Returns the settings of a run but for its size, what follows from it (batches, epochs), its seed and its networks.
+
+    Of the intervals of a sequence only the epochs that they span count, and of its iterations those of all subsets.
+    """
+    sized = ("preset", "ipc", "subset_ipcs", "num_subsets", "seed", "intervals", "batch_syn", "iterations", "epochs")
+    kept = {
+        name: value
+        for name, value in flatten_settings(run.config).items()
+        if not name.startswith(("evaluation.", "teachers.")) and name.rpartition(".")[2] not in sized
+    }
+    epochs = [epoch for interval in run.config["intervals"] for epoch in interval]
+    teachers = run.config["teachers"] if epochs else {}
+    return str([kept, teachers, (min(epochs), max(epochs)) if epochs else (), iterations_of(run)])
 
 
 def reevaluated(evidence: Evidence, dataset: str) -> pd.DataFrame:

@@ -20,7 +20,7 @@ DATASETS = ("svhn", "cifar10", "cifar100", "tiny_imagenet")  # with published nu
 COLUMNS = (  # of `build_table`
     "preset", "ipc", "method", "published", "published_std", "mark", "augmented", "ours", "ours_std", "selected",
     "selected_std", "random", "random_std", "scale", "iterations", "teachers", "seeds", "n", "train_images", "core_hours",
-    "device",
+    "device", "mirrored",
 )  # fmt: skip
 README_CELLS = (
     "cifar10-ipc1-mtt",
@@ -35,21 +35,25 @@ DAGGER = "†"  # stands beside them
 SPREAD = "± is the standard deviation over the means of seeds of distillation where there are several, over networks otherwise"
 NOTE = (
     f"Test accuracy in per cent; {SPREAD}. `ours` is the last iterate, `selected` the one chosen on validation images (at "
-    "scale `paper` on test images, as the papers do), `random` as many random real images under the same training. "
+    "scale `paper` on test images, as the papers do), `random` as many random real images under the same training. Earlier "
+    "subsets of a sequence are always those chosen, so at scale `paper` its `ours` has seen test images, and that of its base "
+    "method has not. "
     "`iterations` are those of all subsets, `n` counts networks, `core hours` are those of one processor core for all seeds."
 )
 SETTINGS_NOTE = (
-    "`paper` is the published setting in full, `short` the same with fewer teachers and iterations. `difference` is ours "
+    "`paper` is the published setting in full, `short` the same with fewer teachers and iterations, in bfloat16, with a tenth "
+    "of the training images held out. `difference` is ours "
     "minus the published mean. Random real images are compared with the published baseline trained with augmentation, as "
     "ours are, where there is one; they are one draw a seed, and draws differ by points. "
     f"{DAGGER}: printed from memory, not checked; doubtful: it is the number of another method, too."
 )
 README_NOTE = (
     f"Test accuracy in per cent; {SPREAD}. {DAGGER}: published number printed from memory, not checked. A rehearsal has "
-    "smaller networks and fewer steps than the published setting: not to be compared with published numbers."
+    "smaller networks, fewer steps and other learning rates than published: not to be compared with published numbers."
 )
 REHEARSAL_NOTE = (
-    "Smaller networks and fewer steps, for two CPU cores; these accuracies are not to be compared with published ones."
+    "Smaller networks, fewer steps and other learning rates, for two CPU cores; these accuracies are not to be compared with "
+    "published ones."
 )
 
 
@@ -145,6 +149,7 @@ def _summarise(runs: Sequence[RunRecord], scale: str) -> dict[str, Any]:
         "train_images": runs[0].data["train_images"],
         "core_hours": sum(run.threads * sum(run.seconds.values()) for run in runs) / 3600,
         "device": ", ".join(sorted({run.device_name for run in runs})),
+        "mirrored": "flip" in config.training.augment,
     }
 
 
@@ -168,7 +173,7 @@ def readme_table(records: Sequence[RunRecord], published: pd.DataFrame) -> str:
 
 def format_table(table: pd.DataFrame) -> pd.DataFrame:
     """Returns a table of `build_table` as texts, published numbers as printed, with a dagger where they were not checked."""
-    shown = format_frame(table.drop(columns=["mark", "augmented", "preset"], errors="ignore"))
+    shown = format_frame(table.drop(columns=["mark", "augmented", "preset", "mirrored"], errors="ignore"))
     shown["ipc"] = [text if text != "0" else "all" for text in shown["ipc"]]
     shown["ours"] = [text or "not run" for text in shown["ours"]]
     shown["scale"] = [label_scale(scale) for scale in table["scale"]]
@@ -196,19 +201,26 @@ def describe_table(settings: pd.DataFrame, rehearsal: pd.DataFrame) -> str:
     )
     counts = " and ".join(f"{(compared['scale'] == scale).sum()} of them at scale `{scale}`" for scale in PUBLISHED_SETTINGS)
     published, rehearsed = (format_range(rows["seeds"]) if len(rows) else "0" for rows in (run, rehearsal))
+    mirrored = [", ".join(dict.fromkeys(rehearsal[rehearsal["mirrored"] == kind]["method"])) for kind in (True, False)]
+    mixed = "In rehearsals networks are trained on mirrored images, too, for {}, and not for {}: do not compare across them. "
     return (
         f"**What we find.** {printed['preset'].nunique()} cells have a published number. We ran {counts} (fewer teachers and "
         "iterations)" + (f"; in brackets the distance from the published number in points: {gaps}" if gaps else "") + ". "
         f"{rehearsal['preset'].nunique()} cells were rehearsed, with smaller networks and fewer steps.\n\n"
         f"**How sure.** Seeds of distillation a cell: {published} at published settings, {rehearsed} in rehearsals, which "
-        "decide nothing about published numbers. A gain of the sequence counts only beside its controls, which stand below."
+        "decide nothing about published numbers. "
+        + (mixed.format(*mirrored) if all(mirrored) else "")
+        + "A gain of the sequence counts only beside its controls, which stand below."
     )
 
 
 def list_missing(table: pd.DataFrame, scale: str = "paper") -> pd.DataFrame:
     """Returns the cells of `build_table` that were not run: `ipc`, `method` and the `command` that runs them."""
     rows = table[table["seeds"] == 0]
-    return rows[["ipc", "method"]].assign(command="python -m seqmatch_lib run " + rows["preset"] + f" --scale {scale}")
+    sizes = [str(ipc) if ipc else "all" for ipc in rows["ipc"]]
+    return rows[["ipc", "method"]].assign(
+        ipc=sizes, command="python -m seqmatch_lib run " + rows["preset"] + f" --scale {scale}"
+    )
 
 
 def write_tables(results_dir: Path, out_dir: Path | None = None) -> list[Path]:
