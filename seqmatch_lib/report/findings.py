@@ -226,7 +226,7 @@ def find_coupling(measured: dict[str, pd.DataFrame], setting: str) -> str:
         losses = measured["losses"].query("images == 'hard'").groupby("training")["loss"].agg(["first", "last"])
         joint, sequence = (" to ".join(map("{:.2f}".format, losses.loc[name])) for name in ("MTT", "SeqMatch"))
         parts.append(
-            f"Training on the joint set takes the mean loss of hard real images from {joint}, on the sequence {sequence}."
+            f"Training on the joint set takes the mean loss of hard real images from {joint}, on the sequence from {sequence}."
         )
     if "gradients" in measured:
         tables = {"the joint set": "gradients", "random real images": "real_gradients"}
