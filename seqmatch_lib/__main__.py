@@ -32,6 +32,7 @@ from seqmatch_lib.exchange.pixel_layouts import share_outside
 from seqmatch_lib.front import config_of, evaluate
 from seqmatch_lib.runs.config import SCALES, RunConfig, parse_override, preset_names
 from seqmatch_lib.runs.experiment import record_shared_teachers, run_experiment
+from seqmatch_lib.runs.pictures import preprocessing_of
 from seqmatch_lib.runs.records import format_records, load_runs, record_path
 from seqmatch_lib.subsets import SubsetSequence, check_sequence, load_sequence
 
@@ -39,6 +40,7 @@ RESULTS = Path("paper_results")
 EXECUTED = RESULTS / "executed"  # copies of all notebooks with their outputs, to be read where nothing can be run
 EXIT_ERROR = 2
 EXIT_OUT_OF_TIME = 75  # EX_TEMPFAIL: the state is saved, the same command goes on
+GOES_ON = "the same command goes on from the last checkpoint"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -71,7 +73,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader has seen enough: `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the flush at exit finds a reader
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
+        is_lost = options.command is _evaluate and options.results is None
+        goes_on = "nothing is kept; with --results DIR the same command would go on" if is_lost else GOES_ON
+        print(f"interrupted: {goes_on}", file=sys.stderr)
         return 130
     return 0
 
@@ -290,7 +294,7 @@ def _find_images(options: argparse.Namespace, sequence: SubsetSequence) -> Datas
 def _export(options: argparse.Namespace) -> None:
     sequence = load_sequence(options.path)
     spec = _find_images(options, sequence)
-    preprocessing = fit_preprocessing(spec, config_of(sequence, options.path).zca)
+    preprocessing = preprocessing_of(sequence, config_of(sequence, options.path), spec)
     check_sequence(sequence, str(options.path), spec.shape, spec.num_classes)
     names = sequence.metadata.get("class_names") or [str(label) for label in range(spec.num_classes)]
     written = export_sequence(sequence, options.to, options.out, preprocessing, names)
@@ -379,6 +383,10 @@ def _plan(options: argparse.Namespace) -> None:
 
 
 def _cost(options: argparse.Namespace) -> None:
+    for name in ("threads", "image_size", "num_classes", "train_images"):
+        value, option = getattr(options, name), f"--{name.replace('_', '-')}"
+        least = 2 if name == "num_classes" else 1
+        require(value is None or value >= least, f"{option} {value} must be at least {least}")
     config = _read_config(options)
     model = CostModel.load(options.results, options.benchmark)
     dataset = find_dataset(config.dataset)

@@ -5,6 +5,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
+from seqmatch_lib.errors import require
 from seqmatch_lib.report.figures import plot_accuracies, plot_losses, show_pictures
 from seqmatch_lib.report.notebooks import show
 from seqmatch_lib.report.texts import label_scale
@@ -37,6 +38,9 @@ def show_run(results: Results, record: RunRecord, subset: int | str = ALL, label
     run = results.open_run(record)
     if results.has_set(record):
         blocks = list(run.pictures().items())
+        subsets, labels = [ALL, *range(1, len(blocks) + 1)], [ALL, *run.class_names]
+        for name, value, known in (("subset", subset, subsets), ("class", label, labels)):
+            require(value in known, f"{name} {value!r:.120} is unknown; use one of {', '.join(map(str, known))}")
         chosen = dict(blocks if subset == ALL else blocks[subset - 1 : subset])
         classes = None if label == ALL else [run.class_names.index(label)]
         alt = f"Distilled images of {record.run_id}, subset: {subset}, class: {label}"

@@ -115,8 +115,9 @@ class Run:
         from seqmatch_lib.report.figures import show_pictures
 
         names = self.class_names
-        unknown = [label for label in classes or () if label not in range(len(names))]
-        require(not unknown, f"classes {unknown} are unknown; use some of 0 … {len(names) - 1}")
+        is_list = classes is None or isinstance(classes, Sequence)
+        unknown = [label for label in classes or () if label not in range(len(names))] if is_list else classes
+        require(is_list and not unknown, f"classes {unknown!r:.120} are unknown; give a list of some of 0 … {len(names) - 1}")
         steps = [f", step size {subset.lr:.3g}" for subset in self.distilled.subsets]
         blocks = {f"{name}{step}": pixels for (name, pixels), step in zip(self.pictures().items(), steps, strict=True)}
         return _close(show_pictures(blocks, names, self.record.run_id, max_per_class, classes))
@@ -142,6 +143,7 @@ class Run:
         """Draws the matching loss of every stage, as a running mean over `window` iterations."""
         from seqmatch_lib.report.figures import plot_losses
 
+        require(window >= 1, f"window {window} must be at least 1")
         return _close(plot_losses({self.config.method: self.record}, window).figure)
 
     def evaluate(
@@ -194,15 +196,16 @@ def run(
     """
     config = preset if isinstance(preset, RunConfig) else RunConfig.from_preset(preset, scale, seed, set)
     alone = config is not preset or (scale, seed, set) == ("paper", 0, None)
-    require(alone, "a RunConfig has its own scale, seed and settings; leave these out, or use RunConfig.changed")
+    other = "or make another one with RunConfig.from_preset(preset, scale, seed, settings)"
+    require(alone, f"a RunConfig has its own scale, seed and settings; leave these out, {other}")
     folder = _as_path(results_dir)
     record = run_experiment(config, folder, max_minutes=max_minutes, force=force, download=download)
     return Run(config, record, folder)
 
 
-def _as_path(folder: Path | str) -> Path:
-    require(isinstance(folder, PathLike | str), f"folder {folder!r:.120} must be a path, such as 'build/own'")
-    return Path(folder)
+def _as_path(path: Path | str) -> Path:
+    require(isinstance(path, PathLike | str), f"path {path!r:.120} must be a text or a Path, such as 'build/own'")
+    return Path(path)
 
 
 def distill(
@@ -239,7 +242,9 @@ def distill(
         DataError: images or labels that do not fit, with what was found.
         ConfigError: an unknown method, or a setting out of range.
     """
-    dataset = dataset_from_arrays(train, test)
+    dataset, settings = dataset_from_arrays(train, test), as_overrides(set)
+    named = f"dataset {settings.get('dataset')!r:.120} cannot be set, since the images are those given; leave it out"
+    require("dataset" not in settings, named)
     try:
         ipcs = [index(ipc) for ipc in subset_ipcs]
     except TypeError as error:
@@ -261,7 +266,7 @@ def distill(
     if iterations is not None:
         one_for_all = config.options is not None and not isinstance(config.options.iterations, int)
         changes[f"{base}.iterations"] = [iterations] if one_for_all else iterations
-    config = config.changed(changes | as_overrides(set))
+    config = config.changed(changes | settings)
     with ExitStack() as stack:
         folder = _as_path(results_dir or stack.enter_context(TemporaryDirectory(prefix="seqmatch-")))
         run = Run(config, run_experiment(config, folder, force=force, dataset=dataset), folder, dataset)
@@ -292,23 +297,33 @@ def evaluate(
         dataset: the real images, or (train, test) as `distill` takes them; by default those of the name that the set
             remembers.
         results_dir: folder that keeps the record, and the state from which the same call goes on after a kill.
-        max_minutes: stop at the first checkpoint after this time, with `OutOfTime`.
+        max_minutes: stop at the first checkpoint after this time, with `OutOfTime`; it needs `results_dir`.
 
     Returns:
         `accuracy` and `random_baseline` in per cent, by architecture.
 
     Raises:
-        ConfigError: the set does not say how it was made, or `networks` is no list of names.
+        ConfigError: the set does not say how it was made, `networks` is no list of names, or a setting is one of distillation.
         DataError: the set was distilled from other images than those found.
         StorageError: `results_dir` holds the same question asked of other images.
     """
     is_list = networks is None or (isinstance(networks, Iterable) and not isinstance(networks, str))
     require(is_list, f"networks {networks!r:.120} must be a list of names, such as ['convnet', 'resnet18']")
+    for name, flag in (("joint", joint), ("random", random)):
+        require(isinstance(flag, bool), f"{name} {flag!r:.120} must be True or False")
+    is_kept = max_minutes is None or results_dir is not None
+    require(is_kept, "max_minutes needs a folder that keeps the state; give results_dir (on the command line --results DIR)")
     sequence = distilled if isinstance(distilled, SubsetSequence) else load(distilled)
     changes = as_overrides(set) | ({"evaluation.networks": list(networks)} if networks else {})
+    of_distillation = [key for key in changes if not str(key).startswith(("training.", "evaluation.", "network."))]
+    rule = "a finished set is asked about training, evaluation and network alone"
+    require(not of_distillation, f"{rule}; leave out {', '.join(map(str, of_distillation))}, or distil another set with it")
     config = config_of(sequence, "the set" if sequence is distilled else distilled).changed(changes)
+    seed = RunConfig.from_dict(config.as_dict() | {"seed": seed}).seed  # a whole number, or a ConfigError
     if dataset is not None and not isinstance(dataset, ImageDataset):
-        require(len(dataset) == 2, f"dataset has {len(dataset)} parts; give the pair (train, test) that `distill` was given")
+        pair = "give the pair (train, test) that `distill` was given"
+        require(isinstance(dataset, tuple | list), f"dataset {dataset!r:.120} is no pair; {pair}")
+        require(len(dataset) == 2, f"dataset has {len(dataset)} parts; {pair}")
         dataset = dataset_from_arrays(*dataset)
     real = prepare_data(dataset or load_dataset(config.dataset), config.zca, config.select_on, choose_device())
     folder = None if results_dir is None else _as_path(results_dir)
@@ -327,7 +342,7 @@ def load(path: Path | str) -> SubsetSequence:
     Raises:
         StorageError: missing, damaged, or not a distilled set.
     """
-    return load_sequence(Path(path))
+    return load_sequence(_as_path(path))
 
 
 def records(results_dir: Path | str = RESULTS) -> "DataFrame":
@@ -369,12 +384,14 @@ def presets(dataset: str | None = None, scale: str = "paper", results_dir: Path 
     """
     from pandas import DataFrame
 
-    require(dataset is None or dataset in DATASETS, f"data set {dataset!r} is unknown; use one of {', '.join(DATASETS)}")
+    known = dataset is None or dataset in tuple(DATASETS)
+    require(known, f"data set {dataset!r:.120} is unknown; use one of {', '.join(DATASETS)}")
+    results_dir = _as_path(results_dir)
     configs = [RunConfig.from_preset(name, scale) for name in preset_names()]
     configs = [config for config in configs if dataset in (None, config.dataset)]
-    names, published = ("preset", "ipc", "method", "num_subsets"), _load_published(Path(results_dir))
-    has_benchmark = any((Path(results_dir) / "benchmarks").glob("*.json"))
-    model = CostModel.load(Path(results_dir)) if has_benchmark else None
+    names, published = ("preset", "ipc", "method", "num_subsets"), _load_published(results_dir)
+    has_benchmark = any((results_dir / "benchmarks").glob("*.json"))
+    model = CostModel.load(results_dir) if has_benchmark else None
     frame = DataFrame([[getattr(config, name) for name in names] for config in configs], columns=names)
     frame["published"] = [published.get((config.dataset, config.ipc, config.method)) for config in configs]
     frame["minutes"] = [model and model.minutes(config) for config in configs]

@@ -53,9 +53,12 @@ def list_configs(
         seeds: one seed, or several.
 
     Raises:
-        ConfigError: an unknown preset or scale, or seeds that are no whole numbers.
+        ConfigError: an unknown preset or scale, seeds that are no whole numbers, or no lists of base methods and divisions.
     """
     seeds = _read_seeds(seeds)
+    require(isinstance(bases, list | tuple), f"bases {bases!r:.120} must be a list of base methods, such as ['mtt']")
+    are_lists = isinstance(divisions, list | tuple) and all(isinstance(sizes, list | tuple) and sizes for sizes in divisions)
+    require(are_lists, f"divisions {divisions!r:.120} must be a list of lists of images per class, such as [[10], [5, 5]]")
     return [config_of_subsets(dataset, base, sizes, scale, seed) for base in bases for sizes in divisions for seed in seeds]
 
 
@@ -103,6 +106,7 @@ class Results:
         Raises:
             StorageError: there is no such folder, and `compute` was not asked for.
         """
+        require(isinstance(compute, bool), f"compute {compute!r:.120} must be True or False")
         if not compute:
             return cls((find_folder(results_dir),))
         here, committed = Path.cwd(), _look_for(RESULTS)

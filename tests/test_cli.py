@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import pytest
 
@@ -96,17 +97,25 @@ def test_out_of_time_says_how_to_go_on(tmp_path, capsys):
             ["exceeds the 42 epochs recorded", "raise teachers.epochs"],
         ),
         (["run", "digits-ipc10-mtt", "--scale", "tiny"], ["invalid choice: 'tiny'", "see --help"]),
-        (["run", "digits-ipc10-mtt", "--max-minutes", "-3"], ["max_minutes -3.0 must be positive"]),
+        (["run", "digits-ipc10-mtt", "--max-minutes", "-3"], ["max_minutes -3.0 must be a positive number"]),
         (["run"], ["required: PRESET"]),
         (["rnu"], ["invalid choice: 'rnu'"]),
         (["evaluate", "absent.safetensors"], ["absent.safetensors does not exist"]),
         (["show", "nowhere"], ["nowhere holds no records", "make one with"]),
         (["cost", "digits-ipc10-mtt", "--results", "nowhere"], ["nowhere/benchmarks holds no benchmark", "measure one with"]),
         (["cost", "digits-ipc10-mt"], ["unknown preset 'digits-ipc10-mt'"]),
+        (["cost", "digits-ipc10-mtt", "--threads", "-2"], ["--threads -2 must be at least 1"]),
+        (["cost", "digits-ipc10-mtt", "--num-classes", "1"], ["--num-classes 1 must be at least 2"]),
+        (["run", "digits-ipc10-mtt", "--set", "seed=1"], ["seed cannot be set like a setting", "--seed"]),
+        (["notebook", "absent.ipynb"], ["notebook absent.ipynb does not exist", "folder notebooks/"]),
+        (["notebook", "README.md"], ["README.md is no notebook, whose names end in .ipynb"]),
+        (["notebook", "damaged.ipynb"], ["damaged.ipynb is no notebook (Notebook does not appear to be JSON"]),
     ],
 )
 def test_mistakes_are_told_in_one_line(arguments, words, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    for name in ("README.md", "damaged.ipynb"):
+        (tmp_path / name).write_text("# Title")
     line = fails_in_one_line(capsys, *arguments)
     assert all(word in line for word in words), line
 
@@ -145,3 +154,12 @@ def test_hours_are_announced_before_a_run_begins(tmp_path, capsys, monkeypatch):
     assert re.match(r"cifar10-ipc10-mtt at scale paper takes about [\d,]+ hours, predicted for ", first)
     assert main(["run", "digits-ipc10-random", "--scale", "smoke", "--results", str(tmp_path)]) == 0
     assert "hours" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "promise"), [([], "nothing is kept; with --results"), (["--results", "r"], "goes on from")]
+)
+def test_an_interrupted_evaluation_promises_what_it_keeps(arguments, promise, capsys, monkeypatch):
+    monkeypatch.setattr("seqmatch_lib.__main__.evaluate", Mock(side_effect=KeyboardInterrupt))
+    assert main(["evaluate", "set.safetensors", *arguments]) == 130
+    assert promise in capsys.readouterr().err

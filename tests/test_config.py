@@ -185,6 +185,7 @@ def test_a_configuration_cannot_be_changed():
         ("mtt.syn_steps=20", ("mtt.syn_steps", 20)),
         ("mtt.lr_img=1e3", ("mtt.lr_img", 1000.0)),
         ("zca=true", ("zca", True)),
+        ("compute=False", ("compute", False)),
         ("intervals=[[0, 4], [0, 3]]", ("intervals", [[0, 4], [0, 3]])),
         ("dataset=digits", ("dataset", "digits")),
         ("network.norm=", ("network.norm", "")),
@@ -205,7 +206,7 @@ def test_override_without_key_or_value(text):
     [
         ("mtt.syn_step=3", r"unknown key 'mtt.syn_step'; did you mean mtt.syn_steps"),
         ("syn_steps=3", r"unknown key 'syn_steps'; did you mean mtt.syn_steps\?"),
-        ("preset=other", "unknown key 'preset'"),
+        ("preset=other", "preset cannot be set like a setting"),
         ("mtt=3", "unknown key 'mtt'"),
         ("zzz=3", "unknown key 'zzz'; known are dataset, ipc"),
         ("ipc=-1", "ipc -1 must be at least 1"),

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -91,6 +92,24 @@ def test_whitened_sets_are_exported_in_true_colours(tmp_path, generator):
     with Image.open(first) as picture:
         shown = torch.tensor(list(picture.tobytes()))
     assert (shown - images[0].flatten()).abs().max() <= 1
+
+
+def test_whitened_sets_are_not_exported_in_the_colours_of_other_images(tmp_path, capsys, generator):
+    """Whitening fitted on other images than the set's own would turn it into other pictures, which nobody would notice."""
+    for name, label, number in product(("own", "other"), ("cat", "dog"), range(12)):
+        folder = tmp_path / name / "train" / label
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = torch.randint(256, (8, 8, 3), dtype=torch.uint8, generator=generator)
+        Image.fromarray(pixels.numpy()).save(folder / f"{number}.png")
+    settings = [part for setting in ("ipc=1", "zca=true", "training.epochs=1") for part in ("--set", setting)]
+    images, results = ["--images", str(tmp_path / "own")], ["--results", str(tmp_path / "results")]
+    assert main(["run", "cifar10-ipc10-random", "--scale", "smoke", *images, *settings, *results]) == 0
+    (path,) = (tmp_path / "results" / "distilled").glob("*.safetensors")
+    export = ["export", str(path), "--to", "folder", "--out"]
+    assert main([*export, str(tmp_path / "exported"), *images]) == 0
+    assert main([*export, str(tmp_path / "refused"), "--images", str(tmp_path / "other")]) == 2
+    assert "was distilled from other own images" in capsys.readouterr().err
+    assert not (tmp_path / "refused").exists()
 
 
 def test_the_files_are_those_the_public_codes_load(tmp_path, generator):

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
+from seqmatch_lib.errors import ConfigError
 from seqmatch_lib.explore import LEVELS, explore, find_runs, show_run
 from seqmatch_lib.results import Results
 from seqmatch_lib.runs.records import load_runs
@@ -29,6 +30,14 @@ def test_runs_with_their_sets_come_first():
     assert RESULTS.has_set(found[0])
     assert not RESULTS.has_set(found[-1])
     assert {one.dataset for one in found} == {"cifar10"}
+
+
+def test_subsets_and_classes_that_there_are_not_are_named(shown):
+    with pytest.raises(ConfigError, match="subset 9 is unknown; use one of all, 1, 2"):
+        show_run(RESULTS, FIRST, 9)
+    with pytest.raises(ConfigError, match="class 'zebra' is unknown; use one of all, airplane"):
+        show_run(RESULTS, FIRST, label="zebra")
+    assert not shown
 
 
 def test_a_run_is_shown_with_and_without_its_images(shown, capsys):

@@ -313,7 +313,7 @@ def test_what_cannot_be_distilled_is_refused(tmp_path):
 
 NO_LIST = r"must be a list of whole numbers, such as \[5, 5\]"
 NO_TABLE = r"settings 'dm.lr_img=1' must be a dictionary, such as \{\"mtt.syn_steps\": 20"
-NO_PATH = "folder 3 must be a path, such as 'build/own'"
+NO_PATH = "path 3 must be a text or a Path, such as 'build/own'"
 
 
 @pytest.mark.parametrize(
@@ -335,7 +335,24 @@ NO_PATH = "folder 3 must be a path, such as 'build/own'"
         (lambda run: run.evaluate(results_dir=3), NO_PATH),
         (lambda run: sm.records(3), NO_PATH),
         (lambda run: sm.run(None), "unknown preset None; known are digits-ipc10-random"),
-        (lambda run: run.show(classes=[0, 9, -1]), r"classes \[9, -1\] are unknown; use some of 0 … 2"),
+        (lambda run: run.show(classes=[0, 9, -1]), r"classes \[9, -1\] are unknown; give a list of some of 0 … 2"),
+        (lambda run: run.show(classes=5), "classes 5 are unknown; give a list of some of 0 … 2"),
+        (lambda run: run.plot_losses(0), "window 0 must be at least 1"),
+        (lambda run: sm.run(["a"]), r"unknown preset \['a'\]; known are digits-ipc10-random"),
+        (lambda run: sm.load(3), NO_PATH),
+        (lambda run: sm.presets(results_dir=3), NO_PATH),
+        (lambda run: sm.presets(["digits"]), r"data set \['digits'\] is unknown; use one of digits"),
+        (lambda run: sm.distill(*TWO, set={"dataset": "cifar10"}), "dataset 'cifar10' cannot be set, since the images are"),
+        (lambda run: run.evaluate(joint=1), "joint 1 must be True or False"),
+        (lambda run: run.evaluate(random="no"), "random 'no' must be True or False"),
+        (lambda run: run.evaluate(seed=1.5), "seed = 1.5 has the wrong type; it must be int"),
+        (lambda run: run.evaluate(seed=True), "seed = True has the wrong type; it must be int"),
+        (lambda run: run.evaluate(set={"zca": True}), "is asked about training, evaluation and network alone; leave out zca"),
+        (lambda run: run.evaluate(set={"mtt.syn_lr": 0.5}), "leave out mtt.syn_lr, or distil another set with it"),
+        (lambda run: sm.evaluate(run.distilled, max_minutes=1), r"a folder that keeps the state; give results_dir \(on"),
+        (lambda run: sm.evaluate(run.distilled, max_minutes="1", results_dir="x", dataset=TWO), "'1' must be a positive"),
+        (lambda run: sm.evaluate(run.distilled, dataset="digits"), "dataset 'digits' is no pair; give"),
+        (lambda run: run.config.changed({"scale": "paper"}), "scale cannot be set like a setting; give it .* --scale"),
     ],
 )
 def test_arguments_of_another_kind_are_named(call, message, mine):

@@ -216,3 +216,13 @@ def test_two_folders_are_read_as_one(tmp_path):
     other.save(folders[1])
     with pytest.raises(StorageError, match="are of different images of cifar10, which no table may mix"):
         Results(folders).evidence()
+
+
+def test_parameters_of_notebooks_of_another_kind_are_named():
+    with pytest.raises(ConfigError, match="compute 'False' must be True or False"):
+        Results.open(compute="False")
+    with pytest.raises(ConfigError, match="bases 'mtt' must be a list of base methods"):
+        list_configs("digits", "mtt", [[10]], "smoke", 0)
+    for divisions in (5, [5, 5], [[]]):
+        with pytest.raises(ConfigError, match=r"must be a list of lists of images per class, such as \[\[10\], \[5, 5\]\]"):
+            list_configs("digits", ["mtt"], divisions, "smoke", 0)

@@ -62,7 +62,8 @@ class DatasetSpec:
                 f"data set name {self.name!r:.120} must consist of letters, digits, '_', '.' and '-', and of 100 at most; "
                 "give another one (--name NAME on the command line)"
             )
-        require(self.num_classes >= 2, f"data set {self.name!r} has one class; there is nothing to tell apart", DataError)
+        problem = f"data set {self.name!r} has {self.num_classes} class{'es' * (self.num_classes != 1)}"
+        require(self.num_classes >= 2, f"{problem}; it takes two to tell them apart", DataError)
 
     @classmethod
     def from_folder(cls, path: Path | str, image_size: int | None = None, name: str | None = None) -> "DatasetSpec":

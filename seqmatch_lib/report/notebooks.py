@@ -11,9 +11,9 @@ from typing import Any
 
 import nbformat
 
-from seqmatch_lib.errors import NotebookError, require
+from seqmatch_lib.errors import ConfigError, NotebookError, first_line, require
 from seqmatch_lib.runs.config import require_known
-from seqmatch_lib.store.files import write_text
+from seqmatch_lib.store.files import explain_refusal, write_text
 
 OWN_PARAMETERS = "# Parameters: papermill replaces them"  # how the cell tagged "parameters" begins
 GIVEN_PARAMETERS = "# Parameters\n"  # how the cell begins that papermill puts below it
@@ -44,8 +44,14 @@ def read_parameters(path: Path | str) -> dict[str, str]:
     """
     import papermill
 
-    require(Path(path).is_file(), f"notebook {path} does not exist; the notebooks are in the folder notebooks/")
-    return {name: parameter["default"] for name, parameter in papermill.inspect_notebook(_literally(path)).items()}
+    where = "the notebooks are in the folder notebooks/"
+    require(Path(path).is_file(), f"notebook {path} does not exist; {where}")
+    require(Path(path).suffix == ".ipynb", f"{path} is no notebook, whose names end in .ipynb; {where}")
+    try:
+        found = papermill.inspect_notebook(_literally(path))
+    except (nbformat.reader.NotJSONError, nbformat.ValidationError) as error:
+        raise ConfigError(f"{path} is no notebook ({first_line(error)}); {where}") from error
+    return {name: parameter["default"] for name, parameter in found.items()}
 
 
 def check_parameters() -> None:
@@ -87,7 +93,8 @@ def run_notebook(path: Path | str, out: Path | str, parameters: Mapping[str, Any
         require_known(f"parameter of {path}", name, known)
     out = Path(out)
     unfinished = out.parent / "failed" / out.name
-    unfinished.parent.mkdir(parents=True, exist_ok=True)
+    with explain_refusal(unfinished.parent):
+        unfinished.parent.mkdir(parents=True, exist_ok=True)
     try:
         with warnings.catch_warnings():  # papermill and its kernel warn about their own internals
             warnings.simplefilter("ignore")

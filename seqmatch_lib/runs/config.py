@@ -254,13 +254,14 @@ def preset_names() -> tuple[str, ...]:
 
 
 def parse_override(text: str) -> tuple[str, Any]:
-    """Parses `key=value` of the command line; the value is read as TOML, or as a plain word.
+    """Parses `key=value` of the command line; the value is read as TOML, as Python's True or False, or as a plain word.
 
     Raises:
         ConfigError: there is no `=`.
     """
     key, equals, value = text.partition("=")
     require(bool(equals and key), f"--set {text!r} is not of the form key=value")
+    value = value.lower() if value in ("True", "False") else value
     try:
         parsed = tomllib.loads(f"value = {value}")["value"]
         repr(parsed)  # no number of more digits than Python prints
@@ -308,6 +309,9 @@ def as_overrides(given: Mapping[str, Any] | None) -> dict[str, Any]:
 def _override(settings: dict[str, Any], overrides: Mapping[str, Any] | None) -> dict[str, Any]:
     """Returns settings with some of them changed, by dotted keys that a preset has; of the new method, if that is changed."""
     overrides = as_overrides(overrides)
+    apart = [key for key in ("preset", "scale", "seed") if key in overrides]
+    remedy = "give it on the command line as PRESET, --scale or --seed, in Python to run() or RunConfig.from_preset()"
+    require(not apart, f"{' and '.join(apart)} cannot be set like a setting; {remedy}")
     for key, value in sorted(overrides.items(), key=lambda override: override[0] != "method"):
         require_known("key", key, _known_keys(settings))
         for part in reversed(key.split(".")):
@@ -334,10 +338,11 @@ def _known_keys(settings: Mapping[str, Any]) -> list[str]:
 
 def require_known(what: str, name: str, known: Any) -> None:
     """Raises a ConfigError for an unknown name, with the known ones that are spelled or end alike."""
+    known = list(known)  # a list can also be asked for what has no hash
     if name in known:
         return
     ends_alike = [other for other in known if other.rpartition(".")[2] == name]
-    alike = ends_alike or get_close_matches(str(name), list(known), n=3, cutoff=0.5)
+    alike = ends_alike or get_close_matches(str(name), known, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(alike)}?" if alike else f"known are {', '.join(known)}"
     raise ConfigError(f"unknown {what} {name!r:.120}; {hint}")
 

@@ -4,10 +4,12 @@ from pathlib import Path
 
 import torch
 
-from seqmatch_lib.data.datasets import ImageDataset, find_dataset, fit_preprocessing
+from seqmatch_lib.data.datasets import DatasetSpec, ImageDataset, find_dataset, fit_preprocessing, load_dataset
+from seqmatch_lib.data.preprocessing import Preprocessing
 from seqmatch_lib.runs.config import RunConfig
+from seqmatch_lib.runs.real_data import check_origin, prepare_data
 from seqmatch_lib.store.sheets import read_sheet
-from seqmatch_lib.subsets import load_sequence, set_path
+from seqmatch_lib.subsets import SubsetSequence, load_sequence, set_path
 
 
 def load_pictures(config: RunConfig, results_dir: Path, dataset: ImageDataset | None = None) -> list[torch.Tensor]:
@@ -26,8 +28,23 @@ def load_pictures(config: RunConfig, results_dir: Path, dataset: ImageDataset | 
     """
     spec = find_dataset(config.dataset) if dataset is None else dataset.spec
     path = set_path(results_dir, config.run_id)
-    images, sheet = [subset.images for subset in load_sequence(path).subsets], path.with_suffix(".png")
+    sequence, sheet = load_sequence(path), path.with_suffix(".png")
     if config.zca and sheet.is_file():
-        return read_sheet(sheet, config.subset_ipcs, spec.num_classes, tuple(images[0].shape[1:]))
-    inverse = fit_preprocessing(spec, config.zca, dataset).inverse
-    return [inverse(pixels) for pixels in images]
+        return read_sheet(sheet, config.subset_ipcs, spec.num_classes, tuple(sequence.subsets[0].images.shape[1:]))
+    inverse = preprocessing_of(sequence, config, dataset or spec).inverse
+    return [inverse(subset.images) for subset in sequence.subsets]
+
+
+def preprocessing_of(sequence: SubsetSequence, config: RunConfig, dataset: ImageDataset | DatasetSpec) -> Preprocessing:
+    """Returns what was done to the pixels of a set; only whitening needs the data set for that.
+
+    Raises:
+        DataError: the data set is needed and not there, or the set was distilled from other images.
+    """
+    spec = dataset if isinstance(dataset, DatasetSpec) else dataset.spec
+    if not config.zca:
+        return fit_preprocessing(spec, False)
+    images = load_dataset(spec) if dataset is spec else dataset
+    data = prepare_data(images, config.zca, config.select_on, torch.device("cpu"))
+    check_origin(sequence, data)  # whitening fitted on other images gives other colours
+    return data.preprocessing

@@ -14,7 +14,8 @@ class Budget:
     """
 
     def __init__(self, max_minutes: float | None = None, save_seconds: float = 120.0) -> None:
-        require(max_minutes is None or max_minutes > 0, f"max_minutes {max_minutes} must be positive")
+        is_time = max_minutes is None or (isinstance(max_minutes, int | float) and max_minutes > 0)
+        require(is_time, f"max_minutes {max_minutes!r:.120} must be a positive number")
         self._deadline = float("inf") if max_minutes is None else time.monotonic() + 60 * max_minutes
         self._save_seconds = save_seconds
         self._last_save = time.monotonic()
