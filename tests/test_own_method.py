@@ -4,7 +4,7 @@ import re
 import subprocess
 import sys
 import textwrap
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from types import ModuleType
 
 import pytest
@@ -74,9 +74,29 @@ def test_ten_lines_are_a_method_that_runs_under_seqmatch(tmp_path):
     assert accuracy > 60  # chance is 33
 
 
+def starts_with(rows):
+    """Overrides `initialise`: the images and labels that it returns, in these rows."""
+
+    def initialise(self, stage):
+        trainable = BaseMethod.initialise(self, stage)
+        images = trainable.images.detach()[rows].requires_grad_()
+        return replace(
+            trainable, images=images, labels=trainable.labels[rows], optimizers={"images": torch.optim.SGD([images])}
+        )
+
+    return {"initialise": initialise}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"initialise": lambda self, stage: None}, "initialise of Changed returned a NoneType; return a Trainable"),
+        (
+            starts_with([0, 2, 1]),
+            r"initialise of Changed returned images of classes \[0, 2, 1\], but stage 1 has 3 classes \* ipc 1 = 3 images, "
+            "class by class; return stage.ipc of each class in the order of the classes, as super",
+        ),
+        (starts_with([0, 0, 1, 2]), r"returned images of shape \(4, 1, 6, 6\) with labels of shape \(4,\), but stage 1 has 3"),
         ({"step": lambda self, *_: torch.tensor(0.5)}, "step of Changed left no gradient of images; call loss.backward"),
         ({"step": lambda self, *_: 0.5}, "step of Changed returned 0.5; return the detached loss"),
         ({"step": lambda self, *_: None}, "step of Changed returned None; return the detached loss"),

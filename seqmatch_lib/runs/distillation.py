@@ -3,9 +3,12 @@
 import time
 from collections.abc import Callable, Sequence
 
+import torch
+
+from seqmatch_lib.data.labels import image_classes
 from seqmatch_lib.engine.memory import reset_peak_memory
 from seqmatch_lib.errors import DivergenceError, require
-from seqmatch_lib.methods.base import BaseMethod, MethodState, Stage
+from seqmatch_lib.methods.base import BaseMethod, MethodState, Stage, Trainable
 from seqmatch_lib.progress import progress_bar
 from seqmatch_lib.runs.stages import StageCheckpoint, StageProgress
 from seqmatch_lib.seqmatch import distill_sequence, iterate
@@ -39,7 +42,8 @@ def distill_stages(
         The finished stages. S_k as frozen for the later stages is `selected`; only S_K has a separate `last`.
 
     Raises:
-        ConfigError: networks have running statistics, which the method, or the engine of the stage's recipe, does not train.
+        ConfigError: networks have running statistics, which the method, or the engine of the stage's recipe, does not train;
+            or the method's `initialise` or `prepare` returned what it must not.
         DivergenceError: a value is not finite, and the last good state is in the checkpoint; or the step size is not positive
             where a network is to be trained.
         OutOfTime: the budget is spent; the state is in the checkpoint.
@@ -57,7 +61,7 @@ def distill_stages(
 def _distill_stage(
     method: BaseMethod, stage: Stage, checkpoint: StageCheckpoint, score: Scorer | None, num_selections: int
 ) -> StageProgress:
-    progress, state = checkpoint.load(method.initialise(stage))
+    progress, state = checkpoint.load(_initialise(method, stage))
     iterations, done = method.num_iterations(stage.index), progress.trainable.iteration
     if done >= iterations:
         return progress
@@ -93,3 +97,26 @@ def _distill_stage(
         checkpoint.save(progress, prepared.state())
         raise
     return progress
+
+
+def _initialise(method: BaseMethod, stage: Stage) -> Trainable:
+    """Returns the subset before its first iteration; raises ConfigError unless its images lie class by class, all of them.
+
+    Of each class's images the place is known, not the label; see `SyntheticSubset.of_class`. Soft labels need not say which
+    class an image was made for, so their number alone is checked.
+    """
+    trainable = method.initialise(stage)
+    name = f"initialise of {type(method).__name__}"
+    is_subset = isinstance(trainable, Trainable)
+    require(is_subset, f"{name} returned a {type(trainable).__name__}; return a Trainable, such as super().initialise(stage)")
+    expected = torch.arange(stage.num_classes).repeat_interleave(stage.ipc)
+    images, labels = tuple(trainable.images.shape), tuple(trainable.labels.shape)
+    is_whole = images[:1] == labels[:1] == (len(expected),)
+    found = f"images of shape {images} with labels of shape {labels}"
+    if is_whole and not trainable.labels.is_floating_point():
+        classes = image_classes(trainable.labels).tolist()
+        is_whole, found = classes == expected.tolist(), f"images of classes {classes}"
+    rule = f"stage {stage.index} has {stage.num_classes} classes * ipc {stage.ipc} = {len(expected)} images, class by class"
+    remedy = "return stage.ipc of each class in the order of the classes, as super().initialise(stage) does"
+    require(is_whole, f"{name} returned {found:.120}, but {rule}; {remedy}")
+    return trainable
