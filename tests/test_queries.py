@@ -58,6 +58,17 @@ def test_settings_that_differ_from_the_preset_are_found():
     assert changes_of(changed) == {"mtt.syn_steps": 7, "select_on": "test"}
 
 
+@pytest.mark.parametrize(("preset", "method"), [("mtt", "dm"), ("mtt", "random"), ("idc", "seqmatch_dm"), ("random", "mtt")])
+def test_what_a_run_of_another_method_differs_in_makes_it_again(preset, method):
+    preset = f"cifar10-ipc10-{preset}"
+    other = RunConfig.from_preset(preset, "reduced").changed({"method": method})
+    overrides = records.overrides_of(other)
+    assert RunConfig.from_preset(preset, "reduced", 0, overrides) == other
+    older = overrides | {"krr.ridge": "default"}  # what records said of settings that the run has not
+    run = replace(make_run(preset), config=other.as_dict(), overrides=older)
+    assert changes_of(run) == overrides
+
+
 def test_runs_of_a_preset_before_it_was_edited_are_runs_of_another(monkeypatch):
     """Their records keep their overrides, and no table or query pools them with runs of the preset as it stands."""
     before = make_run("cifar10-ipc10-mtt", 0, (40.0, 42.0))

@@ -14,6 +14,7 @@ from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin
 
 from seqmatch_lib.errors import ConfigError, StorageError, UnknownMethodError, require
+from seqmatch_lib.methods import method_names
 from seqmatch_lib.runs.config import RunConfig, preset_names
 from seqmatch_lib.runs.provenance import Provenance
 from seqmatch_lib.store.files import digest_json, read_json
@@ -327,8 +328,10 @@ def changes_of(record: RunRecord | OrderRecord) -> dict[str, Any]:
 
     If the preset was edited since, `preset` stands beside them, with the commit of the run: it is a run of another preset.
     """
-    is_edited = overrides_of(RunConfig.from_dict(record.config)) != record.overrides
-    return record.overrides | ({"preset": f"as of {record.git_commit[:8]}"} if is_edited else {})
+    config = RunConfig.from_dict(record.config)
+    overrides = _of_its_method(record.overrides, config)  # older records name settings of the preset's method, too
+    is_edited = overrides_of(config) != overrides
+    return overrides | ({"preset": f"as of {record.git_commit[:8]}"} if is_edited else {})
 
 
 def fields_of(config: RunConfig, *names: str) -> dict[str, Any]:
@@ -349,7 +352,14 @@ def overrides_of(config: RunConfig) -> dict[str, Any]:
     """
     if config.preset not in preset_names():
         return {}
-    return describe_changes(_preset_settings(config.preset, config.scale, config.seed), _comparable_settings(config))
+    preset = _preset_settings(config.preset, config.scale, config.seed)
+    return _of_its_method(describe_changes(preset, _comparable_settings(config)), config)
+
+
+def _of_its_method(changes: dict[str, Any], config: RunConfig) -> dict[str, Any]:
+    """Returns changes without those in sections of other base methods, which a run has no settings of."""
+    others = tuple(f"{name}." for name in method_names() if name != config.base_method)
+    return {key: value for key, value in changes.items() if not key.startswith(others)}
 
 
 @cache
