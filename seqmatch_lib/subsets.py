@@ -228,7 +228,8 @@ def check_class_sizes(labels: torch.Tensor, num_classes: int, ipc: int, dataset:
             if dataset is not None:
                 name, elsewhere = repr(dataset.class_names[label]), dataset.describe_held_out(label, count)
             raise DataError(
-                f"class {name} has {count} real images, fewer than ipc {ipc}; {elsewhere}lower ipc or get more of the data set"
+                f"class {name} has {count} real image{'s' * (count != 1)}, fewer than ipc {ipc}; {elsewhere}lower ipc or get "
+                "more of the data set"
             )
 
 

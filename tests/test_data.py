@@ -362,7 +362,7 @@ def test_validation_split_is_stratified_disjoint_and_fixed():
     assert sorted(train.images.flatten().tolist() + validation.images.flatten().tolist()) == list(range(84))
     assert torch.equal(labels[validation.images.flatten().long()], validation.labels)
     assert torch.equal(split_validation(split)[1].images, validation.images)
-    with pytest.raises(DataError, match="class 0 has 1 images; to hold one out"):
+    with pytest.raises(DataError, match="class 0 has 1 image, but needs at least 2: 1 held out for validation"):
         split_validation(split.take(torch.tensor([0])))
 
 

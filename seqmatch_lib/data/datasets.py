@@ -31,6 +31,9 @@ from seqmatch_lib.store.checksums import NAME as SHA256SUMS
 from seqmatch_lib.store.checksums import check_files
 from seqmatch_lib.store.settings import is_file_name
 
+FOR_TESTING = "for testing (none if there is a test folder beside train)"  # what images are held out for, and how not to
+FOR_VALIDATION = "for validation (none with --set select_on=none)"
+
 
 @dataclass(frozen=True)
 class DatasetSpec:
@@ -117,13 +120,17 @@ class ImageDataset:
     fingerprint: str
     notices: tuple[str, ...]
 
+    @property
+    def holds_out_test(self) -> bool:
+        """Whether the test images were held out of the training images, as they are where a folder has no others."""
+        return self.spec.folder is not None and not find_test_folders(self.spec.folder)
+
     def describe_held_out(self, label: int, left: int) -> str:
         """Returns where the images of a class are if `left` of them are for distilling, and how to have more there."""
         train, test = (int((image_classes(split.labels) == label).sum()) for split in (self.train, self.test))
-        holds_out_test = self.spec.folder is not None and not find_test_folders(self.spec.folder)
-        words = [f"{train - left} for validation (none with --set select_on=none)"] if train > left else []
-        words += [f"{test} for testing (none if there is a test folder beside train)"] if holds_out_test else []
-        return f"of {train + test * holds_out_test}, held out are {' and '.join(words)}; " if words else ""
+        words = [f"{train - left} {FOR_VALIDATION}"] if train > left else []
+        words += [f"{test} {FOR_TESTING}"] if self.holds_out_test else []
+        return f"of {train + test * self.holds_out_test}, held out are {' and '.join(words)}; " if words else ""
 
 
 _CIFAR_MEAN, _CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
@@ -196,13 +203,18 @@ def load_dataset(dataset: str | DatasetSpec, root: Path | str | None = None, dow
     return ImageDataset(dataset, train, test, class_names, source, fingerprint(train, test), tuple(notices))
 
 
-def split_validation(split: Split, fraction: float = 0.1, class_names: Sequence[str] = ()) -> tuple[Split, Split]:
+def split_validation(
+    split: Split, fraction: float = 0.1, class_names: Sequence[str] = (), tested: bool = False, taken: int = 0
+) -> tuple[Split, Split]:
     """Divides a split into a training and a validation part, class by class; the same for all runs, whatever their seed.
 
     Args:
         split: at least two images a class.
         fraction: of each class that is held out, at least one image.
         class_names: what the classes are called in an error; their numbers by default.
+        tested: whether test images are held out of the same ones, before or now. An error names both parts, since who adds
+            an image for one of them alone meets the error of the other.
+        taken: how many images of a class that is too small now were held out before.
 
     Raises:
         DataError: a class with fewer than two images.
@@ -212,8 +224,11 @@ def split_validation(split: Split, fraction: float = 0.1, class_names: Sequence[
     classes = image_classes(split.labels)
     for label in classes.unique().tolist():
         members = (classes == label).nonzero().flatten()
-        problem = f"class {repr(class_names[label]) if class_names else label} has {len(members)} images"
-        require(len(members) > 1, f"{problem}; to hold one out takes at least 2: add one", DataError)
+        if len(members) < 2:
+            name, found, needed = repr(class_names[label]) if class_names else label, len(members) + taken, 2 + tested
+            parts = ", ".join(f"1 held out {part}" for part in (FOR_TESTING, FOR_VALIDATION)[not tested :])
+            problem = f"class {name} has {found} image{'s' * (found > 1)}, but needs at least {needed}"
+            raise DataError(f"{problem}: {parts}, and 1 to train on; add {needed - found}")
         count = max(1, round(fraction * len(members)))
         held_out[members[torch.randperm(len(members), generator=generator)[:count]]] = True
     return split.take((~held_out).nonzero().flatten()), split.take(held_out.nonzero().flatten())
@@ -280,7 +295,7 @@ def _read_own_folder(spec: DatasetSpec) -> _Parts:
     notices = describe_left_out(spec.folder / "train", folders)
     test_folder, *others = find_test_folders(spec.folder) or [None]
     if test_folder is None:
-        train, test = split_validation(train, fraction=0.2, class_names=classes)
+        train, test = split_validation(train, fraction=0.2, class_names=classes, tested=True)
         notices.append(f"{spec.folder} has no test folder: 20 % of each class is held out")
         return train, test, classes, "image folder", notices
     test_folders = match_classes(test_folder, classes)

@@ -52,7 +52,8 @@ def prepare_data(dataset: ImageDataset, zca: bool, select_on: str, device: torch
 
     train, selection = dataset.train, None
     if select_on == "validation":
-        train, validation = split_validation(train, VALIDATION_SHARE, class_names=dataset.class_names)
+        tested = dataset.holds_out_test
+        train, validation = split_validation(train, VALIDATION_SHARE, dataset.class_names, tested, taken=int(tested))
         selection = ready(validation)
     test = ready(dataset.test)
     identity = {

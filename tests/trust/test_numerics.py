@@ -36,6 +36,7 @@ from seqmatch_lib.exchange.formats import export_sequence
 from seqmatch_lib.methods.krr import KRRPrepared, regress
 from seqmatch_lib.runs.config import RunConfig, parse_override
 from seqmatch_lib.runs.distillation import distill_stages
+from seqmatch_lib.runs.real_data import prepare_data
 from seqmatch_lib.store.files import load_tensors, save_tensors
 from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset
 
@@ -312,7 +313,7 @@ def test_one_real_image_a_class_is_enough_for_one_distilled(tmp_path, name):
     (progress,) = distil(tmp_path, METHODS[name], only(make_stage(tmp_path), 1), (1,))
     assert progress.last.images.shape == (CLASSES, *SHAPE)
     assert progress.last.images.isfinite().all()
-    with pytest.raises(DataError, match="class 0 has 1 real images, fewer than ipc 2; lower ipc"):
+    with pytest.raises(DataError, match="class 0 has 1 real image, fewer than ipc 2; lower ipc"):
         distil(tmp_path / "two", METHODS[name], only(make_stage(tmp_path), 1), (2,))
 
 
@@ -473,8 +474,18 @@ def test_the_test_split_must_have_the_classes_of_the_training_split(tmp_path):
 
 
 def test_a_class_too_small_to_be_divided_is_named_wherever_it_is_divided(tmp_path):
+    parts = r"1 held out for testing \(none .*\), 1 held out for validation \(none .*\), and 1 to train on"
     folder = write_folder(tmp_path / "few", {"train": {"cats": 3, "dogs": 1}})
-    with pytest.raises(DataError, match="class 'dogs' has 1 images; to hold one out takes at least 2: add one"):
+    with pytest.raises(DataError, match=f"class 'dogs' has 1 image, but needs at least 3: {parts}; add 2"):
         load_dataset(DatasetSpec.from_folder(folder))
+    few = load_dataset(DatasetSpec.from_folder(write_folder(tmp_path / "more", {"train": {"cats": 3, "dogs": 2}})))
+    with pytest.raises(DataError, match=f"class 'dogs' has 2 images, but needs at least 3: {parts}; add 1"):
+        prepare_data(few, False, "validation", torch.device("cpu"))
+    assert len(prepare_data(few, False, "none", torch.device("cpu")).train) == 3  # what the message says of select_on
+    enough = load_dataset(DatasetSpec.from_folder(write_folder(tmp_path / "enough", {"train": {"cats": 3, "dogs": 3}})))
+    assert len(prepare_data(enough, False, "validation", torch.device("cpu")).train) == 2
+    tested = write_folder(tmp_path / "tested", {"train": {"cats": 2, "dogs": 1}, "test": {"cats": 1, "dogs": 1}})
+    with pytest.raises(DataError, match="'dogs' has 1 image, but needs at least 2: 1 held out for validation .*; add 1"):
+        prepare_data(load_dataset(DatasetSpec.from_folder(tested)), False, "validation", torch.device("cpu"))
     train, held_out = split_validation(Split(torch.zeros(4, 1, 1, 1, dtype=torch.uint8), torch.tensor([0, 0, 1, 1])), 0.99)
     assert len(train) + len(held_out) == 4
