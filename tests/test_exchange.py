@@ -74,6 +74,18 @@ def test_a_set_comes_back_from_every_layout(tmp_path, generator, kind, ipcs):
     assert back.metadata["config"] == configure(ipcs).as_dict()
 
 
+@pytest.mark.parametrize(("kind", "shift"), [("mtt", 3.0), ("datm", 3.0), ("idc", 3.0), ("idc", -3.0)])
+def test_a_set_of_our_own_comes_back_however_bright_it_is(tmp_path, generator, kind, shift):
+    sequence = make_sequence(generator, soft=kind == "datm")
+    bright = [replace(subset, images=subset.images + shift) for subset in sequence.subsets]
+    back = there_and_back(SubsetSequence(tuple(bright)), kind, tmp_path, configure(), [0.1] * (kind == "idc"))
+    for ours, theirs in zip(bright, back.subsets, strict=True):
+        torch.testing.assert_close(theirs.images, ours.images, rtol=0, atol=1e-5)
+    (tmp_path / "SHA256SUMS").unlink()  # then they may be anyone's
+    with pytest.raises(DataError, match=r"outside \[0, 1\]" if kind == "idc" else "none negative"):
+        import_as(configure(), [tmp_path], kind, [0.1])
+
+
 def test_parquet_keeps_soft_labels(tmp_path, generator):
     sequence = make_sequence(generator, soft=True)
     back = there_and_back(sequence, "parquet", tmp_path, configure())

@@ -9,8 +9,8 @@
 | `folder`  | `train/<class>/s<subset>-<number>.png`                            | 8 bits           | classes | no         |
 
 Sets of others are read by what is in them, or refused: `datm` takes rows that sum to 1 for probabilities, not logits; `folder`
-takes `<class>` for a class's number, `3` or `3-cat`, or its name, never for its place in the alphabet; pixels that are not
-what the format stores are refused.
+takes `<class>` for a class's number, `3` or `3-cat`, or its name, never for its place in the alphabet; pixels that do not look
+like what the format stores are refused. Of files with checksums, as `export` writes them, any pixels are taken.
 
 A sequence of K > 1 subsets has folders `S_1` … `S_K` in the first two. The stored images of a multi-formation set are written
 as they are by `idc`, whose reader takes them apart, and taken apart by the others. Our own files, written by
@@ -93,16 +93,18 @@ def import_sequence(
         ConfigError: a division into other subsets than these, or no step size.
     """
     _check_kind(kind)
+    exported: set[Path] = set()  # files with checksums, as we write them
     for path in paths:
         folder = path if path.is_dir() else path.parent
         if (folder / NAME).is_file():
-            check_files(folder, sorted(file for file in folder.rglob("*") if file.is_file()))
+            files = sorted(file for file in folder.rglob("*") if file.is_file())
+            exported.update(set(files).difference(check_files(folder, files)))
     if kind in ("mtt", "datm"):
-        subsets = read_pt(paths, kind == "datm", lrs)
+        subsets = read_pt(paths, kind == "datm", lrs, exported)
     else:
         require(len(paths) == 1, f"format {kind!r} has all subsets in one place; give one path instead of {len(paths)}")
         if kind == "idc":
-            subsets = read_idc(paths[0], subset_ipcs, formation, preprocessing, spec.shape, lrs)
+            subsets = read_idc(paths[0], subset_ipcs, formation, preprocessing, spec.shape, lrs, exported)
         elif kind == "parquet":
             subsets = read_parquet(paths[0], preprocessing, spec.shape, lrs)
         else:

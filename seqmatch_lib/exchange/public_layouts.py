@@ -7,7 +7,7 @@ SeqMatch-IDC.
 import sys
 import warnings
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -77,23 +77,24 @@ def _write_pt(path: Path, value: Any) -> Path:
     return path
 
 
-def read_pt(paths: Sequence[Path], soft: bool, lrs: Sequence[float]) -> list[SyntheticSubset]:
+def read_pt(paths: Sequence[Path], soft: bool, lrs: Sequence[float], exported: Collection[Path] = ()) -> list[SyntheticSubset]:
     """Reads what MTT and SeqMatch save, or DATM if `soft`; step sizes given go before those found.
 
-    The subsets lie in the folders given, or in `S_1`, `S_2`, … in the only one given.
+    The subsets lie in the folders given, or in `S_1`, `S_2`, … in the only one given. Values of files that we `exported` are
+    what the format stores, also where a bright set does not look like it, so they are not judged, here and in `read_idc`.
     """
     folders = list(paths)
     if len(paths) == 1 and (paths[0] / "S_1").is_dir():
         count = len([path for path in paths[0].glob("S_*") if path.is_dir()])
         folders = [paths[0] / f"S_{k}" for k in range(1, count + 1)]
     step_sizes = spread_lrs(lrs, len(folders), ", ".join(map(str, folders))) if lrs else [None] * len(folders)
-    return [_read_pt_subset(folder, soft, lr) for folder, lr in zip(folders, step_sizes, strict=True)]
+    return [_read_pt_subset(folder, soft, lr, exported) for folder, lr in zip(folders, step_sizes, strict=True)]
 
 
-def _read_pt_subset(folder: Path, soft: bool, lr: float | None) -> SyntheticSubset:
+def _read_pt_subset(folder: Path, soft: bool, lr: float | None, exported: Collection[Path]) -> SyntheticSubset:
     path = folder / "images_best.pt"
     images = _read_images(_load_pt(path), path, "save (images.float() / 255 - mean) / std")
-    if not (images < 0).any():
+    if path not in exported and not (images < 0).any():
         raise DataError(
             f"{path} holds values from {images.min():.4g} to {images.max():.4g}, none negative, but this format stores images "
             "as networks see them, normalised to mean 0; save (images / 255 - mean) / std if they are pixels up to 255, or "
@@ -107,7 +108,7 @@ def _read_pt_subset(folder: Path, soft: bool, lr: float | None) -> SyntheticSubs
 
 def read_idc(
     folder: Path, subset_ipcs: Sequence[int], formation: Formation, preprocessing: Preprocessing,
-    shape: tuple[int, int, int], lrs: Sequence[float],
+    shape: tuple[int, int, int], lrs: Sequence[float], exported: Collection[Path] = (),
 ) -> list[SyntheticSubset]:  # fmt: skip
     """Reads what IDC and SeqMatch-IDC save; how it is divided and stored stands in their options, and is given here."""
     path = next((folder / name for name in IDC_FILES if (folder / name).is_file()), None)
@@ -119,7 +120,8 @@ def read_idc(
     labels = _plain(value[1], path)
     fits = tuple(images.shape[1:]) == shape and labels.dim() > 0
     require(fits, f"{path} holds images and labels of {images.shape} and {labels.shape}, not images of {shape}", DataError)
-    _check_colours(images, path)
+    if path not in exported:
+        _check_colours(images, path)
     labels = _read_classes(labels, path, "the format has none; save classes, one whole number an image")
     sizes = [len(images) * ipc // sum(subset_ipcs) for ipc in subset_ipcs]
     problem = f"{len(images)} images and {len(labels)} labels, which subset_ipcs {list(subset_ipcs)} do not divide"
