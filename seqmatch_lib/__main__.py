@@ -33,7 +33,7 @@ from seqmatch_lib.front import config_of, evaluate
 from seqmatch_lib.runs.config import SCALES, RunConfig, parse_override, preset_names
 from seqmatch_lib.runs.experiment import record_shared_teachers, run_experiment
 from seqmatch_lib.runs.pictures import preprocessing_of
-from seqmatch_lib.runs.records import format_records, load_runs, record_path
+from seqmatch_lib.runs.records import RunRecord, format_records, load_runs, record_path
 from seqmatch_lib.subsets import SubsetSequence, check_sequence, load_sequence
 
 RESULTS = Path("paper_results")
@@ -89,7 +89,7 @@ def _make_parser() -> argparse.ArgumentParser:
 
 
 def _add_command(commands: Any, name: str, run: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
-    command = commands.add_parser(name, help=text)
+    command = commands.add_parser(name, help=text, description=text)
     command.set_defaults(command=run)
     return command
 
@@ -148,9 +148,8 @@ def _add_results(commands: Any) -> None:
     show = _add_command(commands, "show", _show, "print the accuracies of all records of a results folder")
     show.add_argument("results", type=Path, nargs="?", default=RESULTS, metavar="DIR")
 
-    tables = _add_command(
-        commands, "tables", _tables, "write the paper's tables and figures from the records of a results folder"
-    )
+    text = "write the paper's tables and figures, which show presets; `show`, and sm.records in Python, show every run"
+    tables = _add_command(commands, "tables", _tables, text)
     _add_results_argument(tables)
     tables.add_argument("--readme", action="store_true", help="print the README's table of results instead")
     tables.add_argument("--pending", action="store_true", help="list the cells without a record instead")
@@ -319,9 +318,14 @@ def _import(options: argparse.Namespace) -> None:
 
 
 def _show(options: argparse.Namespace) -> None:
-    records = load_runs(options.results)
-    require(bool(records), f"{options.results} holds no records; make one with `python -m seqmatch_lib run PRESET`")
-    print(format_records(records))
+    print(format_records(_load_records(options.results)))
+
+
+def _load_records(results_dir: Path) -> list[RunRecord]:
+    """Returns the records of a folder; raises ConfigError if there are none, for example in one whose name is mistyped."""
+    records = load_runs(results_dir)
+    require(bool(records), f"{results_dir} holds no records; make one with `python -m seqmatch_lib run PRESET`")
+    return records
 
 
 def _bench(options: argparse.Namespace) -> None:
@@ -344,12 +348,17 @@ def _tables(options: argparse.Namespace) -> None:
         return
     require(find_spec("pandas") is not None, "tables need the notebook packages: pip install seqmatch-lib[notebooks]")
     from seqmatch_lib.report.charts import write_figures
-    from seqmatch_lib.report.tables import load_published, readme_table, write_tables
+    from seqmatch_lib.report.tables import load_published, published_path, readme_table, write_tables
+    from seqmatch_lib.results import find_folder
 
+    records = _load_records(options.results)
+    has_own = published_path(options.results).is_file()
+    published = load_published(options.results if has_own else find_folder(RESULTS / "published").parent)
     if options.readme:
-        print(readme_table(load_runs(options.results), load_published(options.results)), end="")
+        print(readme_table(records, published), end="")
         return
-    print("\n".join(str(path) for path in [*write_tables(options.results), *write_figures(options.results)]))
+    written = [*write_tables(options.results, published), *write_figures(options.results, published)]
+    print("\n".join(map(str, written)))
 
 
 def _notebook(options: argparse.Namespace) -> None:

@@ -140,7 +140,7 @@ def test_the_table_in_words():
 
 def test_the_committed_tables_and_figures_are_what_the_records_say(tmp_path):
     remedy = "run `python -m seqmatch_lib tables`"
-    written = [*write_tables(RESULTS, tmp_path), *charts.write_figures(RESULTS, tmp_path, ["svg"])]
+    written = [*write_tables(RESULTS, PUBLISHED, tmp_path), *charts.write_figures(RESULTS, PUBLISHED, tmp_path, ["svg"])]
     for path in written:
         committed = RESULTS / path.relative_to(tmp_path)
         assert committed.is_file(), f"{committed} is missing: {remedy}"
@@ -177,13 +177,22 @@ def test_accuracies_become_one_row_a_network(tmp_path):
     assert set(frame["training"]) >= {"last", "selected", "random"}
 
 
-def test_the_command_writes_tables_and_lists_what_is_pending(tmp_path, capsys):
-    for record in (one for one in RECORDS if one.dataset == "svhn"):
-        record.save(tmp_path)
-    (tmp_path / "published").mkdir()
-    (tmp_path / "published" / "accuracy.csv").write_text((RESULTS / "published" / "accuracy.csv").read_text())
-    assert main(["tables", "--results", str(tmp_path)]) == 0
+def test_the_command_writes_tables_and_lists_what_is_pending(tmp_path, capsys, monkeypatch):
+    """A folder of one's own, also of the repository's name, takes the published numbers from the repository."""
+    monkeypatch.chdir(tmp_path)
+    own = [one for one in RECORDS if one.dataset == "svhn"]
+    for record in own:
+        record.save(tmp_path / "paper_results")
+    assert main(["tables"]) == 0
     assert sum("/tables/" in line for line in capsys.readouterr().out.splitlines()) == 3 * len(DATASETS)
+    assert main(["tables", "--readme"]) == 0
+    assert capsys.readouterr().out == readme_table(own, PUBLISHED)
+    assert main(["tables", "--results", "mistyped"]) == 2
+    assert "mistyped holds no records; make one with" in capsys.readouterr().err
+    assert not (tmp_path / "mistyped").exists()
+    with pytest.raises(SystemExit):
+        main(["tables", "--help"])
+    assert "show every run" in " ".join(capsys.readouterr().out.split())
     assert main(["tables", "--readme", "--results", str(RESULTS)]) == 0
     assert capsys.readouterr().out == readme_table(RECORDS, PUBLISHED)
     assert main(["tables", "--pending", "--scale", "paper", "--results", str(RESULTS)]) == 0

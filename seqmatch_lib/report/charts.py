@@ -22,7 +22,7 @@ from seqmatch_lib.report.controls import HALVES, ONE_SET, RANDOM, SETS, STAGED
 from seqmatch_lib.report.evidence import PUBLISHED_SETTINGS, Evidence, runs_of
 from seqmatch_lib.report.figures import PALETTE, save_figure, set_style, show_pictures, whole_ticks
 from seqmatch_lib.report.numbers import of_common_seeds
-from seqmatch_lib.report.tables import DATASETS, UNVERIFIED, build_table, load_published
+from seqmatch_lib.report.tables import DATASETS, UNVERIFIED, build_table
 from seqmatch_lib.report.texts import format_range, label_scale, name_runs, name_setting
 from seqmatch_lib.runs.config import SEQUENTIAL_PREFIX, RunConfig
 from seqmatch_lib.runs.pictures import load_pictures
@@ -365,13 +365,15 @@ def _class_names(folder: Path, spec: DatasetSpec) -> list[str]:
     return next(filter(None, known), [str(label) for label in range(spec.num_classes)])
 
 
-def write_figures(results_dir: Path, out_dir: Path | None = None, kinds: Sequence[str] = ("svg", "png")) -> list[Path]:
+def write_figures(
+    results_dir: Path, published: pd.DataFrame, out_dir: Path | None = None, kinds: Sequence[str] = ("svg", "png")
+) -> list[Path]:
     """Draws the figures of tables and report from all records; a figure that no record is for is left out.
 
     Returns the files, below `out_dir/figures`; `out_dir` is `results_dir` by default.
     """
     set_style()
-    evidence, published = Evidence.load(results_dir), load_published(results_dir)
+    evidence = Evidence.load(results_dir)
     plots = {"comparison": plot_comparison, "effort": plot_effort, "subsets": plot_subsets}
     cells = [(f"{name}_{ipc}", plot, ("cifar10", ipc, "reduced")) for ipc in (10, 50) for name, plot in plots.items()]
     cells += [("comparison_10_short", plot_comparison, ("cifar10", 10, "short"))]

@@ -57,13 +57,18 @@ REHEARSAL_NOTE = (
 )
 
 
+def published_path(results_dir: Path | str) -> Path:
+    """Returns where the published accuracies are in the results folder of the repository, and in others if they have any."""
+    return Path(results_dir) / "published" / "accuracy.csv"
+
+
 def load_published(results_dir: Path | str = "paper_results") -> pd.DataFrame:
     """Reads the published accuracies: dataset, ipc (0 for all images), method, mean, std, source, check.
 
     Raises:
         StorageError: the file is missing or damaged.
     """
-    path = Path(results_dir) / "published" / "accuracy.csv"
+    path = published_path(results_dir)
     remedy = "it belongs to the repository: use its paper_results folder"
     require(path.is_file(), f"{path} is missing; {remedy}", StorageError)
     try:
@@ -223,12 +228,12 @@ def list_missing(table: pd.DataFrame, scale: str = "paper") -> pd.DataFrame:
     )
 
 
-def write_tables(results_dir: Path, out_dir: Path | None = None) -> list[Path]:
+def write_tables(results_dir: Path, published: pd.DataFrame, out_dir: Path | None = None) -> list[Path]:
     """Writes the tables of every data set, at published settings and rehearsals, as Markdown, HTML and LaTeX.
 
     Returns the files, below `out_dir/tables`; `out_dir` is `results_dir` by default.
     """
-    records, published = load_runs(results_dir), load_published(results_dir)
+    records = load_runs(results_dir)
     paths = []
     for dataset in DATASETS:
         settings = build_table(dataset, records, published)
