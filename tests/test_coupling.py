@@ -188,6 +188,11 @@ def test_a_pair_of_runs_is_measured_and_the_tables_are_kept(tmp_path):
     assert not measured["real_gradients"].equals(measured["gradients"])
     assert measured["gradients"].groupby(keys[:3])["coupling"].nunique().eq(3).all(), "three teachers, each with its own value"
     assert set(measured["errors"]["set"]) == {"MTT, 10 images", "$S_1$", "$S_1 \\cup S_2$, after $S_1$"}
+    assert set(measured["real_errors"]["set"]) == {"10 random real, step size of MTT", "5 random real, step size of $S_1$"}
+    assert len(measured["real_errors"]) == 2 / 3 * len(measured["errors"]), (
+        "at the same start epochs, of the teachers of stage 1"
+    )
+    assert not set(measured["real_errors"]["error"]) & set(measured["errors"]["error"])
     assert measured["losses"].groupby("training")["step"].max().to_dict() == {"MTT": 1, "SeqMatch": 2, "real data": 4}
     assert sorted(set(measured["deciles"]["decile"])) == list(range(10))
     assert measured["subsets"]["K"].eq(2).all()

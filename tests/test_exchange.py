@@ -14,6 +14,7 @@ from PIL import Image
 from test_cli import fails_in_one_line
 
 from seqmatch_lib.__main__ import main
+from seqmatch_lib.data import datasets
 from seqmatch_lib.data.datasets import DATASETS, fit_preprocessing, load_dataset
 from seqmatch_lib.data.multi_formation import AS_STORED, Formation
 from seqmatch_lib.errors import ConfigError, DataError, StorageError
@@ -106,8 +107,9 @@ def test_whitened_sets_are_exported_in_true_colours(tmp_path, generator):
     assert (shown - images[0].flatten()).abs().max() <= 1
 
 
-def test_whitened_sets_are_not_exported_in_the_colours_of_other_images(tmp_path, capsys, generator):
+def test_whitened_sets_are_not_exported_in_the_colours_of_other_images(tmp_path, capsys, monkeypatch, generator):
     """Whitening fitted on other images than the set's own would turn it into other pictures, which nobody would notice."""
+    monkeypatch.setattr(datasets, "DATASETS", dict(DATASETS))
     for name, label, number in product(("own", "other"), ("cat", "dog"), range(12)):
         folder = tmp_path / name / "train" / label
         folder.mkdir(parents=True, exist_ok=True)

@@ -256,9 +256,14 @@ def find_gradients(measured: dict[str, pd.DataFrame], setting: str) -> str:
     return f"**{setting}**, from {_sizes(measured['gradients'])} images per class, {teachers}. {' '.join(parts)}"
 
 
+def list_errors(measured: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """Returns the matching errors of the sets and, where they were measured, of random real images, one a row."""
+    return pd.concat([measured[name] for name in ("errors", "real_errors") if name in measured], ignore_index=True)
+
+
 def find_errors(measured: dict[str, pd.DataFrame], setting: str) -> str:
     """Matching errors at the last start epoch."""
-    errors, last = measured["errors"], measured["errors"]["epoch"].max()
+    errors, last = list_errors(measured), measured["errors"]["epoch"].max()
     late = errors[errors["epoch"] == last].groupby("set", sort=False)["error"].mean()
     means = "; ".join(f"{value:.2f} for {name}" for name, value in late.items()).replace("$", "").replace("\\cup", "∪")
     return f"**{setting}**. Where teachers begin at epoch {last}, the matching error is {means} (means over teachers)."

@@ -3,7 +3,7 @@
 The quantities are those of `seqmatch_lib.coupling`; here they are taken of finished runs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,7 @@ from seqmatch_lib.data.datasets import Split
 from seqmatch_lib.engine.evaluation import train_staged
 from seqmatch_lib.errors import StorageError, require
 from seqmatch_lib.methods import Stage
-from seqmatch_lib.methods.teachers import record_stage_teachers
+from seqmatch_lib.methods.teachers import TrajectorySet, record_stage_teachers
 from seqmatch_lib.runs.config import RunConfig
 from seqmatch_lib.runs.experiment import open_run
 from seqmatch_lib.runs.real_data import RealData
@@ -26,7 +26,7 @@ from seqmatch_lib.seeds import make_generator
 from seqmatch_lib.store.files import write_text
 from seqmatch_lib.subsets import SubsetSequence, sample_real_subset
 
-TABLES = ("gradients", "real_gradients", "errors", "losses", "deciles", "subsets")
+TABLES = ("gradients", "real_gradients", "errors", "real_errors", "losses", "deciles", "subsets")
 FOLLOWED_EPOCHS = 4  # of real training, in which easy and hard images are told apart
 FEW_TEACHERS = 5  # of the measurements as K grows
 GRADIENT_TEACHERS = 3  # of the gradients
@@ -41,7 +41,7 @@ def load_coupling(run_id: str, results_dir: Path) -> dict[str, pd.DataFrame]:
 
     Returns:
         gradients and real_gradients: `ipc`, `match`, `coupling`, `repair_share`, `start epoch`, `teacher`;
-        errors: `epoch`, `teacher`, `error`, `set`;
+        errors and real_errors: `epoch`, `teacher`, `error`, `set`;
         losses: `training`, `step`, `images` ("easy" or "hard"), `loss`, `rate`; deciles: `decile`, `accuracy`, `after`;
         subsets: `K`, `teacher`, `coupling_of_earlier`, `repair_by_last`, `accuracy`. Those that were not measured are missing.
 
@@ -139,16 +139,32 @@ class _Pair:
 
     def errors(self) -> pd.DataFrame:
         """The matching error along the training of teachers; later subsets are asked about teachers of their own."""
-        (joint, stage), (_, sequence, stages), mtt = self.joint, self.sequence, self.joint_config.options
+        (joint, stage), (_, sequence, stages) = self.joint, self.sequence
         first, second = record_stage_teachers(stage), record_stage_teachers(stages[1])
-        last = min(end for _, end in (*self.joint_config.intervals, *self.config.intervals)) - mtt.expert_epochs
-        starts = range(0, last + 1, max(1, last // 4))  # epochs that all sets are asked about
         cases = {
             f"MTT, {self.joint_config.ipc} images": (first, joint),
             "$S_1$": (first, SubsetSequence(sequence.subsets[:1])),
             "$S_1 \\cup S_2$, after $S_1$": (second, SubsetSequence(sequence.subsets[:2])),
         }
-        network = self.network("coupling")
+        return self._errors(cases)
+
+    def real_errors(self) -> pd.DataFrame:
+        """The same for random real images, as many as the joint set and as S_1 have, with the step sizes of these."""
+        (joint, stage), (_, sequence, _) = self.joint, self.sequence
+        teachers, seed = record_stage_teachers(stage), self.config.seed
+        cases = {}
+        for name, subset in (("MTT", joint.subsets[0]), ("$S_1$", sequence.subsets[0])):
+            ipc = len(subset.images) // stage.num_classes
+            given = stage.images, stage.labels, stage.num_classes, ipc, subset.lr, seed
+            draw = SubsetSequence((sample_real_subset(*given, "matching error", ipc),))
+            cases[f"{ipc} random real, step size of {name}"] = teachers, draw
+        return self._errors(cases)
+
+    def _errors(self, cases: Mapping[str, tuple[TrajectorySet, SubsetSequence]]) -> pd.DataFrame:
+        """Measures sets, by name with the teachers to follow, at the start epochs that the teachers of all stages have."""
+        mtt, network = self.joint_config.options, self.network("coupling")
+        last = min(end for _, end in (*self.joint_config.intervals, *self.config.intervals)) - mtt.expert_epochs
+        starts = range(0, last + 1, max(1, last // 4))
         errors = [
             coupling.errors_along_trajectory(network, teachers, subsets, mtt, starts).assign(set=name)
             for name, (teachers, subsets) in cases.items()

@@ -460,7 +460,7 @@ def test_grey_images_in_a_colour_folder_and_coloured_ones_in_a_grey_set(tmp_path
 
 def test_a_folder_of_one_class_is_refused(tmp_path):
     folder = write_folder(tmp_path / "pets", {"train": {"cats": 3}})
-    with pytest.raises(DataError, match="data set 'pets' has one class; there is nothing to tell apart"):
+    with pytest.raises(DataError, match="data set 'pets' has 1 class; it takes two to tell them apart"):
         DatasetSpec.from_folder(folder)
 
 
