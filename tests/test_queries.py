@@ -162,7 +162,9 @@ def test_sizes_are_compared_at_equal_settings_where_they_were_run_so():
     assert own[["ipc", "gain", "equal"]].to_numpy().tolist() == [[10, 40, False], [50, 31, False]]
     assert "those of each size's preset" in findings.find_gains(Evidence(runs), "cifar10", "reduced")
     alike = {"ipc": 10, "subset_ipcs": [10]}
-    runs.append(make_run("cifar10-ipc50-mtt", 0, (31.0, 33.0), overrides=alike))
+    runs += [make_run("cifar10-ipc50-mtt", seed, (31.0, 33.0), overrides=alike) for seed in (0, 1)]
+    runs.append(make_run("cifar10-ipc50-mtt", 0, (90.0, 90.5), overrides=alike | {"training.epochs": 600}))  # of fewer seeds
+    runs.append(make_run("cifar10-ipc50-mtt", 0, (90.0, 90.5), overrides={"training.epochs": 600}))  # no preset
     longer, later = alike | {"mtt.iterations": 301}, alike | {"intervals": [[7, 14]]}
     runs.append(make_run("cifar10-ipc50-mtt", 0, (90.0, 90.5), overrides=longer, iterations=(301,)))
     runs.append(make_run("cifar10-ipc50-mtt", 0, (90.0, 90.5), overrides=later))

@@ -105,10 +105,18 @@ def gains_at_several_sizes(evidence: Evidence, dataset: str, scale: str, by_seed
         alike = rows[(rows["method"] == method) & (rows["settings"] == _settings_but_size(runs[largest]))]
         alike = alike[alike["num_subsets"] == alike.groupby("ipc")["num_subsets"].transform("min")]
         if equal := alike["ipc"].nunique() > 1:
-            groups = alike.sort_values(by, kind="stable").groupby(by, sort=False)
+            groups = [(key, _leading(group)) for key, group in alike.groupby(by)]
             own = pd.DataFrame(row for key, group in groups for row in _gains(group, dict(zip(by, key, strict=True)), by_seed))
         parts.append(own.assign(equal=equal))
     return pd.concat(parts, ignore_index=True).drop(columns="of_preset")
+
+
+def _leading(rows: pd.DataFrame) -> pd.DataFrame:
+    """Returns the runs of one size that stand for its preset; where there are none, those of the setting with most seeds."""
+    if rows["stands"].any():
+        return rows[rows["stands"]]
+    settings = rows["changes"].map(str)
+    return rows[settings == settings.value_counts().idxmax()]
 
 
 def _gains(group: pd.DataFrame, common: Mapping[str, Any], by_seed: bool) -> Iterable[dict[str, Any]]:
