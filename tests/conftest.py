@@ -17,6 +17,12 @@ def pytest_report_header(config: pytest.Config) -> str:
     return f"random seed: {SEED} (repeat with SEQMATCH_TEST_SEED={SEED})"
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Prints it below failures, too: with -q there is no header."""
+    if terminalreporter.stats.get("failed"):
+        terminalreporter.write_line(pytest_report_header(config))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Lets the long forms take as long as they do."""
     for item in items:

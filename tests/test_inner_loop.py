@@ -77,7 +77,7 @@ def test_final_parameters_equal_plain_sgd(generator, engine, uncompiled):
 
 @pytest.mark.parametrize("engine", UNROLL_ENGINES)
 def test_gradients_equal_finite_differences(generator, engine, uncompiled):
-    """Every entry of images, probabilities and step size, moved by 1e-5 to either side."""
+    """Every entry of images, probabilities and step size, moved by 1e-6 to either side."""
     problem = Problem(generator, sizes=(3, 2, 3), count=4, shape=(2, 4, 4))
     leaves = [problem.images, problem.soft, problem.lr]
     gradients = torch.autograd.grad(problem.loss(*leaves, engine), leaves)
@@ -85,11 +85,11 @@ def test_gradients_equal_finite_differences(generator, engine, uncompiled):
         numerical = torch.zeros_like(gradient)
         for entry in range(gradient.numel()):
             sides = []
-            for shift in (1e-5, -1e-5):
+            for shift in (1e-6, -1e-6):
                 moved = [leaf.detach().clone() for leaf in leaves]
                 moved[index].view(-1)[entry] += shift
                 sides.append(problem.loss(*moved, engine).item())
-            numerical.view(-1)[entry] = (sides[0] - sides[1]) / 2e-5
+            numerical.view(-1)[entry] = (sides[0] - sides[1]) / 2e-6
         assert_equal_gradients([gradient], [numerical], rtol=1e-5)
 
 
