@@ -44,6 +44,12 @@ def test_the_figure_of_the_order_has_a_panel_a_method(tmp_path):
     assert points_of(axis) == [(31, 0), (31, 0), (41, 1), (41.5, 1)]
     (means,) = [line for line in axis.lines if line.get_label() == "mean"]
     assert list(means.get_xdata()) == [31, 41.25]
+    dotted = [line for line in axis.lines if line.get_linestyle() == ":"]
+    assert [line.get_xdata()[0] for line in dotted] == [41, 41.5], (
+        "a line for each seed of the sequence, not one at their mean"
+    )
+    dots = [line for line in axis.lines if line.get_marker() == "o"]
+    assert [line.get_color() for line in dotted] == [line.get_color() for line in dots]
 
 
 def test_the_figure_of_the_subsets_has_the_control_of_equal_epochs():
@@ -60,6 +66,9 @@ def test_the_figure_of_the_subsets_has_the_control_of_equal_epochs():
     assert lines["one set, as many epochs"] == [[1, 41], [2, 31]]
     assert lines["random real, in stages"] == [[1, 21], [2, 21], [3, 21]]
     assert axis.collections[1].get_offsets().tolist() == [[1, 41], [1, 41.5], [2, 51], [3, 37]]
+    (axis,) = charts.plot_subsets(Evidence(runs, [make_reevaluation(runs[1], epochs=600)]), *CELL).axes
+    lines = {line.get_label(): line.get_xydata().tolist() for line in axis.lines}
+    assert not lines["one set, as many epochs"], "no line of seed 1 beside those of seed 0"
 
 
 def test_the_figure_of_the_effort_has_a_panel_for_each_method_with_a_sequence():
