@@ -299,6 +299,12 @@ def test_a_configuration_is_run_in_place_of_a_preset(tmp_path):
             sm.run(config, results_dir=tmp_path, **more)
 
 
+def test_a_finished_set_is_asked_with_numbers_of_numpy(mine, tmp_path):
+    limits = {"seed": np.int64(3), "max_minutes": np.int64(9), "results_dir": tmp_path}
+    assert sm.evaluate(mine.distilled, dataset=TWO, **limits).seed == 3
+    assert len(load_reevaluations(tmp_path)) == 1
+
+
 def test_what_cannot_be_distilled_is_refused(tmp_path):
     data = as_pixels(30)
     with pytest.raises(ConfigError, match="method 'mmt' is unknown; use one of dm, idc, krr, mtt"):

@@ -32,6 +32,7 @@ CHANGES = {  # of a sequence: set of `order` -> in words
     "sequence, S_2 undistilled": "with S_2 as the real images that it began as",
     "sequence, S_1 twice": "with S_1 once more in the place of S_2",
 }
+GRADIENTS = {"the joint set": "gradients", "random real images": "real_gradients"}  # images -> their table of measurements
 NOTHING = "Nothing yet: no such run has a record."
 OF_SCALES = {
     "smoke": "Scale smoke: these numbers mean nothing.",
@@ -229,8 +230,7 @@ def find_coupling(measured: dict[str, pd.DataFrame], setting: str) -> str:
             f"Training on the joint set takes the mean loss of hard real images from {joint}, on the sequence from {sequence}."
         )
     if "gradients" in measured:
-        tables = {"the joint set": "gradients", "random real images": "real_gradients"}
-        known = {images: measured[table] for images, table in tables.items() if table in measured}
+        known = {images: measured[table] for images, table in GRADIENTS.items() if table in measured}
         untrained = {images: rows[rows["start epoch"] == rows["start epoch"].min()] for images, rows in known.items()}
         courses = [f"{_course(rows, 'repair_share')} for {images}" for images, rows in untrained.items()]
         parts.append(
@@ -245,7 +245,7 @@ def find_coupling(measured: dict[str, pd.DataFrame], setting: str) -> str:
 def find_gradients(measured: dict[str, pd.DataFrame], setting: str) -> str:
     """Repair and coupling of the smallest and the largest set, at each start epoch."""
     parts = []
-    for images, table in (("the joint set", "gradients"), ("random real images", "real_gradients")):
+    for images, table in GRADIENTS.items():
         if table in measured:
             gradients = measured[table]
             parts.append(

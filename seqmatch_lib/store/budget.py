@@ -1,6 +1,7 @@
 """The time budget of a run: when a long computation saves its state, and when it stops."""
 
 import time
+from numbers import Real
 
 from seqmatch_lib.errors import OutOfTime, require
 
@@ -14,7 +15,7 @@ class Budget:
     """
 
     def __init__(self, max_minutes: float | None = None, save_seconds: float = 120.0) -> None:
-        is_time = max_minutes is None or (isinstance(max_minutes, int | float) and max_minutes > 0)
+        is_time = max_minutes is None or (isinstance(max_minutes, Real) and max_minutes > 0)
         require(is_time, f"max_minutes {max_minutes!r:.120} must be a positive number")
         self._deadline = float("inf") if max_minutes is None else time.monotonic() + 60 * max_minutes
         self._save_seconds = save_seconds
