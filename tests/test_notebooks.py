@@ -148,23 +148,25 @@ def test_the_index_of_an_accented_letter_stands_beside_it():
 
 @pytest.mark.notebooks
 @pytest.mark.parametrize(
-    ("wanted", "said"),
+    ("name", "wanted", "said"),
     [
-        ({"datset": "digits"}, "unknown parameter of .*'datset'; did you mean dataset"),
-        ({"dataset": "svhn2"}, "unknown preset 'svhn2-ipc10-mtt'; did you mean svhn-ipc10-mtt"),
+        ("02_seqmatch_step_by_step", {"ipcs": "[10]"}, r"ipcs \[10\] are not two numbers of images"),
+        ("20_ablation_k", {"datset": "digits"}, "unknown parameter of .*'datset'; did you mean dataset"),
+        ("20_ablation_k", {"dataset": "svhn2"}, "unknown preset 'svhn2-ipc10-mtt'; did you mean svhn-ipc10-mtt"),
         (
+            "20_ablation_k",
             {"dataset": "svhn", "seeds": "[3]"},
             "3 of 3 runs have no record in .*set compute = True to run what is missing, about",
         ),
-        ({"compute": "true", "seeds": "[9]"}, "cifar10 .*SEQMATCH_DATA"),
+        ("20_ablation_k", {"compute": "true", "seeds": "[9]"}, "cifar10 .*SEQMATCH_DATA"),
     ],
 )
-def test_what_goes_wrong_is_said_in_one_sentence(wanted, said, tmp_path, monkeypatch, capsys):
+def test_what_goes_wrong_is_said_in_one_sentence(name, wanted, said, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("SEQMATCH_DATA", str(tmp_path / "nothing"))
-    settings = [f"{name}={value}" for name, value in wanted.items()]
+    settings = [f"{parameter}={value}" for parameter, value in wanted.items()]
     flags = [part for setting in settings for part in ("--set", setting)]
     out = tmp_path / "executed.ipynb"
-    path = ROOT / "notebooks" / "20_ablation_k.ipynb"
+    path = ROOT / "notebooks" / f"{name}.ipynb"
     assert main(["notebook", str(path), "--out", str(out), *flags]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert re.search(said, line), line

@@ -34,7 +34,7 @@ def test_only_two_equal_subsets_can_be_asked_about(sizes):
         runs_of_order(config_of_subsets("digits", "dm", sizes, "smoke"))
 
 
-def test_all_runs_have_what_was_changed_of_the_sequence_and_the_other_half_is_distilled_as_the_first():
+def test_all_runs_have_what_was_changed_of_the_sequence_and_the_other_half_begins_with_the_step_size_of_the_second():
     changed = {"mtt.iterations": 7, "teachers.num_teachers": 2}
     config = RunConfig.from_preset("cifar10-ipc10-seqmatch_mtt", "short", 3, changed)
     runs = runs_of_order(config)
@@ -42,7 +42,8 @@ def test_all_runs_have_what_was_changed_of_the_sequence_and_the_other_half_is_di
     assert (runs["one set"].subset_ipcs, runs["other half"].subset_ipcs) == ((10,), (5,))
     assert runs["one set"].intervals != config.intervals[:1] == runs["other half"].intervals
     assert (runs["one set"].seed, runs["other half"].seed) == (3, 1003)
-    own = {"ipc": 5, "subset_ipcs": [5], "intervals": [[0, 20]]}
+    assert config.options.syn_lr != config.options.later_syn_lr
+    own = {"ipc": 5, "subset_ipcs": [5], "intervals": [[0, 20]], "mtt.syn_lr": config.options.later_syn_lr}
     assert runs["other half"] == RunConfig.from_preset("cifar10-ipc10-mtt", "short", 1003, own | changed)
 
 

@@ -28,7 +28,8 @@ def runs_of_order(config: RunConfig) -> dict[str, RunConfig]:
 
     Returns:
         "one set": the base method on as many images, with the same changes to its preset; "sequence": `config`; "other
-        half": a half that is distilled as S_1 is, with another seed, and knows nothing of S_1.
+        half": a half that is distilled as S_1 is, with another seed, and knows nothing of S_1. Its step size begins where
+        that of S_2 does, so that S_2 has no head start.
 
     Raises:
         ConfigError: `config` is no sequence of two subsets of one size.
@@ -39,6 +40,8 @@ def runs_of_order(config: RunConfig) -> dict[str, RunConfig]:
     changes = {key: value for key, value in overrides_of(config).items() if key not in DIVISION}
     one_set = config_of_subsets(config.dataset, base, [config.ipc], config.scale, config.seed).changed(changes)
     half = {f"{base}.{name}": value for name, value in config.as_dict()[base].items()}
+    if hasattr(config.options, "later_syn_lr"):
+        half[f"{base}.syn_lr"] = config.options.later_syn_lr
     half |= {"ipc": sizes[0], "subset_ipcs": [sizes[0]], "intervals": [list(interval) for interval in config.intervals[:1]]}
     other_half = replace(one_set.changed(half), seed=config.seed + OTHER_SEED)
     return {"one set": one_set, "sequence": config, "other half": other_half}
