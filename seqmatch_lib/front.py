@@ -180,7 +180,7 @@ def run(
     """Runs a preset, goes on with it where it was stopped, or reads its record where it is finished.
 
     Args:
-        preset: a name of `presets()`; or a whole configuration, from which nothing can differ by the next three.
+        preset: a name of `presets()`; or a `RunConfig`, and then without the next three.
         scale: "smoke" (seconds, means nothing), "reduced" (a rehearsal, minutes), "short" (the published settings, fewer
             iterations; hours) or "paper".
         seed: of initial images, batches and evaluation networks.
@@ -379,8 +379,9 @@ def presets(dataset: str | None = None, scale: str = "paper", results_dir: Path 
         results_dir: where published accuracies and benchmarks lie; without them these columns are empty.
 
     Returns:
-        Columns `preset`, `ipc` (0: all images), `method`, `num_subsets`, `published` (per cent) and
-        `minutes`, measured where an equal run has a record, else predicted.
+        Columns `preset`, `ipc` (0: all images), `method`, `num_subsets`, `published` (per cent), `check` (how that number was
+        checked; "unverified" ones are printed from memory) and `minutes`: measured where an equal run has a record, else
+        predicted for as many threads as torch has here.
     """
     from pandas import DataFrame
 
@@ -393,16 +394,19 @@ def presets(dataset: str | None = None, scale: str = "paper", results_dir: Path 
     has_benchmark = any((results_dir / "benchmarks").glob("*.json"))
     model = CostModel.load(results_dir) if has_benchmark else None
     frame = DataFrame([[getattr(config, name) for name in names] for config in configs], columns=names)
-    frame["published"] = [published.get((config.dataset, config.ipc, config.method)) for config in configs]
+    cells = [published.get((config.dataset, config.ipc, config.method), (None, "")) for config in configs]
+    frame["published"] = [mean for mean, _ in cells]
+    frame["check"] = [check for _, check in cells]
     frame["minutes"] = [model and model.minutes(config) for config in configs]
     return frame
 
 
-def _load_published(results_dir: Path) -> dict[tuple[str, int, str], float]:
-    """Returns published means by data set, ipc and method; none where the folder has no table of them."""
+def _load_published(results_dir: Path) -> dict[tuple[str, int, str], tuple[float, str]]:
+    """Returns published means and their checks by data set, ipc and method; none where the folder has no table of them."""
     from seqmatch_lib.report.tables import load_published
 
     if not (results_dir / "published").is_dir():
         return {}
     table = load_published(results_dir)
-    return dict(zip(zip(table["dataset"], table["ipc"], table["method"], strict=True), table["mean"], strict=True))
+    rows = zip(*(table[name] for name in ("dataset", "ipc", "method", "mean", "check")), strict=True)
+    return {tuple(cell): (mean, check) for *cell, mean, check in rows}

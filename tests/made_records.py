@@ -9,6 +9,7 @@ import torch
 from seqmatch_lib.report.evidence import Evidence
 from seqmatch_lib.report.tables import load_published
 from seqmatch_lib.runs.config import RunConfig
+from seqmatch_lib.runs.order import runs_of_order
 from seqmatch_lib.runs.provenance import describe_provenance
 from seqmatch_lib.runs.records import SCHEMA, OrderRecord, Reevaluation, overrides_of
 
@@ -65,8 +66,9 @@ def make_reevaluation(run, joint=False, **training):
 def make_order(folder, seed, values, method="mtt", changes=None):
     """Saves a record of order and division, with accuracies by the name of the set; returns its path."""
     config = RunConfig.from_preset(f"cifar10-ipc10-seqmatch_{method}", "reduced", seed, changes)
+    half = runs_of_order(config)["other half"].run_id
     record = OrderRecord(
         schema=SCHEMA, dataset=config.dataset, ipc=config.ipc, scale=config.scale, seed=seed, config=config.as_dict(),
-        overrides=overrides_of(config), accuracy=values, **describe_provenance(torch.device("cpu")),
+        overrides=overrides_of(config), other_half=half, accuracy=values, **describe_provenance(torch.device("cpu")),
     )  # fmt: skip
     return record.save(folder)

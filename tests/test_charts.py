@@ -44,10 +44,11 @@ def test_the_figure_of_the_order_has_a_panel_a_method(tmp_path):
     assert points_of(axis) == [(31, 0), (31, 0), (41, 1), (41.5, 1)]
     (means,) = [line for line in axis.lines if line.get_label() == "mean"]
     assert list(means.get_xdata()) == [31, 41.25]
-    dotted = [line for line in axis.lines if line.get_linestyle() == ":"]
+    *dotted, named = [line for line in axis.lines if line.get_linestyle() == ":"]
     assert [line.get_xdata()[0] for line in dotted] == [41, 41.5], (
         "a line for each seed of the sequence, not one at their mean"
     )
+    assert named.get_color() not in [line.get_color() for line in dotted], "the legend's line belongs to no seed"
     dots = [line for line in axis.lines if line.get_marker() == "o"]
     assert [line.get_color() for line in dotted] == [line.get_color() for line in dots]
 

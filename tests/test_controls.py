@@ -8,11 +8,11 @@ from made_records import CELL, HALF, SHORTER, accuracy, make_order, make_reevalu
 
 from seqmatch_lib.errors import StorageError
 from seqmatch_lib.report import controls, findings, queries, texts
-from seqmatch_lib.report.controls import EQUAL, LONGER, ONE_SET, STAGED
+from seqmatch_lib.report.controls import EQUAL, HALVES, LONGER, ONE_SET, STAGED
 from seqmatch_lib.report.evidence import Evidence
 from seqmatch_lib.report.texts import format_frame
 from seqmatch_lib.runs.records import load_orders
-from seqmatch_lib.store.files import read_json, write_json
+from seqmatch_lib.store.files import digest_json, read_json, write_json
 
 
 def test_a_re_evaluation_that_changes_nothing_does_not_stand_for_the_run():
@@ -162,6 +162,15 @@ def test_orders_are_kept_a_seed_and_pooled(tmp_path):
     assert controls.order(evidence, *CELL, ["mtt.syn_lr=0.03"])["accuracy"].tolist() == [31.0]
     assert "independent halves: not run." in findings.find_order(evidence, *CELL)
     assert controls.order(evidence, "cifar10", 50, "reduced").empty
+
+
+def test_halves_are_named_as_their_record_names_them_whatever_halves_are_taken_today(tmp_path):
+    make_order(tmp_path, 0, {"SeqMatch": [40.0, 42.0], "divided, staged": [30.0, 32.0]})
+    (record,) = load_orders(tmp_path)
+    evidence = Evidence([], orders=[replace(record, other_half="cifar10-mtt-ipc5-k1-seed1000-01234567")])
+    found = controls.order(evidence, *CELL).set_index("set")["records"]
+    assert found[HALVES].endswith(", 01234567")
+    assert found[STAGED] == digest_json(record.config)[:8]
 
 
 def test_orders_of_another_form_are_refused(tmp_path):

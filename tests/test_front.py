@@ -411,6 +411,8 @@ def test_presets_stand_beside_what_was_published():
     found = sm.presets("cifar10", results_dir=ROOT / "paper_results").set_index("preset")
     assert found.loc["cifar10-ipc10-mtt", "published"] == 65.3
     assert found.loc["cifar10-ipc50-seqmatch_mtt", "num_subsets"] == 3
+    assert found.loc["cifar10-ipc10-seqmatch_mtt", "check"] == "unverified"
+    assert "read in" in found.loc["cifar10-ipc10-mtt", "check"]
     assert set(found.index.str.split("-").str[0]) == {"cifar10"}
     bare = sm.presets("digits", results_dir="nowhere")
     assert bare["minutes"].isna().all()

@@ -49,9 +49,13 @@ def test_all_runs_have_what_was_changed_of_the_sequence_and_the_other_half_begin
 
 def test_some_of_the_sets_can_be_asked_about(tmp_path):
     config = RunConfig.from_preset("digits-ipc10-seqmatch_dm", "smoke")
-    assert list(measure_order(config, tmp_path, ["halves"]).accuracy) == ["divided, staged", "divided, joint"]
-    assert len(load_runs(tmp_path)) == 2
+    assert measure_order(config, tmp_path, ["random real"]).other_half is None
+    (tmp_path / "order" / f"{config.run_id}.json").unlink()
+    halves = measure_order(config, tmp_path, ["halves"])
+    assert list(halves.accuracy) == ["divided, staged", "divided, joint"]
+    assert {run.run_id for run in load_runs(tmp_path)} == {config.run_id, halves.other_half}
     both = measure_order(config, tmp_path, ["random real"])
+    assert both.other_half == halves.other_half
     assert list(both.accuracy) == ["divided, staged", "divided, joint", "random real"]  # what was measured before is kept
     assert load_orders(tmp_path) == [both]
     more = measure_order(config, tmp_path, ["sequence", "random real"])

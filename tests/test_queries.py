@@ -118,7 +118,7 @@ def test_subsets_group_what_differs_in_sizes_and_intervals_alone():
     runs.append(make_sequence(0, (46.0, 48.0), {"intervals": [[0, 14], [7, 14]]}))
     runs.append(make_run("cifar10-ipc10-seqmatch_idc", 0, (90.0, 90.5), (90.0, 90.5), HALF | {"select_on": "test"}))
     found = format_frame(queries.subsets(Evidence(runs), *CELL))
-    columns = ["base", "num subsets", "images", "even", "teachers", "accuracy", "joint", "seeds", "n"]
+    columns = ["base", "num subsets", "images", "even", "teacher epochs", "accuracy", "joint", "seeds", "n"]
     assert found[columns].to_numpy().tolist() == [
         ["idc", "1", "10", "yes", "-", "41.0 ± 0.0", "", "2", "4"],
         ["idc", "3", "4 + 3 + 3", "yes", "-", "51.5 ± 0.7", "45.0 ± 0.0", "2", "4"],

@@ -14,7 +14,6 @@ from seqmatch_lib.front import records as accuracies_of
 from seqmatch_lib.report import charts
 from seqmatch_lib.report.tables import (
     DATASETS,
-    README_CELLS,
     build_table,
     describe_table,
     format_table,
@@ -128,15 +127,21 @@ def test_seeds_are_pooled_and_other_settings_left_out():
     assert row["ours_std"] == pytest.approx(8**0.5), "over the means of the seeds"
 
 
-def test_the_readme_takes_each_cell_at_its_leading_scale():
-    short, reduced = (as_run_of("cifar10-ipc10-mtt", scale, mean=mean) for scale, mean in (("short", 64.0), ("reduced", 40.0)))
-    lines = readme_table([reduced, short], PUBLISHED).splitlines()[2:]
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[: len(README_CELLS)]]
-    assert len(rows) <= 12
-    assert rows[2] == ["cifar10", "10", "mtt", "65.3 ± 0.7", "64.0 ± 1.4", "short, 1,500", "64.0 ± 1.4", "2 / 1"]
-    assert rows[3][:6] == ["cifar10", "10", "seqmatch_mtt", "66.2 ± 0.6†", "not run", ""]
-    alone = readme_table([reduced], PUBLISHED)
-    assert "| 40.0 ± 1.4 | rehearsal (reduced), 1,500" in alone.replace("  ", " ")
+def test_the_readme_has_what_ran_at_published_settings_and_every_rehearsed_pair():
+    ran = [
+        ("svhn-ipc10-dm", "reduced", 60.0), ("svhn-ipc10-seqmatch_dm", "reduced", 50.0), ("cifar10-ipc10-mtt", "short", 64.0),
+        ("cifar10-ipc50-mtt", "reduced", 40.0), ("cifar10-ipc50-random", "paper", 43.0),
+        ("cifar10-ipc10-idc", "reduced", 41.0), ("cifar10-ipc10-seqmatch_idc", "paper", 42.0),
+    ]  # fmt: skip
+    lines = readme_table([as_run_of(preset, scale, mean=mean) for preset, scale, mean in ran], PUBLISHED).split("\n\n")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines.splitlines()[2:]]
+    assert [row[:5] for row in rows] == [
+        ["cifar10", "10", "seqmatch_idc", "68.3 ± 0.5†", "42.0 ± 1.4"],
+        ["cifar10", "10", "mtt", "65.3 ± 0.7", "64.0 ± 1.4"],
+        ["svhn", "10", "dm / seqmatch_dm", "- / -", "60.0 ± 1.4 / 50.0 ± 1.4"],
+    ]
+    assert rows[1][6:] == ["short", "1,500", "1", "2"]
+    assert rows[2][6:8] == ["rehearsal (reduced)", "1,500 / 1,500"]
 
 
 def test_the_table_in_words():

@@ -89,6 +89,16 @@ def test_a_claim_shows_every_scale_that_it_was_asked_at_and_its_halves_in_both_t
     assert rehearsal["measured"].startswith("-1.1 [")
 
 
+def test_the_lead_on_another_architecture_stands_beside_that_on_the_convnet():
+    found = list_verdicts(COMMITTED, PUBLISHED, RESULTS)
+    name = "SeqMatch-{0} keeps its lead over {0} on another architecture"
+    row = find(found, name.format("MTT"), "10 images per class, vgg11", "short")
+    assert (row["measured"], row["verdict"]) == ("+10.7, 1 seed", "not decided (cut short: 1 seed)")
+    assert row["control"].startswith("on the ConvNet +4.4, 1 seed")
+    assert row["records"] == "d20c5315, 178da106", "of the seed that both have"
+    assert find(found, name.format("IDC"), "10 images per class", "")["verdict"] == "not decided (not run)"
+
+
 def test_records_at_published_settings_lead_and_are_judged():
     runs = [run for run in COMMITTED.runs if run.scale != "short"]
     for seed in range(3):

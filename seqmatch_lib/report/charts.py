@@ -178,9 +178,12 @@ def _plot_seeds(
             place = (0.02, own.index(aside))
             style = {"va": "center", "fontsize": 9, "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 1}}
             axis.annotate(f"← {means[aside]:.1f}, off the axis", place, xycoords=axis.get_yaxis_transform(), **style)
-        label = f"{reference}, same seed" if len(seeds) > 1 else reference
-        for row in panel[panel["set"] == reference].itertuples():  # a seed's points are to be compared with its own line
-            axis.axvline(row.accuracy, color=colors[row.seed], linewidth=0.8, linestyle=":", label=label)
+        lines = panel[panel["set"] == reference]
+        for row in lines.itertuples():  # a seed's points are to be compared with its own line
+            axis.axvline(row.accuracy, color=colors[row.seed], linewidth=0.8, linestyle=":")
+        if len(lines):
+            label = f"{reference}, in the colour of its seed" if len(seeds) > 1 else reference
+            axis.plot([], [], ":", color="0.3" if len(seeds) > 1 else colors[seeds[0]], linewidth=0.8, label=label)
         axis.set(yticks=range(len(own)), yticklabels=own, ylim=(len(own) - 0.5, -0.5), title=base, xlabel="test accuracy, %")
         axis.tick_params(labelbottom=True)
     _legend_below(figure, axes.flat, title)
@@ -217,7 +220,7 @@ def plot_subsets(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figu
         for (kind, points), marker, color in zip(lines.items(), "osD^", sns.color_palette(PALETTE), strict=False):
             common = of_common_seeds(points, "num_subsets")
             means = common[common["seed"].isin(seeds)].groupby("num_subsets")["accuracy"].mean()
-            axis.plot(means.index, means, color=color, label=kind)
+            axis.plot(means.index, means, color=color, label=kind, marker=marker, markersize=4, markevery=[])
             axis.scatter(points["num_subsets"], points["accuracy"], color=[color], marker=marker, s=16)
         axis.set(title=base, xlabel="K, number of subsets", ylabel="test accuracy, %")
         axis.label_outer()
@@ -229,23 +232,22 @@ def plot_subsets(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figu
 def plot_gain(evidence: Evidence, dataset: str, scale: str) -> Figure:
     """Draws what methods gain over as many random real images, by images per class: a point a seed, a line through the means.
 
-    Points of one size are shifted sideways, so that none hides another.
-
-    Methods that were run at one size are left out; sequences are dashed and hollow.
+    Where several methods have a size, their points are shifted sideways, so that none hides another. Methods that were run
+    at one size are left out; sequences are dashed and hollow.
     """
     frame = queries.gains_at_several_sizes(evidence, dataset, scale, by_seed=True)
     require(len(frame) > 0, f"no method was run at two sizes on {dataset} at scale {scale}", NothingToDraw)
     colors = dict(zip(method_names(), sns.color_palette(PALETTE), strict=False))
     figure, axis = plt.subplots(figsize=(7, 4.2))
-    methods = dict(iter(frame.groupby("method")))
-    for place, (method, rows) in enumerate(methods.items()):
+    sharing = {ipc: list(dict.fromkeys(rows["method"])) for ipc, rows in frame.groupby("ipc")}
+    for method, rows in frame.groupby("method"):
         line, face = ("--", "none") if method.startswith(SEQUENTIAL_PREFIX) else ("-", None)
         color = colors[method.removeprefix(SEQUENTIAL_PREFIX)]
-        shift = 1.03 ** (place - (len(methods) - 1) / 2)  # points of one size stand beside each other
         means = rows.groupby("ipc")["gain"].mean()
+        places = {ipc: ipc * 1.03 ** (sharing[ipc].index(method) - (len(sharing[ipc]) - 1) / 2) for ipc in means.index}
         style = {"marker": "o", "markerfacecolor": face or color, "markevery": []}  # no markers but in the legend
-        axis.plot(means.index * shift, means, line, color=color, label=method, **style)
-        axis.scatter(rows["ipc"] * shift, rows["gain"], edgecolors=[color], facecolors=face or [color], s=28, zorder=3)
+        axis.plot(means.index.map(places), means, line, color=color, label=method, **style)
+        axis.scatter(rows["ipc"].map(places), rows["gain"], edgecolors=[color], facecolors=face or [color], s=28, zorder=3)
     axis.axhline(0, color="black", linewidth=1)
     axis.set(xscale="log", xlabel="images per class", ylabel="points over random real images")
     ticks = sorted(set(frame["ipc"]))

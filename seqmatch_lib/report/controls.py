@@ -12,8 +12,7 @@ import pandas as pd
 from seqmatch_lib.methods import method_names
 from seqmatch_lib.report.evidence import Evidence, runs_of, with_settings
 from seqmatch_lib.report.numbers import make_frame, summarise, values_by_seed, where
-from seqmatch_lib.runs.config import REFERENCES, SEQUENTIAL_PREFIX, RunConfig
-from seqmatch_lib.runs.order import runs_of_order
+from seqmatch_lib.runs.config import REFERENCES, SEQUENTIAL_PREFIX
 from seqmatch_lib.runs.records import OrderRecord, changes_of
 from seqmatch_lib.store.files import digest_json
 
@@ -48,7 +47,7 @@ class Effort(NamedTuple):
     base: str  # method
     num_subsets: int
     images: str  # per class of each subset
-    teachers: str  # their epochs
+    teacher_epochs: str  # that the subsets are matched with
     iterations: int  # of distillation, over all subsets
     by_subset: str  # the same, of each subset
     trained: str
@@ -160,7 +159,7 @@ def _efforts(evidence: Evidence, dataset: str, ipc: int, scale: str, settings: C
     rows = with_settings(rows[~rows["method"].isin(REFERENCES)], settings, ("iterations", "ipc", "subset_ipcs", "intervals"))
     longer = map(_is_longer, rows["kind"], rows["asked"])
     rows = where(rows, longer)
-    rows = rows.sort_values(["base", "num_subsets", "teachers", "iterations", "trained", "epochs"], kind="stable")
+    rows = rows.sort_values(["base", "num_subsets", "teacher_epochs", "iterations", "trained", "epochs"], kind="stable")
     return {Effort(*key): group for key, group in rows.groupby(list(Effort._fields), sort=False)}
 
 
@@ -227,4 +226,4 @@ def _runs_behind(record: OrderRecord, name: str) -> str:
     sequence = digest_json(record.config)[:8]
     if not name.startswith("divided"):
         return sequence
-    return f"{sequence}, {runs_of_order(RunConfig.from_dict(record.config))['other half'].hash[:8]}"
+    return f"{sequence}, {record.other_half.rsplit('-', 1)[-1]}"

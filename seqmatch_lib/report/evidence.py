@@ -29,7 +29,7 @@ PUBLISHED_SETTINGS = ("paper", "short")  # scales whose numbers stand beside pub
 LEFT_OPEN = ("teachers.num_teachers", "evaluation.num_networks", "evaluation.num_selections")  # at scale "short"
 KINDS = {kind.removesuffix(" real"): name for kind, name in ACCURACIES.items()}  # as columns are called
 COLUMNS = (  # of `Evidence.accuracies`
-    "dataset", "ipc", "scale", "method", "num_subsets", "seed", "base", "images", "even", "teachers", "iterations",
+    "dataset", "ipc", "scale", "method", "num_subsets", "seed", "base", "images", "even", "teacher_epochs", "iterations",
     "by_subset", "train_images", "changes", "stands", "record", "kind", "trained", "epochs", "network", "is_first", "asked",
     "question", "values",
 )  # fmt: skip
@@ -95,7 +95,7 @@ def _accuracies_of(run: RunRecord, reevaluations: Sequence[Reevaluation]) -> Ite
         "base": run.method.removeprefix(SEQUENTIAL_PREFIX),
         "images": _sum(run.config["subset_ipcs"]),
         "even": run.method in REFERENCES or list(run.config["subset_ipcs"]) == even_subsets(run.ipc, run.num_subsets),
-        "teachers": "; ".join(intervals if len(set(intervals)) > 1 else intervals[:1]) or "-",
+        "teacher_epochs": "; ".join(intervals if len(set(intervals)) > 1 else intervals[:1]) or "-",
         "iterations": iterations_of(run),
         "by_subset": _sum(stage["iterations"] for stage in run.stages),
         "train_images": run.data["train_images"],

@@ -116,12 +116,13 @@ def find_gains(evidence: Evidence, dataset: str, scale: str) -> str:
         return ", ".join(f"{row.gain:+.1f} at {row.ipc}" for row in rows.itertuples())
 
     found = (
-        f"Points that MTT is ahead of as many random real images, by images per class: {course(alone)}. "
+        f"MTT's lead over as many random real images, in points, by images per class: {course(alone)}. "
         f"Its sequence: {course(sequence) or 'not run at two sizes'}."
     )
     records = evidence.accuracies.set_index("record")["iterations"]
     counts = [records.loc[row.records.split(", ")].max() for row in alone.itertuples()]
     given = ", ".join(f"{count:,} at ipc {ipc}" for count, ipc in zip(counts, alone["ipc"], strict=True))
+    given = f"{counts[0]:,} at every size" if len(set(counts)) == 1 else given
     settings = "equal at all sizes" if alone["equal"].all() else "those of each size's preset, which differ in more"
     sure = f"Seeds of distillation: {_seeds_by(alone, 'ipc', 'ipc {}')}. Settings of MTT: {settings}. Iterations: {given}."
     return _finding(dataset, None, scale, found, sure)

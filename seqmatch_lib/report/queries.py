@@ -61,7 +61,7 @@ def subsets(
     """
     rows = evidence.select(["last", "joint", "random"], dataset=dataset, ipc=ipc, scale=scale)
     rows = with_settings(rows[~rows["method"].isin(REFERENCES)], settings, ("ipc", "subset_ipcs", "intervals"))
-    by = ["base", "num_subsets", "images", "even", "teachers"]
+    by = ["base", "num_subsets", "images", "even", "teacher_epochs"]
     return pool(rows.sort_values(by, kind="stable"), by, {"accuracy": "last", "joint": "joint", "random": "random"}, by_seed)
 
 

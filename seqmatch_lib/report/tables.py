@@ -12,7 +12,7 @@ from seqmatch_lib.errors import StorageError, require
 from seqmatch_lib.report.evidence import PUBLISHED_SETTINGS, iterations_of, runs_of
 from seqmatch_lib.report.numbers import mean_and_std
 from seqmatch_lib.report.texts import format_frame, format_range, label_scale
-from seqmatch_lib.runs.config import REFERENCES, RunConfig, preset_names
+from seqmatch_lib.runs.config import REFERENCES, SEQUENTIAL_PREFIX, RunConfig, preset_names
 from seqmatch_lib.runs.records import RunRecord, check_same_images, load_runs
 from seqmatch_lib.store.files import write_text
 
@@ -22,12 +22,6 @@ COLUMNS = (  # of `build_table`
     "selected_std", "random", "random_std", "scale", "iterations", "teachers", "seeds", "n", "train_images", "core_hours",
     "device", "mirrored",
 )  # fmt: skip
-README_CELLS = (
-    "cifar10-ipc1-mtt",
-    *(f"cifar10-ipc10-{method}" for method in ("random", "mtt", "seqmatch_mtt", "idc", "seqmatch_idc")),
-    *(f"cifar10-ipc50-{method}" for method in ("mtt", "seqmatch_mtt", "idc", "seqmatch_idc")),
-    *(f"cifar100-ipc10-{method}" for method in ("mtt", "seqmatch_mtt")),
-)
 PUBLISHED_TEXTS = ("dataset", "method", "source", "check")  # columns of published accuracies
 PUBLISHED_NUMBERS = ("ipc", "mean", "std")
 UNVERIFIED, DOUBTFUL = "unverified", "doubtful"  # in the column "check" of published accuracies
@@ -48,8 +42,10 @@ SETTINGS_NOTE = (
     f"{DAGGER}: printed from memory, not checked; doubtful: it is the number of another method, too."
 )
 README_NOTE = (
-    f"Test accuracy in per cent; {SPREAD}. {DAGGER}: published number printed from memory, not checked. A rehearsal has "
-    "smaller networks, fewer steps and other learning rates than published: not to be compared with published numbers."
+    "Test accuracy in per cent of all sets distilled at published settings, and of every pair of a base method and its "
+    f"sequence in rehearsals. {SPREAD}. {DAGGER}: published number printed from memory, not checked. A rehearsal has smaller networks, "
+    "fewer steps and other learning rates than published: not to be compared with published numbers. A sequence has more "
+    "iterations in rehearsals: its lead counts only beside its controls, see `10_tables`."
 )
 REHEARSAL_NOTE = (
     "Smaller networks, fewer steps and other learning rates, for two CPU cores; these accuracies are not to be compared with "
@@ -159,21 +155,26 @@ def _summarise(runs: Sequence[RunRecord], scale: str) -> dict[str, Any]:
 
 
 def readme_table(records: Sequence[RunRecord], published: pd.DataFrame) -> str:
-    """Returns the README's table of results as Markdown: the cells of `README_CELLS`, each at its leading scale.
+    """Returns the README's table of results as Markdown: every pair of a base method and its sequence that was run.
 
-    The leading scale is `paper`, then `short`, then `reduced`.
+    Methods of which only one of the two was run are there at published settings alone. These come first.
     """
     scales = (*PUBLISHED_SETTINGS, "reduced")
-    names = dict.fromkeys(preset.split("-")[0] for preset in README_CELLS)
-    tables = [build_table(name, records, published, scales).assign(dataset=name) for name in names]
-    leading = pd.concat(tables).drop_duplicates("preset")  # rows that lead come first
-    cells = leading.set_index("preset").loc[list(README_CELLS)]
-    shown = format_table(cells)
-    how = [", ".join(filter(None, parts)) for parts in zip(shown["scale"], shown["iterations"], strict=True)]
-    counts = [f"{n} / {seeds}" if seeds else "" for n, seeds in zip(cells["n"], cells["seeds"], strict=True)]
-    shown = shown.assign(how=how, counts=counts)[["dataset", "ipc", "method", "published", "ours", "how", "random", "counts"]]
-    shown.columns = ["data set", "ipc", "method", "published", "ours", "scale, iterations", "random real", "networks / seeds"]
-    return f"{to_markdown(shown)}\n\n{README_NOTE}\n"
+    tables = [build_table(name, records, published, scales).assign(dataset=name) for name in DATASETS]
+    table = pd.concat(tables, ignore_index=True).sort_values("scale", key=lambda names: names.map(scales.index), kind="stable")
+    table = table[(table["seeds"] > 0) & ~table["method"].isin(REFERENCES)]
+    base = table["method"].str.removeprefix(SEQUENTIAL_PREFIX)
+    rows = []
+    for _, pair in table.groupby([table["scale"], table["dataset"], table["ipc"], base], sort=False):
+        first, shown = pair.iloc[0], format_table(pair).replace("", "-")
+        if len(pair) == 2 or first["scale"] in PUBLISHED_SETTINGS:
+            both = {
+                name: " / ".join(shown[name]) for name in ("method", "published", "ours", "random", "iterations", "seeds", "n")
+            }
+            rows.append({name: shown[name].iloc[0] for name in ("dataset", "ipc")} | both | {"scale": shown["scale"].iloc[0]})
+    names = {"dataset": "data set", "ipc": "ipc", "method": "method", "published": "published", "ours": "ours"}
+    names |= {"random": "random real", "scale": "scale", "iterations": "iterations", "seeds": "seeds", "n": "networks"}
+    return f"{to_markdown(pd.DataFrame(rows, columns=list(names)).rename(columns=names))}\n\n{README_NOTE}\n"
 
 
 def format_table(table: pd.DataFrame) -> pd.DataFrame:

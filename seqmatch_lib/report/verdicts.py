@@ -20,7 +20,7 @@ from seqmatch_lib.methods import method_names
 from seqmatch_lib.report.controls import EQUAL, HALVES, HALVES_JOINTLY, JOINTLY, LONGER, ONE_SET, STAGED, comparison, order
 from seqmatch_lib.report.evidence import PUBLISHED_SETTINGS, Evidence, runs_of
 from seqmatch_lib.report.numbers import SEEDS_FOR_AN_INTERVAL
-from seqmatch_lib.report.queries import gain_over_random
+from seqmatch_lib.report.queries import gain_over_random, transfer
 from seqmatch_lib.report.tables import DATASETS, build_table, format_table, mark_published
 from seqmatch_lib.report.texts import count_seeds, format_gap, name_cell, name_scale
 from seqmatch_lib.runs.config import SEQUENTIAL_PREFIX
@@ -106,6 +106,7 @@ def list_verdicts(evidence: Evidence, published: pd.DataFrame, results_dir: Path
     rows = [
         *_sequences(evidence, known),
         *_knowing(evidence),
+        *_transfer(evidence),
         *_coupling(evidence, results_dir),
         *_over_random(evidence, known),
         *_accuracies(evidence, published),
@@ -215,6 +216,30 @@ def _knowing(evidence: Evidence) -> Iterable[tuple[str, ...]]:
                     str(gap), f"both jointly {joint:+.1f}; trained on S_2 first {wrong_way}",
                     judge_difference(gap, scale, None, _is_cut_short(evidence, "cifar10", 10, scale, base)),
                     sets.loc[HALVES, "records"],
+                )  # fmt: skip
+
+
+def _transfer(evidence: Evidence) -> Iterable[tuple[str, ...]]:
+    """Whether the sequence keeps its lead on architectures that its images were not distilled with."""
+    cell = "cifar10", 10
+    for base in PAPER_BASES:
+        method = SEQUENTIAL_PREFIX + base
+        for scale, frame in _by_scale(transfer, evidence, *cell, method=method):
+            gaps = {
+                row["network"]: Gap(row["lead"], row["lead_low"], row["lead_high"], row["lead_seeds"])
+                for row in frame.to_dict("records")
+            }
+            own = gaps.pop("convnet", Gap())
+            pair = [runs_of(f"cifar10-ipc10-{name}", scale, evidence.runs) for name in (base, method)]
+            seeds = set.intersection(*({run.seed for run in runs} for runs in pair))
+            records = ", ".join(run.config_hash[:8] for runs in pair for run in runs if gaps and run.seed in seeds)
+            for network, gap in gaps.items() or [("", Gap())]:
+                yield (
+                    PAPER, f"{_name(method)} keeps its lead over {_name(base)} on another architecture",
+                    ", ".join(filter(None, (name_cell(*cell), network))), name_scale(evidence, *cell, scale, [base]), "–",
+                    str(gap), f"on the ConvNet {own}; halves: not run" if gap.seeds else "",
+                    judge_difference(gap, scale, {"halves": Gap()}, _is_cut_short(evidence, *cell, scale, base)),
+                    records,
                 )  # fmt: skip
 
 

@@ -94,13 +94,15 @@ def measure_order(
         found, _ = evaluate_sets(sets, config.changed({"evaluation.networks": [network]}), data, folder, Budget())
         record = OrderRecord(
             **fields_of(config, "dataset", "ipc", "scale", "seed"),
+            other_half=runs["other half"].run_id if "halves" in parts else None,
             accuracy={name: accuracies[network]["values"] for name, accuracies in found.items()},
             **describe_provenance(data.test.images.device),
         )
         earlier = find_earlier(OrderRecord, record.path(results_dir))
         if earlier is not None and earlier.config == record.config:
             ordered = max(record.accuracy, earlier.accuracy, key=len)  # tables list sets as the record does
-            record = replace(record, accuracy=ordered | earlier.accuracy | record.accuracy)
+            accuracy = ordered | earlier.accuracy | record.accuracy
+            record = replace(record, accuracy=accuracy, other_half=record.other_half or earlier.other_half)
         record.save(results_dir)
     return record
 

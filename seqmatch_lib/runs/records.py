@@ -170,6 +170,7 @@ class OrderRecord(Provenance):
         dataset: and `ipc`, `scale`, `seed`: of the SeqMatch run that the other sets are compared with.
         config: of that run.
         overrides: as in `RunRecord`.
+        other_half: id of the run that the second of the independent halves is of; None if they were not measured.
         accuracy: set -> accuracy in per cent, one a network.
     """
 
@@ -180,6 +181,7 @@ class OrderRecord(Provenance):
     seed: int
     config: dict[str, Any]
     overrides: dict[str, Any]
+    other_half: str | None
     accuracy: dict[str, list[float]]
 
     @property
