@@ -43,9 +43,9 @@ SETTINGS_NOTE = (
 )
 README_NOTE = (
     "Test accuracy in per cent of all sets distilled at published settings, and of every pair of a base method and its "
-    f"sequence in rehearsals. {SPREAD}. {DAGGER}: published number printed from memory, not checked. A rehearsal has smaller networks, "
-    "fewer steps and other learning rates than published: not to be compared with published numbers. A sequence has more "
-    "iterations in rehearsals: its lead counts only beside its controls, see `10_tables`."
+    f"sequence in rehearsals. {SPREAD}. {DAGGER}: published number printed from memory, not checked. A rehearsal has smaller "
+    "networks, fewer steps and other learning rates than published: not to be compared with published numbers. A sequence has "
+    "more iterations in rehearsals: its lead counts only beside its controls, see `10_tables`."
 )
 REHEARSAL_NOTE = (
     "Smaller networks, fewer steps and other learning rates, for two CPU cores; these accuracies are not to be compared with "
