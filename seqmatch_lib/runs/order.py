@@ -57,8 +57,9 @@ def measure_order(
     Args:
         config: of a SeqMatch run with two equal subsets.
         results_dir: of all runs, and of the record.
-        parts: which sets: "sequence": itself, its subsets backwards and jointly, and something else in the place of S_2;
-            "halves": S_1 and the other half; "one set": the base method's, and the same distilled once more; "random real".
+        parts: which sets: "sequence": its subsets backwards, and something else in the place of S_2 (what it is worth itself
+            is in the record of its run); "halves": S_1 and the other half; "one set": the base method's, and the same
+            distilled once more; "random real".
             Other sets that were measured before stay in the record.
         device: defaults to the first GPU, or the CPU.
 
@@ -108,15 +109,13 @@ def measure_order(
 
 
 def _reordered(sequence: SubsetSequence, stages: Sequence[Stage], method: BaseMethod) -> dict[str, SubsetSequence]:
-    """Returns the sequence itself, trained on at once and backwards, and with something else in the place of S_2.
+    """Returns the sequence backwards, and with something else in the place of S_2.
 
     What stands there are the real images that S_2 began as, or S_1 once more; both with the step size of S_2.
     """
     first, second = sequence.subsets
     begun = method.initialise(stages[1]).freeze()
     return {
-        "SeqMatch": sequence,
-        "SeqMatch, joint": sequence.joint(),
         "SeqMatch, $S_2$ first": SubsetSequence((second, first)),
         "SeqMatch, $S_2$ undistilled": SubsetSequence((first, replace(begun, lr=second.lr))),
         "SeqMatch, $S_1$ twice": SubsetSequence((first, replace(first, lr=second.lr))),
