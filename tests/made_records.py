@@ -57,8 +57,9 @@ def make_reevaluation(run, joint=False, **training):
     """Returns a re-evaluation of a run, under other training settings."""
     config = {**run.config, "training": {**run.config["training"], **training}}
     return Reevaluation(
-        schema=SCHEMA, run_id=run.run_id, synthetic_sha256="0", joint=joint, seed=0, config=config, data="", seconds=1.0,
-        accuracy={"convnet": accuracy(30.0, 32.0)}, random_baseline={"convnet": accuracy(15.0, 17.0)}, device="cpu",
+        schema=SCHEMA, run_id=run.run_id, synthetic_sha256=run.synthetic_sha256, joint=joint, seed=0, config=config,
+        data="", seconds=1.0, accuracy={"convnet": accuracy(30.0, 32.0)},
+        random_baseline={"convnet": accuracy(15.0, 17.0)}, device="cpu",
         device_name="", threads=1, torch="", python="", git_commit="", dirty=False, uncompiled=[],
     )  # fmt: skip
 
@@ -69,6 +70,7 @@ def make_order(folder, seed, values, method="mtt", changes=None):
     half = runs_of_order(config)["other half"].run_id
     record = OrderRecord(
         schema=SCHEMA, dataset=config.dataset, ipc=config.ipc, scale=config.scale, seed=seed, config=config.as_dict(),
-        overrides=overrides_of(config), other_half=half, accuracy=values, **describe_provenance(torch.device("cpu")),
+        overrides=overrides_of(config), synthetic_sha256="", other_half=half, accuracy=values,
+        **describe_provenance(torch.device("cpu")),
     )  # fmt: skip
     return record.save(folder)

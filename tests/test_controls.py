@@ -1,5 +1,6 @@
 """The sequence beside its controls: what is compared, and what stands for what."""
 
+import re
 from dataclasses import replace
 
 import pandas as pd
@@ -135,6 +136,29 @@ def test_efforts_set_accuracies_beside_what_they_cost():
         ["4 + 3 + 3", 900, "in stages", 900, True, 1, 61.0, -10.0],
         ["4 + 3 + 3", 900, "jointly", 300, True, 1, 45.0, 6.0],
     ]
+
+
+def test_a_run_of_another_size_s_preset_does_not_stand_beside_those_of_the_size_s_own():
+    """The presets of two sizes may differ in anything, and `ipc` alone was compared."""
+    resized = make_run("cifar10-ipc50-mtt", 1, (30.0, 32.0), None, {"ipc": 10, "subset_ipcs": [10]})
+    assert resized.ipc == 10
+    runs = [make_run("cifar10-ipc10-mtt"), make_sequence(), resized]
+    pd.testing.assert_frame_equal(queries.subsets(Evidence(runs), *CELL), queries.subsets(Evidence(runs[:2]), *CELL))
+    pd.testing.assert_frame_equal(controls.efforts(Evidence(runs), *CELL), controls.efforts(Evidence(runs[:2]), *CELL))
+    without_own = make_run("cifar10-ipc50-mtt", 1, (30.0, 32.0), None, {"ipc": 7, "subset_ipcs": [7]})
+    assert len(queries.subsets(Evidence([without_own]), "cifar10", 7, "reduced")) == 1
+
+
+def test_what_was_measured_of_a_set_that_is_gone_is_left_out(tmp_path, capsys):
+    """As after `run --force`: the new set has the name of the old one."""
+    run = make_run("cifar10-ipc10-mtt")
+    run.save(tmp_path)
+    for again in (make_reevaluation(run, epochs=600), replace(make_reevaluation(run, epochs=900), synthetic_sha256="0" * 64)):
+        again.save(tmp_path)
+    (kept,) = Evidence.load(tmp_path).reevaluations
+    assert kept.synthetic_sha256 == run.synthetic_sha256
+    (notice,) = capsys.readouterr().err.splitlines()
+    assert re.search(rf"left out: .*reevaluations.* is of a set that {run.run_id} does not have any more", notice)
 
 
 def test_one_question_asked_with_several_seeds_has_all_their_networks():

@@ -14,7 +14,7 @@ from PIL import Image
 from seqmatch_lib.data import datasets as data
 from seqmatch_lib.data.datasets import DatasetSpec, load_dataset, register_dataset
 from seqmatch_lib.engine import evaluation, memory
-from seqmatch_lib.errors import DataError, DivergenceError, OutOfTime, StorageError
+from seqmatch_lib.errors import DataError, OutOfTime, StorageError
 from seqmatch_lib.front import evaluate
 from seqmatch_lib.methods import get_method
 from seqmatch_lib.methods.mtt import MTT
@@ -23,9 +23,10 @@ from seqmatch_lib.runs.config import RunConfig
 from seqmatch_lib.runs.experiment import open_run, run_experiment
 from seqmatch_lib.runs.order import measure_order
 from seqmatch_lib.runs.real_data import prepare_data
-from seqmatch_lib.runs.records import format_records, load_record, load_runs
+from seqmatch_lib.runs.records import format_records, load_record, load_runs, record_path
 from seqmatch_lib.runs.stages import read_progress
-from seqmatch_lib.subsets import load_sequence, sample_real_sequence
+from seqmatch_lib.store.files import load_tensors, save_tensors
+from seqmatch_lib.subsets import load_sequence, sample_real_sequence, set_path
 
 PRESET = "digits-ipc10-seqmatch_mtt"
 QUICK = {"training.epochs": 4, "evaluation.num_networks": 2}
@@ -91,7 +92,7 @@ def test_the_distilled_set_is_the_one_of_the_record(finished):
     assert sequence.metadata["run_id"] == record.run_id
 
 
-def test_a_last_iterate_that_was_not_selected_needs_no_step_size(tmp_path, monkeypatch):
+def test_a_last_iterate_that_was_not_selected_needs_no_step_size(tmp_path, monkeypatch, capsys):
     step = MTT.step
 
     def pushed(self, prepared, trainable, frozen, generator):
@@ -101,9 +102,8 @@ def test_a_last_iterate_that_was_not_selected_needs_no_step_size(tmp_path, monke
         return loss
 
     monkeypatch.setattr(MTT, "step", pushed)
-    with pytest.raises(DivergenceError, match="step size after 4 iterations is -"):
-        run_experiment(configure(), tmp_path)
     record = run_experiment(configure(), tmp_path)
+    assert "S_1 was not scored: the learned step size after 4 iterations is -" in capsys.readouterr().err
     assert [point[0] for point in record.stages[0]["scores"]] == [2]  # the iterate that the set has
     sequence = load_sequence(tmp_path / "distilled" / f"{record.run_id}.safetensors")
     assert [subset.lr for subset in sequence.subsets] == [stage["lr"] for stage in record.stages]
@@ -342,6 +342,38 @@ def test_a_damaged_checkpoint_is_named(tmp_path, finished):
     (state / "stage-1.safetensors").write_bytes(data)
     with pytest.raises(StorageError, match=r"stage-1\.safetensors does not match its checksum.*delete it"):
         run_experiment(configure(), tmp_path)
+
+
+def copy_with_another_stage(finished, folder, index):
+    """Copies a finished run without its set, one stage of which has other images; returns its record."""
+    old, record = finished
+    shutil.copytree(old / "state" / record.run_id, folder / "state" / record.run_id)
+    record.save(folder)
+    path = folder / "state" / record.run_id / f"stage-{index}.safetensors"
+    tensors, notes = load_tensors(path)
+    changed = {name: tensors[name] + 1 for name in ("images", "best.images")}
+    save_tensors(path, tensors | changed, notes)
+    return record
+
+
+def test_a_later_subset_is_not_put_beside_another_first_one(tmp_path, finished):
+    """As where a damaged first stage was distilled again by another processor, which rounds differently."""
+    record = copy_with_another_stage(finished, tmp_path, 1)
+    with pytest.raises(StorageError, match=r"stage-2\.safetensors was distilled beside other earlier subsets .* delete it"):
+        run_experiment(configure(), tmp_path)
+    (tmp_path / "state" / record.run_id / "stage-2.safetensors").unlink()
+    with pytest.raises(StorageError, match="is of another set"):  # but S_2 is distilled again
+        run_experiment(configure(), tmp_path)
+
+
+def test_a_record_is_not_given_for_another_set_than_its_own(tmp_path, finished):
+    record = copy_with_another_stage(finished, tmp_path, 2)
+    with pytest.raises(StorageError, match=rf"{record.run_id}.json is of another set .* delete that record") as refused:
+        run_experiment(configure(), tmp_path)
+    assert str(record_path(tmp_path, record)) in str(refused.value)
+    record_path(tmp_path, record).unlink()
+    again = run_experiment(configure(), tmp_path)
+    assert again.synthetic_sha256 == load_sequence(set_path(tmp_path, record.run_id)).sha256() != record.synthetic_sha256
 
 
 def test_progress_of_ten_stages_and_more_is_in_their_order(tmp_path, finished):

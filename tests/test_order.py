@@ -9,7 +9,7 @@ import torch
 from seqmatch_lib.data import datasets
 from seqmatch_lib.errors import ConfigError, StorageError
 from seqmatch_lib.methods import get_method
-from seqmatch_lib.runs.config import RunConfig, config_of_subsets
+from seqmatch_lib.runs.config import RunConfig, config_of_subsets, preset_names
 from seqmatch_lib.runs.experiment import open_run, run_experiment
 from seqmatch_lib.runs.order import distil_again, measure_order, runs_of_order
 from seqmatch_lib.runs.records import load_orders, load_runs
@@ -45,6 +45,32 @@ def test_all_runs_have_what_was_changed_of_the_sequence_and_the_other_half_begin
     assert config.options.syn_lr != config.options.later_syn_lr
     own = {"ipc": 5, "subset_ipcs": [5], "intervals": [[0, 20]], "mtt.syn_lr": config.options.later_syn_lr}
     assert runs["other half"] == RunConfig.from_preset("cifar10-ipc10-mtt", "short", 1003, own | changed)
+
+
+def test_all_sets_have_the_preprocessing_of_the_sequence():
+    """The published presets of one cell differ in it: MTT at 50 images per class is not whitened, SeqMatch-MTT is."""
+    config = RunConfig.from_preset("cifar10-ipc50-seqmatch_mtt", "short", 0, {"subset_ipcs": [25, 25], "intervals": [[0, 20]]})
+    assert (config.zca, RunConfig.from_preset("cifar10-ipc50-mtt", "short").zca) == (True, False)
+    runs = runs_of_order(config)
+    assert {run.zca for run in runs.values()} == {True}
+    assert runs["other half"].teachers == config.teachers
+
+
+@pytest.mark.parametrize("scale", ["paper", "short", "reduced"])
+def test_every_sequence_that_can_be_halved_has_its_controls(scale):
+    names = [name for name in preset_names() if "seqmatch" in name]
+    configs = [RunConfig.from_preset(name, scale) for name in names]
+    halved = [config for config in configs if len(set(config.subset_ipcs)) == 1 and config.num_subsets == 2]
+    assert len(halved) >= 20
+    for config in halved:
+        assert runs_of_order(config)["other half"].subset_ipcs == config.subset_ipcs[:1]
+
+
+def test_one_set_is_matched_with_no_epochs_that_teachers_do_not_have():
+    changes = {"teachers.epochs": 5, "teachers.later_epochs": 3, "intervals": [[0, 3], [0, 3]]}
+    runs = runs_of_order(RunConfig.from_preset("cifar10-ipc10-seqmatch_mtt", "short", 0, changes))
+    assert runs["other half"].intervals == ((0, 3),)
+    assert runs["one set"].intervals[0][1] <= 5
 
 
 def test_some_of_the_sets_can_be_asked_about(tmp_path):

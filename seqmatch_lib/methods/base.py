@@ -178,8 +178,7 @@ class Trainable:
         """
         lr = self.lr.item()
         problem = f"the learned step size after {self.iteration} iterations is {lr:.4g}, with which no network can be trained"
-        remedy = "if iterations are left, the same command goes on with them, else lower lr_lr, or start with a larger syn_lr"
-        require(lr > 0, f"{problem}; {remedy}", DivergenceError)
+        require(lr > 0, f"{problem}; lower lr_lr, or start with a larger syn_lr", DivergenceError)
         return SyntheticSubset(self.images.detach().clone(), self.targets().detach().clone(), lr, self.formation)
 
 

@@ -1,5 +1,6 @@
 """All records of a results folder as one data frame of accuracies, and which runs stand for a preset."""
 
+import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -9,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from seqmatch_lib.report.numbers import where
-from seqmatch_lib.runs.config import REFERENCES, SEQUENTIAL_PREFIX, even_subsets
+from seqmatch_lib.runs.config import REFERENCES, SEQUENTIAL_PREFIX, even_subsets, preset_names
 from seqmatch_lib.runs.records import (
     ACCURACIES,
     OrderRecord,
@@ -53,7 +54,7 @@ class Evidence:
 
     @classmethod
     def load(cls, results_dir: Path) -> "Evidence":
-        """Reads a results folder.
+        """Reads a results folder. What was measured of another set than a run has now is left out, with a notice.
 
         Raises:
             StorageError: a damaged record, or runs of one data set and scale on different images.
@@ -61,7 +62,12 @@ class Evidence:
         runs = load_runs(results_dir)
         check_same_images(runs)
         trust = {path.stem: read_json(path) for path in sorted((results_dir / "trust").glob("*.json"))}
-        return cls(runs, load_reevaluations(results_dir), load_orders(results_dir), trust)
+        sets = {run.run_id: run.synthetic_sha256 for run in runs}
+        measured = [
+            [record for record in records if _is_of_set(record, sets, record.path(results_dir))]
+            for records in (load_reevaluations(results_dir), load_orders(results_dir))
+        ]
+        return cls(runs, *measured, trust)
 
     @cached_property
     def accuracies(self) -> pd.DataFrame:
@@ -86,6 +92,14 @@ class Evidence:
         for column, value in equal.items():
             chosen &= rows[column] == value
         return rows[chosen]
+
+
+def _is_of_set(record: Reevaluation | OrderRecord, sets: Mapping[str, str], path: Path) -> bool:
+    """Whether a record is of the set that its run has; if not, as after `run --force`, a notice names its file."""
+    is_of_set = sets.get(record.run_id, record.synthetic_sha256) == record.synthetic_sha256
+    if not is_of_set:
+        print(f"notice: left out: {path} is of a set that {record.run_id} does not have any more", file=sys.stderr)
+    return is_of_set
 
 
 def _accuracies_of(run: RunRecord, reevaluations: Sequence[Reevaluation]) -> Iterable[dict[str, Any]]:
@@ -140,14 +154,17 @@ def _pool_networks(answers: Iterable[Mapping[str, Mapping[str, Any]]]) -> dict[s
 def with_settings(rows: pd.DataFrame, settings: Collection[str], compared: Sequence[str] = ()) -> pd.DataFrame:
     """Returns the rows of runs that differ from their preset in exactly these settings, whatever those compared are.
 
-    `iterations` in `compared` stands for the base method's own setting.
+    `iterations` in `compared` stands for the base method's own setting. Runs of another size's preset are left out where
+    their size has a preset of its own, since the two may differ in anything.
     """
+    presets = set(preset_names())
 
-    def differs(base: str, changes: Mapping[str, Any]) -> bool:
+    def differs(base: str, changes: Mapping[str, Any], *cell: Any) -> bool:
         ignored = {f"{base}.{key}" if key == "iterations" else key for key in compared}
-        return {f"{key}={value}" for key, value in changes.items() if key not in ignored} == set(settings)
+        is_foreign = "ipc" in changes and "{}-ipc{}-{}".format(*cell) in presets
+        return not is_foreign and {f"{key}={value}" for key, value in changes.items() if key not in ignored} == set(settings)
 
-    return where(rows, map(differs, rows["base"], rows["changes"]))
+    return where(rows, map(differs, *(rows[name] for name in ("base", "changes", "dataset", "ipc", "method"))))
 
 
 def runs_of(preset: str, scale: str, records: Iterable[RunRecord]) -> list[RunRecord]:

@@ -1,5 +1,6 @@
 """Distillation of a run: Algorithm 1 with checkpoints, selection of iterates, times, peak memory and progress bars."""
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 
@@ -44,8 +45,8 @@ def distill_stages(
     Raises:
         ConfigError: networks have running statistics, which the method, or the engine of the stage's recipe, does not train;
             or the method's `initialise` or `prepare` returned what it must not.
-        DivergenceError: a value is not finite, and the last good state is in the checkpoint; or the step size is not positive
-            where a network is to be trained.
+        DivergenceError: a value is not finite, and the last good state is in the checkpoint; or the step size of an iterate
+            that is needed is not positive. Scored iterates are not needed, but one of a stage, and the last one of S_K.
         OutOfTime: the budget is spent; the state is in the checkpoint.
     """
     finished = []
@@ -61,7 +62,8 @@ def distill_stages(
 def _distill_stage(
     method: BaseMethod, stage: Stage, checkpoint: StageCheckpoint, score: Scorer | None, num_selections: int
 ) -> StageProgress:
-    progress, state = checkpoint.load(_initialise(method, stage))
+    frozen = stage.frozen.sha256()
+    progress, state = checkpoint.load(_initialise(method, stage), frozen)
     iterations, done = method.num_iterations(stage.index), progress.trainable.iteration
     if done >= iterations:
         return progress
@@ -86,17 +88,27 @@ def _distill_stage(
                 bar.set_postfix(loss=f"{trainable.losses[-1]:.4f}", lr=f"{trainable.lr.item():.4f}")
                 if trainable.iteration in scored:
                     began = time.perf_counter()
-                    progress.consider(*score(stage.frozen.then(trainable.freeze())))
+                    _consider(progress, stage, score)
                     progress.seconds["selection"] += time.perf_counter() - began
                 if trainable.iteration == iterations or stage.budget.wants_save():
                     progress.note_memory("distillation")
-                    checkpoint.save(progress, prepared.state())
+                    checkpoint.save(progress, prepared.state(), frozen)
                     stage.budget.saved()
                 began = time.perf_counter()
     except DivergenceError:
-        checkpoint.save(progress, prepared.state())
+        checkpoint.save(progress, prepared.state(), frozen)
         raise
     return progress
+
+
+def _consider(progress: StageProgress, stage: Stage, score: Scorer) -> None:
+    """Scores the present iterate; one that no network can be trained on is left out, with a notice."""
+    try:
+        iterate_ = progress.trainable.freeze()
+    except DivergenceError as error:
+        print(f"notice: S_{stage.index} was not scored: {error}", file=sys.stderr)
+        return
+    progress.consider(*score(stage.frozen.then(iterate_)))
 
 
 def _initialise(method: BaseMethod, stage: Stage) -> Trainable:

@@ -90,7 +90,11 @@ def run_experiment(
         budget = Budget(max_minutes, save_seconds)
         record = _execute(config, dataset, results_dir, state_dir, budget, choose_device(device))
         if path.is_file():
-            return load_record(path)
+            earlier = load_record(path)
+            problem = f"{path} is of another set than the one made in the place of the set that is gone"
+            same = earlier.synthetic_sha256 == record.synthetic_sha256
+            require(same, f"{problem}; delete that record and give the same command again", StorageError)
+            return earlier
         record.save(results_dir)
     return record
 

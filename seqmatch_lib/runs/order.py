@@ -1,8 +1,9 @@
 """The ablation of order and division: sets of equal size that are divided or not, in sequence or not; a record a seed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,13 +14,14 @@ from seqmatch_lib.runs.config import RunConfig, config_of_subsets
 from seqmatch_lib.runs.evaluation import evaluate_sets, state_folder
 from seqmatch_lib.runs.experiment import open_run, run_experiment
 from seqmatch_lib.runs.provenance import describe_provenance
-from seqmatch_lib.runs.records import OrderRecord, fields_of, find_earlier, overrides_of
+from seqmatch_lib.runs.records import OrderRecord, fields_of, find_earlier, flatten_settings, overrides_of
 from seqmatch_lib.seqmatch import iterate
 from seqmatch_lib.store.budget import Budget
 from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset, load_sequence, sample_real_sequence, set_path
 
 OTHER_SEED = 1000  # what is added to a run's seed for the second of two independent halves
 DIVISION = ("ipc", "subset_ipcs", "intervals")  # settings that say how a set is divided
+IMAGES = ("zca", "select_on", "network")  # settings that presets of one cell may differ in, and all sets must have in common
 PARTS = ("sequence", "halves", "one set", "random real")
 
 
@@ -27,9 +29,9 @@ def runs_of_order(config: RunConfig) -> dict[str, RunConfig]:
     """Returns the runs that the ablation compares a sequence of two halves with.
 
     Returns:
-        "one set": the base method on as many images, with the same changes to its preset; "sequence": `config`; "other
-        half": a half that is distilled as S_1 is, with another seed, and knows nothing of S_1. Its step size begins where
-        that of S_2 does, so that S_2 has no head start.
+        "one set": the base method on as many images, with the same changes to its preset, and the network and
+        preprocessing of the sequence; "sequence": `config`; "other half": a half that is distilled as S_1 is, with another
+        seed, and knows nothing of S_1. Its step size begins where that of S_2 does, so that S_2 has no head start.
 
     Raises:
         ConfigError: `config` is no sequence of two subsets of one size.
@@ -37,14 +39,29 @@ def runs_of_order(config: RunConfig) -> dict[str, RunConfig]:
     sizes, base = config.subset_ipcs, config.base_method
     problem = f"subset_ipcs {list(sizes)} of {config.method!r} are not those of a sequence of two equal subsets"
     require(config.is_sequential and len(sizes) == 2 and len(set(sizes)) == 1, f"{problem}; give such a one")
+    plain = config_of_subsets(config.dataset, base, [config.ipc], config.scale, config.seed)
     changes = {key: value for key, value in overrides_of(config).items() if key not in DIVISION}
-    one_set = config_of_subsets(config.dataset, base, [config.ipc], config.scale, config.seed).changed(changes)
-    half = {f"{base}.{name}": value for name, value in config.as_dict()[base].items()}
+    settings = flatten_settings(config.as_dict()) | changes
+    changes |= _under(settings, IMAGES)
+    epochs = changes.get("teachers.epochs", plain.teachers.epochs)
+    changes["intervals"] = [[min(epoch, epochs) for epoch in interval] for interval in plain.intervals]
+    half = changes | _under(settings, (base, "teachers"))
+    half |= {"ipc": sizes[0], "subset_ipcs": [sizes[0]], "intervals": [list(interval) for interval in config.intervals[:1]]}
     if hasattr(config.options, "later_syn_lr"):
         half[f"{base}.syn_lr"] = config.options.later_syn_lr
-    half |= {"ipc": sizes[0], "subset_ipcs": [sizes[0]], "intervals": [list(interval) for interval in config.intervals[:1]]}
-    other_half = replace(one_set.changed(half), seed=config.seed + OTHER_SEED)
-    return {"one set": one_set, "sequence": config, "other half": other_half}
+    one_set, other_half = (plain.changed(_of_one_stage(of_set, base)) for of_set in (changes, half))
+    return {"one set": one_set, "sequence": config, "other half": replace(other_half, seed=config.seed + OTHER_SEED)}
+
+
+def _under(settings: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Returns the settings, by dotted keys, that these names are or have."""
+    return {key: value for key, value in settings.items() if key.split(".")[0] in names}
+
+
+def _of_one_stage(settings: Mapping[str, Any], base: str) -> dict[str, Any]:
+    """Returns settings with the first entry of those of the base method that have one for each stage."""
+    of_stages = {key: value[:1] for key, value in _under(settings, [base]).items() if isinstance(value, list | tuple)}
+    return {**settings, **of_stages}
 
 
 def measure_order(
@@ -95,12 +112,13 @@ def measure_order(
         found, _ = evaluate_sets(sets, config.changed({"evaluation.networks": [network]}), data, folder, Budget())
         record = OrderRecord(
             **fields_of(config, "dataset", "ipc", "scale", "seed"),
+            synthetic_sha256=sequence.sha256(),
             other_half=runs["other half"].run_id if "halves" in parts else None,
             accuracy={name: accuracies[network]["values"] for name, accuracies in found.items()},
             **describe_provenance(data.test.images.device),
         )
         earlier = find_earlier(OrderRecord, record.path(results_dir))
-        if earlier is not None and earlier.config == record.config:
+        if earlier is not None and (earlier.config, earlier.synthetic_sha256) == (record.config, record.synthetic_sha256):
             ordered = max(record.accuracy, earlier.accuracy, key=len)  # tables list sets as the record does
             accuracy = ordered | earlier.accuracy | record.accuracy
             record = replace(record, accuracy=accuracy, other_half=record.other_half or earlier.other_half)

@@ -170,6 +170,7 @@ class OrderRecord(Provenance):
         dataset: and `ipc`, `scale`, `seed`: of the SeqMatch run that the other sets are compared with.
         config: of that run.
         overrides: as in `RunRecord`.
+        synthetic_sha256: of the sequence.
         other_half: id of the run that the second of the independent halves is of; None if they were not measured.
         accuracy: set -> accuracy in per cent, one a network.
     """
@@ -181,8 +182,14 @@ class OrderRecord(Provenance):
     seed: int
     config: dict[str, Any]
     overrides: dict[str, Any]
+    synthetic_sha256: str
     other_half: str | None
     accuracy: dict[str, list[float]]
+
+    @property
+    def run_id(self) -> str:
+        """Names the run of the sequence."""
+        return RunConfig.from_dict(self.config).run_id
 
     @property
     def method(self) -> str:
@@ -191,7 +198,7 @@ class OrderRecord(Provenance):
 
     def path(self, results_dir: Path) -> Path:
         """Returns where the record is kept."""
-        return results_dir / "order" / f"{RunConfig.from_dict(self.config).run_id}.json"
+        return results_dir / "order" / f"{self.run_id}.json"
 
 
 Record = TypeVar("Record", RunRecord, Reevaluation, OrderRecord)

@@ -62,8 +62,8 @@ class StageProgress:
 class StageCheckpoint(Checkpoint):
     """The checkpoint of one stage; its owner is the hash of the run's configuration."""
 
-    def save(self, progress: StageProgress, state: dict[str, torch.Tensor]) -> None:
-        """Writes progress, and the method's own state."""
+    def save(self, progress: StageProgress, state: dict[str, torch.Tensor], frozen: str = "") -> None:
+        """Writes progress, the method's own state, and the digest of the earlier subsets, beside which it is distilled."""
         trainable, best = progress.trainable, progress.best
         tensors = trainable.state() | {f"method.{key}": value for key, value in state.items()}
         if best is not None:
@@ -77,16 +77,18 @@ class StageCheckpoint(Checkpoint):
             "seconds": progress.seconds,
             "peak_memory_mb": progress.peak_memory_mb,
             "uncompiled": sorted(UNCOMPILED),
+            "frozen": frozen,
         }
         self.write(tensors, notes)
 
-    def load(self, fresh: Trainable) -> tuple[StageProgress, dict[str, torch.Tensor]]:
+    def load(self, fresh: Trainable, frozen: str | None = None) -> tuple[StageProgress, dict[str, torch.Tensor]]:
         """Returns the saved progress put into a fresh trainable, and the method's own state.
 
         If nothing was saved, the fresh trainable itself and an empty state.
 
         Raises:
-            StorageError: the file is damaged or belongs to another run.
+            StorageError: the file is damaged, belongs to another run, or to earlier subsets of another digest than `frozen`,
+                where that is given.
         """
         saved = self.read()
         if saved is None:
@@ -94,6 +96,11 @@ class StageCheckpoint(Checkpoint):
         tensors, notes, is_own = saved
         message = f"{self._path} belongs to a run with other settings; use another results folder or delete it"
         require(is_own, message, StorageError)
+        message = (
+            f"{self._path} was distilled beside other earlier subsets than those found; delete it to distil its stage again"
+        )
+        is_beside = frozen is None or notes.get("frozen", frozen) == frozen  # files of older versions do not tell
+        require(is_beside, message, StorageError)
         with self.restoring("this stage"):
             return self._restore(fresh, tensors, notes)
 
