@@ -5,14 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import Impatient
 
 from seqmatch_lib.data import datasets
-from seqmatch_lib.errors import ConfigError, StorageError
+from seqmatch_lib.errors import ConfigError, OutOfTime, StorageError
 from seqmatch_lib.methods import get_method
 from seqmatch_lib.runs.config import RunConfig, config_of_subsets, preset_names
 from seqmatch_lib.runs.experiment import open_run, run_experiment
 from seqmatch_lib.runs.order import distil_again, measure_order, runs_of_order
 from seqmatch_lib.runs.records import load_orders, load_runs
+from seqmatch_lib.runs.stages import StageCheckpoint
 
 RESULTS = Path(__file__).parents[1] / "paper_results"
 SETS = [
@@ -119,8 +121,20 @@ def test_the_second_turn_begins_with_the_finished_set_and_its_own_step_size(tmp_
     run_experiment(config, tmp_path)
     _, plain, (stage,) = open_run(config, tmp_path)
     still = replace(config.options, iterations=1, lr_img=1e-30, lr_lr=1e-30, later_syn_lr=0.013)
-    again = distil_again(get_method("mtt")(still), stage, stage.interval, plain)
+    first, second, third = (StageCheckpoint(tmp_path / f"{k}.safetensors", "test") for k in range(3))
+    again = distil_again(get_method("mtt")(still), stage, stage.interval, plain, first)
     assert torch.equal(again.images, plain.subsets[0].images)
     assert again.lr == pytest.approx(0.013)
-    moved = distil_again(get_method("mtt")(config.options), stage, stage.interval, plain)
+    method = get_method("mtt")(config.options)
+    moved = distil_again(method, stage, stage.interval, plain, second)
     assert not torch.equal(moved.images, plain.subsets[0].images)
+    stops = 0
+    while True:  # killed at every save
+        try:
+            resumed = distil_again(method, replace(stage, budget=Impatient()), stage.interval, plain, third)
+            break
+        except OutOfTime:
+            stops += 1
+    assert stops >= config.options.iterations
+    assert torch.equal(resumed.images, moved.images)
+    assert resumed.lr == moved.lr

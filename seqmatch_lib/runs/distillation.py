@@ -52,16 +52,17 @@ def distill_stages(
     finished = []
 
     def distill(method: BaseMethod, stage: Stage) -> SyntheticSubset:
-        finished.append(_distill_stage(method, stage, make_checkpoint(stage.index), score, num_selections))
+        finished.append(distill_stage(method, stage, make_checkpoint(stage.index), score, num_selections))
         return finished[-1].selected
 
     distill_sequence(method, first_stage, ipcs, intervals, distill)
     return finished
 
 
-def _distill_stage(
-    method: BaseMethod, stage: Stage, checkpoint: StageCheckpoint, score: Scorer | None, num_selections: int
+def distill_stage(
+    method: BaseMethod, stage: Stage, checkpoint: StageCheckpoint, score: Scorer | None = None, num_selections: int = 1
 ) -> StageProgress:
+    """Distils the subset of one stage, from its checkpoint if there is one; arguments and errors as in `distill_stages`."""
     frozen = stage.frozen.sha256()
     progress, state = checkpoint.load(_initialise(method, stage), frozen)
     iterations, done = method.num_iterations(stage.index), progress.trainable.iteration

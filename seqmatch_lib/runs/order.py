@@ -9,13 +9,14 @@ import torch
 
 from seqmatch_lib.data.datasets import load_dataset
 from seqmatch_lib.errors import require
-from seqmatch_lib.methods import BaseMethod, Stage, get_method
+from seqmatch_lib.methods import BaseMethod, MethodState, Stage, Trainable, get_method
 from seqmatch_lib.runs.config import RunConfig, config_of_subsets
+from seqmatch_lib.runs.distillation import distill_stage
 from seqmatch_lib.runs.evaluation import evaluate_sets, state_folder
 from seqmatch_lib.runs.experiment import open_run, run_experiment
 from seqmatch_lib.runs.provenance import describe_provenance
 from seqmatch_lib.runs.records import OrderRecord, fields_of, find_earlier, flatten_settings, overrides_of
-from seqmatch_lib.seqmatch import iterate
+from seqmatch_lib.runs.stages import StageCheckpoint
 from seqmatch_lib.store.budget import Budget
 from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset, load_sequence, sample_real_sequence, set_path
 
@@ -69,7 +70,7 @@ def measure_order(
 ) -> OrderRecord:
     """Trains networks on sets that are divided and ordered differently, and records what each is worth.
 
-    Distils what `runs_of_order` names, where that is not done. A process that is killed goes on with its evaluation.
+    Distils what `runs_of_order` names, where that is not done. A process that is killed goes on where it was.
 
     Args:
         config: of a SeqMatch run with two equal subsets.
@@ -92,23 +93,25 @@ def measure_order(
         run_experiment(runs[name], results_dir, device=device, dataset=dataset)
     data, sequence, stages = open_run(config, results_dir, device)
     sets = {}
-    if "one set" in parts:
-        _, plain, (stage,) = open_run(runs["one set"], results_dir, device)
-        sets |= {config.base_method.upper(): plain}
-    if "sequence" in parts:
-        sets |= _reordered(sequence, stages, method)
-    if "halves" in parts:
-        other_half = load_sequence(set_path(results_dir, runs["other half"].run_id)).to(data.test.images.device)
-        divided = SubsetSequence((sequence.subsets[0], *other_half.subsets))
-        sets |= {"divided, staged": divided, "divided, joint": divided.joint()}
-    if "one set" in parts:
-        again = distil_again(get_method(config.base_method)(runs["one set"].options), stage, stages[1].interval, plain)
-        sets |= {"undivided, staged": plain.then(again), "undivided, last": SubsetSequence((again,))}
-    if "random real" in parts:
-        lr = config.evaluation.real_lr
-        sets["random real"] = sample_real_sequence(data.train, data.num_classes, config.subset_ipcs, lr, config.seed)
-    network = config.network.name
     with state_folder(results_dir, f"{config.run_id}-order", data) as folder:
+        if "one set" in parts:
+            _, plain, (stage,) = open_run(runs["one set"], results_dir, device)
+            sets |= {config.base_method.upper(): plain}
+        if "sequence" in parts:
+            sets |= _reordered(sequence, stages, method)
+        if "halves" in parts:
+            other_half = load_sequence(set_path(results_dir, runs["other half"].run_id)).to(data.test.images.device)
+            divided = SubsetSequence((sequence.subsets[0], *other_half.subsets))
+            sets |= {"divided, staged": divided, "divided, joint": divided.joint()}
+        if "one set" in parts:
+            checkpoint = StageCheckpoint(folder / "second_version.safetensors", [runs["one set"].hash, plain.sha256()])
+            base = get_method(config.base_method)(runs["one set"].options)
+            again = distil_again(base, stage, stages[1].interval, plain, checkpoint)
+            sets |= {"undivided, staged": plain.then(again), "undivided, last": SubsetSequence((again,))}
+        if "random real" in parts:
+            lr = config.evaluation.real_lr
+            sets["random real"] = sample_real_sequence(data.train, data.num_classes, config.subset_ipcs, lr, config.seed)
+        network = config.network.name
         found, _ = evaluate_sets(sets, config.changed({"evaluation.networks": [network]}), data, folder, Budget())
         record = OrderRecord(
             **fields_of(config, "dataset", "ipc", "scale", "seed"),
@@ -141,7 +144,11 @@ def _reordered(sequence: SubsetSequence, stages: Sequence[Stage], method: BaseMe
 
 
 def distil_again(
-    method: BaseMethod, stage: Stage, interval: tuple[int, int] | None, finished: SubsetSequence
+    method: BaseMethod,
+    stage: Stage,
+    interval: tuple[int, int] | None,
+    finished: SubsetSequence,
+    checkpoint: StageCheckpoint,
 ) -> SyntheticSubset:
     """Goes on with a finished set of one subset, for networks that were trained on it: a sequence without division.
 
@@ -150,17 +157,26 @@ def distil_again(
         stage: the first one, in which the set was distilled.
         interval: teacher epochs of the second turn; None for methods without teachers.
         finished: the set.
+        checkpoint: from which a stopped process goes on.
 
     Returns:
         The set after as many iterations as a second subset takes; its step size begins as that of a second subset does.
     """
-    prepared = method.prepare(replace(stage, index=2, interval=interval, frozen=finished))
-    trainable = method.initialise(stage)
     (subset,) = finished.subsets
-    labels = subset.labels.log() if trainable.logits else subset.labels
-    start = {"images": subset.images, "labels": labels, "lr": torch.tensor(method.initial_lr(2))}
-    trainable.load_state({name: start[name].to(leaf.dtype) for name, leaf in trainable.leaves.items()}, [])
+
+    class Again(type(method)):  # the same method, but for where networks and images begin
+        def initialise(self, stage: Stage) -> Trainable:
+            trainable = super().initialise(stage)
+            labels = subset.labels.log() if trainable.logits else subset.labels
+            start = {"images": subset.images, "labels": labels, "lr": torch.tensor(self.initial_lr(2))}
+            trainable.load_state({name: start[name].to(leaf.dtype) for name, leaf in trainable.leaves.items()}, [])
+            return trainable
+
+        def prepare(self, stage: Stage) -> MethodState:
+            return super().prepare(replace(stage, frozen=finished))
+
+        def resume(self, stage: Stage, state: dict[str, torch.Tensor]) -> MethodState:
+            return super().resume(replace(stage, frozen=finished), state)
+
     alone = replace(stage, index=2, interval=interval)  # nothing stands beside the set itself
-    for _ in iterate(method, alone, prepared, trainable):
-        pass
-    return trainable.freeze()
+    return distill_stage(Again(method.config), alone, checkpoint).last
