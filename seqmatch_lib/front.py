@@ -235,7 +235,8 @@ def distill(
         seed: of initial images, batches and evaluation networks.
         set: settings that differ from that preset, by dotted keys.
         results_dir: folder to keep everything in, teachers too, from which the same call goes on. By default a temporary one,
-            which is removed when the returned run is no longer used; `run.distilled.save(path)` keeps the set alone.
+            which is removed when the call fails, or when the returned run is no longer used; `run.distilled.save(path)` keeps
+            the set alone.
         force: discard the record, if there is one, and distil again; an unfinished run goes on, see `run_experiment`.
 
     Raises:
