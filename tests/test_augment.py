@@ -71,6 +71,15 @@ def test_rotation_by_a_right_angle_and_by_nothing():
     torch.testing.assert_close(result[1], x[1], atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("size", [(5, 9), (9, 5), (6, 10)], ids=str)
+def test_rotation_keeps_the_shape_of_what_is_in_an_image_that_is_not_square(size, generator):
+    x = torch.randn(1, 3, *size, generator=generator)
+    result = apply_augmentation(x, (Operation("rotate", torch.tensor([[math.pi / 2]])),))
+    top, left = ((side - min(size)) // 2 for side in size)
+    middle = (..., slice(top, top + min(size)), slice(left, left + min(size)))
+    torch.testing.assert_close(result[middle], x[middle].rot90(1, (2, 3)), atol=1e-4, rtol=0)
+
+
 def test_scale_samples_the_grid_at_the_given_factors():
     x = torch.linspace(-1, 1, 9).expand(2, 1, 9, 9)  # the value of a pixel is its x coordinate
     result = apply_augmentation(x, (Operation("scale", torch.tensor([[0.5, 1.0], [1.0, 1.0]])),))

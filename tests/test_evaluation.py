@@ -128,6 +128,18 @@ def test_together_is_one_by_one_with_every_optimizer_loss_and_cutmix(optimizer, 
     torch.testing.assert_close(*trained, rtol=1e-8, atol=1e-9)
 
 
+@pytest.mark.parametrize(("loss", "shift"), [("cross_entropy", 0), ("mse", 1 / CLASSES)])
+def test_cutmix_mixes_the_targets_that_the_loss_has_for_classes(loss, shift):
+    images, labels = make_images(10)
+    trained = []
+    for targets in (labels, torch.eye(CLASSES)[labels] - shift):
+        network = make_network(NETWORK, SHAPE, CLASSES, make_generator(0))
+        recipe = TrainingRecipe(epochs=2, batch_size=4, loss=loss, cutmix=0.5)
+        train_stage([network], images, targets, 0.02, recipe, [make_generator(0)])
+        trained.append(flatten_parameters(network))
+    assert torch.equal(*trained)
+
+
 def test_schedules_are_those_of_the_public_codes():
     assert training.SCHEDULES["half"](8) == [1.0] * 6 + [0.1] * 2  # MTT: after epoch 8 // 2 + 1, counted from 0
     steps = training.SCHEDULES["steps"](12)  # IDC: MultiStepLR at 2 / 3 and 5 / 6, stepped after each epoch

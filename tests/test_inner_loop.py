@@ -271,6 +271,20 @@ def test_what_cannot_be_unrolled_is_refused(generator):
         unroll(batch_norm.double(), flatten_parameters(batch_norm).double(), *data)
 
 
+def test_a_process_compiles_any_number_of_functions_that_share_their_code(monkeypatch):
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, mode, **settings: compile_(function, backend="eager", **settings))
+
+    def make(shift: int) -> _Compiled:
+        return _Compiled(lambda x: x + shift)
+
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(accumulated_recompile_limit=16):  # torch's own is 256, which takes longer
+        for shift in range(66):
+            assert make(shift)(torch.zeros(1)).item() == shift
+    torch._dynamo.reset()
+
+
 NO_COMPILER = """
 import torch, warnings
 from seqmatch_lib.errors import ConfigError

@@ -110,6 +110,7 @@ def test_whole_runs(tmp_path, dataset, method):
     [
         ({"training.cutmix": 0.5}, "training.cutmix 0.5 does not fit labels of pixels; set training.cutmix=0"),
         ({"training.loss": "mse"}, "training.loss 'mse' does not fit labels of pixels; set training.loss=cross_entropy"),
+        ({"mtt.lr_label": 1.0}, "mtt.lr_label 1.0 learns .*, which does not fit labels of pixels; set mtt.lr_label=0"),
         ({"method": "idc", "intervals": []}, "method 'idc' does not take labels of pixels; use random or whole, or dm, mtt"),
         ({"method": "krr", "intervals": [], "training.loss": "mse"}, "method 'krr' does not take labels of pixels; use"),
     ],

@@ -210,6 +210,28 @@ def test_teachers_that_go_on_need_no_networks_trained_on_the_stages_before(tmp_p
         assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+@pytest.mark.parametrize("engine", ["eager", "compiled"])
+def test_killed_between_the_files_of_two_teachers_a_group_goes_on(tmp_path, uncompiled, monkeypatch, engine):
+    config, started = replace(CONFIG, engine=engine, together=3), []
+    record(tmp_path / "whole", config)
+    write = trajectories.write_parts
+
+    def stop(path, *parts):
+        if path.name == "teacher-001.npy":
+            raise KeyboardInterrupt
+        write(path, *parts)
+
+    monkeypatch.setattr(trajectories, "write_parts", stop)
+    with pytest.raises(KeyboardInterrupt):
+        record(tmp_path / "parts", config, budget=Budget(save_seconds=0))
+    monkeypatch.setattr(trajectories, "write_parts", write)
+    record(tmp_path / "parts", config, lambda teachers: started.append(teachers) or make_starts(teachers))
+    assert not started
+    for teacher in range(3):
+        paths = [tmp_path / name / f"teacher-{teacher:03d}.npy" for name in ("whole", "parts")]
+        assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
 @pytest.mark.timeout(30)
 def test_a_wait_for_another_process_ends_with_the_time(tmp_path):
     config = replace(CONFIG, num_teachers=1)

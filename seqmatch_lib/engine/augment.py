@@ -158,7 +158,9 @@ def _scale(x: torch.Tensor, factor_x: torch.Tensor, factor_y: torch.Tensor) -> t
 
 
 def _rotate(x: torch.Tensor, angle: torch.Tensor) -> torch.Tensor:
-    return _sample(x, [angle.cos(), -angle.sin(), angle.sin(), angle.cos()])
+    # the grid runs from -1 to 1 along each side, so its units differ where the sides do
+    ratio = max(x.shape[2] - 1, 1) / max(x.shape[3] - 1, 1)
+    return _sample(x, [angle.cos(), -angle.sin() * ratio, angle.sin() / ratio, angle.cos()])
 
 
 def _sample(x: torch.Tensor, matrix: list[torch.Tensor]) -> torch.Tensor:

@@ -23,7 +23,9 @@ PRECISIONS = ("float32", "tf32", "bfloat16")
 # that give the derivative in the parameters.
 GRADIENT_PASSES, ADJOINT_PASSES, IMAGE_ADJOINT_PASSES = 3, 9, 6
 LOSSES = ("cross_entropy", "mse")
-MAX_SHAPES = 64  # most shapes of one function that are compiled; beyond torch's lower default it stops compiling
+# More than the shapes that a process compiles. Torch counts them together for all networks, losses and precisions, because
+# functions that `grad_and_value` returns share their code; at its own limits, 8 and 256, a compiled function fails.
+NO_LIMIT = {"recompile_limit": 10**6, "accumulated_recompile_limit": 10**6}
 # why functions of this run had to run uncompiled; a run in the same process begins by clearing it
 UNCOMPILED: set[str] = set()
 
@@ -209,7 +211,7 @@ class _Compiled:
             self._remedy = "unset TORCHDYNAMO_DISABLE and TORCH_COMPILE_DISABLE"
         if not self._failure:
             try:
-                with torch._dynamo.config.patch(recompile_limit=MAX_SHAPES):
+                with torch._dynamo.config.patch(NO_LIMIT):
                     if arguments[0].is_cuda:
                         torch.compiler.cudagraph_mark_step_begin()
                     return self._compiled(*arguments)

@@ -16,7 +16,7 @@ from seqmatch_lib.data.datasets import Split
 from seqmatch_lib.data.labels import count_right
 from seqmatch_lib.engine.augment import DSA_STRATEGY, apply_augmentation, check_strategy, draw_augmentation
 from seqmatch_lib.engine.networks import flatten_parameters, load_parameters
-from seqmatch_lib.engine.step_functions import LOSSES, batch_loss, check_engine, step_functions
+from seqmatch_lib.engine.step_functions import LOSSES, batch_loss, centred_one_hot, check_engine, step_functions
 from seqmatch_lib.errors import DivergenceError, require
 from seqmatch_lib.store.budget import Budget
 from seqmatch_lib.store.checkpoint import Checkpoint
@@ -78,7 +78,7 @@ class TrainingRecipe:
         loss: "cross_entropy" or "mse", see `batch_loss`.
         schedule: of the step size. "half" is that of the MTT, DSA and DM codes, which also reset the momentum when the step
             size falls; "steps" is that of IDC, "cosine" that of FRePo.
-        cutmix: probability of CutMix for each batch; it needs targets that are probabilities.
+        cutmix: probability of CutMix for each batch; a trainer's targets must then be (N, classes).
         lr: step size of every stage; 0 stands for the one that each subset has, which is learned or, of real images,
             `evaluation.real_lr`.
 
@@ -127,7 +127,7 @@ def mix_patches(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """CutMix, with this probability: pastes one rectangle of the shuffled batch into the batch, and mixes targets by area.
 
-    Images are (B, C, H, W), targets (B, classes) probabilities.
+    Images are (B, C, H, W), targets (B, classes).
 
     Source: Yun et al., ICCV 2019, with Beta(1, 1) and one rectangle for the batch, as in the public IDC code (`train_epoch`,
     `rand_bbox`).
@@ -385,7 +385,11 @@ def train_stage(
         OutOfTime: the checkpoint's budget is spent, and the state is saved.
     """
     if recipe.cutmix and not targets.is_floating_point():
-        targets = F.one_hot(targets, networks[0][-1].out_features).to(images.dtype)
+        num_classes = networks[0][-1].out_features
+        if recipe.loss == "mse":  # what `batch_loss` makes of classes
+            targets = centred_one_hot(targets, num_classes, images.dtype)
+        else:
+            targets = F.one_hot(targets, num_classes).to(images.dtype)
     trainer = make_trainer(networks, recipe, lr)
     finished = 0 if checkpoint is None else checkpoint.resume(stage, recipe.epochs, trainer, generators, images.device)[0]
     factors = [1.0, *SCHEDULES[recipe.schedule](recipe.epochs)]  # the first one is that of a new trainer

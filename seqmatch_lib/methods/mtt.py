@@ -112,8 +112,14 @@ class MTT(BaseMethod):
         return self.config.syn_lr if index == 1 else self.config.later_syn_lr
 
     def initialise(self, stage: Stage) -> Trainable:
-        """Returns random real images and a learned step size; with `lr_label`, the labels are learned too."""
+        """Returns random real images and a learned step size; with `lr_label`, the labels are learned too.
+
+        Raises:
+            ConfigError: `lr_label` is set, but the labels are of pixels.
+        """
         config = self.config
+        problem = f"mtt.lr_label {config.lr_label} learns one soft label an image, which does not fit labels of pixels"
+        require(not config.lr_label or stage.labels.dim() == 1, f"{problem}; set mtt.lr_label=0")
         trainable = super().initialise(stage)
         trainable.lr.requires_grad_()
         trainable.optimizers["lr"] = torch.optim.SGD([trainable.lr], lr=config.lr_lr, momentum=config.momentum_lr)

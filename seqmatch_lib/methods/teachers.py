@@ -218,9 +218,7 @@ def record_trajectories(
                     else:
                         starts = make_starts(group)
                     rows, losses = _train_teachers(starts, group, stage, checkpoint, bar)
-                    for index, teacher in enumerate(group):
-                        seconds = checkpoint.seconds / len(group)
-                        _write_teacher(_teacher_path(folder, teacher, ".npy"), rows[index], losses[index], seconds)
+                    _write_teachers(folder, group, rows, losses, checkpoint.seconds / len(group))
                     remove_file(path)
             waiting = [teacher for teacher in waiting if teacher not in locked]
     for path in folder.glob("teacher-*.safetensors"):
@@ -302,10 +300,17 @@ def _train_teachers(
     return rows, losses
 
 
-def _write_teacher(path: Path, rows: np.ndarray, losses: np.ndarray, seconds: float) -> None:
-    """Writes the rows, then the .json with their checksums, which marks the teacher as finished."""
-    header = BytesIO()  # written by hand, because the errors of `np.save` do not name the cause of a failed write
-    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(rows))
-    write_parts(path, header.getvalue(), rows.data)
-    checksums = [hashlib.sha256(row).hexdigest() for row in rows]
-    write_json(path.with_suffix(".json"), {"rows": checksums, "train_loss": losses.tolist(), "seconds": round(seconds, 3)})
+def _write_teachers(folder: Path, group: list[int], rows: np.ndarray, losses: np.ndarray, seconds: float) -> None:
+    """Writes the rows of a group, then the .json of each teacher with their checksums, which marks it as finished.
+
+    While no teacher is finished, the group is still that of its checkpoint, so a process killed between two goes on from it.
+    """
+    manifests = []
+    for teacher, own_rows, own_losses in zip(group, rows, losses, strict=True):
+        header = BytesIO()  # written by hand, because the errors of `np.save` do not name the cause of a failed write
+        np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(own_rows))
+        write_parts(_teacher_path(folder, teacher, ".npy"), header.getvalue(), own_rows.data)
+        checksums = [hashlib.sha256(row).hexdigest() for row in own_rows]
+        manifests.append({"rows": checksums, "train_loss": own_losses.tolist(), "seconds": round(seconds, 3)})
+    for teacher, manifest in zip(group, manifests, strict=True):
+        write_json(_teacher_path(folder, teacher, ".json"), manifest)
