@@ -42,7 +42,7 @@ def runs_of_order(config: RunConfig) -> dict[str, RunConfig]:
     require(config.is_sequential and len(sizes) == 2 and len(set(sizes)) == 1, f"{problem}; give such a one")
     plain = config_of_subsets(config.dataset, base, [config.ipc], config.scale, config.seed)
     changes = {key: value for key, value in overrides_of(config).items() if key not in DIVISION}
-    settings = flatten_settings(config.as_dict()) | changes
+    settings = flatten_settings(config.as_dict())
     changes |= _under(settings, IMAGES)
     epochs = changes.get("teachers.epochs", plain.teachers.epochs)
     changes["intervals"] = [[min(epoch, epochs) for epoch in interval] for interval in plain.intervals]
