@@ -159,6 +159,13 @@ def test_what_was_measured_of_a_set_that_is_gone_is_left_out(tmp_path, capsys):
     assert kept.synthetic_sha256 == run.synthetic_sha256
     (notice,) = capsys.readouterr().err.splitlines()
     assert re.search(rf"left out: .*reevaluations.* is of a set that {run.run_id} does not have any more", notice)
+    sequence = make_sequence()
+    sequence.save(tmp_path)
+    make_order(tmp_path, 0, {"SeqMatch": [40.0, 42.0]})
+    assert Evidence.load(tmp_path).orders == []
+    (record,) = load_orders(tmp_path)
+    replace(record, synthetic_sha256=sequence.synthetic_sha256).save(tmp_path)
+    assert len(Evidence.load(tmp_path).orders) == 1
 
 
 def test_one_question_asked_with_several_seeds_has_all_their_networks():
