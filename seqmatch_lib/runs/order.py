@@ -48,8 +48,7 @@ def runs_of_order(config: RunConfig) -> dict[str, RunConfig]:
     changes["intervals"] = [[min(epoch, epochs) for epoch in interval] for interval in plain.intervals]
     half = changes | _under(settings, (base, "teachers"))
     half |= {"ipc": sizes[0], "subset_ipcs": [sizes[0]], "intervals": [list(interval) for interval in config.intervals[:1]]}
-    if hasattr(config.options, "later_syn_lr"):
-        half[f"{base}.syn_lr"] = config.options.later_syn_lr
+    half[f"{base}.syn_lr"] = get_method(base)(config.options).initial_lr(2)
     one_set, other_half = (plain.changed(_of_one_stage(of_set, base)) for of_set in (changes, half))
     return {"one set": one_set, "sequence": config, "other half": replace(other_half, seed=config.seed + OTHER_SEED)}
 

@@ -52,8 +52,7 @@ class StageProgress:
 
     def consider(self, accuracy: float, test_accuracy: float | None = None) -> None:
         """Notes the scores of the present iterate, and keeps the iterate if it beats all earlier ones in the first of them."""
-        # the scores are rounded: a tied accuracy that they round down beats them, so the later iterate takes the earlier one's
-        # place; committed records were made so
+        # scores are rounded, so an equal accuracy is ahead of one that was rounded down; committed records were made so
         if self.best is None or accuracy > max(score for _, score in self.scores):
             self.best = self.trainable.freeze()
         self.scores.append((self.trainable.iteration, round(accuracy, 4)))
