@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import product
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from seqmatch_lib.runs.config import SEQUENTIAL_PREFIX, RunConfig
 from seqmatch_lib.runs.pictures import load_pictures
 from seqmatch_lib.runs.records import RunRecord, load_runs
 from seqmatch_lib.subsets import load_sequence, set_path
+
+LEGEND_ROWS = 8  # for which the figures below have room
 
 
 class NothingToDraw(StorageError):
@@ -107,6 +110,8 @@ def _legend_below(figure: Figure, axes: Sequence[Axes], title: str) -> None:
     handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     handles = {label: handles[label] for label in sorted(handles, key=lambda label: label == "mean")}
     columns = max(1, min(len(handles), int(figure.get_figwidth() / (0.7 + 0.085 * max(map(len, handles))))))
+    more = max(0, ceil(len(handles) / columns) - LEGEND_ROWS)
+    figure.set_figheight(figure.get_figheight() + 0.25 * more)  # a long legend takes no height from the panels
     figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.06)
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, frameon=False)
     figure.suptitle(title, fontsize=12)
@@ -265,21 +270,25 @@ def plot_curves(
     A line joins the scores of one network; a grey line stands where a subset of the sequence is finished. The panel beside has
     the evaluations after the last iteration, with their spread: those of `controls.comparison`, and those of runs with other
     numbers of teachers or iterations than the ones that stand for the preset. It has an axis of its own, since these lie close
-    together. Each number of teachers has a colour; further seeds are paler.
+    together. Each method with another number of teachers has a colour of its own; further seeds are paler.
     """
     frame = queries.curves(evidence, results_dir, dataset, ipc, scale, base)
     require(len(frame) > 0, f"{base} has no scores on {dataset}, {ipc} images per class, at scale {scale} yet", NothingToDraw)
     figure, (axis, ends) = plt.subplots(1, 2, figsize=(9.5, 5.8), width_ratios=(4, 1.2))
     others = queries.by_teachers(evidence, dataset, ipc, scale, base)
     standing, others = set(others[others["of_preset"]]["num_teachers"]), others[~others["of_preset"]]
-    more = sorted(set(frame["teachers"]) - standing) if standing else []
+    pairs = {*zip(frame["method"], frame["teachers"], strict=True)} if standing else set()
+    more = sorted((method, teachers) for method, teachers in pairs if teachers not in standing)
     colors = dict(zip((base, SEQUENTIAL_PREFIX + base, HALVES, *more), sns.color_palette(PALETTE), strict=False))
     seeds = sorted(set(frame["seed"]))
     by = ["method", "teachers", "seed", "images", "finished"]
     for (method, teachers, seed, images, finished), rows in frame.groupby(by):
         parts = [method, *([f"{teachers} teachers"] * bool(more)), *([f"seed {seed}"] * (len(seeds) > 1)), f"{images} images"]
         label = ", ".join(parts + ["not finished"] * (not finished))
-        style = {"linestyle": {"test": "-", "validation": ":"}[images], "color": colors.get(teachers, colors[method])}
+        style = {
+            "linestyle": {"test": "-", "validation": ":"}[images],
+            "color": colors.get((method, teachers), colors[method]),
+        }
         for _, curve in rows.groupby("run"):
             alpha = 1 / (1 + seeds.index(seed))
             axis.plot(curve["iteration"], curve["accuracy"], marker=".", label=label, alpha=alpha, **style)
@@ -307,7 +316,7 @@ def plot_curves(
 
 
 def _draw_last_iterates(
-    axis: Axes, base: str, final: pd.DataFrame, others: pd.DataFrame, colors: Mapping[str | int, Any]
+    axis: Axes, base: str, final: pd.DataFrame, others: pd.DataFrame, colors: Mapping[str | tuple[str, int], Any]
 ) -> None:
     """Draws rows of `controls.comparison`, then those of `queries.by_teachers`, as points with their spread."""
     for place, row in enumerate(final.itertuples()):
@@ -317,7 +326,7 @@ def _draw_last_iterates(
     for place, row in enumerate(others.itertuples(), start=len(final)):
         name = ONE_SET if row.method == base else STAGED
         label = f"{name}, {row.num_teachers} teachers, {row.iterations:,} iterations, seed {row.seed_names}"
-        style = {"fmt": "os^Dv"[place % 5], "color": colors.get(row.num_teachers, colors[row.method])}
+        style = {"fmt": "os^Dv"[place % 5], "color": colors.get((row.method, row.num_teachers), colors[row.method])}
         axis.errorbar(place, row.accuracy, row.accuracy_std, label=label, capsize=3, **style)
     counts = pd.concat([final["n"], others["n"]])
     networks = f",\n{format_range(counts)} networks" if len(counts) else ""
