@@ -215,8 +215,9 @@ def test_curves_are_those_of_finished_runs_and_of_checkpoints(tmp_path, monkeypa
     assert sequence[sequence["images"] == "test"]["accuracy"].tolist() == [36.0, 36.0]
     assert found[found["method"] == "mtt"].groupby("seed")["finished"].first().to_dict() == {0: True, 1: False}
     axis, ends = charts.plot_curves(Evidence(runs), PUBLISHED, tmp_path, *CELL).axes
-    assert [point.get_label() for point in ends.containers] == [ONE_SET, STAGED, JOINTLY]
-    assert sum("images" in line.get_label() for line in axis.lines) == 5
+    assert [text.get_text() for text in ends.get_yticklabels()] == [ONE_SET, STAGED, JOINTLY]
+    scores = [line for line in axis.lines if "seed" in line.get_label()]
+    assert sorted(line.get_linestyle() for line in scores) == ["-", "-", ":", ":", ":"], "test images and validation images"
     assert not any("published" in line.get_label() for line in axis.lines), "a rehearsal is not drawn beside published numbers"
     assert [300, 300] in [list(line.get_xdata()) for line in axis.lines], "where S_1 is finished"
     with pytest.raises(StorageError, match="has no scores on cifar10, 50 images per class, at scale reduced yet"):
@@ -242,13 +243,13 @@ def test_runs_with_other_numbers_of_teachers_are_drawn_beside_those_of_the_prese
     ]  # fmt: skip
     assert queries.by_teachers(Evidence([*runs, other_evaluation]), *cell)["accuracy"].tolist() == [51, 64, 61.5]
     axis, ends = charts.plot_curves(Evidence(runs), PUBLISHED, tmp_path, *cell).axes
-    labels = [line.get_label() for line in axis.lines if "images" in line.get_label()]
+    labels = [line.get_label() for line in axis.lines if "teachers" in line.get_label()]
     names = ["5 teachers, seed 0", "20 teachers, seed 0", "20 teachers, seed 1"]
-    assert labels == [f"mtt, {name}, test images" for name in names]
+    assert labels == [f"mtt, {name}" for name in names]
     of_twenty = [line.get_color() for line in axis.lines if "20 teachers" in line.get_label()]
     assert of_twenty[0] == of_twenty[1] != axis.lines[0].get_color()
     names = ["5 teachers, 1,500 iterations", "20 teachers, 400 iterations, seed 0, 1"]
-    assert [point.get_label() for point in ends.containers] == [f"{ONE_SET}, {name}" for name in names]
+    assert [text.get_text() for text in ends.get_yticklabels()] == [f"{ONE_SET}, {name}" for name in names]
 
 
 @pytest.mark.parametrize("name", ["find_subsets", "find_order", "find_gains", "find_bases", "find_transfer"])

@@ -107,7 +107,10 @@ def _draw_means(
 
 def _legend_below(figure: Figure, axes: Sequence[Axes], title: str) -> None:
     """Puts one legend for all axes below them and a title above."""
-    handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    handles = {}
+    for axis in axes:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
     handles = {label: handles[label] for label in sorted(handles, key=lambda label: label == "mean")}
     columns = max(1, min(len(handles), int(figure.get_figwidth() / (0.7 + 0.085 * max(map(len, handles))))))
     more = max(0, ceil(len(handles) / columns) - LEGEND_ROWS)
@@ -267,31 +270,30 @@ def plot_curves(
 ) -> Figure:
     """Draws accuracy against iterations for a base method and its sequence, finished or not; published values are lines.
 
-    A line joins the scores of one network; a grey line stands where a subset of the sequence is finished. The panel beside has
-    the evaluations after the last iteration, with their spread: those of `controls.comparison`, and those of runs with other
-    numbers of teachers or iterations than the ones that stand for the preset. It has an axis of its own, since these lie close
-    together. Each method with another number of teachers has a colour of its own; further seeds are paler.
+    Above, a line joins the scores of one network; a grey line stands where a subset of the sequence is finished. Below are the
+    evaluations after the last iteration, with their spread: those of `controls.comparison`, and those of runs with other
+    numbers of teachers or iterations than the ones that stand for the preset. They lie close together, so they have an axis of
+    their own. Each method with another number of teachers has a colour of its own; further seeds are paler.
     """
     frame = queries.curves(evidence, results_dir, dataset, ipc, scale, base)
     require(len(frame) > 0, f"{base} has no scores on {dataset}, {ipc} images per class, at scale {scale} yet", NothingToDraw)
-    figure, (axis, ends) = plt.subplots(1, 2, figsize=(9.5, 5.8), width_ratios=(4, 1.2))
     others = queries.by_teachers(evidence, dataset, ipc, scale, base)
     standing, others = set(others[others["of_preset"]]["num_teachers"]), others[~others["of_preset"]]
     pairs = {*zip(frame["method"], frame["teachers"], strict=True)} if standing else set()
     more = sorted((method, teachers) for method, teachers in pairs if teachers not in standing)
     colors = dict(zip((base, SEQUENTIAL_PREFIX + base, HALVES, *more), sns.color_palette(PALETTE), strict=False))
-    seeds = sorted(set(frame["seed"]))
-    by = ["method", "teachers", "seed", "images", "finished"]
-    for (method, teachers, seed, images, finished), rows in frame.groupby(by):
-        parts = [method, *([f"{teachers} teachers"] * bool(more)), *([f"seed {seed}"] * (len(seeds) > 1)), f"{images} images"]
-        label = ", ".join(parts + ["not finished"] * (not finished))
-        style = {
-            "linestyle": {"test": "-", "validation": ":"}[images],
-            "color": colors.get((method, teachers), colors[method]),
-        }
-        for _, curve in rows.groupby("run"):
-            alpha = 1 / (1 + seeds.index(seed))
-            axis.plot(curve["iteration"], curve["accuracy"], marker=".", label=label, alpha=alpha, **style)
+    final = controls.comparison(evidence, dataset, ipc, scale)
+    if base not in set(final["base"]):  # no sequence yet
+        final = controls.efforts(evidence, dataset, ipc, scale).assign(set=ONE_SET)
+    final = final[(final["base"] == base) & (final["seeds"] > 0) & (final["set"] != RANDOM)]
+    if more:
+        teachers, counts = format_range(pd.Series(list(standing))), final["iterations"].map("{:,}".format)
+        final = final.assign(set=final["set"] + f", {teachers} teachers, " + counts + " iterations")
+    below = 0.26 * (len(final) + len(others)) + 1
+    figure = plt.figure(figsize=(9.5, 5 + below))
+    parts = figure.subfigures(2, height_ratios=(3.4, below))  # so that long names below take no width from the panel above
+    axis, ends = (part.subplots() for part in parts)
+    _draw_scores(axis, frame, colors, bool(more))
     known = published[(published["dataset"] == dataset) & (published["ipc"] == ipc)].set_index("method")
     for method in known.index.intersection(list(colors)) if scale in PUBLISHED_SETTINGS else ():
         mean, std = known.loc[method, ["mean", "std"]]
@@ -302,37 +304,44 @@ def plot_curves(
     for end in np.cumsum([len(stage["losses"]) for stage in sequences[0].stages[:-1]]) if sequences else ():
         axis.axvline(end, color="0.6", linewidth=1)
     axis.set(xlabel="iteration of distillation, over all subsets", ylabel="accuracy, %", title="scores of one network")
-    final = controls.comparison(evidence, dataset, ipc, scale)
-    if base not in set(final["base"]):  # no sequence yet
-        final = controls.efforts(evidence, dataset, ipc, scale).assign(set=ONE_SET)
-    final = final[(final["base"] == base) & (final["seeds"] > 0) & (final["set"] != RANDOM)]
-    if more:
-        teachers, counts = format_range(pd.Series(list(standing))), final["iterations"].map("{:,}".format)
-        final = final.assign(set=final["set"] + f", {teachers} teachers, " + counts + " iterations")
     _draw_last_iterates(ends, base, final, others, colors)
     title = name_setting(dataset, ipc, scale) if more else name_runs(evidence, dataset, ipc, scale, [base])
-    _legend_below(figure, [axis, ends], title)
+    _legend_below(figure, [axis], title)
     return figure
+
+
+def _draw_scores(axis: Axes, frame: pd.DataFrame, colors: Mapping[str | tuple[str, int], Any], name_teachers: bool) -> None:
+    """Draws rows of `queries.curves`: a colour for each method, a line style for test and for validation images."""
+    seeds, styles = sorted(set(frame["seed"])), {"test": "-", "validation": ":"}
+    by = ["method", "teachers", "seed", "finished", "run", "images"]
+    for (method, teachers, seed, finished, _, images), curve in frame.groupby(by):
+        parts = [method, *([f"{teachers} teachers"] * name_teachers), *([f"seed {seed}"] * (len(seeds) > 1))]
+        label = ", ".join(parts + ["not finished"] * (not finished))
+        style = {"color": colors.get((method, teachers), colors[method]), "alpha": 1 / (1 + seeds.index(seed))}
+        axis.plot(curve["iteration"], curve["accuracy"], styles[images], marker=".", label=label, **style)
+    for images in sorted(set(frame["images"])):
+        axis.plot([], [], styles[images], color="0.3", label=f"{images} images")
 
 
 def _draw_last_iterates(
     axis: Axes, base: str, final: pd.DataFrame, others: pd.DataFrame, colors: Mapping[str | tuple[str, int], Any]
 ) -> None:
-    """Draws rows of `controls.comparison`, then those of `queries.by_teachers`, as points with their spread."""
-    for place, row in enumerate(final.itertuples()):
+    """Draws rows of `controls.comparison`, then those of `queries.by_teachers`: a line each, a point with its spread."""
+    names = []
+    for row in final.itertuples():
         whose = HALVES if "halves" in row.set else SEQUENTIAL_PREFIX + base if "sequence" in row.set else base
-        style = {"fmt": "os^Dv"[place % 5], "color": colors[whose], "mfc": "none" if "joint" in row.set else colors[whose]}
-        axis.errorbar(place, row.accuracy, row.accuracy_std, label=row.set, capsize=3, **style)
-    for place, row in enumerate(others.itertuples(), start=len(final)):
-        name = ONE_SET if row.method == base else STAGED
-        label = f"{name}, {row.num_teachers} teachers, {row.iterations:,} iterations, seed {row.seed_names}"
-        style = {"fmt": "os^Dv"[place % 5], "color": colors.get((row.method, row.num_teachers), colors[row.method])}
-        axis.errorbar(place, row.accuracy, row.accuracy_std, label=label, capsize=3, **style)
+        style = {"color": colors[whose], "mfc": "none" if "joint" in row.set else colors[whose]}
+        axis.errorbar(row.accuracy, len(names), xerr=row.accuracy_std, fmt="o", capsize=3, **style)
+        names.append(row.set)
+    for row in others.itertuples():
+        color, name = colors.get((row.method, row.num_teachers), colors[row.method]), ONE_SET if row.method == base else STAGED
+        axis.errorbar(row.accuracy, len(names), xerr=row.accuracy_std, fmt="o", capsize=3, color=color)
+        names.append(f"{name}, {row.num_teachers} teachers, {row.iterations:,} iterations, seed {row.seed_names}")
     counts = pd.concat([final["n"], others["n"]])
-    networks = f",\n{format_range(counts)} networks" if len(counts) else ""
-    title = f"last iterate{networks}\n± over seeds, or over\nnetworks of one seed"
-    axis.set(xticks=[], xlim=(-1, max(len(counts), 1)), ylabel="accuracy, %")
-    axis.set_title(title, fontsize=9)
+    networks = f", {format_range(counts)} networks" if len(counts) else ""
+    axis.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5), xlabel="test accuracy, %")
+    title = f"last iterate{networks}; ± over seeds, or over networks of one seed"
+    axis.figure.suptitle(title, fontsize=12)  # wider than the panel
 
 
 def plot_distilled(
