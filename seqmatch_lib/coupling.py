@@ -188,19 +188,25 @@ class MatchingLoss:
 
 
 def errors_along_trajectory(
-    network: nn.Module, teachers: TrajectorySet, sequence: SubsetSequence, mtt: MTTConfig, epochs: Iterable[int]
+    network: nn.Module,
+    teachers: TrajectorySet,
+    sequence: SubsetSequence,
+    mtt: MTTConfig,
+    epochs: Iterable[int],
+    which: Iterable[int] | None = None,
 ) -> pd.DataFrame:
     """Returns the matching error of a set as a function of the start epoch: columns epoch, teacher, error.
 
     Args:
         network: the architecture.
-        teachers: all of which are taken.
+        teachers: recorded trajectories.
         sequence: the set, all of whose images are trained on at once, with the last step size.
         mtt: its settings: inner steps, M, engine.
         epochs: start epochs e; each e + M must have been recorded.
+        which: numbers of the teachers to take; all by default.
     """
     rows, lr = [], sequence.subsets[-1].lr
-    for epoch, teacher in product(epochs, range(len(teachers))):
+    for epoch, teacher in product(epochs, range(len(teachers)) if which is None else which):
         segment = teachers.segment(teacher, epoch, epoch + mtt.expert_epochs)
         error = MatchingLoss(network, segment, mtt.syn_steps, lr, mtt.engine).error(*sequence.union())
         rows.append({"epoch": epoch, "teacher": teacher, "error": error})

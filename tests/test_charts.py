@@ -19,9 +19,9 @@ def close_figures():
 
 
 def points_of(axis):
-    """The points of a panel: mean accuracy, and row from the top."""
+    """The points of a panel: mean accuracy, and row from the top, to which seeds lie a little above and below."""
     dots = [line for line in axis.lines if line.get_marker() == "o"]
-    return sorted((x, y) for line in dots for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True))
+    return sorted((x, round(y)) for line in dots for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True))
 
 
 def test_the_figure_of_a_comparison_has_a_point_a_seed_and_a_row_for_what_was_run():

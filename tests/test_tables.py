@@ -150,7 +150,7 @@ def test_the_table_in_words():
     text = describe_table(settings, rehearsal)
     assert "22 cells have a published number. We ran 0 of them at scale `paper` and 1 of them at scale `short`" in text
     assert "mtt at ipc 10, short: 64.0 (-1.3)" in text
-    assert "3 at published settings, 0 in rehearsals" in text
+    assert "3 at scales `paper` and `short`, 0 in rehearsals" in text
 
 
 def test_the_committed_tables_and_figures_are_what_the_records_say(tmp_path):

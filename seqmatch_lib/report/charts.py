@@ -38,7 +38,7 @@ class NothingToDraw(StorageError):
 
 
 def plot_table(published: pd.DataFrame, records: Sequence[RunRecord], dataset: str) -> Figure:
-    """Draws the published accuracies of a data set as bars with ours at published settings as points; rehearsals stand below.
+    """Draws the published accuracies of a data set as bars with ours at scales paper and short as points; rehearsals stand below.
 
     Args:
         published: of `tables.load_published`.
@@ -82,7 +82,11 @@ def _draw_published(axis: Axes, methods: Sequence[str], known: pd.DataFrame, our
     for label, check, hatch in (("published", "read in", None), ("published, not checked", UNVERIFIED, "///")):
         bars = known[known["check"].str.contains(check)].set_index("method")["mean"].reindex(methods)
         axis.barh(range(len(methods)), bars.fillna(0), color="0.8", edgecolor="white", hatch=hatch, label=label)
-    _draw_means(axis, methods, ours, "ours", sns.color_palette(PALETTE)[3], "o", "ours, scale paper or short")
+    color = sns.color_palette(PALETTE)[3]
+    for scale, face, note in zip(PUBLISHED_SETTINGS, (color, "white"), ("", ", few teachers and iterations"), strict=True):
+        _draw_means(axis, methods, ours[ours["scale"] == scale], "ours", color, "o", f"ours, scale {scale}{note}", face)
+    for row in ours[(ours["scale"] == "short") & ours["iterations"].notna()].itertuples():
+        axis.text(row.ours + 3, methods.index(row.method), f"{row.iterations:,} iterations", va="center", fontsize=8)
 
 
 def _draw_rehearsal(axis: Axes, methods: Sequence[str], _: pd.DataFrame, __: pd.DataFrame, rehearsal: pd.DataFrame) -> None:
@@ -98,11 +102,11 @@ def _by_accuracy(table: pd.DataFrame, column: str, also: Sequence[str] = ()) -> 
 
 
 def _draw_means(
-    axis: Axes, methods: Sequence[str], table: pd.DataFrame, column: str, color: Any, marker: str, label: str
+    axis: Axes, methods: Sequence[str], table: pd.DataFrame, column: str, color: Any, marker: str, label: str, face: Any = None
 ) -> None:
     if len(table):
         places, spread = [methods.index(method) for method in table["method"]], table[f"{column}_std"].fillna(0)
-        axis.errorbar(table[column], places, xerr=spread, fmt=marker, color=color, capsize=2, label=label)
+        axis.errorbar(table[column], places, xerr=spread, fmt=marker, color=color, mfc=face, capsize=2, label=label)
 
 
 def _legend_below(figure: Figure, axes: Sequence[Axes], title: str) -> None:
@@ -148,9 +152,9 @@ def plot_effort(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figur
 def _plot_seeds(
     frame: pd.DataFrame, names: list[str] | None, title: str, reference: str | None = None, aside: str | None = None
 ) -> Figure:
-    """Draws a panel for each base method: a row for each set, a point for each seed, a stroke at the mean.
+    """Draws a panel for each base method: a row for each set, a point for each seed, a stroke at the mean of several.
 
-    Where there is one seed, the point has the standard deviation over networks instead of the stroke.
+    A point has the standard deviation over networks. Panels beside each other span as many points of accuracy.
 
     Args:
         frame: `base`, `set`, `seed`, `accuracy`, `accuracy_std`.
@@ -168,19 +172,18 @@ def _plot_seeds(
     else:
         size, heights = (9, sum(0.8 + 0.3 * len(own) for own in rows)), [len(own) + 1.5 for own in rows]
         figure, axes = plt.subplots(len(panels), figsize=size, squeeze=False, sharex=True, height_ratios=heights)
-    seeds = sorted(set(frame["seed"]))
+    seeds, networks = sorted(set(frame["seed"])), f"± over {format_range(frame['n'])} networks"
     colors = dict(zip(seeds, sns.color_palette(PALETTE, len(seeds)), strict=True))
     for axis, own, (base, panel) in zip(axes.flat, rows, panels.items(), strict=True):
         means = panel.groupby("set")["accuracy"].mean().reindex(own)
         for seed, part in panel[panel["set"] != aside].groupby("seed"):
-            places = [own.index(name) for name in part["set"]]
-            if len(seeds) == 1:
-                spread, label = part["accuracy_std"], f"seed {seed}, ± over {format_range(part['n'])} networks"
-                axis.errorbar(part["accuracy"], places, xerr=spread, fmt="o", color=colors[seed], label=label)
-            else:
-                axis.plot(part["accuracy"], places, "o", color=colors[seed], label=f"seed {seed}")
+            shift = 0.2 * (seeds.index(seed) - (len(seeds) - 1) / 2)  # so that bars of one row do not lie on each other
+            places = [own.index(name) + shift for name in part["set"]]
+            style = {"fmt": "o", "markersize": 5, "elinewidth": 1, "color": colors[seed]}
+            axis.errorbar(part["accuracy"], places, xerr=part["accuracy_std"], label=f"seed {seed}, {networks}", **style)
         if len(seeds) > 1:
-            drawn = means.where(means.index != aside)
+            several = panel.groupby("set")["seed"].nunique().reindex(own) > 1
+            drawn = means.where(several & (means.index != aside))
             axis.plot(drawn, range(len(own)), "|", color="0.3", markersize=14, label="mean")
         if aside in means and pd.notna(means[aside]):
             place = (0.02, own.index(aside))
@@ -194,6 +197,10 @@ def _plot_seeds(
             axis.plot([], [], ":", color="0.3" if len(seeds) > 1 else colors[seeds[0]], linewidth=0.8, label=label)
         axis.set(yticks=range(len(own)), yticklabels=own, ylim=(len(own) - 0.5, -0.5), title=base, xlabel="test accuracy, %")
         axis.tick_params(labelbottom=True)
+    widest = max(right - left for left, right in (axis.get_xlim() for axis in axes.flat))
+    for axis in axes.flat:
+        centre = sum(axis.get_xlim()) / 2
+        axis.set_xlim(centre - widest / 2, centre + widest / 2)
     _legend_below(figure, axes.flat, title)
     return figure
 

@@ -19,11 +19,12 @@ from seqmatch_lib.store.files import digest_json
 # what `comparison` sets side by side
 RANDOM, ONE_SET, STAGED = "random real", "one set", "sequence, in stages"
 LONGER = "one set, as many iterations"
+MORE_EPOCHS = "one set, as many epochs"
 EQUAL = "one set, as many iterations and epochs"
 HALVES, HALVES_JOINTLY = "independent halves, in stages", "independent halves, jointly"
 JOINTLY = "sequence, jointly"
 SETS = (
-    RANDOM, ONE_SET, LONGER, "one set, as many epochs", EQUAL, HALVES, HALVES_JOINTLY,
+    RANDOM, ONE_SET, LONGER, MORE_EPOCHS, EQUAL, HALVES, HALVES_JOINTLY,
     STAGED, JOINTLY, "sequence, jointly, as many epochs",
 )  # fmt: skip
 OF_ORDER = {  # name in the records of order and division -> name here
@@ -125,7 +126,7 @@ def _sets(plain: Effort, sequence: Effort) -> dict[str, Effort]:
         RANDOM: plain._replace(iterations=0),
         ONE_SET: plain,
         LONGER: longer,
-        "one set, as many epochs": plain._replace(epochs=epochs),
+        MORE_EPOCHS: plain._replace(epochs=epochs),
         EQUAL: longer._replace(epochs=epochs),
         HALVES: sequence,
         HALVES_JOINTLY: jointly,

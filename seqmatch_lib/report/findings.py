@@ -11,7 +11,19 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 
 from seqmatch_lib.report import queries
-from seqmatch_lib.report.controls import DECIDING, HALVES, HALVES_JOINTLY, JOINTLY, LONGER, ONE_SET, STAGED, comparison, order
+from seqmatch_lib.report.controls import (
+    DECIDING,
+    EQUAL,
+    HALVES,
+    HALVES_JOINTLY,
+    JOINTLY,
+    LONGER,
+    MORE_EPOCHS,
+    ONE_SET,
+    STAGED,
+    comparison,
+    order,
+)
 from seqmatch_lib.report.evidence import Evidence, runs_of
 from seqmatch_lib.report.numbers import of_common_seeds
 from seqmatch_lib.report.texts import (
@@ -154,7 +166,10 @@ def find_bases(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str:
     """Whether the sequence helps each base method, first against one set as the preset makes it, then against its controls."""
     if (frame := comparison(evidence, dataset, ipc, scale)).empty:
         return _finding(dataset, ipc, scale)
-    found = _minus(frame, (ONE_SET if _gaps(frame, ONE_SET) else LONGER, *DECIDING))
+    first = ONE_SET if _gaps(frame, ONE_SET) else LONGER
+    without = frame[~frame["base"].isin(frame[(frame["set"] == EQUAL) & (frame["seeds"] > 0)]["base"])]
+    partial = [name for name in (LONGER, MORE_EPOCHS) if name != first and _gaps(without, name)]  # for want of both at once
+    found = _minus(frame, (first, *partial, *DECIDING))
     sure = f"{_seeds(frame[frame['set'] == STAGED])} for the sequences. A difference is over the seeds that both sides have."
     return _finding(dataset, ipc, scale, found, sure)
 
@@ -258,8 +273,9 @@ def find_gradients(measured: dict[str, pd.DataFrame], setting: str) -> str:
 
 
 def list_errors(measured: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """Returns the matching errors of the sets and, where they were measured, of random real images, one a row."""
-    return pd.concat([measured[name] for name in ("errors", "real_errors") if name in measured], ignore_index=True)
+    """Returns the matching errors of the sets and, where measured, at unseen teachers and of random real images, one a row."""
+    names = ("errors", "unseen_errors", "real_errors")
+    return pd.concat([measured[name] for name in names if name in measured], ignore_index=True)
 
 
 def find_errors(measured: dict[str, pd.DataFrame], setting: str) -> str:

@@ -42,10 +42,12 @@ SETTINGS_NOTE = (
     f"{DAGGER}: printed from memory, not checked; doubtful: it is the number of another method, too."
 )
 README_NOTE = (
-    "Test accuracy in per cent of all sets distilled at published settings, and of every pair of a base method and its "
-    f"sequence in rehearsals. {SPREAD}. {DAGGER}: published number printed from memory, not checked. A rehearsal has smaller "
-    "networks, fewer steps and other learning rates than published: not to be compared with published numbers. A sequence has "
-    "more iterations in rehearsals: its lead counts only beside its controls, see `10_tables`."
+    "Test accuracy in per cent of the last iterate of all sets distilled at scales `paper` and `short`, and of every pair of a "
+    f"base method and its sequence in rehearsals on these data sets. {SPREAD}. {DAGGER}: published number printed from memory, "
+    "not checked. Published numbers of MTT are the best of all evaluations on test images. `short` has the published network "
+    "and learning rates, with fewer teachers and iterations than published. A rehearsal has smaller networks, fewer steps and "
+    "other learning rates, too: not to be compared with published numbers. A sequence has more iterations in rehearsals: its "
+    "lead counts only beside its controls, see `10_tables`."
 )
 REHEARSAL_NOTE = (
     "Smaller networks, fewer steps and other learning rates, for two CPU cores; these accuracies are not to be compared with "
@@ -157,24 +159,36 @@ def _summarise(runs: Sequence[RunRecord], scale: str) -> dict[str, Any]:
 def readme_table(records: Sequence[RunRecord], published: pd.DataFrame) -> str:
     """Returns the README's table of results as Markdown: every pair of a base method and its sequence that was run.
 
-    Methods of which only one of the two was run are there at published settings alone. These come first.
+    Methods of which only one of the two was run are there at scales "paper" and "short" alone. These come first.
     """
     scales = (*PUBLISHED_SETTINGS, "reduced")
     tables = [build_table(name, records, published, scales).assign(dataset=name) for name in DATASETS]
     table = pd.concat(tables, ignore_index=True).sort_values("scale", key=lambda names: names.map(scales.index), kind="stable")
     table = table[(table["seeds"] > 0) & ~table["method"].isin(REFERENCES)]
     base = table["method"].str.removeprefix(SEQUENTIAL_PREFIX)
-    rows = []
+    rows, kept = [], []
     for _, pair in table.groupby([table["scale"], table["dataset"], table["ipc"], base], sort=False):
         first, shown = pair.iloc[0], format_table(pair).replace("", "-")
         if len(pair) == 2 or first["scale"] in PUBLISHED_SETTINGS:
             both = {
                 name: " / ".join(shown[name]) for name in ("method", "published", "ours", "random", "iterations", "seeds", "n")
             }
+            kept.append(pair)
             rows.append({name: shown[name].iloc[0] for name in ("dataset", "ipc")} | both | {"scale": shown["scale"].iloc[0]})
     names = {"dataset": "data set", "ipc": "ipc", "method": "method", "published": "published", "ours": "ours"}
     names |= {"random": "random real", "scale": "scale", "iterations": "iterations", "seeds": "seeds", "n": "networks"}
-    return f"{to_markdown(pd.DataFrame(rows, columns=list(names)).rename(columns=names))}\n\n{README_NOTE}\n"
+    shown = to_markdown(pd.DataFrame(rows, columns=list(names)).rename(columns=names))
+    return f"{shown}\n\n{README_NOTE}{_describe_images(kept)}\n"
+
+
+def _describe_images(tables: Sequence[pd.DataFrame]) -> str:
+    """Returns how many real images of each data set there were, and where they were mirrored for some methods alone."""
+    parts = []
+    for dataset, rows in pd.concat(tables).groupby("dataset", sort=False) if tables else ():
+        counts = " or ".join(f"{count:,}" for count in sorted(set(rows["train_images"])))
+        mirrored = _by_mirrored(rows)
+        parts.append(f"{dataset} {counts}" + (" (mirrored for {}, not for {})".format(*mirrored) if all(mirrored) else ""))
+    return f" Real training images: {', '.join(parts)}." if parts else ""
 
 
 def format_table(table: pd.DataFrame) -> pd.DataFrame:
@@ -203,7 +217,7 @@ def to_markdown(shown: pd.DataFrame) -> str:
 
 
 def describe_table(settings: pd.DataFrame, rehearsal: pd.DataFrame) -> str:
-    """Returns what tables of `build_table` at published settings and at other scales say, in sentences, as Markdown."""
+    """Returns what tables of `build_table` at scales "paper" and "short" and at other scales say, in sentences, as Markdown."""
     printed, run = settings[settings["published"].notna()], settings[settings["seeds"] > 0]
     compared = run[run["published"].notna()]
     gaps = "; ".join(
@@ -212,17 +226,27 @@ def describe_table(settings: pd.DataFrame, rehearsal: pd.DataFrame) -> str:
     )
     counts = " and ".join(f"{(compared['scale'] == scale).sum()} of them at scale `{scale}`" for scale in PUBLISHED_SETTINGS)
     published, rehearsed = (format_range(rows["seeds"]) if len(rows) else "0" for rows in (run, rehearsal))
-    mirrored = [", ".join(dict.fromkeys(rehearsal[rehearsal["mirrored"] == kind]["method"])) for kind in (True, False)]
-    mixed = "In rehearsals networks are trained on mirrored images, too, for {}, and not for {}: do not compare across them. "
     return (
         f"**What we find.** {printed['preset'].nunique()} cells have a published number. We ran {counts} (fewer teachers and "
         "iterations)" + (f"; in brackets the distance from the published number in points: {gaps}" if gaps else "") + ". "
         f"{rehearsal['preset'].nunique()} cells were rehearsed, with smaller networks and fewer steps.\n\n"
-        f"**How sure.** Seeds of distillation a cell: {published} at published settings, {rehearsed} in rehearsals, which "
+        f"**How sure.** Seeds of distillation a cell: {published} at scales `paper` and `short`, {rehearsed} in rehearsals, which "
         "decide nothing about published numbers. "
-        + (mixed.format(*mirrored) if all(mirrored) else "")
+        + _describe_mirrored(rehearsal)
         + "A gain of the sequence counts only beside its controls, which stand below."
     )
+
+
+def _by_mirrored(table: pd.DataFrame) -> list[str]:
+    """Returns the methods whose networks are trained on mirrored images, too, and those whose are not."""
+    return [", ".join(dict.fromkeys(table[table["mirrored"] == kind]["method"])) for kind in (True, False)]
+
+
+def _describe_mirrored(rehearsal: pd.DataFrame) -> str:
+    """Returns a sentence where networks were trained on mirrored images for some methods alone, else nothing."""
+    mirrored = _by_mirrored(rehearsal)
+    mixed = "In rehearsals networks are trained on mirrored images, too, for {}, and not for {}: do not compare across them. "
+    return mixed.format(*mirrored) if all(mirrored) else ""
 
 
 def list_missing(table: pd.DataFrame, scale: str = "paper") -> pd.DataFrame:
@@ -235,7 +259,7 @@ def list_missing(table: pd.DataFrame, scale: str = "paper") -> pd.DataFrame:
 
 
 def write_tables(results_dir: Path, published: pd.DataFrame, out_dir: Path | None = None) -> list[Path]:
-    """Writes the tables of every data set, at published settings and rehearsals, as Markdown, HTML and LaTeX.
+    """Writes the tables of every data set, at scales "paper" and "short" and rehearsals, as Markdown, HTML and LaTeX.
 
     Returns the files, below `out_dir/tables`; `out_dir` is `results_dir` by default.
     """
@@ -244,7 +268,7 @@ def write_tables(results_dir: Path, published: pd.DataFrame, out_dir: Path | Non
     for dataset in DATASETS:
         settings = build_table(dataset, records, published)
         rehearsal = build_table(dataset, records, published, ("reduced",))
-        parts = [("At published settings", settings, SETTINGS_NOTE), ("Rehearsal (scale reduced)", rehearsal, REHEARSAL_NOTE)]
+        parts = [("Scales paper and short", settings, SETTINGS_NOTE), ("Rehearsal (scale reduced)", rehearsal, REHEARSAL_NOTE)]
         shown = [(title, format_table(table), note) for title, table, note in parts if len(table)]
         pending = f"Cells that were not run: `{list_missing(settings)['command'].iloc[0]}`, and so on.\n"
         texts = {

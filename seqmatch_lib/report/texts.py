@@ -40,7 +40,8 @@ def name_scale(evidence: Evidence, dataset: str, ipc: int, scale: str, bases: Co
     presets = [f"{dataset}-ipc{ipc}-{prefix}{base}" for base in bases or method_names() for prefix in ("", SEQUENTIAL_PREFIX)]
     configs = [RunConfig.from_dict(run.config) for preset in presets for run in runs_of(preset, scale, evidence.runs)[:1]]
     counts = pd.Series([config.teachers.num_teachers for config in configs if config.uses_teachers])
-    return label_scale(scale) + (f", {format_range(counts)} teachers" if scale == "short" and len(counts) else "")
+    each = " a stage" * any(config.is_sequential for config in configs)
+    return label_scale(scale) + (f", {format_range(counts)} teachers{each}" if scale == "short" and len(counts) else "")
 
 
 def count_seeds(count: int) -> str:

@@ -17,7 +17,18 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from seqmatch_lib.methods import method_names
-from seqmatch_lib.report.controls import EQUAL, HALVES, HALVES_JOINTLY, JOINTLY, LONGER, ONE_SET, STAGED, comparison, order
+from seqmatch_lib.report.controls import (
+    EQUAL,
+    HALVES,
+    HALVES_JOINTLY,
+    JOINTLY,
+    LONGER,
+    MORE_EPOCHS,
+    ONE_SET,
+    STAGED,
+    comparison,
+    order,
+)
 from seqmatch_lib.report.evidence import PUBLISHED_SETTINGS, Evidence, runs_of
 from seqmatch_lib.report.numbers import SEEDS_FOR_AN_INTERVAL
 from seqmatch_lib.report.queries import gain_over_random, transfer
@@ -32,6 +43,7 @@ COLUMNS = ("whose", "claim", "setting", "scale", "published", "measured", "contr
 PAPER, BASE, OURS = "the paper", "base method", "our question"  # whose claim it is, in the order of the page
 PAPER_BASES = ("mtt", "idc")  # base methods that the paper puts its sequence on
 CONTROLS = {"as many iterations and epochs": EQUAL, "halves in stages": HALVES, "halves jointly": HALVES_JOINTLY}
+PARTIAL = {"as many iterations": LONGER, "as many epochs": MORE_EPOCHS}  # for want of the first of them
 
 
 class Gap(NamedTuple):
@@ -82,8 +94,12 @@ def judge_difference(gap: Gap, scale: str, controls: Mapping[str, Gap] | None = 
     return CONFIRMED if all(each.decides for each in gaps) else f"{NOT_DECIDED} ({seen})"
 
 
-def judge_accuracy(ours: float, ours_std: float, published: float, published_std: float, seeds: int, scale: str) -> str:
+def judge_accuracy(
+    ours: float, ours_std: float, published: float, published_std: float, seeds: int, scale: str, cut_short: bool = False
+) -> str:
     """Returns the verdict on a published accuracy; see the head of this file."""
+    if cut_short:
+        return f"{NOT_DECIDED} (cut short: {count_seeds(seeds)})"
     if seeds < SEEDS_FOR_AN_INTERVAL:
         return f"{NOT_DECIDED} ({count_seeds(seeds)})"
     spread = hypot(*(0.0 if pd.isna(std) else std for std in (ours_std, published_std)))
@@ -130,7 +146,7 @@ def summarise(verdicts: pd.DataFrame) -> str:
 
 
 def _accuracies(evidence: Evidence, published: pd.DataFrame) -> Iterable[tuple[str, ...]]:
-    """Published accuracies of what was run at published settings."""
+    """Published accuracies of what was run at scales paper and short."""
     for dataset in DATASETS:
         table = build_table(dataset, evidence.runs, published)
         table = table[(table["seeds"] > 0) & table["published"].notna()]
@@ -139,6 +155,8 @@ def _accuracies(evidence: Evidence, published: pd.DataFrame) -> Iterable[tuple[s
             mean, std = (row["augmented"], 0.0) if augmented else (row["published"], row["published_std"])
             control = "" if row["method"] == "random" else f"random real {shown['random']}"
             base = row["method"].removeprefix(SEQUENTIAL_PREFIX)
+            runs = runs_of(row["preset"], row["scale"], evidence.runs)
+            cut_short = any(changes_of(run) for run in runs)
             yield (
                 PAPER if row["method"].startswith(SEQUENTIAL_PREFIX) else BASE,
                 f"{_name(row['method'])}: the published accuracy is reached",
@@ -146,8 +164,8 @@ def _accuracies(evidence: Evidence, published: pd.DataFrame) -> Iterable[tuple[s
                 name_scale(evidence, dataset, row["ipc"], row["scale"], [base]),
                 shown["published"],
                 f"{shown['ours']}, {count_seeds(row['seeds'])}", control,
-                judge_accuracy(row["ours"], row["ours_std"], mean, std, row["seeds"], row["scale"]),
-                ", ".join(run.config_hash[:8] for run in runs_of(row["preset"], row["scale"], evidence.runs)),
+                judge_accuracy(row["ours"], row["ours_std"], mean, std, row["seeds"], row["scale"], cut_short),
+                ", ".join(run.config_hash[:8] for run in runs),
             )  # fmt: skip
 
 
@@ -163,6 +181,9 @@ def _sequences(evidence: Evidence, known: pd.DataFrame) -> Iterable[tuple[str, .
             one_set = next((name for name in (ONE_SET, LONGER) if _gap(sets, name).seeds), ONE_SET)
             gap = _gap(sets, one_set)
             controls = {name: _gap(sets, row) for name, row in CONTROLS.items()}
+            if not _gap(sets, EQUAL).seeds:
+                others = {name: _gap(sets, row) for name, row in PARTIAL.items() if row != one_set}
+                controls |= {name: other for name, other in others.items() if other.seeds}
             yield (
                 PAPER if base in PAPER_BASES else OURS, f"{_name(method)} is ahead of {_name(base)}",
                 name_cell(dataset, ipc), name_scale(evidence, dataset, ipc, scale, [base]), printed,

@@ -26,10 +26,11 @@ from seqmatch_lib.seeds import make_generator
 from seqmatch_lib.store.files import write_text
 from seqmatch_lib.subsets import SubsetSequence, sample_real_subset
 
-TABLES = ("gradients", "real_gradients", "errors", "real_errors", "losses", "deciles", "subsets")
+TABLES = ("gradients", "real_gradients", "errors", "unseen_errors", "real_errors", "losses", "deciles", "subsets")
 FOLLOWED_EPOCHS = 4  # of real training, in which easy and hard images are told apart
 FEW_TEACHERS = 5  # of the measurements as K grows
 GRADIENT_TEACHERS = 3  # of the gradients
+UNSEEN_TEACHERS = 3  # of the matching error, besides those that the sets were distilled with
 
 
 def load_coupling(run_id: str, results_dir: Path) -> dict[str, pd.DataFrame]:
@@ -41,7 +42,7 @@ def load_coupling(run_id: str, results_dir: Path) -> dict[str, pd.DataFrame]:
 
     Returns:
         gradients and real_gradients: `ipc`, `match`, `coupling`, `repair_share`, `start epoch`, `teacher`;
-        errors and real_errors: `epoch`, `teacher`, `error`, `set`;
+        errors, unseen_errors and real_errors: `epoch`, `teacher`, `error`, `set`;
         losses: `training`, `step`, `images` ("easy" or "hard"), `loss`, `rate`; deciles: `decile`, `accuracy`, `after`;
         subsets: `K`, `teacher`, `coupling_of_earlier`, `repair_by_last`, `accuracy`. Those that were not measured are missing.
 
@@ -148,6 +149,16 @@ class _Pair:
         }
         return self._errors(cases)
 
+    def unseen_errors(self) -> pd.DataFrame:
+        """The same for the joint set and S_1 at further teachers of stage 1, which no set was distilled with."""
+        (joint, stage), (_, sequence, _) = self.joint, self.sequence
+        seen = stage.teachers.num_teachers
+        more = replace(stage.teachers, num_teachers=seen + UNSEEN_TEACHERS)
+        teachers = record_stage_teachers(replace(stage, teachers=more))
+        sets = {f"MTT, {self.joint_config.ipc} images": joint, "$S_1$": SubsetSequence(sequence.subsets[:1])}
+        cases = {f"{name}, unseen teachers": (teachers, subsets) for name, subsets in sets.items()}
+        return self._errors(cases, range(seen, seen + UNSEEN_TEACHERS))
+
     def real_errors(self) -> pd.DataFrame:
         """The same for random real images, as many as the joint set and as S_1 have, with the step sizes of these."""
         (joint, stage), (_, sequence, _) = self.joint, self.sequence
@@ -160,13 +171,15 @@ class _Pair:
             cases[f"{ipc} random real, step size of {name}"] = teachers, draw
         return self._errors(cases)
 
-    def _errors(self, cases: Mapping[str, tuple[TrajectorySet, SubsetSequence]]) -> pd.DataFrame:
+    def _errors(
+        self, cases: Mapping[str, tuple[TrajectorySet, SubsetSequence]], which: Sequence[int] | None = None
+    ) -> pd.DataFrame:
         """Measures sets, by name with the teachers to follow, at the start epochs that the teachers of all stages have."""
         mtt, network = self.joint_config.options, self.network("coupling")
         last = min(end for _, end in (*self.joint_config.intervals, *self.config.intervals)) - mtt.expert_epochs
         starts = range(0, last + 1, max(1, last // 4))
         errors = [
-            coupling.errors_along_trajectory(network, teachers, subsets, mtt, starts).assign(set=name)
+            coupling.errors_along_trajectory(network, teachers, subsets, mtt, starts, which).assign(set=name)
             for name, (teachers, subsets) in cases.items()
         ]
         return pd.concat(errors, ignore_index=True)
