@@ -11,9 +11,10 @@ import sys
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from seqmatch_lib.bench.batch import Batch, check_names, split_names
+from seqmatch_lib.bench.batch import Batch, split_names
 from seqmatch_lib.errors import SeqMatchError
 from seqmatch_lib.report.notebooks import batch_parameters, list_copies
+from seqmatch_lib.runs.config import require_known
 
 
 @contextmanager
@@ -27,7 +28,9 @@ def errors_in_one_line():
 COPIES = list_copies("notebooks")  # name of an executed copy -> notebook, its parameters
 with errors_in_one_line():
     BATCH = Batch.read(config)
-    NOTEBOOKS = check_names("notebook", split_names(config.get("notebooks")), COPIES) or list(COPIES)
+    NOTEBOOKS = list(split_names(config.get("notebooks")) or COPIES)
+    for name in NOTEBOOKS:
+        require_known("notebook", name, COPIES)
 SCALE, RESULTS = BATCH.scale, str(BATCH.results)
 PYTHON = sys.executable
 THREADS = BATCH.threads  # one job already keeps all cores busy

@@ -24,7 +24,7 @@ from seqmatch_lib.data.datasets import (
     load_dataset,
     register_dataset,
 )
-from seqmatch_lib.data.multi_formation import AS_STORED, Formation
+from seqmatch_lib.data.multi_formation import AS_STORED
 from seqmatch_lib.engine.evaluation import format_accuracy
 from seqmatch_lib.errors import OutOfTime, SeqMatchError, require
 from seqmatch_lib.exchange.formats import FORMATS, export_sequence, import_sequence
@@ -309,7 +309,7 @@ def _import(options: argparse.Namespace) -> None:
     preprocessing, formation = fit_preprocessing(spec, config.zca), AS_STORED
     if options.kind == "idc":  # its files say neither
         lrs = lrs or [getattr(method, "syn_lr", config.evaluation.real_lr)]
-        formation = Formation(getattr(method, "factor", 1), getattr(method, "decode", "single"))
+        formation = getattr(method, "formation", AS_STORED)
     sequence = import_sequence(
         options.paths, options.kind, spec, preprocessing, config.subset_ipcs, config.as_dict(), lrs, formation
     )
@@ -371,6 +371,7 @@ def _notebook(options: argparse.Namespace) -> None:
         message = f"--all executes notebooks as they open, into {EXECUTED}; leave out --out, --set"
         require(not (options.out or options.set), message)
         notebooks = {EXECUTED / f"{name}.ipynb": copy for name, copy in list_copies("notebooks").items()}
+        require(bool(notebooks), "there is no folder notebooks/ here; give --all in a checkout of the repository")
     else:
         out = options.out or Path("build") / "executed" / options.path.name
         notebooks = {out: (options.path, dict(parse_override(text) for text in options.set))}

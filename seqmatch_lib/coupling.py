@@ -16,19 +16,16 @@ from torch import nn
 from seqmatch_lib.data.datasets import Split
 from seqmatch_lib.engine.evaluation import train_staged
 from seqmatch_lib.engine.inner_loop import InnerBatch, unroll
-from seqmatch_lib.engine.training import TrainingRecipe, make_trainer
+from seqmatch_lib.engine.training import TrainingRecipe, compute_logits, make_trainer
 from seqmatch_lib.errors import require
 from seqmatch_lib.methods.mtt import MTTConfig
 from seqmatch_lib.methods.teachers import TeacherConfig, TrajectorySet
 from seqmatch_lib.subsets import SubsetSequence
 
 
-@torch.no_grad()
 def image_losses(network: nn.Module, split: Split) -> torch.Tensor:
     """Returns the (N,) cross-entropies of single images, without augmentation."""
-    network.eval()
-    parts = zip(split.images.split(1000), split.labels.split(1000), strict=True)
-    return torch.cat([F.cross_entropy(network(batch), wanted, reduction="none") for batch, wanted in parts])
+    return F.cross_entropy(compute_logits(network, split.images), split.labels, reduction="none")
 
 
 def follow_real_training(
@@ -106,7 +103,6 @@ def follow_staged_training(
     return torch.stack(losses)
 
 
-@torch.no_grad()
 def group_accuracies(network: nn.Module, split: Split, groups: torch.Tensor) -> dict[int, float]:
     """Returns the accuracy in per cent in each group of images, such as their classes or deciles of difficulty.
 
@@ -115,8 +111,7 @@ def group_accuracies(network: nn.Module, split: Split, groups: torch.Tensor) -> 
         split: N images.
         groups: (N,) int64, the group of each image.
     """
-    network.eval()
-    right = torch.cat([network(batch).argmax(1) for batch in split.images.split(1000)]) == split.labels
+    right = compute_logits(network, split.images).argmax(1) == split.labels
     return {group: 100 * right[groups == group].double().mean().item() for group in groups.unique().tolist()}
 
 

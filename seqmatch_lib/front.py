@@ -180,7 +180,7 @@ def run(
     """Runs a preset, goes on with it where it was stopped, or reads its record where it is finished.
 
     Args:
-        preset: a name of `presets()`; or a `RunConfig`, and then without the next three.
+        preset: a name of `presets()`; or a `RunConfig`, which has its own scale, seed and settings: leave out these three.
         scale: "smoke" (seconds, means nothing), "reduced" (a rehearsal, minutes), "short" (the published settings, fewer
             iterations; hours) or "paper".
         seed: of initial images, batches and evaluation networks.
@@ -315,7 +315,7 @@ def evaluate(
     is_kept = max_minutes is None or results_dir is not None
     require(is_kept, "max_minutes needs a folder that keeps the state; give results_dir (on the command line --results DIR)")
     sequence = distilled if isinstance(distilled, SubsetSequence) else load(distilled)
-    changes = as_overrides(set) | ({"evaluation.networks": list(networks)} if networks else {})
+    changes = as_overrides(set) | ({} if networks is None else {"evaluation.networks": list(networks)})
     of_distillation = [key for key in changes if not str(key).startswith(("training.", "evaluation.", "network."))]
     rule = "a finished set is asked about training, evaluation and network alone"
     require(not of_distillation, f"{rule}; leave out {', '.join(map(str, of_distillation))}, or distil another set with it")

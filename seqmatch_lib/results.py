@@ -131,7 +131,7 @@ class Results:
         parts = [Evidence.load(folder) for folder in self.folders]
         orders = {digest_json(record.config): record for part in reversed(parts) for record in part.orders}
         again = {one.path(Path()): one for part in reversed(parts) for one in part.reevaluations}
-        runs = self.records()
+        runs = list({run.run_id: run for part in reversed(parts) for run in part.runs}.values())
         check_same_images(runs)
         return Evidence(runs, list(again.values()), list(orders.values()), parts[0].trust)
 

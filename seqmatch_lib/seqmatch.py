@@ -81,10 +81,10 @@ def advance(method: BaseMethod, prepared: MethodState, trainable: Trainable, sta
     if not is_finite:
         for undo in undos:
             undo()
+        named = [name for name in ("lr_img", "lr_lr", "syn_steps", "syn_lr") if hasattr(method.config, name)]
         raise DivergenceError(
             f"stage {stage.index}, iteration {trainable.iteration}: the loss is {loss_value:.4g}; the loss, its gradient or "
-            "the step is not finite; the state before this iteration is kept. Lower lr_img, lr_lr or syn_steps, or start with "
-            "a smaller syn_lr"
+            f"the step is not finite; the state before this iteration is kept. Lower {', '.join(named) or 'a learning rate'}"
         )
     trainable.losses.append(loss_value)
     trainable.iteration += 1

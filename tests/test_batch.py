@@ -129,7 +129,7 @@ def test_a_mistyped_name_stops_a_batch_before_anything_starts(tmp_path):
     command = [sys.executable, "-m", "snakemake", "--cores", "1", "--config", *settings]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode != 0
-    assert done.stderr.splitlines()[-1].startswith("error: unknown notebook '10_table'; known are 00_quickstart")
+    assert done.stderr.splitlines()[-1].startswith("error: unknown notebook '10_table'; did you mean 10_tables_")
     assert not (tmp_path / "results").exists()
 
 

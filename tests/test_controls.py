@@ -207,5 +207,5 @@ def test_halves_are_named_as_their_record_names_them_whatever_halves_are_taken_t
 def test_orders_of_another_form_are_refused(tmp_path):
     path = make_order(tmp_path, 0, {"SeqMatch": [40.0]})
     write_json(path, read_json(path) | {"accuracy": {"SeqMatch": ["high"]}})
-    with pytest.raises(StorageError, match=rf"{path.name} is no valid record: \['accuracy'\] .*run 21_ablation_order again"):
+    with pytest.raises(StorageError, match=rf"{path.name} is no valid record: \['accuracy'\] .*delete it to make it again"):
         load_orders(tmp_path)

@@ -271,7 +271,7 @@ def test_accuracy_counts_right_answers():
             return F.one_hot(torch.ones(len(x), dtype=torch.long), 3).float()
 
     labels = torch.tensor([1] * 5 + [0] * 15)
-    assert measure_accuracy(Constant(), Split(torch.zeros(20, 1, 2, 2), labels), batch_size=7) == 25.0
+    assert measure_accuracy(Constant(), Split(torch.zeros(20, 1, 2, 2), labels)) == 25.0
 
 
 def test_accuracy_statistics():

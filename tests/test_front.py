@@ -337,6 +337,7 @@ NO_PATH = "path 3 must be a text or a Path, such as 'build/own'"
         (lambda run: sm.run("digits-ipc10-dm", "smoke", results_dir=3), NO_PATH),
         (lambda run: run.evaluate("resnet18"), "networks 'resnet18' must be a list of names, such as .'convnet', 'resnet18'"),
         (lambda run: run.evaluate(18), "networks 18 must be a list of names"),
+        (lambda run: run.evaluate([]), "evaluation.networks is empty; name at least one network"),
         (lambda run: run.evaluate(["resnet1"]), r"evaluation.networks has unknown names \['resnet1'\]; use any of convnet"),
         (lambda run: run.evaluate(results_dir=3), NO_PATH),
         (lambda run: sm.records(3), NO_PATH),
@@ -388,15 +389,10 @@ def test_a_folder_without_records_is_refused_as_show_does(tmp_path):
             sm.records(folder)
 
 
-def test_a_record_without_its_set_says_how_to_get_the_set(mine, tmp_path):
-    bare = front.Run(mine.config, mine.record, tmp_path)
-    with pytest.raises(StorageError, match=r"run\(…, force=True\) to distil it again"):
-        _ = bare.distilled
-
-
-def test_a_lost_set_of_arrays_is_not_forced_but_made_elsewhere(mine, tmp_path):
-    bare = front.Run(mine.config, mine.record, tmp_path, mine.dataset)
-    with pytest.raises(StorageError, match=r"give distill\(…, force=True\) to distil it again"):
+@pytest.mark.parametrize(("of_arrays", "call"), [(False, "run"), (True, "distill")])
+def test_a_record_without_its_set_says_how_to_get_the_set(mine, tmp_path, of_arrays, call):
+    bare = front.Run(mine.config, mine.record, tmp_path, mine.dataset if of_arrays else None)
+    with pytest.raises(StorageError, match=rf"give {call}\(…, force=True\) to distil it again"):
         _ = bare.distilled
 
 

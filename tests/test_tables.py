@@ -55,6 +55,14 @@ def shown(dataset, preset):
     return row
 
 
+def test_tables_of_which_every_cell_was_run_are_written(tmp_path):
+    for name in preset_names():
+        if name.startswith("svhn-"):
+            as_run_of(name).save(tmp_path)
+    write_tables(tmp_path, PUBLISHED)
+    assert "not run" not in (tmp_path / "tables" / "svhn.md").read_text()
+
+
 @pytest.mark.parametrize("dataset", DATASETS)
 def test_every_cell_has_a_row_and_missing_ones_give_the_command(dataset):
     table = build_table(dataset, [], PUBLISHED)

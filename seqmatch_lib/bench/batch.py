@@ -6,7 +6,7 @@ A job of a batch is a run, named by its run id, or the teachers that several run
 import os
 import re
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -87,8 +87,10 @@ class Batch:
         datasets = split_names(settings.get("datasets"))
         require(not (presets and datasets), "datasets and presets are both given; give one of them")
         if not presets:
-            known = tuple(dict.fromkeys(name.split("-")[0] for name in preset_names()))
-            datasets = check_names("data set", datasets, known) or (("digits",) if scale == "smoke" else DATASETS)
+            known = dict.fromkeys(name.split("-")[0] for name in preset_names())
+            for name in datasets:
+                require_known("data set", name, known)
+            datasets = datasets or (("digits",) if scale == "smoke" else DATASETS)
             presets = tuple(name for name in preset_names() if name.split("-")[0] in datasets)
         seeds = tuple(_read_seed(seed) for seed in split_names(settings.get("seeds", 0)))
         require(bool(seeds), "seeds is empty; give at least one, such as seeds=0")
@@ -246,7 +248,7 @@ class Batch:
         if self.model is not None:
             lines.append(f"predicted for {self.threads} threads of {self.model.machine}")
         if any(need.minutes is None for need in needs.values()):
-            lines.append(f"-: no benchmark of a {self.device} device says; run `python -m seqmatch_lib bench` on one")
+            lines.append(f"-: no benchmark of a {self.device} device covers these; run `python -m seqmatch_lib bench` on one")
         return "\n".join(lines)
 
 
@@ -255,18 +257,6 @@ def split_names(given: Any) -> tuple[str, ...]:
     parts = given if isinstance(given, list | tuple) else [given]
     text = " ".join(str(part) for part in parts if part is not None)
     return tuple(dict.fromkeys(re.findall(r"[^,\s]+", text)))
-
-
-def check_names(what: str, names: tuple[str, ...], known: Iterable[str]) -> tuple[str, ...]:
-    """Returns the names, if all of them are known.
-
-    Raises:
-        ConfigError: one is not; the message lists the known ones.
-    """
-    known = list(known)
-    for name in names:
-        require(name in known, f"unknown {what} {name!r:.120}; known are {', '.join(known)}")
-    return names
 
 
 def _first_stage_share(config: RunConfig, work: Mapping[str, Work]) -> float:

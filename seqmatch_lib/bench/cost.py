@@ -13,6 +13,7 @@ import torch
 from seqmatch_lib.bench.flops import count_network
 from seqmatch_lib.bench.report import load_benchmark, newest_benchmark
 from seqmatch_lib.data.datasets import DATASETS, DatasetSpec, find_dataset
+from seqmatch_lib.data.multi_formation import AS_STORED
 from seqmatch_lib.engine.networks import NetworkConfig
 from seqmatch_lib.engine.step_functions import GRADIENT_PASSES
 from seqmatch_lib.errors import SeqMatchError, require
@@ -64,8 +65,7 @@ class _Plan:
         self.selection_images = dataset.test_size if config.select_on == "test" else validation
         self.sizes = [dataset.num_classes * ipc for ipc in config.subset_ipcs] if config.ipc else [self.train_images]
         self.unions = [sum(self.sizes[: k + 1]) for k in range(len(self.sizes))]
-        # training images in a stored one
-        self.tiles = getattr(config.options, "factor", 1) ** 2
+        self.tiles = getattr(config.options, "formation", AS_STORED).tiles
         self.data_bytes = 4 * prod(dataset.shape) * (self.train_images + self.selection_images + dataset.test_size)
         self.training_variant = f"{config.training.engine} {config.training.precision}"
 

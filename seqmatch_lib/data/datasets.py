@@ -212,9 +212,9 @@ def split_validation(
         split: at least two images a class.
         fraction: of each class that is held out, at least one image.
         class_names: what the classes are called in an error; their numbers by default.
-        tested: whether test images are held out of the same ones, before or now. An error names both parts, since who adds
-            an image for one of them alone meets the error of the other.
-        taken: how many images of a class that is too small now were held out before.
+        tested: whether test images are also held out of these images, in this call or an earlier one. The error for a class
+            that is too small then counts both parts, so that the user adds enough images at once.
+        taken: images of each class that an earlier call has held out; the error counts them.
 
     Raises:
         DataError: a class with fewer than two images.

@@ -31,6 +31,11 @@ class Formation:
         require(self.factor >= 1, f"factor {self.factor} must be at least 1")
         require(self.decode in DECODINGS, f"decode {self.decode!r} is unknown; use one of {', '.join(DECODINGS)}")
 
+    @property
+    def tiles(self) -> int:
+        """Training images in a stored one; with "bound", at most so many."""
+        return sum(factor**2 for factor in range(1 if self.decode == "multi" else self.factor, self.factor + 1))
+
     def __call__(self, images: torch.Tensor, labels: torch.Tensor, bound: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns the training images in stored images; differentiable.
 

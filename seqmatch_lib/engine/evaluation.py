@@ -11,7 +11,7 @@ from torch import nn
 from seqmatch_lib.data.datasets import Split
 from seqmatch_lib.engine.networks import NETWORKS, NetworkConfig, make_network
 from seqmatch_lib.engine.step_functions import batch_loss
-from seqmatch_lib.engine.training import TrainingCheckpoint, TrainingRecipe, measure_accuracy, train_stage
+from seqmatch_lib.engine.training import TrainingCheckpoint, TrainingRecipe, compute_logits, measure_accuracy, train_stage
 from seqmatch_lib.errors import require
 from seqmatch_lib.seeds import make_generator
 from seqmatch_lib.store.settings import omit_default
@@ -128,11 +128,12 @@ class EvaluationProtocol:
             checkpoint: as in `train_stage`.
         """
         kind, learned = self.recipe.loss, []
+        images, targets = sequence.union()
         networks, generators = self._start(sequence, network, indices)
-        before = [batch_loss(kind, *_answer(fresh, sequence)).item() for fresh in networks]
+        before = [batch_loss(kind, compute_logits(fresh, images), targets).item() for fresh in networks]
         train_staged(networks, sequence, self.recipe, generators, checkpoint=checkpoint)
         for trained, first in zip(networks, before, strict=True):
-            logits, targets = _answer(trained, sequence)
+            logits = compute_logits(trained, images)
             loss, guessing = (batch_loss(kind, answer, targets).item() for answer in (logits, torch.zeros_like(logits)))
             learned.append(bool((logits != logits[:1]).any()) and (loss < guessing or loss < first))
         return [measure_accuracy(trained, test) for trained in networks], learned
@@ -155,11 +156,3 @@ class EvaluationProtocol:
             networks.append(make_network(network, tuple(images.shape[1:]), self.num_classes, start).to(images.device))
             generators.append(make_generator(self.seed, *purpose, "batches"))
         return networks, generators
-
-
-@torch.no_grad()
-def _answer(network: nn.Module, sequence: SubsetSequence) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns a network's logits on all images of the set, without augmentation, and the labels."""
-    images, targets = sequence.union()
-    network.eval()
-    return torch.cat([network(part) for part in images.split(1000)]), targets

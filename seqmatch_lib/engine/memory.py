@@ -25,8 +25,8 @@ def keep_freed_memory() -> None:
     libc = ctypes.CDLL(None)
     if hasattr(libc, "gnu_get_libc_version"):
         if not libc.mallopt(M_MMAP_THRESHOLD, 2**30):
-            # an older glibc refuses more than half of its largest heap; with no threshold set, the next line would freeze it
-            # at its first value, 128 KiB
+            # an older glibc accepts at most half of its largest heap, 32 MiB; without this line it would stay at 128 KiB,
+            # because setting the other threshold ends glibc's own adjustment of this one
             libc.mallopt(M_MMAP_THRESHOLD, 2**25)
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 

@@ -411,10 +411,13 @@ def train_stage(
 
 
 @torch.no_grad()
-def measure_accuracy(network: nn.Module, split: Split, batch_size: int = 1000) -> float:
-    """Returns the share of images, or of labelled pixels, that a network classifies correctly, in per cent."""
+def compute_logits(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """Returns the logits of all images, without augmentation and without gradients."""
     network.eval()
-    batches = zip(split.images.split(batch_size), split.labels.split(batch_size), strict=True)
-    counts = [torch.stack(count_right(network(images).argmax(1), labels)) for images, labels in batches]
-    correct, total = torch.stack(counts).sum(0).tolist()
-    return 100.0 * correct / total
+    return torch.cat([network(part) for part in images.split(1000)])
+
+
+def measure_accuracy(network: nn.Module, split: Split) -> float:
+    """Returns the share of images, or of labelled pixels, that a network classifies correctly, in per cent."""
+    correct, total = count_right(compute_logits(network, split.images).argmax(1), split.labels)
+    return 100.0 * correct.item() / total.item()

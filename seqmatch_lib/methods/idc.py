@@ -118,6 +118,11 @@ class IDCConfig:
         check_strategy(self.net_augment)
         check_engine(self.engine, self.precision, TRAINING_ENGINES)
 
+    @property
+    def formation(self) -> Formation:
+        """How a finished set is trained on; "bound" is for matches alone."""
+        return Formation(self.factor, "multi" if self.decode == "multi" else "single")
+
 
 class IDCPrepared(MethodState):
     """The indices of the real images of each class, and the network whose gradients are matched, with its trainer."""
@@ -193,7 +198,7 @@ class IDC(BaseMethod):
             with torch.no_grad():
                 trainable.images.copy_(self._tiled_start(stage))
         trainable.optimizers["images"].param_groups[0]["lr"] = config.lr_img * stage.ipc / 10
-        trainable.formation = Formation(config.factor, "multi" if config.decode == "multi" else "single")
+        trainable.formation = config.formation
         return trainable
 
     def _tiled_start(self, stage: Stage) -> torch.Tensor:
@@ -275,8 +280,7 @@ class IDC(BaseMethod):
 
     def effort(self, sizes: list[int], num_classes: int) -> Effort:
         """Returns the cost of matches and of training on real images."""
-        config = self.config
-        tiles = sum(factor**2 for factor in range(1, config.factor + 1)) if config.decode == "multi" else config.factor**2
+        config, tiles = self.config, self.config.formation.tiles
         passes, starts = 0.0, []
         for index in range(1, len(sizes) + 1):
             synthetic = sum(min(size // num_classes * tiles, config.batch_syn_max) for size in sizes[:index])

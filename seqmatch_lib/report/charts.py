@@ -38,7 +38,7 @@ class NothingToDraw(StorageError):
 
 
 def plot_table(published: pd.DataFrame, records: Sequence[RunRecord], dataset: str) -> Figure:
-    """Draws the published accuracies of a data set as bars with ours at scales paper and short as points; rehearsals stand below.
+    """Draws published accuracies of a data set as bars, ours at scales "paper" and "short" as points, and rehearsals below.
 
     Args:
         published: of `tables.load_published`.

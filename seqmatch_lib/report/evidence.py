@@ -152,10 +152,10 @@ def _pool_networks(answers: Iterable[Mapping[str, Mapping[str, Any]]]) -> dict[s
 
 
 def with_settings(rows: pd.DataFrame, settings: Collection[str], compared: Sequence[str] = ()) -> pd.DataFrame:
-    """Returns the rows of runs that differ from their preset in exactly these settings, whatever those compared are.
+    """Returns the rows of runs that differ from their preset in exactly these settings; those `compared` may have any value.
 
-    `iterations` in `compared` stands for the base method's own setting. Runs of another size's preset are left out where
-    their size has a preset of its own, since the two may differ in anything.
+    `iterations` in `compared` stands for the base method's own setting. A run that changes the `ipc` of its preset is left out
+    if its size has a preset of its own, because the two presets may differ in anything.
     """
     presets = set(preset_names())
 

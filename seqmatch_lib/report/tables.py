@@ -42,9 +42,9 @@ SETTINGS_NOTE = (
     f"{DAGGER}: printed from memory, not checked; doubtful: it is the number of another method, too."
 )
 README_NOTE = (
-    "Test accuracy in per cent of the last iterate of all sets distilled at scales `paper` and `short`, and of every pair of a "
-    f"base method and its sequence in rehearsals on these data sets. {SPREAD}. {DAGGER}: published number printed from memory, "
-    "not checked. Published numbers of MTT are the best of all evaluations on test images. `short` has the published network "
+    "Test accuracy in per cent of the last iterate of all sets distilled at scales `paper` and `short`, and of every pair of "
+    f"a base method and its sequence in rehearsals on these data sets. {SPREAD}. {DAGGER}: published number printed from "
+    "memory, not checked. Published numbers of MTT are the best of all evaluations on test images. `short` has the published network "
     "and learning rates, with fewer teachers and iterations than published. A rehearsal has smaller networks, fewer steps and "
     "other learning rates, too: not to be compared with published numbers. A sequence has more iterations in rehearsals: its "
     "lead counts only beside its controls, see `10_tables`."
@@ -217,7 +217,7 @@ def to_markdown(shown: pd.DataFrame) -> str:
 
 
 def describe_table(settings: pd.DataFrame, rehearsal: pd.DataFrame) -> str:
-    """Returns what tables of `build_table` at scales "paper" and "short" and at other scales say, in sentences, as Markdown."""
+    """Returns what tables of `build_table` say, of scales "paper" and "short" and of rehearsals: sentences, as Markdown."""
     printed, run = settings[settings["published"].notna()], settings[settings["seeds"] > 0]
     compared = run[run["published"].notna()]
     gaps = "; ".join(
@@ -230,8 +230,8 @@ def describe_table(settings: pd.DataFrame, rehearsal: pd.DataFrame) -> str:
         f"**What we find.** {printed['preset'].nunique()} cells have a published number. We ran {counts} (fewer teachers and "
         "iterations)" + (f"; in brackets the distance from the published number in points: {gaps}" if gaps else "") + ". "
         f"{rehearsal['preset'].nunique()} cells were rehearsed, with smaller networks and fewer steps.\n\n"
-        f"**How sure.** Seeds of distillation a cell: {published} at scales `paper` and `short`, {rehearsed} in rehearsals, which "
-        "decide nothing about published numbers. "
+        f"**How sure.** Seeds of distillation a cell: {published} at scales `paper` and `short`, {rehearsed} in rehearsals, "
+        "which decide nothing about published numbers. "
         + _describe_mirrored(rehearsal)
         + "A gain of the sequence counts only beside its controls, which stand below."
     )
@@ -270,7 +270,8 @@ def write_tables(results_dir: Path, published: pd.DataFrame, out_dir: Path | Non
         rehearsal = build_table(dataset, records, published, ("reduced",))
         parts = [("Scales paper and short", settings, SETTINGS_NOTE), ("Rehearsal (scale reduced)", rehearsal, REHEARSAL_NOTE)]
         shown = [(title, format_table(table), note) for title, table, note in parts if len(table)]
-        pending = f"Cells that were not run: `{list_missing(settings)['command'].iloc[0]}`, and so on.\n"
+        missing = list_missing(settings)["command"]
+        pending = f"Cells that were not run: `{missing.iloc[0]}`, and so on.\n" if len(missing) else ""
         texts = {
             "md": f"# {dataset}\n\n{NOTE}\n\n"
             + "".join(f"## {title}\n\n{note}\n\n{to_markdown(table)}\n\n" for title, table, note in shown) + pending,

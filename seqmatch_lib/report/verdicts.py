@@ -54,6 +54,11 @@ class Gap(NamedTuple):
     high: float = nan
     seeds: int = 0
 
+    @classmethod
+    def read(cls, row: Mapping[str, Any], name: str) -> "Gap":
+        """Returns the gap of this name in a row, with its interval and seeds, as `numbers.difference` names them."""
+        return cls(row[name], row[f"{name}_low"], row[f"{name}_high"], int(row[f"{name}_seeds"]))
+
     def __str__(self) -> str:
         return f"{format_gap(self.mean, self.low, self.high)}, {count_seeds(self.seeds)}" if self.seeds else "not run"
 
@@ -207,7 +212,7 @@ def _over_random(evidence: Evidence, known: pd.DataFrame) -> Iterable[tuple[str,
         printed = " over ".join(_printed(known, "cifar10", ipc, method) for method in ("mtt", "random"))
         for scale, frame in _by_scale(gain_over_random, evidence, "cifar10", method="mtt", ipc=ipc):
             for row in frame.to_dict("records"):
-                gap = Gap(row["gain"], row["gain_low"], row["gain_high"], row["gain_seeds"])
+                gap = Gap.read(row, "gain")
                 yield (
                     BASE, "MTT is ahead of random real images", name_cell("cifar10", ipc),
                     name_scale(evidence, "cifar10", ipc, scale, ["mtt"]),
@@ -246,10 +251,7 @@ def _transfer(evidence: Evidence) -> Iterable[tuple[str, ...]]:
     for base in PAPER_BASES:
         method = SEQUENTIAL_PREFIX + base
         for scale, frame in _by_scale(transfer, evidence, *cell, method=method):
-            gaps = {
-                row["network"]: Gap(row["lead"], row["lead_low"], row["lead_high"], row["lead_seeds"])
-                for row in frame.to_dict("records")
-            }
+            gaps = {row["network"]: Gap.read(row, "lead") for row in frame.to_dict("records")}
             own = gaps.pop("convnet", Gap())
             pair = [runs_of(f"cifar10-ipc10-{name}", scale, evidence.runs) for name in (base, method)]
             seeds = set.intersection(*({run.seed for run in runs} for runs in pair))
@@ -339,10 +341,7 @@ def _by_scale(
 
 def _gap(sets: pd.DataFrame, name: str) -> Gap:
     """Returns the gap of the staged sequence to a set of a comparison."""
-    if name not in sets.index or not sets.loc[name, "seeds"]:
-        return Gap()
-    *numbers, seeds = sets.loc[name, ["difference", "difference_low", "difference_high", "difference_seeds"]]
-    return Gap(*numbers, int(seeds))
+    return Gap.read(sets.loc[name], "difference") if name in sets.index and sets.loc[name, "seeds"] else Gap()
 
 
 def _name(method: str) -> str:

@@ -21,7 +21,7 @@ from seqmatch_lib.methods.teachers import TrajectorySet, record_stage_teachers
 from seqmatch_lib.runs.config import RunConfig
 from seqmatch_lib.runs.experiment import open_run
 from seqmatch_lib.runs.real_data import RealData
-from seqmatch_lib.runs.records import load_record
+from seqmatch_lib.runs.records import load_record, record_path
 from seqmatch_lib.seeds import make_generator
 from seqmatch_lib.store.files import write_text
 from seqmatch_lib.subsets import SubsetSequence, sample_real_subset
@@ -223,7 +223,7 @@ class _Pair:
 def _of_last_subset(config: RunConfig, results_dir: Path) -> pd.DataFrame:
     """How A = S_1 ∪ … ∪ S_{K-1} and B = S_K are coupled, for a few teachers of the last stage."""
     _, sequence, stages = open_run(config, results_dir)
-    record = load_record(results_dir / "runs" / config.dataset / f"{config.run_id}.json")
+    record = load_record(record_path(results_dir, config))
     teachers, last, mtt = record_stage_teachers(stages[-1]), sequence.subsets[-1], config.options
     parts = sequence.union(len(sequence) - 1), (last.images, last.labels)
     network = stages[0].make_network(config.seed, "coupling")

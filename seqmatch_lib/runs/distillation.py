@@ -115,8 +115,8 @@ def _consider(progress: StageProgress, stage: Stage, score: Scorer) -> None:
 def _initialise(method: BaseMethod, stage: Stage) -> Trainable:
     """Returns the subset before its first iteration; raises ConfigError unless its images lie class by class, all of them.
 
-    Of each class's images the place is known, not the label; see `SyntheticSubset.of_class`. Soft labels need not say which
-    class an image was made for, so their number alone is checked.
+    Later code finds the images of a class by their place, see `SyntheticSubset.of_class`. Soft labels do not tell which class
+    an image was made for, so for them only the number of images is checked.
     """
     trainable = method.initialise(stage)
     name = f"initialise of {type(method).__name__}"

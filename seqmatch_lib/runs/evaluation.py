@@ -122,5 +122,5 @@ def _claim(folder: Path, data: RealData) -> None:
 def check_same_data(same: bool, path: Path, data: RealData) -> None:
     """Raises StorageError, which names a file of an earlier re-evaluation, unless that was of the same real data."""
     name = data.identity["dataset"]
-    problem = f"{path} belongs to other images of {name} than those found, or to the same normalised otherwise"
+    problem = f"{path} belongs to other images of {name} than those found, or to the same images preprocessed differently"
     require(same, f"{problem}; use another results folder", StorageError)

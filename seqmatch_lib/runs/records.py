@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin
@@ -22,6 +22,7 @@ from seqmatch_lib.subsets import format_html
 
 SCHEMA = 2
 VOLATILE = ("seconds", "peak_memory_mb", "started_at")  # differ between two runs that are otherwise equal
+AGAIN = "delete it to make it again"
 ACCURACY = {"mean": float, "std": float, "n": int, "values": list[float]}  # what an accuracy holds, beside `by_network`
 ACCURACIES = {kind: f"accuracy_{kind}" for kind in ("last", "selected", "joint")} | {"random real": "random_baseline"}
 
@@ -216,13 +217,13 @@ def load_record(path: Path) -> RunRecord:
         StorageError: damaged, of another schema version, with keys missing or unknown, with values of other types, or with
             settings that no run can have.
     """
-    record = _load(RunRecord, path, "run its preset again")
+    record = _load(RunRecord, path)
     wrong = [
         ACCURACIES[kind]
         for kind, accuracy in record.accuracies.items()
         if accuracy is not None and not all(_fits(accuracy.get(key), type_) for key, type_ in ACCURACY.items())
     ]
-    require(not wrong, f"{path} is no valid record: {wrong} hold values of another type; run its preset again", StorageError)
+    require(not wrong, f"{path} is no valid record: {wrong} hold values of another type; {AGAIN}", StorageError)
     return record
 
 
@@ -237,14 +238,12 @@ def load_runs(results_dir: Path) -> list[RunRecord]:
 
 def load_reevaluations(results_dir: Path) -> list[Reevaluation]:
     """Reads all re-evaluations of a results folder, sorted by file name; raises as `load_record` does."""
-    paths = (results_dir / "reevaluations").rglob("*.json")
-    return _load_known(lambda path: _load(Reevaluation, path, "evaluate the set again"), paths)
+    return _load_known(partial(_load, Reevaluation), (results_dir / "reevaluations").rglob("*.json"))
 
 
 def load_orders(results_dir: Path) -> list[OrderRecord]:
     """Reads all comparisons of orders of a results folder, sorted by file name; raises as `load_record` does."""
-    paths = (results_dir / "order").glob("*.json")
-    return _load_known(lambda path: _load(OrderRecord, path, "run 21_ablation_order again"), paths)
+    return _load_known(partial(_load, OrderRecord), (results_dir / "order").glob("*.json"))
 
 
 def _load_known(load: Callable[[Path], Record], paths: Iterable[Path]) -> list[Record]:
@@ -260,25 +259,25 @@ def _load_known(load: Callable[[Path], Record], paths: Iterable[Path]) -> list[R
 def find_earlier(kind: type[Record], path: Path) -> Record | None:
     """Returns the record that another one is about to replace; None if there is none, or none that can be read."""
     with suppress(StorageError):
-        return _load(kind, path, "make it again")
+        return _load(kind, path)
     return None
 
 
-def _load(kind: type[Record], path: Path, remedy: str) -> Record:
+def _load(kind: type[Record], path: Path) -> Record:
     """Reads a record and checks the names and types of its fields, and its settings."""
     values = read_json(path)
-    message = f"{path} has record schema {values.get('schema')!r:.40}, but this version reads {SCHEMA}; {remedy}"
+    message = f"{path} has record schema {values.get('schema')!r:.40}, but this version reads {SCHEMA}; {AGAIN}"
     require(values.get("schema") == SCHEMA, message, StorageError)
     wrong = sorted({field.name for field in fields(kind)} ^ values.keys())
-    require(not wrong, f"{path} is no valid record: keys {wrong} are missing or unknown; {remedy}", StorageError)
+    require(not wrong, f"{path} is no valid record: keys {wrong} are missing or unknown; {AGAIN}", StorageError)
     wrong = [field.name for field in fields(kind) if not _fits(values[field.name], field.type)]
-    require(not wrong, f"{path} is no valid record: {wrong} hold values of another type; {remedy}", StorageError)
+    require(not wrong, f"{path} is no valid record: {wrong} hold values of another type; {AGAIN}", StorageError)
     try:
         RunConfig.from_dict(values["config"])
     except UnknownMethodError as error:
         raise UnknownMethodError(f"{path}: {error}") from error
     except ConfigError as error:
-        raise StorageError(f"{path} is no valid record: {error}; {remedy}") from error
+        raise StorageError(f"{path} is no valid record: {error}; {AGAIN}") from error
     return kind(**values)
 
 
@@ -333,9 +332,10 @@ def _format_accuracy(accuracy: Mapping[str, Any]) -> str:
 
 
 def changes_of(record: RunRecord | OrderRecord) -> dict[str, Any]:
-    """Returns how a run differs from its preset as it stands: its overrides.
+    """Returns how a run differs from its preset: its overrides.
 
-    If the preset was edited since, `preset` stands beside them, with the commit of the run: it is a run of another preset.
+    If the preset has been edited since the run, a key `preset` with the run's commit is added, so that the run does not count
+    as one of the edited preset.
     """
     config = RunConfig.from_dict(record.config)
     overrides = _of_its_method(record.overrides, config)  # older records name settings of the preset's method, too

@@ -229,7 +229,7 @@ def test_a_run_that_diverges_tells_so_in_one_line_and_leaves_no_set(tmp_path, ca
     assert main(["run", "digits-ipc10-dm", *arguments]) == 2
     error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(error) == 1
-    assert "Lower lr_img" in error[0]
+    assert error[0].endswith("Lower lr_img, syn_lr"), "dm has no lr_lr and no syn_steps"
     assert not (tmp_path / "distilled").exists()
     assert not (tmp_path / "runs").exists()
 
