@@ -30,7 +30,7 @@ from seqmatch_lib.errors import OutOfTime, SeqMatchError, require
 from seqmatch_lib.exchange.formats import FORMATS, export_sequence, import_sequence
 from seqmatch_lib.exchange.pixel_layouts import share_outside
 from seqmatch_lib.front import config_of, evaluate
-from seqmatch_lib.runs.config import SCALES, RunConfig, parse_override, preset_names
+from seqmatch_lib.runs.config import SCALES, RunConfig, parse_overrides, preset_names
 from seqmatch_lib.runs.experiment import record_shared_teachers, run_experiment
 from seqmatch_lib.runs.pictures import preprocessing_of
 from seqmatch_lib.runs.records import RunRecord, format_records, load_runs, record_path
@@ -153,7 +153,7 @@ def _add_results(commands: Any) -> None:
     _add_results_argument(tables)
     tables.add_argument("--readme", action="store_true", help="print the README's table of results instead")
     tables.add_argument("--pending", action="store_true", help="list the cells without a record instead")
-    tables.add_argument("--scale", default="paper", choices=SCALES, help="of the pending cells; default: paper")
+    tables.add_argument("--scale", choices=SCALES, help="of the pending cells; default: paper")
 
     notebook = _add_command(commands, "notebook", _notebook, "execute a notebook; a parameter it does not have is an error")
     notebook.add_argument("path", type=Path, nargs="?", metavar="PATH", help="for example notebooks/20_ablation_k.ipynb")
@@ -227,7 +227,7 @@ def _check_folder_options(options: argparse.Namespace) -> None:
 
 
 def _read_config(options: argparse.Namespace) -> RunConfig:
-    overrides = dict(parse_override(text) for text in options.set)
+    overrides = parse_overrides(options.set)
     if getattr(options, "images", None) is not None:
         require("dataset" not in overrides, "--images gives the data set, and --name its name; leave out --set dataset=…")
         spec = DatasetSpec.from_folder(options.images.resolve(), options.image_size, options.name)
@@ -262,7 +262,10 @@ def _announce_hours(config: RunConfig) -> None:
 
 def _evaluate(options: argparse.Namespace) -> None:
     dataset = None if options.images is None else load_dataset(_find_images(options, load_sequence(options.path)))
-    changes = dict(parse_override(text) for text in options.set)
+    changes = parse_overrides(options.set)
+    for name in ("num_networks", "networks"):
+        twice = getattr(options, name) is not None and f"evaluation.{name}" in changes
+        require(not twice, f"--{name.replace('_', '-')} and --set evaluation.{name} are both given; give one of them")
     if options.num_networks is not None:
         changes["evaluation.num_networks"] = options.num_networks
     reevaluation = evaluate(
@@ -343,8 +346,10 @@ def _bench(options: argparse.Namespace) -> None:
 
 
 def _tables(options: argparse.Namespace) -> None:
+    require(not (options.pending and options.readme), "--readme and --pending print different things; give one of them")
+    require(options.pending or options.scale is None, "--scale is that of pending cells; give --pending, too, or leave it out")
     if options.pending:
-        print(format_pending(options.scale, CostModel.load(options.results)))
+        print(format_pending(options.scale or "paper", CostModel.load(options.results)))
         return
     require(find_spec("pandas") is not None, "tables need the notebook packages: pip install seqmatch-lib[notebooks]")
     from seqmatch_lib.report.charts import write_figures
@@ -374,7 +379,7 @@ def _notebook(options: argparse.Namespace) -> None:
         require(bool(notebooks), "there is no folder notebooks/ here; give --all in a checkout of the repository")
     else:
         out = options.out or Path("build") / "executed" / options.path.name
-        notebooks = {out: (options.path, dict(parse_override(text) for text in options.set))}
+        notebooks = {out: (options.path, parse_overrides(options.set))}
     for out, (path, parameters) in notebooks.items():
         run_notebook(path, out, parameters)
         print(f"executed: {out}")

@@ -10,7 +10,7 @@ from pandas import DataFrame
 from seqmatch_lib.bench.cost import CostModel
 from seqmatch_lib.errors import StorageError, require
 from seqmatch_lib.front import RESULTS, Run
-from seqmatch_lib.report.evidence import Evidence, runs_of
+from seqmatch_lib.report.evidence import Evidence, of_these_sets, runs_of
 from seqmatch_lib.runs.config import SCALES, RunConfig, config_of_subsets, preset_names
 from seqmatch_lib.runs.coupling_measurements import TABLES, load_coupling, measure_coupling
 from seqmatch_lib.runs.experiment import run_experiment
@@ -20,6 +20,7 @@ from seqmatch_lib.store.files import digest_json
 from seqmatch_lib.subsets import set_path
 
 COMPUTED = "build/results"  # of the repository: where notebooks put what they compute
+OF_NETWORKS = {"evaluation.networks", "evaluation.num_networks"}  # settings that say which networks are asked
 ANNOUNCED_MINUTES = 2.0  # what takes longer is announced
 
 
@@ -133,7 +134,8 @@ class Results:
         again = {one.path(Path()): one for part in reversed(parts) for one in part.reevaluations}
         runs = list({run.run_id: run for part in reversed(parts) for run in part.runs}.values())
         check_same_images(runs)
-        return Evidence(runs, list(again.values()), list(orders.values()), parts[0].trust)
+        measured = (of_these_sets(records.values(), runs, self.folders[-1]) for records in (again, orders))
+        return Evidence(runs, *measured, parts[0].trust)
 
     def run(self, configs: Sequence[RunConfig], with_sets: bool = False) -> list[Run]:
         """Returns finished runs, in this order; runs those that are missing, and says before how long that will take.
@@ -233,7 +235,7 @@ class Results:
         """
         known: dict[tuple[str, str], set[str]] = {}
         for row in self.evidence().accuracies.to_dict("records"):
-            alike = row["trained"] != "jointly" and all(key.startswith("evaluation.") for key in row["asked"])
+            alike = row["trained"] != "jointly" and row["asked"].keys() <= OF_NETWORKS
             if alike and len(row["values"]) >= num_networks:
                 known.setdefault((row["record"], row["network"]), set()).add(row["kind"].split()[0])
         for run in runs if self.work_dir is not None else ():

@@ -265,10 +265,17 @@ class BaseMethod(ABC):
     def __init__(self, config: Any) -> None:
         self.config = config
 
-    def check(self, intervals: Sequence[tuple[int, int] | None], teachers: TeacherConfig, training: TrainingRecipe) -> None:
+    def check(
+        self,
+        sizes: Sequence[int],
+        intervals: Sequence[tuple[int, int] | None],
+        teachers: TeacherConfig,
+        training: TrainingRecipe,
+    ) -> None:
         """Raises ConfigError unless the method's settings fit the other settings of its run; by default all fit.
 
         Args:
+            sizes: images per class of each subset.
             intervals: teacher epochs of each subset; None for each where the method has no teachers.
             teachers: how teachers are trained.
             training: how networks are trained on the distilled set.

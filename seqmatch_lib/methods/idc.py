@@ -173,12 +173,21 @@ class IDC(BaseMethod):
 
     config_class = IDCConfig
 
-    def check(self, intervals: Sequence[tuple[int, int] | None], teachers: TeacherConfig, training: TrainingRecipe) -> None:
-        """Raises ConfigError if `iterations` or `inner_loop` has entries for stages that there are not."""
+    def check(
+        self,
+        sizes: Sequence[int],
+        intervals: Sequence[tuple[int, int] | None],
+        teachers: TeacherConfig,
+        training: TrainingRecipe,
+    ) -> None:
+        """Raises ConfigError if there are entries for stages that there are not, or more stored images than a match takes."""
         for name in ("iterations", "inner_loop"):
             values, stages = getattr(self.config, name), len(intervals)
             message = f"idc.{name} {list(values)} has {len(values)} entries, one a stage, for {stages} stages; leave some out"
             require(len(values) <= stages, message)
+        most, bound = max(sizes), self.config.batch_syn_max
+        message = f"idc.batch_syn_max {bound} is less than the {most} images of a class and subset, all of which are matched"
+        require(self.config.decode != "bound" or bound >= most, f"{message}; set at least {most}")
 
     def num_iterations(self, index: int) -> int:
         """Returns the iterations of stage k = `index`."""

@@ -154,7 +154,13 @@ class KRR(BaseMethod):
         """Returns LAMB, for images and for labels."""
         return Lamb([images], self.config.lr_img)
 
-    def check(self, intervals: Sequence[tuple[int, int] | None], teachers: TeacherConfig, training: TrainingRecipe) -> None:
+    def check(
+        self,
+        sizes: Sequence[int],
+        intervals: Sequence[tuple[int, int] | None],
+        teachers: TeacherConfig,
+        training: TrainingRecipe,
+    ) -> None:
         """Raises ConfigError unless networks are trained with "mse": the learned labels are not probabilities."""
         loss = training.loss
         require(loss == "mse", f"training.loss {loss!r} does not fit the labels of krr; set training.loss=mse")
@@ -210,7 +216,8 @@ class KRR(BaseMethod):
 def regress(queries: torch.Tensor, support: torch.Tensor, targets: torch.Tensor, ridge: float) -> torch.Tensor:
     """Returns the predictions K_qs (K_ss + ridge tr(K_ss) / n I)^-1 Y of kernel ridge regression, differentiable.
 
-    The system is solved in float64: without the ridge, the kernel of more images than features is singular.
+    All is computed in float64. The kernel of more images than features is singular without the ridge, which is so small that
+    the rounding of a kernel in float32 is larger.
 
     Args:
         queries: (Q, features).
@@ -220,12 +227,13 @@ def regress(queries: torch.Tensor, support: torch.Tensor, targets: torch.Tensor,
 
     Source: `nfr` of the public FRePo code; equation 3 of the paper.
     """
-    kernel = (support @ support.T).double()
+    dtype, queries, support = queries.dtype, queries.double(), support.double()
+    kernel = support @ support.T
     kernel = kernel + ridge * kernel.diagonal().mean() * torch.eye(len(kernel), dtype=kernel.dtype, device=kernel.device)
     # if all features are zero, the system has no solution: NaN leads to a DivergenceError, not to an error of the solver
     weights, failed = torch.linalg.solve_ex(kernel, targets.double())
     weights = torch.where(failed == 0, weights, torch.nan)
-    return (queries @ support.T) @ weights.to(queries.dtype)
+    return ((queries @ support.T) @ weights).to(dtype)
 
 
 def margin_loss(labels: torch.Tensor) -> torch.Tensor:

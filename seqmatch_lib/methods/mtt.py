@@ -100,7 +100,13 @@ class MTT(BaseMethod):
     uses_teachers = True
     takes_pixel_labels = True
 
-    def check(self, intervals: Sequence[tuple[int, int] | None], teachers: TeacherConfig, training: TrainingRecipe) -> None:
+    def check(
+        self,
+        sizes: Sequence[int],
+        intervals: Sequence[tuple[int, int] | None],
+        teachers: TeacherConfig,
+        training: TrainingRecipe,
+    ) -> None:
         """Raises ConfigError unless the interval, and the epoch of soft labels, of every stage is within those recorded."""
         for index, interval in enumerate(intervals, start=1):
             check_interval(interval, index, self.config.expert_epochs, teachers)

@@ -68,7 +68,7 @@ def comparison(
 
     Args:
         evidence: the records; base methods that were not run both alone and in sequence are left out. Of several sequences,
-            that of most seeds is taken.
+            the one that stands for its preset is taken, and of several such that of most seeds.
         dataset: its name.
         ipc: images per class of every set.
         scale: of the runs.
@@ -141,7 +141,7 @@ def efforts(
 ) -> pd.DataFrame:
     """Accuracies by the effort behind them, of runs that differ in subsets, intervals, iterations and epochs alone.
 
-    `difference` is the sequence in stages, that of most seeds, minus the row. `by_subset` has the iterations of each subset;
+    `difference` is the sequence in stages, see `comparison`, minus the row. `by_subset` has the iterations of each subset;
     `of_preset` says whether iterations and epochs are those of the preset.
     """
     groups = _efforts(evidence, dataset, ipc, scale, settings)
@@ -171,13 +171,14 @@ def _is_longer(kind: str, asked: Mapping[str, Any]) -> bool:
 
 def _of_preset(effort: Effort, group: pd.DataFrame) -> bool:
     changed = any(f"{effort.base}.iterations" in changes for changes in group["changes"])
-    return not changed and bool(group["kind"].isin(["last", "joint"]).all())
+    other_intervals = any("intervals" in changes and "subset_ipcs" not in changes for changes in group["changes"])
+    return not changed and not other_intervals and bool(group["kind"].isin(["last", "joint"]).all())
 
 
 def _most_seeds(groups: Mapping[Effort, pd.DataFrame], base: str) -> Effort | None:
-    """Returns the staged sequence of a base method that has most seeds."""
+    """Returns the staged sequence of a base method that stands for its preset; of others, or several, that of most seeds."""
     staged = [effort for effort in groups if (effort.base, effort.trained) == (base, "in stages")]
-    return max(staged, key=lambda effort: groups[effort]["seed"].nunique(), default=None)
+    return max(staged, key=lambda effort: (groups[effort]["stands"].any(), groups[effort]["seed"].nunique()), default=None)
 
 
 def order(

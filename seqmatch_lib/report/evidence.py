@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 
@@ -62,12 +62,8 @@ class Evidence:
         runs = load_runs(results_dir)
         check_same_images(runs)
         trust = {path.stem: read_json(path) for path in sorted((results_dir / "trust").glob("*.json"))}
-        sets = {run.run_id: run.synthetic_sha256 for run in runs}
-        measured = [
-            [record for record in records if _is_of_set(record, sets, record.path(results_dir))]
-            for records in (load_reevaluations(results_dir), load_orders(results_dir))
-        ]
-        return cls(runs, *measured, trust)
+        found = (load_reevaluations(results_dir), load_orders(results_dir))
+        return cls(runs, *(of_these_sets(records, runs, results_dir) for records in found), trust)
 
     @cached_property
     def accuracies(self) -> pd.DataFrame:
@@ -94,12 +90,19 @@ class Evidence:
         return rows[chosen]
 
 
-def _is_of_set(record: Reevaluation | OrderRecord, sets: Mapping[str, str], path: Path) -> bool:
-    """Whether a record is of the set that its run has; if not, as after `run --force`, a notice names its file."""
-    is_of_set = sets.get(record.run_id, record.synthetic_sha256) == record.synthetic_sha256
-    if not is_of_set:
-        print(f"notice: left out: {path} is of a set that {record.run_id} does not have any more", file=sys.stderr)
-    return is_of_set
+Measured = TypeVar("Measured", Reevaluation, OrderRecord)
+
+
+def of_these_sets(records: Iterable[Measured], runs: Iterable[RunRecord], results_dir: Path) -> list[Measured]:
+    """Returns the records that are of the sets that their runs have. A notice names the others, as after `run --force`."""
+    sets, kept = {run.run_id: run.synthetic_sha256 for run in runs}, []
+    for record in records:
+        if sets.get(record.run_id, record.synthetic_sha256) == record.synthetic_sha256:
+            kept.append(record)
+        else:
+            path = record.path(results_dir)
+            print(f"notice: left out: {path} is of another set than {record.run_id} has here", file=sys.stderr)
+    return kept
 
 
 def _accuracies_of(run: RunRecord, reevaluations: Sequence[Reevaluation]) -> Iterable[dict[str, Any]]:

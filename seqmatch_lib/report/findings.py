@@ -142,22 +142,22 @@ def find_gains(evidence: Evidence, dataset: str, scale: str) -> str:
 
 def find_growth(results_dir: Path, dataset: str, scale: str) -> str:
     """Whether coupling grows with the set, as far as it was measured."""
-    records, parts, largest, teachers = load_runs(results_dir), [], 0, 0
-    for run in records:
-        path = results_dir / "coupling" / run.run_id / "gradients.csv"
-        standing = (run.dataset, run.scale) == (dataset, scale) and run in runs_of(run.preset, scale, records)
-        if standing and path.is_file():
-            gradients = pd.read_csv(path)
-            means, teachers = gradients.pivot_table("coupling", "ipc", "start epoch"), gradients["teacher"].nunique()
-            parts += [
-                f"{values.iloc[0]:.2f} and {values.iloc[-1]:.2f} at start epoch {epoch}" for epoch, values in means.items()
-            ]
-            largest = max(largest, int(means.index[-1]))
-    if not parts:
+    records = load_runs(results_dir)
+    paths = [
+        results_dir / "coupling" / run.run_id / "gradients.csv"
+        for run in records
+        if (run.dataset, run.scale) == (dataset, scale) and run in runs_of(run.preset, run.scale, records)
+    ]
+    tables = [pd.read_csv(path) for path in paths if path.is_file()]
+    if not tables:
         return f"Coupling was not measured on {dataset}, {label_scale(scale)}."
+    gradients = pd.concat(tables)
+    means, teachers = gradients.pivot_table("coupling", "ipc", "start epoch"), gradients["teacher"].nunique()
+    parts = [f"{values.iloc[0]:.2f} and {values.iloc[-1]:.2f} at start epoch {epoch}" for epoch, values in means.items()]
+    largest, seeds = means.index[-1], "One seed" if len(tables) == 1 else f"Means over {len(tables)} seeds"
     return (
         f"**What we find** ({label_scale(scale)}). Within one joint set of MTT, c(A|B) at 2 and at {largest} images per class "
-        f"is {'; '.join(parts)}. **How sure.** One seed; {_count_teachers(teachers)}. Beyond {largest} images per class, "
+        f"is {'; '.join(parts)}. **How sure.** {seeds}; {_count_teachers(teachers)}. Beyond {largest} images per class, "
         "and so beyond 50, coupling was not measured: the question of the title stays open."
     )
 

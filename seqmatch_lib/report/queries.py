@@ -214,7 +214,7 @@ def transfer(evidence: Evidence, dataset: str, ipc: int, scale: str) -> pd.DataF
     rows = rows[(rows["dataset"] == dataset) & (rows["ipc"] == ipc) & (rows["scale"] == scale)]
     of_networks = {"evaluation.networks", "evaluation.num_networks"}
     rows = where(rows, map(or_, rows["stands"], (changes.keys() <= of_networks for changes in rows["changes"])))
-    rows = where(rows, (all(key.startswith("evaluation.") for key in asked) for asked in rows["asked"]))
+    rows = where(rows, (asked.keys() <= of_networks for asked in rows["asked"]))
     rows = rows[(rows["trained"] != "jointly") & (rows["method"] != "random")]
     rows = rows.assign(kind=rows["kind"].str.split().str[0], n=rows["values"].str.len()).sort_values("n", kind="stable")
     rows = rows.drop_duplicates(["method", "network", "kind", "seed"], keep="last").sort_index()  # the answer of most networks

@@ -44,10 +44,10 @@ SETTINGS_NOTE = (
 README_NOTE = (
     "Test accuracy in per cent of the last iterate of all sets distilled at scales `paper` and `short`, and of every pair of "
     f"a base method and its sequence in rehearsals on these data sets. {SPREAD}. {DAGGER}: published number printed from "
-    "memory, not checked. Published numbers of MTT are the best of all evaluations on test images. `short` has the published network "
-    "and learning rates, with fewer teachers and iterations than published. A rehearsal has smaller networks, fewer steps and "
-    "other learning rates, too: not to be compared with published numbers. A sequence has more iterations in rehearsals: its "
-    "lead counts only beside its controls, see `10_tables`."
+    "memory, not checked. Published numbers of MTT are the best of all evaluations on test images. `short` has the published "
+    "network and learning rates, with fewer teachers and iterations. A rehearsal has smaller networks, fewer steps and other "
+    "learning rates, too: not to be compared with published numbers. A sequence has more iterations in rehearsals: its lead "
+    "counts only beside its controls, see `10_tables`."
 )
 REHEARSAL_NOTE = (
     "Smaller networks, fewer steps and other learning rates, for two CPU cores; these accuracies are not to be compared with "

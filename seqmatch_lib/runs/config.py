@@ -7,7 +7,7 @@ for the scale `[scale.<scale>.all]`, `[scale.<scale>.<dataset>]`, `[scale.<scale
 
 import sys
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from difflib import get_close_matches
@@ -91,6 +91,8 @@ class RunConfig:
         require(self.select_on in SELECTIONS, f"select_on {self.select_on!r} is unknown; use one of {', '.join(SELECTIONS)}")
         if self.options is None:
             return
+        message = "evaluation.score_test scores the iterates that select_on 'none' does not; set evaluation.score_test=false"
+        require(self.select_on != "none" or not self.evaluation.score_test, message)
         problem = f"distils one subset, but subset_ipcs {list(self.subset_ipcs)} names {self.num_subsets}"
         remedy = f"use method '{SEQUENTIAL_PREFIX}{self.method}' or one subset"
         require(self.is_sequential or self.num_subsets == 1, f"method {self.method!r} {problem}; {remedy}")
@@ -99,7 +101,7 @@ class RunConfig:
         require(self.uses_teachers or not intervals, message)
         message = f"intervals {intervals} and subset_ipcs {list(self.subset_ipcs)} must have one entry a subset; set both"
         require(len(intervals) == (self.num_subsets if self.uses_teachers else 0), message)
-        get_method(self.base_method)(self.options).check(self.stage_intervals, self.teachers, self.training)
+        get_method(self.base_method)(self.options).check(self.subset_ipcs, self.stage_intervals, self.teachers, self.training)
 
     @classmethod
     def from_preset(
@@ -251,6 +253,20 @@ def _read_name(preset: str) -> dict[str, Any]:
 def preset_names() -> tuple[str, ...]:
     """Returns the names of all presets."""
     return tuple(_read_presets()["preset"])
+
+
+def parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
+    """Parses several `key=value` of the command line.
+
+    Raises:
+        ConfigError: one is not of this form, or a key is given twice.
+    """
+    overrides: dict[str, Any] = {}
+    for text in texts:
+        key, value = parse_override(text)
+        require(key not in overrides, f"--set {key} is given twice; give one value")
+        overrides[key] = value
+    return overrides
 
 
 def parse_override(text: str) -> tuple[str, Any]:

@@ -221,7 +221,8 @@ def _distill(config: RunConfig, data: RealData, results_dir: Path, state_dir: Pa
     if config.options is None:
         return []
     protocol = EvaluationProtocol(data.num_classes, config.training, config.seed)
-    splits = [data.selection, data.test] if config.evaluation.score_test else [data.selection]
+    also_test = config.evaluation.score_test and config.select_on == "validation"  # else these are the test images
+    splits = [data.selection, data.test] if also_test else [data.selection]
     return distill_stages(
         get_method(config.base_method)(config.options),
         make_first_stage(config, data, results_dir, budget),

@@ -49,7 +49,8 @@ def runs_of_order(config: RunConfig) -> dict[str, RunConfig]:
     half = changes | _under(settings, (base, "teachers"))
     half |= {"ipc": sizes[0], "subset_ipcs": [sizes[0]], "intervals": [list(interval) for interval in config.intervals[:1]]}
     half[f"{base}.syn_lr"] = get_method(base)(config.options).initial_lr(2)
-    one_set, other_half = (plain.changed(_of_one_stage(of_set, base)) for of_set in (changes, half))
+    # where a setting has an entry for each stage, the other half has that of S_2, in whose place it stands
+    one_set, other_half = (plain.changed(_of_one_stage(of_set, base, stage)) for of_set, stage in ((changes, 1), (half, 2)))
     return {"one set": one_set, "sequence": config, "other half": replace(other_half, seed=config.seed + OTHER_SEED)}
 
 
@@ -58,10 +59,10 @@ def _under(settings: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key.split(".")[0] in names}
 
 
-def _of_one_stage(settings: Mapping[str, Any], base: str) -> dict[str, Any]:
-    """Returns settings with the first entry of those of the base method that have one for each stage."""
-    of_stages = {key: value[:1] for key, value in _under(settings, [base]).items() if isinstance(value, list | tuple)}
-    return {**settings, **of_stages}
+def _of_one_stage(settings: Mapping[str, Any], base: str, stage: int) -> dict[str, Any]:
+    """Returns settings with one entry of those of the base method that have one for each stage; the last is for all later."""
+    lists = {key: value for key, value in _under(settings, [base]).items() if isinstance(value, list | tuple)}
+    return settings | {key: value[min(stage, len(value)) - 1 :][:1] for key, value in lists.items()}
 
 
 def measure_order(
@@ -104,8 +105,7 @@ def measure_order(
             sets |= {"divided, staged": divided, "divided, joint": divided.joint()}
         if "one set" in parts:
             checkpoint = StageCheckpoint(folder / "second_version.safetensors", [runs["one set"].hash, plain.sha256()])
-            base = get_method(config.base_method)(runs["one set"].options)
-            again = distil_again(base, stage, stages[1].interval, plain, checkpoint)
+            again = distil_again(_for_second_turn(config, runs["one set"]), stage, stages[1].interval, plain, checkpoint)
             sets |= {"undivided, staged": plain.then(again), "undivided, last": SubsetSequence((again,))}
         if "random real" in parts:
             lr = config.evaluation.real_lr
@@ -126,6 +126,12 @@ def measure_order(
             record = replace(record, accuracy=accuracy, other_half=record.other_half or earlier.other_half)
         record.save(results_dir)
     return record
+
+
+def _for_second_turn(sequence: RunConfig, one_set: RunConfig) -> BaseMethod:
+    """Returns the base method with the settings of one set, but where the sequence has an entry for each stage, with these."""
+    of_stages = {name: value for name, value in vars(sequence.options).items() if isinstance(value, tuple)}
+    return get_method(sequence.base_method)(replace(one_set.options, **of_stages))
 
 
 def _reordered(sequence: SubsetSequence, stages: Sequence[Stage], method: BaseMethod) -> dict[str, SubsetSequence]:

@@ -328,7 +328,7 @@ def list_scores(stages: Iterable[Mapping[str, Any]], selected_on: str) -> list[t
 
 
 def _format_accuracy(accuracy: Mapping[str, Any]) -> str:
-    return f"{accuracy['mean']:.1f} ± {accuracy['std']:.1f} %, n = {accuracy['n']}"
+    return f"{accuracy['mean']:.1f} ± {accuracy['std']:.1f} %, n = {accuracy['n']}{_mark(accuracy)}"
 
 
 def changes_of(record: RunRecord | OrderRecord) -> dict[str, Any]:
