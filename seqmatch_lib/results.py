@@ -12,7 +12,7 @@ from seqmatch_lib.errors import StorageError, require
 from seqmatch_lib.front import RESULTS, Run
 from seqmatch_lib.report.evidence import Evidence, of_these_sets, runs_of
 from seqmatch_lib.runs.config import SCALES, RunConfig, config_of_subsets, preset_names
-from seqmatch_lib.runs.coupling_measurements import TABLES, load_coupling, measure_coupling
+from seqmatch_lib.runs.coupling_measurements import TABLES, find_table, load_coupling, measure_coupling
 from seqmatch_lib.runs.experiment import run_experiment
 from seqmatch_lib.runs.order import measure_order, runs_of_order
 from seqmatch_lib.runs.records import RunRecord, check_same_images, load_record, load_runs, record_path
@@ -215,7 +215,7 @@ class Results:
         for folder in reversed(self.folders):
             records = load_runs(folder)
             for run in records:
-                wanted = (run.dataset, run.seed) == (dataset, seed) and any((folder / "coupling" / run.run_id).glob("*.csv"))
+                wanted = (run.dataset, run.seed) == (dataset, seed) and any(find_table(run, name, folder) for name in TABLES)
                 if wanted and run in runs_of(run.preset, run.scale, records):
                     measured[run.scale] = load_coupling(run.run_id, folder)
         joint, sequential, divided = runs = list_configs(dataset, ["mtt"], [[10], [5, 5], [2] * 5], scale, seed)

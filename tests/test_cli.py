@@ -107,6 +107,13 @@ def test_out_of_time_says_how_to_go_on(tmp_path, capsys):
         (["cost", "digits-ipc10-mtt", "--threads", "-2"], ["--threads -2 must be at least 1"]),
         (["cost", "digits-ipc10-mtt", "--num-classes", "1"], ["--num-classes 1 must be at least 2"]),
         (["run", "digits-ipc10-mtt", "--set", "seed=1"], ["seed cannot be set like a setting", "--seed"]),
+        (["run", "digits-ipc10-mtt", "--set", "ipc=1", "--set", "ipc=2"], ["--set ipc is given twice; give one value"]),
+        (["tables", "--readme", "--pending"], ["--readme and --pending print different things"]),
+        (["tables", "--readme", "--scale", "short"], ["--scale is that of pending cells; give --pending, too"]),
+        (
+            ["evaluate", "a.safetensors", "--num-networks", "1", "--set", "evaluation.num_networks=2"],
+            ["--num-networks and --set evaluation.num_networks are both given"],
+        ),
         (["notebook", "--all"], ["there is no folder notebooks/ here"]),
         (["notebook", "absent.ipynb"], ["notebook absent.ipynb does not exist", "folder notebooks/"]),
         (["notebook", "README.md"], ["README.md is no notebook, whose names end in .ipynb"]),

@@ -239,6 +239,24 @@ def test_what_does_not_fit_is_named_with_a_remedy(override, message):
         RunConfig.from_preset("cifar10-ipc10-seqmatch_mtt", overrides=dict([parse_override(override)]))
 
 
+def test_iterates_that_nothing_selects_are_not_scored_on_test_images():
+    """Nor twice, where they are selected on the test images."""
+    for select_on in ("validation", "test"):
+        RunConfig.from_preset("digits-ipc10-mtt", "smoke", overrides={"select_on": select_on, "evaluation.score_test": True})
+    with pytest.raises(ConfigError, match="that select_on 'none' does not; set evaluation.score_test=false"):
+        RunConfig.from_preset("cifar10-ipc10-mtt", "short", overrides={"select_on": "none"})
+    changes = {"select_on": "none", "evaluation.score_test": False}
+    assert RunConfig.from_preset("cifar10-ipc10-mtt", "short", overrides=changes).select_on == "none"
+
+
+def test_a_match_of_idc_has_room_for_every_stored_image_of_every_subset():
+    changes = {"ipc": 11, "subset_ipcs": [2, 9], "idc.decode": "bound", "idc.batch_syn_max": 8}
+    with pytest.raises(ConfigError, match="idc.batch_syn_max 8 is less than the 9 images .*; set at least 9"):
+        RunConfig.from_preset("cifar10-ipc10-seqmatch_idc", "smoke", overrides=changes)
+    RunConfig.from_preset("cifar10-ipc10-seqmatch_idc", "smoke", overrides=changes | {"idc.batch_syn_max": 9})
+    RunConfig.from_preset("cifar10-ipc10-seqmatch_idc", "smoke", overrides=changes | {"idc.decode": "single"})
+
+
 def test_settings_of_later_stages_are_checked_before_the_first():
     idc = "cifar10-ipc10-seqmatch_idc"
     with pytest.raises(

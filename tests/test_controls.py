@@ -158,7 +158,7 @@ def test_what_was_measured_of_a_set_that_is_gone_is_left_out(tmp_path, capsys):
     (kept,) = Evidence.load(tmp_path).reevaluations
     assert kept.synthetic_sha256 == run.synthetic_sha256
     (notice,) = capsys.readouterr().err.splitlines()
-    assert re.search(rf"left out: .*reevaluations.* is of a set that {run.run_id} does not have any more", notice)
+    assert re.search(rf"left out: .*reevaluations.* is of another set than {run.run_id} has here", notice)
     sequence = make_sequence()
     sequence.save(tmp_path)
     make_order(tmp_path, 0, {"SeqMatch": [40.0, 42.0]})
@@ -209,3 +209,16 @@ def test_orders_of_another_form_are_refused(tmp_path):
     write_json(path, read_json(path) | {"accuracy": {"SeqMatch": ["high"]}})
     with pytest.raises(StorageError, match=rf"{path.name} is no valid record: \['accuracy'\] .*delete it to make it again"):
         load_orders(tmp_path)
+
+
+def test_a_run_with_other_teacher_epochs_takes_no_place_of_its_preset():
+    """Neither of one set, nor of the sequence where it has more seeds, nor in the means over K."""
+    runs = [make_run("cifar10-ipc10-mtt", seed) for seed in range(2)] + [make_sequence(seed) for seed in range(2)]
+    others = [make_run("cifar10-ipc10-mtt", 0, (11.0, 12.0), overrides={"intervals": [[0, 10]]})]
+    others += [make_sequence(seed, (95.0, 96.0), {"intervals": [[0, 10], [0, 10]]}) for seed in range(3)]
+    alone, together = (controls.comparison(Evidence(found), *CELL) for found in (runs, runs + others))
+    assert alone["seeds"].gt(0).sum() == 4
+    pd.testing.assert_frame_equal(alone, together)
+    texts_of = [findings.find_subsets(Evidence(found), *CELL) for found in (runs, runs + others)]
+    assert texts_of[0] == texts_of[1]
+    assert "MTT 41.0 at K = 1 and 51.0 at K = 2" in texts_of[0]

@@ -1,5 +1,6 @@
 """The coupling measurements: cases with known answers, finite differences, and the definitions written out."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from seqmatch_lib.errors import ConfigError, StorageError
 from seqmatch_lib.methods.mtt import MTTConfig
 from seqmatch_lib.methods.teachers import record_stage_teachers
 from seqmatch_lib.runs.config import RunConfig, config_of_subsets
-from seqmatch_lib.runs.coupling_measurements import load_coupling, measure_coupling
+from seqmatch_lib.runs.coupling_measurements import find_table, load_coupling, measure_coupling
 from seqmatch_lib.runs.experiment import run_experiment
 from seqmatch_lib.seeds import make_generator
 from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset, sample_real_subset
@@ -194,6 +195,10 @@ def test_a_pair_of_runs_is_measured_and_the_tables_are_kept(tmp_path):
         "at the same start epochs, of the teachers of stage 1"
     )
     assert not set(measured["real_errors"]["error"]) & set(measured["errors"]["error"])
+    seen, unseen = (set(measured[name]["teacher"]) for name in ("errors", "unseen_errors"))
+    assert len(unseen) == 3
+    assert min(unseen) == max(seen) + 1, "teachers that no set was distilled with"
+    assert set(measured["unseen_errors"]["set"]) == {"MTT, 10 images, unseen teachers", "$S_1$, unseen teachers"}
     assert measured["losses"].groupby("training")["step"].max().to_dict() == {"MTT": 1, "SeqMatch": 2, "real data": 4}
     assert sorted(set(measured["deciles"]["decile"])) == list(range(10))
     assert measured["subsets"]["K"].eq(2).all()
@@ -214,3 +219,21 @@ def test_a_stopped_measurement_goes_on_and_teachers_of_stage_2_may_be_shorter(tm
     assert measured["losses"]["measured"].tolist() == ["before"]
     assert sorted(set(measured["errors"]["epoch"])) == [0, 1], "start epochs whose ends all teachers have recorded"
     assert set(measured["errors"].groupby("epoch")["set"].nunique()) == {3}
+
+
+def test_tables_of_other_sets_are_neither_used_nor_read(tmp_path, capsys):
+    """As after `run --force`, or when another joint set is asked about."""
+    joint, other = (
+        RunConfig.from_preset("digits-ipc10-mtt", "smoke", overrides={"mtt.lr_img": lr_img}) for lr_img in (0.1, 0.2)
+    )
+    sequential = config_of_subsets("digits", "mtt", [5, 5], "smoke")
+    for config in (joint, other, sequential):
+        record = run_experiment(config, tmp_path)
+    measure_coupling(joint, sequential, [], tmp_path, ["losses"])
+    assert find_table(record, "losses", tmp_path).is_file()
+    with pytest.raises(
+        StorageError, match=f"another set of {joint.run_id}, or of another joint set; delete it to measure again"
+    ):
+        measure_coupling(other, sequential, [], tmp_path, ["losses"])
+    assert find_table(replace(record, synthetic_sha256="0" * 64), "losses", tmp_path) is None
+    assert f"is of another set than {record.run_id} has here" in capsys.readouterr().err

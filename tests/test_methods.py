@@ -327,6 +327,18 @@ def test_regression_on_the_support_itself_returns_its_targets(generator):
     torch.testing.assert_close(regress(support, support, targets, 1e-9), targets, atol=1e-4, rtol=1e-4)
 
 
+def test_regression_is_exact_where_there_are_more_images_than_features(generator):
+    """Compared with ridge regression on the 32 features, which needs no kernel; features lie far from zero, as after ReLU."""
+    support, queries = (10 + torch.randn(count, 32, generator=generator) for count in (200, 50))
+    targets, ridge = torch.randn(200, 3, generator=generator), 1e-6
+    wide = support.double()
+    penalty = ridge * wide.square().sum() / len(wide) * torch.eye(32, dtype=torch.float64)
+    weights = torch.linalg.solve(wide.T @ wide + penalty, wide.T @ targets.double())
+    predicted = regress(queries, support, targets, ridge)
+    assert predicted.dtype == queries.dtype
+    torch.testing.assert_close(predicted.double(), queries.double() @ weights, atol=1e-5, rtol=1e-4)
+
+
 def test_the_label_margin_stops_growing_at_one_class_share():
     labels = torch.tensor([[0.9, 0.0, 0.0], [0.2, 0.1, 0.0]], requires_grad=True)
     loss = margin_loss(labels)
@@ -549,7 +561,7 @@ def test_what_does_not_go_together_is_named(tmp_path):
     with pytest.raises(ConfigError, match="idc keeps pixels within .* ZCA .* set zca=false"):
         METHODS["idc"].prepare(whitened)
     with pytest.raises(ConfigError, match="training.loss 'cross_entropy' does not fit the labels of krr"):
-        METHODS["krr"].check((), TeacherConfig(), TrainingRecipe())
+        METHODS["krr"].check((1,), (), TeacherConfig(), TrainingRecipe())
     assert get_method("idc") is IDC
 
 

@@ -10,6 +10,7 @@ from helpers import Impatient
 from seqmatch_lib.data import datasets
 from seqmatch_lib.errors import ConfigError, OutOfTime, StorageError
 from seqmatch_lib.methods import get_method
+from seqmatch_lib.runs import order
 from seqmatch_lib.runs.config import RunConfig, config_of_subsets, preset_names
 from seqmatch_lib.runs.experiment import open_run, run_experiment
 from seqmatch_lib.runs.order import distil_again, measure_order, runs_of_order
@@ -138,3 +139,14 @@ def test_the_second_turn_begins_with_the_finished_set_and_its_own_step_size(tmp_
     assert stops >= config.options.iterations
     assert torch.equal(resumed.images, moved.images)
     assert resumed.lr == moved.lr
+
+
+def test_the_other_half_of_idc_takes_what_its_second_subset_takes():
+    """At published settings S_2 has twice the iterations of S_1, and an inner loop of its own."""
+    for scale in ("paper", "short", "reduced"):
+        config = RunConfig.from_preset("cifar10-ipc10-seqmatch_idc", scale)
+        runs, sequence = runs_of_order(config), get_method("idc")(config.options)
+        half, again = get_method("idc")(runs["other half"].options), order._for_second_turn(config, runs["one set"])
+        assert half.num_iterations(1) == again.num_iterations(2) == sequence.num_iterations(2)
+        loops = config.options.inner_loop
+        assert runs["other half"].options.inner_loop == loops[1:2] or loops

@@ -4,6 +4,7 @@ import copy
 from dataclasses import replace
 from math import e
 
+import pandas as pd
 import pytest
 from made_records import (
     CELL,
@@ -286,3 +287,29 @@ def test_the_lead_of_a_sequence_over_its_base_method_is_told_for_each_architectu
     assert found["lead_seeds"].to_dict()["seqmatch_mtt", "vit"] == 1
     assert "seqmatch_mtt minus mtt: +4.0 on convnet, -1.0 on vit." in findings.find_transfer(evidence, "cifar10", 10, "short")
     assert "minus" not in findings.find_transfer(Evidence(runs[:1], again[:1]), "cifar10", 10, "short")
+
+
+def test_other_architectures_are_compared_under_the_training_of_the_run():
+    """A step size for random real images of its own is another training, whatever the number of networks."""
+    run = make_short("mtt")
+    answers = []
+    for real_lr, count in ((run.config["evaluation"]["real_lr"], 2), (1e-6, 5)):
+        asked = run.config["evaluation"] | {"networks": ["convnet", "vit"], "real_lr": real_lr, "num_networks": count}
+        random = {name: accuracy(*[20.0 if count == 2 else 5.0] * count) for name in ("convnet", "vit")}
+        both = {name: accuracy(*[30.0] * count) for name in random}
+        again = make_reevaluation(run)
+        answers.append(replace(again, config=run.config | {"evaluation": asked}, accuracy=both, random_baseline=random))
+    assert queries.transfer(Evidence([run], answers), "cifar10", 10, "short")["gain"].tolist() == [10.0, 10.0]
+
+
+def test_growth_of_coupling_is_a_mean_over_seeds(tmp_path):
+    for seed, value in ((0, 0.2), (1, 0.6)):
+        run = make_sequence(seed)
+        run.save(tmp_path)
+        rows = pd.DataFrame({"ipc": [2, 10], "start epoch": 0, "teacher": 0, "coupling": [value, 2 * value]})
+        path = tmp_path / "coupling" / run.run_id / "gradients.csv"
+        path.parent.mkdir(parents=True)
+        rows.to_csv(path, index=False)
+    found = findings.find_growth(tmp_path, "cifar10", "reduced")
+    assert "at 2 and at 10 images per class is 0.40 and 0.80 at start epoch 0." in found
+    assert "Means over 2 seeds; one teacher." in found

@@ -1,6 +1,9 @@
 """What a person sees of records, runs and sets in a shell and in a notebook."""
 
+from dataclasses import replace
 from pathlib import Path
+
+from made_records import make_run
 
 from seqmatch_lib.front import Run, load
 from seqmatch_lib.results import Results
@@ -56,3 +59,11 @@ def test_runs_of_one_method_and_size_are_told_apart_by_what_they_changed():
     assert lines["5ade43bf"].endswith("5ade43bf")
     same = [RECORDS[one] for one in RECORDS if one.startswith("cifar10-mtt-ipc50")]
     assert "changed" not in format_records(same)
+
+
+def test_networks_that_learned_nothing_are_named_wherever_an_accuracy_is():
+    run = make_run("cifar10-ipc10-mtt")
+    failed = replace(run, accuracy_last=run.accuracy_last | {"not_learned": 2})
+    assert "learned nothing" not in repr(run)
+    for text in (repr(failed), failed._repr_html_()):
+        assert "(2 learned nothing)" in text

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from made_records import make_reevaluation, make_sequence
 
 from seqmatch_lib import results as results_module
 from seqmatch_lib.errors import ConfigError, DataError, StorageError
@@ -226,3 +227,16 @@ def test_parameters_of_notebooks_of_another_kind_are_named():
     for divisions in (5, [5, 5], [[]]):
         with pytest.raises(ConfigError, match=r"must be a list of lists of images per class, such as \[\[10\], \[5, 5\]\]"):
             list_configs("digits", ["mtt"], divisions, "smoke", 0)
+
+
+def test_an_ablation_of_another_set_than_the_one_shown_is_left_out(tmp_path, capsys):
+    """Runs come from the first folder; the second has the same run with another outcome, and measured that."""
+    shown, run = tmp_path / "shown", make_sequence()
+    replace(run, synthetic_sha256="a" * 64).save(shown)
+    again = replace(run, synthetic_sha256="b" * 64)
+    again.save(tmp_path / "own")
+    make_reevaluation(again).save(tmp_path / "own")
+    evidence = Results((shown, tmp_path / "own"), tmp_path / "own").evidence()
+    assert (len(evidence.runs), evidence.reevaluations) == (1, [])
+    assert f"is of another set than {run.run_id} has here" in capsys.readouterr().err
+    assert len(Results((tmp_path / "own",)).evidence().reevaluations) == 1

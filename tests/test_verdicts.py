@@ -1,11 +1,12 @@
 """Verdicts: what is confirmed, what is not, and what is not decided, by the rule that the report states."""
 
+from dataclasses import replace
 from math import nan
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from made_records import COMMITTED, make_order, make_run, make_sequence
+from made_records import COMMITTED, make_order, make_reevaluation, make_run, make_sequence, make_short
 
 from seqmatch_lib.report.evidence import Evidence
 from seqmatch_lib.report.tables import load_published
@@ -175,3 +176,28 @@ def test_repair_is_seen_if_it_grows_more_than_that_of_real_images_at_every_teach
     (row,) = found[found["claim"].str.contains("repair")].to_dict("records")
     assert row["verdict"] == f"not decided (rehearsal: {verdict} in 1 seed)"
     assert row["measured"] == "repair(B) 0.00 to 0.35 (start epoch 0); means of 2 teachers"
+
+
+def test_an_accuracy_of_runs_that_were_cut_short_decides_nothing_however_many_seeds():
+    assert judge_accuracy(70.0, 0.3, 65.3, 0.7, 3, "short", cut_short=True) == "not decided (cut short: 3 seeds)"
+    runs = [make_short("mtt", seed, (70.0, 71.0), (400,)) for seed in range(3)]
+    row = find(
+        list_verdicts(Evidence(runs), PUBLISHED, RESULTS),
+        "MTT: the published accuracy is reached",
+        "10 images per class",
+        "short",
+    )
+    assert row["verdict"] == "not decided (cut short: 3 seeds)"
+
+
+def test_where_the_control_of_equal_effort_is_missing_those_of_a_part_of_it_are_named():
+    runs = [make_run("cifar10-ipc10-mtt", seed) for seed in range(3)] + [make_sequence(seed) for seed in range(3)]
+    longer = make_reevaluation(runs[0], epochs=600)  # of accuracy 31
+    found = list_verdicts(Evidence(runs, [longer]), PUBLISHED, RESULTS)
+    row = find(found, "SeqMatch-MTT is ahead of MTT", "10 images per class", "rehearsal")
+    assert row["control"].endswith("halves jointly not run; as many epochs +20.0, 1 seed")
+    assert row["verdict"].endswith("as many epochs: 1 seed)")
+    longest = make_run("cifar10-ipc10-mtt", 0, overrides={"mtt.iterations": 600}, iterations=(600,))
+    equal = replace(make_reevaluation(longest, epochs=600), seed=1)
+    both = list_verdicts(Evidence([*runs, longest], [longer, equal]), PUBLISHED, RESULTS)
+    assert "as many epochs +" not in find(both, row["claim"], "10 images per class", "rehearsal")["control"]

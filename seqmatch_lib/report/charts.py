@@ -214,7 +214,7 @@ def plot_subsets(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figu
     method that was run with two or more K has a panel.
     """
     frame = queries.subsets(evidence, dataset, ipc, scale, by_seed=True)
-    frame = frame[frame["even"]]
+    frame = queries.of_one_interval(frame[frame["even"]])
     effort = controls.efforts(evidence, dataset, ipc, scale, by_seed=True)
     panels = {base: rows for base, rows in frame.groupby("base") if rows["num_subsets"].nunique() > 1}
     message = f"no base method was run with two numbers of subsets on {dataset} at ipc {ipc}, {scale}"

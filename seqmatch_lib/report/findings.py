@@ -36,6 +36,7 @@ from seqmatch_lib.report.texts import (
     style_frame,
 )
 from seqmatch_lib.runs.config import REFERENCES, SCALES, SEQUENTIAL_PREFIX
+from seqmatch_lib.runs.coupling_measurements import find_table
 from seqmatch_lib.runs.records import RunRecord, load_runs
 
 CHANGES = {  # of a sequence: set of `order` -> in words
@@ -76,10 +77,10 @@ def find_subsets(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str:
     """How accuracy changes with K, beside the controls."""
     if (frame := queries.subsets(evidence, dataset, ipc, scale)).empty:
         return _finding(dataset, ipc, scale)
-    frame = frame[frame["even"]].sort_values("num_subsets", kind="stable")
+    frame = queries.of_one_interval(frame[frame["even"]]).sort_values("num_subsets", kind="stable")
     by_seed = queries.subsets(evidence, dataset, ipc, scale, by_seed=True)
     courses, seeds = [], set()
-    for base, rows in by_seed[by_seed["even"]].groupby("base", sort=False):
+    for base, rows in queries.of_one_interval(by_seed[by_seed["even"]]).groupby("base", sort=False):
         rows = of_common_seeds(rows, "num_subsets")
         means = rows.groupby("num_subsets")["accuracy"].mean()
         if len(means) > 1:
@@ -144,11 +145,11 @@ def find_growth(results_dir: Path, dataset: str, scale: str) -> str:
     """Whether coupling grows with the set, as far as it was measured."""
     records = load_runs(results_dir)
     paths = [
-        results_dir / "coupling" / run.run_id / "gradients.csv"
+        find_table(run, "gradients", results_dir)
         for run in records
         if (run.dataset, run.scale) == (dataset, scale) and run in runs_of(run.preset, run.scale, records)
     ]
-    tables = [pd.read_csv(path) for path in paths if path.is_file()]
+    tables = [pd.read_csv(path) for path in paths if path is not None]
     if not tables:
         return f"Coupling was not measured on {dataset}, {label_scale(scale)}."
     gradients = pd.concat(tables)

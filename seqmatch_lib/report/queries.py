@@ -57,12 +57,25 @@ def subsets(
     """The number and sizes of subsets, and their intervals, at a fixed number of images: runs that differ in nothing else.
 
     `accuracy` is in stages, `joint` that of the same images trained on at once (NaN where there is one subset), `random` that
-    of random real images in subsets of the same sizes; `even` says whether the subsets are of equal size.
+    of random real images in subsets of the same sizes; `even` says whether the subsets are of equal size, `of_preset` whether
+    the runs stand for their preset.
     """
     rows = evidence.select(["last", "joint", "random"], dataset=dataset, ipc=ipc, scale=scale)
+    rows = rows.rename(columns={"stands": "of_preset"})
     rows = with_settings(rows[~rows["method"].isin(REFERENCES)], settings, ("ipc", "subset_ipcs", "intervals"))
-    by = ["base", "num_subsets", "images", "even", "teacher_epochs"]
+    by = ["base", "num_subsets", "images", "even", "teacher_epochs", "of_preset"]
     return pool(rows.sort_values(by, kind="stable"), by, {"accuracy": "last", "joint": "joint", "random": "random"}, by_seed)
+
+
+def of_one_interval(frame: pd.DataFrame) -> pd.DataFrame:
+    """Returns the rows of `subsets` with one choice of teacher epochs for each base method and K.
+
+    It is that of the runs that stand for their preset; at other K, or without such runs, the one that most K were run with.
+    """
+    most = frame.groupby(["base", "teacher_epochs"])["num_subsets"].transform("nunique")
+    ranked = frame.assign(rank=-most).sort_values(["of_preset", "rank"], ascending=[False, True], kind="stable")
+    chosen = ranked.groupby(["base", "num_subsets"])["teacher_epochs"].transform("first").reindex(frame.index)
+    return frame[frame["teacher_epochs"] == chosen]
 
 
 def gain_over_random(

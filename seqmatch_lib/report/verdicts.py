@@ -35,6 +35,7 @@ from seqmatch_lib.report.queries import gain_over_random, transfer
 from seqmatch_lib.report.tables import DATASETS, build_table, format_table, mark_published
 from seqmatch_lib.report.texts import count_seeds, format_gap, name_cell, name_scale
 from seqmatch_lib.runs.config import SEQUENTIAL_PREFIX
+from seqmatch_lib.runs.coupling_measurements import find_table
 from seqmatch_lib.runs.records import changes_of
 
 CONFIRMED, NOT_CONFIRMED, NOT_DECIDED = "confirmed", "not confirmed", "not decided"
@@ -271,8 +272,8 @@ def _coupling(evidence: Evidence, results_dir: Path) -> Iterable[tuple[str, ...]
     for name, ask in (("losses", _hard_images), ("gradients", _repair)):
         for scale in SCALES:
             for run in (run for run in evidence.runs if run.scale == scale):
-                path = results_dir / "coupling" / run.run_id / f"{name}.csv"
-                if path.is_file() and run in runs_of(run.preset, run.scale, evidence.runs):
+                path = find_table(run, name, results_dir)
+                if path is not None and run in runs_of(run.preset, run.scale, evidence.runs):
                     claim, source, measured, control, seen = ask(path)
                     rehearsal = "" if scale in PUBLISHED_SETTINGS else "rehearsal: "
                     yield (

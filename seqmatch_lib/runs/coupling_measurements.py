@@ -1,8 +1,10 @@
 """The coupling measurements of one joint and one sequential set, kept as CSV files below `<results>/coupling/`.
 
-The quantities are those of `seqmatch_lib.coupling`; here they are taken of finished runs.
+The quantities are those of `seqmatch_lib.coupling`; here they are taken of finished runs. Beside the tables lies `sets.json`,
+which says of which sets they are; measurements of before 2026-11-29 may be without it.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -21,11 +23,12 @@ from seqmatch_lib.methods.teachers import TrajectorySet, record_stage_teachers
 from seqmatch_lib.runs.config import RunConfig
 from seqmatch_lib.runs.experiment import open_run
 from seqmatch_lib.runs.real_data import RealData
-from seqmatch_lib.runs.records import load_record, record_path
+from seqmatch_lib.runs.records import RunRecord, load_record, record_path
 from seqmatch_lib.seeds import make_generator
-from seqmatch_lib.store.files import write_text
-from seqmatch_lib.subsets import SubsetSequence, sample_real_subset
+from seqmatch_lib.store.files import read_json, write_json, write_text
+from seqmatch_lib.subsets import SubsetSequence, load_sequence, sample_real_subset, set_path
 
+SETS = "sets.json"
 TABLES = ("gradients", "real_gradients", "errors", "unseen_errors", "real_errors", "losses", "deciles", "subsets")
 FOLLOWED_EPOCHS = 4  # of real training, in which easy and hard images are told apart
 FEW_TEACHERS = 5  # of the measurements as K grows
@@ -55,6 +58,19 @@ def load_coupling(run_id: str, results_dir: Path) -> dict[str, pd.DataFrame]:
     return {name: pd.read_csv(folder / f"{name}.csv") for name in measured}
 
 
+def find_table(run: RunRecord, name: str, results_dir: Path) -> Path | None:
+    """Returns the file of a table of a run's set; None if it is not there, or of another set, of which a notice tells."""
+    path = results_dir / "coupling" / run.run_id / f"{name}.csv"
+    if not path.is_file():
+        return None
+    noted = path.parent / SETS
+    sets = read_json(noted)["sets"] if noted.is_file() else {}
+    if sets.get(run.run_id, run.synthetic_sha256) == run.synthetic_sha256:
+        return path
+    print(f"notice: left out: {path} is of another set than {run.run_id} has here; delete {path.parent}", file=sys.stderr)
+    return None
+
+
 def measure_coupling(
     joint: RunConfig,
     sequential: RunConfig,
@@ -75,16 +91,34 @@ def measure_coupling(
 
     Raises:
         ConfigError: an unknown table.
-        StorageError: a run has left no set there.
+        StorageError: a run has left no set there, or tables that are there are of other sets.
     """
     pair = _Pair(joint, sequential, divided, results_dir)
     unknown = [name for name in tables if name not in TABLES]
     require(not unknown, f"tables {unknown} are unknown; use any of {', '.join(TABLES)}")
     folder = results_dir / "coupling" / sequential.run_id
+    _note_sets(folder, joint, (joint, sequential, *divided), results_dir)
     for path in (folder / f"{name}.csv" for name in tables):
         if not path.is_file():
             write_text(path, getattr(pair, path.stem)().round(6).to_csv(index=False))
     return load_coupling(sequential.run_id, results_dir)
+
+
+def _note_sets(folder: Path, joint: RunConfig, configs: Sequence[RunConfig], results_dir: Path) -> None:
+    """Notes which sets are measured; raises StorageError if the tables that are there are of others."""
+    path, sets = folder / SETS, {}
+    for config in configs:
+        sets[config.run_id] = load_sequence(set_path(results_dir, config.run_id)).sha256()
+    if path.is_file():
+        noted = read_json(path)
+        changed = [name for name, digest in sets.items() if noted["sets"].get(name, digest) != digest]
+        changed += [] if noted["joint"] == joint.run_id else [noted["joint"]]
+        problem = f"{folder} was measured of another set of {', '.join(changed)}, or of another joint set"
+        require(not changed, f"{problem}; delete it to measure again", StorageError)
+        sets = noted["sets"] | sets
+    elif any(folder.glob("*.csv")):  # of before this was noted
+        return
+    write_json(path, {"joint": joint.run_id, "sets": sets})
 
 
 @dataclass(frozen=True)
