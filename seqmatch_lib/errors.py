@@ -36,6 +36,9 @@ class NotebookError(SeqMatchError):
 class OutOfTime(Exception):
     """The time budget is spent and the state is saved; the same command resumes from it."""
 
+    def __str__(self) -> str:
+        return "the time is up and the state is saved; the same call goes on from it"
+
 
 def first_line(error: BaseException) -> str:
     """Returns the first line of another library's message, or the kind of its error if it says nothing."""

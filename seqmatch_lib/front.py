@@ -31,7 +31,7 @@ from seqmatch_lib.data.arrays import Arrays, dataset_from_arrays
 from seqmatch_lib.data.datasets import DATASETS, ImageDataset, find_dataset, load_dataset
 from seqmatch_lib.errors import ConfigError, StorageError, require
 from seqmatch_lib.methods import get_method
-from seqmatch_lib.runs.config import SEQUENTIAL_PREFIX, RunConfig, as_overrides, preset_names
+from seqmatch_lib.runs.config import SEQUENTIAL_PREFIX, RunConfig, as_overrides, check_method, preset_names
 from seqmatch_lib.runs.experiment import choose_device, run_experiment
 from seqmatch_lib.runs.pictures import load_pictures
 from seqmatch_lib.runs.real_data import prepare_data
@@ -194,6 +194,8 @@ def run(
         ConfigError: an unknown preset, scale or key, or a value out of range.
         DataError: the data set is not there.
     """
+    if isinstance(preset, str):
+        check_method(preset, as_overrides(set).get("method"))
     config = preset if isinstance(preset, RunConfig) else RunConfig.from_preset(preset, scale, seed, set)
     alone = config is not preset or (scale, seed, set) == ("paper", 0, None)
     other = "or make another one with RunConfig.from_preset(preset, scale, seed, settings)"
@@ -246,10 +248,13 @@ def distill(
     dataset, settings = dataset_from_arrays(train, test), as_overrides(set)
     named = f"dataset {settings.get('dataset')!r:.120} cannot be set, since the images are those given; leave it out"
     require("dataset" not in settings, named)
+    require("method" not in settings, f"method cannot be set like a setting; give method={settings.get('method')!r:.120}")
+    sizes = f"subset_ipcs {subset_ipcs!r:.120} must be a list of whole numbers of at least 1, such as [5, 5]"
     try:
         ipcs = [index(ipc) for ipc in subset_ipcs]
     except TypeError as error:
-        raise ConfigError(f"subset_ipcs {subset_ipcs!r:.120} must be a list of whole numbers, such as [5, 5]") from error
+        raise ConfigError(sizes) from error
+    require(bool(ipcs) and min(ipcs) >= 1, sizes)
     base = str(method).removeprefix(SEQUENTIAL_PREFIX)
     uses_teachers, method = get_method(base).uses_teachers, SEQUENTIAL_PREFIX * (len(ipcs) > 1) + base
     names = (f"cifar10-ipc10-{base}", f"cifar10-ipc10-{method}")

@@ -66,8 +66,10 @@ def advance(method: BaseMethod, prepared: MethodState, trainable: Trainable, sta
     generator = make_generator(stage.seed, "stage", stage.index, "iteration", trainable.iteration)
     for optimizer in trainable.optimizers.values():
         optimizer.zero_grad()
+    before = _versions(stage.frozen)
     loss = method.step(prepared, trainable, stage.frozen, generator)
     step = f"step of {type(method).__name__}"
+    require(_versions(stage.frozen) == before, f"{step} changed the frozen subsets; work on clones of their images and labels")
     if not (isinstance(loss, torch.Tensor) and loss.dim() == 0):  # whose numbers are read below alone
         raise ConfigError(f"{step} returned {loss!r:.80}; return the detached loss, a tensor of one number")
     has_gradient = any(trainable.leaves[name].grad is not None for name in trainable.optimizers)
@@ -88,6 +90,11 @@ def advance(method: BaseMethod, prepared: MethodState, trainable: Trainable, sta
         )
     trainable.losses.append(loss_value)
     trainable.iteration += 1
+
+
+def _versions(frozen: SubsetSequence) -> list[int]:
+    """Returns how often each tensor of the frozen subsets was changed in place."""
+    return [tensor._version for subset in frozen.subsets for tensor in (subset.images, subset.labels)]
 
 
 def _step(leaf: torch.Tensor, optimizer: torch.optim.Optimizer) -> Callable[[], None]:

@@ -108,6 +108,10 @@ def test_out_of_time_says_how_to_go_on(tmp_path, capsys):
         (["cost", "digits-ipc10-mtt", "--num-classes", "1"], ["--num-classes 1 must be at least 2"]),
         (["run", "digits-ipc10-mtt", "--set", "seed=1"], ["seed cannot be set like a setting", "--seed"]),
         (["run", "digits-ipc10-mtt", "--set", "ipc=1", "--set", "ipc=2"], ["--set ipc is given twice; give one value"]),
+        (
+            ["run", "digits-ipc10-mtt", "--set", "method=krr"],
+            ["method 'krr' is that of preset digits-ipc10-krr; run this preset"],
+        ),
         (["tables", "--readme", "--pending"], ["--readme and --pending print different things"]),
         (["tables", "--readme", "--scale", "short"], ["--scale is that of pending cells; give --pending, too"]),
         (

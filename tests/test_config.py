@@ -189,6 +189,9 @@ def test_a_configuration_cannot_be_changed():
         ("intervals=[[0, 4], [0, 3]]", ("intervals", [[0, 4], [0, 3]])),
         ("dataset=digits", ("dataset", "digits")),
         ("network.norm=", ("network.norm", "")),
+        ("evaluation.networks=[convnet]", ("evaluation.networks", ["convnet"])),  # of ["convnet"], as a shell leaves it
+        ("evaluation.networks=[convnet, vgg11]", ("evaluation.networks", ["convnet", "vgg11"])),
+        ("intervals=[[0, 4]", ("intervals", "[[0, 4]")),
     ],
 )
 def test_override_values_are_toml_or_words(text, expected):

@@ -173,7 +173,9 @@ def test_a_set_of_arrays_is_evaluated_with_the_same_arrays_another_day(mine, tmp
     parts = as_pixels(90), as_pixels(30, 1)
     for dataset in (parts, [TensorDataset(*part) for part in parts]):
         assert sm.evaluate(path, dataset=dataset).accuracy["convnet"]["values"] == mine.record.accuracy_last["values"]
-    with pytest.raises(DataError, match=r"data set 'arrays' is unknown.*evaluate\(…, dataset=\(train, test\)"):
+    with pytest.raises(
+        DataError, match=r"data set 'arrays' is unknown.*of your own give these again.*evaluate\(…, dataset=\(train, test\)"
+    ):
         sm.evaluate(path)
     with pytest.raises(DataError, match="distilled from other arrays images"):
         sm.evaluate(path, dataset=(as_pixels(90), as_pixels(30, 2)))
@@ -255,8 +257,17 @@ def items(*items):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda x, y: (x[:, 0], y), r"images of shape \(30, 6, 6\); they must be \(N, C, H, W\)"),
-        (lambda x, y: (x.float(), y), r"pixels from .* floats must lie in \[0, 1\]"),
+        (lambda x, y: (x[:, 0], y), r"images of shape \(30, 6, 6\); they must be \(N, C, H, W\) .*images\[:, None\]"),
+        (lambda x, y: (x.permute(0, 2, 3, 1), y), r"\(30, 6, 6, 1\); they must be .*images.permute\(0, 3, 1, 2\)"),
+        (lambda x, y: (x[:0], y[:0]), r"images of shape \(0, 1, 6, 6\), so none; give at least one of each class"),
+        (lambda x, y: (x, torch.eye(3)[y]), r"they must be \(N,\) whole numbers; take labels.argmax\(1\) of one-hot rows"),
+        (lambda x, y: torch.utils.data.DataLoader(TensorDataset(x, y)), "it is a DataLoader; give its `dataset`"),
+        (lambda x, y: items((x[0], 0), (x[1], 0.9)), "but is not: 'float' object cannot be interpreted as an integer"),
+        (
+            lambda x, y: items(*((x[0].permute(1, 2, 0).numpy(), int(label)) for label in y)),
+            r"images of shape \(30, 6, 6, 1\)",
+        ),
+        (lambda x, y: (x.float(), y), r"pixels from .* floats must lie in \[0, 1\], so divide by 255"),
         (lambda x, y: (x.float() * float("nan"), y), r"1080 values that are not finite \(nan, inf\); replace them"),
         (
             lambda x, y: ((x > 128).byte(), y),
@@ -272,18 +283,18 @@ def items(*items):
         ),
         (lambda x, y: (x, y[:-1]), r"30 images and 29 labels; give each image one label"),
         (lambda x, y: (x, y[:0]), r"labels of torch.int64 and shape \(0,\); they must be \(N,\) whole numbers"),
-        (lambda x, y: (x, 2 * y), r"train has labels from 0 to 4, .* 0 … 2, .* number .* without gaps"),
+        (lambda x, y: (x, 2 * y), r"train has labels from 0 to 4, .* 0 … 2, .*; no image has label 1: number .* without gaps"),
         (lambda x, y: (x, y % 2), r"test has labels from 0 to 2, which must be 0 … 1, .* number the classes alike"),
         (lambda x, y: (x[:, :, 1:], y), r"test has images of shape \(1, 6, 6\), train of \(1, 5, 6\); bring them to one"),
         (lambda x, y: (x, y * 0 + 10**9), r"labels from 1000000000 to 1000000000, .* subtract"),
-        (lambda x, y: (x, y, y), r"train must be a pair \(images, labels\) of arrays.*this is none: too many values"),
-        (lambda x, y: (x, ["a"] * 30), r"this is none: can't convert .*str"),
-        (lambda x, y: ([[1, 2], [3]], [0, 1]), r"this is none: .*inhomogeneous"),
-        (lambda x, y: None, r"this is none: .*NoneType"),
-        (lambda x, y: items(*((x[0], 0), (x[0, :, 1:], 1))), r"with images of one size; this is none: .*\[1, 6, 6\]"),
-        (lambda x, y: items(*[(x[0], 0, 1)] * 4), r"a Dataset of pairs \(image, class\).*this is none: too many values"),
-        (lambda x, y: items((x[0], "cat")), r"this is none: invalid literal .*'cat'"),
-        (lambda x, y: items(), r"train must be a pair .*this is none"),
+        (lambda x, y: (x, y, y), r"train must be a pair \(images, labels\) of arrays.*but is not: too many values"),
+        (lambda x, y: (x, ["a"] * 30), r"but is not: can't convert .*str"),
+        (lambda x, y: ([[1, 2], [3]], [0, 1]), r"but is not: .*inhomogeneous"),
+        (lambda x, y: None, r"but is not: .*NoneType"),
+        (lambda x, y: items(*((x[0], 0), (x[0, :, 1:], 1))), r"with images of one size, but is not: .*\[1, 6, 6\]"),
+        (lambda x, y: items(*[(x[0], 0, 1)] * 4), r"a Dataset of pairs \(image, class number\).*but is not: too many values"),
+        (lambda x, y: items((x[0], "cat")), r"but is not: 'str' object cannot be interpreted as an integer"),
+        (lambda x, y: items(), r"train must be a pair .*but is not"),
     ],
 )
 def test_arrays_that_do_not_fit_are_refused_with_what_was_found(change, message):
@@ -317,7 +328,7 @@ def test_what_cannot_be_distilled_is_refused(tmp_path):
     assert forced.record.data["fingerprint"] == forced.dataset.fingerprint
 
 
-NO_LIST = r"must be a list of whole numbers, such as \[5, 5\]"
+NO_LIST = r"must be a list of whole numbers of at least 1, such as \[5, 5\]"
 NO_TABLE = r"settings 'dm.lr_img=1' must be a dictionary, such as \{\"mtt.syn_steps\": 20"
 NO_PATH = "path 3 must be a text or a Path, such as 'build/own'"
 
@@ -328,6 +339,13 @@ NO_PATH = "path 3 must be a text or a Path, such as 'build/own'"
         (lambda run: sm.distill(*TWO, subset_ipcs=4), f"subset_ipcs 4 {NO_LIST}"),
         (lambda run: sm.distill(*TWO, subset_ipcs="22"), f"subset_ipcs '22' {NO_LIST}"),
         (lambda run: sm.distill(*TWO, subset_ipcs=[2.0]), NO_LIST),
+        (lambda run: sm.distill(*TWO, subset_ipcs=[]), rf"subset_ipcs \[\] {NO_LIST}"),
+        (lambda run: sm.distill(*TWO, subset_ipcs=[-2]), rf"subset_ipcs \[-2\] {NO_LIST}"),
+        (lambda run: sm.distill(*TWO, set={"method": "mtt"}), "method cannot be set like a setting; give method='mtt'"),
+        (
+            lambda run: sm.run("digits-ipc10-mtt", "smoke", set={"method": "dm"}),
+            "method 'dm' is that of preset digits-ipc10-dm; run this preset",
+        ),
         (lambda run: sm.distill(*TWO, method=None), "method 'None' is unknown; use one of dm, idc, krr, mtt"),
         (lambda run: sm.distill(*TWO, set="dm.lr_img=1"), NO_TABLE),
         (lambda run: sm.run("digits-ipc10-dm", "smoke", set="dm.lr_img=1"), NO_TABLE),

@@ -87,6 +87,26 @@ def starts_with(rows):
     return {"initialise": initialise}
 
 
+class Counting(MethodState):
+    def state(self):
+        return {"count": torch.tensor(0)}
+
+
+@pytest.mark.parametrize("name", ["images", "labels"])
+def test_a_step_that_changes_frozen_subsets_is_refused(name, tmp_path):
+    """As `images.mul_(0)` would: S_1 would be another in the set than the one that was distilled."""
+
+    class Careless(Means):
+        def step(self, prepared, trainable, frozen, generator):
+            for subset in frozen.subsets:
+                getattr(subset, name).mul_(0)
+            return super().step(prepared, trainable, frozen, generator)
+
+    arguments = make_stage(tmp_path), (1, 1), (None, None), checkpoints(tmp_path)
+    with pytest.raises(ConfigError, match="step of Careless changed the frozen subsets; work on clones"):
+        distill_stages(Careless(MeansConfig()), *arguments)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -101,6 +121,7 @@ def starts_with(rows):
         ({"step": lambda self, *_: 0.5}, "step of Changed returned 0.5; return the detached loss"),
         ({"step": lambda self, *_: None}, "step of Changed returned None; return the detached loss"),
         ({"step": lambda self, *_: torch.ones(2)}, r"step of Changed returned tensor\(\[1., 1.\]\); return the"),
+        ({"prepare": lambda self, stage: Counting(0.0)}, "Counting has `state`, but no `load_state` .*; write both"),
         ({"prepare": lambda self, stage: None}, "prepare of Changed returned a NoneType; return a MethodState"),
     ],
 )

@@ -1,11 +1,12 @@
 """Images that lie in memory, as a data set: tensors, numpy arrays, or a `torch.utils.data.Dataset`."""
 
+from operator import index
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from seqmatch_lib.data.datasets import DatasetSpec, ImageDataset, Split, fingerprint
 from seqmatch_lib.data.readers import GREY, convert
@@ -20,7 +21,7 @@ def dataset_from_arrays(train: Arrays | Dataset, test: Arrays | Dataset) -> Imag
     Args:
         train: (images, labels): (N, C, H, W) uint8 in 0 … 255, or floats in [0, 1], which are rounded to 8 bits; (N,) whole
             numbers. No images of uint8 that hold 1 and nothing above: they are meant to be white, and would be black.
-            Or a `torch.utils.data.Dataset` of pairs of an image, (C, H, W) or a picture of Pillow's, and a class.
+            Or a `torch.utils.data.Dataset` of pairs of an image, an array (C, H, W) or a picture of Pillow's, and a class.
         test: the same; its images have the shape of those of `train`.
 
     Raises:
@@ -42,15 +43,20 @@ def _to_split(part: Arrays | Dataset, which: str) -> Split:
     try:
         images, labels = _to_tensors(part)
     except (TypeError, ValueError, RuntimeError) as error:  # whatever numpy, torch and Pillow make of what is no array
-        rule = "must be a pair (images, labels) of arrays, or a Dataset of pairs (image, class) with images of one size"
-        raise DataError(f"{which} {rule}; this is none: {first_line(error)}") from error
+        rule = "must be a pair (images, labels) of arrays of numbers, or a Dataset of pairs (image, class number)"
+        raise DataError(f"{which} {rule} with images of one size, but is not: {first_line(error)}") from error
     shape = tuple(images.shape)
-    if len(shape) != 4 or shape[1] not in (1, 3) or 0 in shape:
-        raise DataError(f"{which} has images of shape {shape}; they must be (N, C, H, W) with 1 or 3 channels C")
+    require(0 not in shape, f"{which} has images of shape {shape}, so none; give at least one of each class", DataError)
+    if len(shape) != 4 or shape[1] not in (1, 3):
+        rule = "they must be (N, C, H, W) with 1 or 3 channels C"
+        remedy = "; add the channels with images[:, None]" if len(shape) == 3 else ""
+        remedy = "; put the channels first with images.permute(0, 3, 1, 2)" if shape[3:] in ((1,), (3,)) else remedy
+        raise DataError(f"{which} has images of shape {shape}; {rule}{remedy}")
     whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype is torch.bool)
     if not (labels.dim() == 1 and whole and len(labels) > 0):
         description = f"{labels.dtype} and shape {tuple(labels.shape)}"
-        raise DataError(f"{which} has labels of {description}; they must be (N,) whole numbers")
+        remedy = "; take labels.argmax(1) of one-hot rows" if labels.dim() == 2 else ""
+        raise DataError(f"{which} has labels of {description}; they must be (N,) whole numbers{remedy}")
     counts = f"{which} has {len(images)} images and {len(labels)} labels"
     require(len(images) == len(labels), f"{counts}; give each image one label", DataError)
     return Split(_to_bytes(images, which), labels.long().cpu())
@@ -60,7 +66,10 @@ def _check_classes(labels: torch.Tensor, which: str, num_classes: int) -> None:
     """Raises DataError unless the labels are 0 … num_classes - 1, each at least once."""
     found = labels.unique()
     first, last = found[[0, -1]].tolist()
-    remedy = "number the classes alike in train and test, without gaps, and give images of each in both"
+    missing = next(label for label in range(len(found) + 1) if label not in found)
+    remedy = (
+        f"no image has label {missing}: number the classes alike in train and test, without gaps, with images of each in both"
+    )
     if first < 0:
         remedy = f"leave out images without a class, or add {-first} to all of them"
     elif first > 0 and (found - first).equal(torch.arange(num_classes)):
@@ -74,18 +83,19 @@ def _to_tensors(part: Arrays | Dataset) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns images and labels; errors are those of Python and of other libraries."""
     if isinstance(part, Dataset):
         pairs = [part[index] for index in range(len(part))]
-        part = torch.stack([_to_tensor(image) for image, _ in pairs]), torch.tensor([int(label) for _, label in pairs])
+        part = torch.stack([_to_tensor(image) for image, _ in pairs]), torch.tensor([index(label) for _, label in pairs])
+    if isinstance(part, DataLoader):
+        raise TypeError("it is a DataLoader; give its `dataset`")
     images, labels = (array if torch.is_tensor(array) else torch.as_tensor(np.ascontiguousarray(array)) for array in part)
     return images, labels.long() if labels.dtype in (torch.uint16, torch.uint32, torch.uint64) else labels
 
 
 def _to_tensor(image: Any) -> torch.Tensor:
-    """Returns (C, H, W) of a tensor, or of a picture, whose channels come last."""
-    if torch.is_tensor(image):
-        return image
-    if isinstance(image, Image.Image):  # the numbers of some modes are no colours, but places in a palette
-        image = convert(image, "L" if image.mode in GREY else "RGB")
-    pixels = torch.from_numpy(np.array(image))
+    """Returns (C, H, W) of an array, or of a picture, whose channels come last."""
+    if not isinstance(image, Image.Image):
+        return image if torch.is_tensor(image) else torch.from_numpy(np.array(image))
+    # the numbers of some modes are no colours, but places in a palette
+    pixels = torch.from_numpy(np.array(convert(image, "L" if image.mode in GREY else "RGB")))
     return pixels[None] if pixels.dim() == 2 else pixels.permute(2, 0, 1)
 
 
@@ -100,6 +110,6 @@ def _to_bytes(images: torch.Tensor, which: str) -> torch.Tensor:
     low, high = float(images.min()), float(images.max())
     count = int((~images.isfinite()).sum())
     require(count == 0, f"{which} has {count} values that are not finite (nan, inf); replace them", DataError)
-    remedy = "floats must lie in [0, 1], so undo a normalisation, or give uint8"
+    remedy = "floats must lie in [0, 1], so divide by 255, undo a normalisation, or give uint8"
     require(low >= 0 and high <= 1, f"{which} has pixels from {low:.4g} to {high:.4g}; {remedy}", DataError)
     return (255 * images).round().to(torch.uint8).cpu().contiguous()

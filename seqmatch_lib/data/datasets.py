@@ -169,8 +169,8 @@ def find_dataset(name: str) -> DatasetSpec:
     Raises:
         DataError: the name is not registered.
     """
-    in_python = "register_dataset, or evaluate(…, dataset=(train, test))"
-    remedy = f"use one of {', '.join(DATASETS)}, or --images for a folder (in Python: {in_python})"
+    own = "of images of your own give these again: --images FOLDER, in Python evaluate(…, dataset=(train, test))"
+    remedy = f"use one of {', '.join(DATASETS)}; {own}"
     require(name in DATASETS, f"data set {name!r} is unknown; {remedy}", DataError)
     return DATASETS[name]
 

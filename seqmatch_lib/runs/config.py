@@ -5,6 +5,7 @@ for the scale `[scale.<scale>.all]`, `[scale.<scale>.<dataset>]`, `[scale.<scale
 `[scale.<scale>.<preset>]`; and last the user's overrides.
 """
 
+import re
 import sys
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
@@ -207,6 +208,16 @@ class RunConfig:
         return f"{self.dataset}-{self.method}-ipc{self.ipc}-k{self.num_subsets}-seed{self.seed}-{self.hash[:8]}"
 
 
+def check_method(preset: str, method: Any) -> None:
+    """Raises ConfigError if a preset is asked for with a method that has a preset of its own for this cell.
+
+    The settings would be those of neither: the preset's own of teachers and training, and no scale of the other method's.
+    """
+    other = "-".join([*preset.split("-")[:-1], str(method)])
+    message = f"method {method!r} is that of preset {other}; run this preset, whose settings are meant for it"
+    require(other == preset or other not in preset_names(), message)
+
+
 def even_subsets(ipc: int, num_subsets: int) -> list[int]:
     """Returns `subset_ipcs` for K subsets as equal as can be, the larger ones first: 50 and 3 give 17, 17, 16.
 
@@ -282,7 +293,8 @@ def parse_override(text: str) -> tuple[str, Any]:
         parsed = tomllib.loads(f"value = {value}")["value"]
         repr(parsed)  # no number of more digits than Python prints
     except (ValueError, RecursionError):  # a TOMLDecodeError, or what is too long or too deep for Python
-        return key, value
+        words = re.fullmatch(r"\[([\w.+-]+(?:,\s*[\w.+-]+)*)\]", value)  # a list of texts of which a shell took the quotes
+        return key, re.split(r",\s*", words[1]) if words else value
     return key, parsed
 
 

@@ -73,6 +73,10 @@ def distill_stage(
     prepared = method.resume(stage, state) if state else method.prepare(stage)
     is_state = isinstance(prepared, MethodState)
     require(is_state, f"prepare of {type(method).__name__} returned a {type(prepared).__name__}; return a MethodState")
+    kind = type(prepared)
+    loses_state = kind.state is not MethodState.state and kind.load_state is MethodState.load_state
+    message = f"{kind.__name__} has `state`, but no `load_state` that a stopped run goes on with; write both"
+    require(not loses_state or type(method).resume is not BaseMethod.resume, message)
     if stage.recipe.engine == "compiled":  # with which iterates are scored, and the set evaluated
         remedy = "set training.engine=eager and training.precision=float32, or "
         stage.check_statistics("training.engine 'compiled' does not train", remedy)
