@@ -30,7 +30,7 @@ from seqmatch_lib.errors import OutOfTime, SeqMatchError, require
 from seqmatch_lib.exchange.formats import FORMATS, export_sequence, import_sequence
 from seqmatch_lib.exchange.pixel_layouts import share_outside
 from seqmatch_lib.front import config_of, evaluate
-from seqmatch_lib.runs.config import SCALES, RunConfig, check_method, parse_overrides, preset_names
+from seqmatch_lib.runs.config import SCALES, RunConfig, config_asked_for, parse_overrides, preset_names
 from seqmatch_lib.runs.experiment import record_shared_teachers, run_experiment
 from seqmatch_lib.runs.pictures import preprocessing_of
 from seqmatch_lib.runs.records import RunRecord, format_records, load_runs, record_path
@@ -233,8 +233,7 @@ def _read_config(options: argparse.Namespace) -> RunConfig:
         spec = DatasetSpec.from_folder(options.images.resolve(), options.image_size, options.name)
         register_dataset(spec)
         overrides = {"dataset": spec.name, "zca": False} | overrides
-    check_method(options.preset, overrides.get("method"))
-    return RunConfig.from_preset(options.preset, options.scale, getattr(options, "seed", 0), overrides)
+    return config_asked_for(options.preset, options.scale, getattr(options, "seed", 0), overrides)
 
 
 def _run(options: argparse.Namespace) -> None:

@@ -31,7 +31,7 @@ from seqmatch_lib.data.arrays import Arrays, dataset_from_arrays
 from seqmatch_lib.data.datasets import DATASETS, ImageDataset, find_dataset, load_dataset
 from seqmatch_lib.errors import ConfigError, StorageError, require
 from seqmatch_lib.methods import get_method
-from seqmatch_lib.runs.config import SEQUENTIAL_PREFIX, RunConfig, as_overrides, check_method, preset_names
+from seqmatch_lib.runs.config import SEQUENTIAL_PREFIX, RunConfig, as_overrides, config_asked_for, preset_names
 from seqmatch_lib.runs.experiment import choose_device, run_experiment
 from seqmatch_lib.runs.pictures import load_pictures
 from seqmatch_lib.runs.real_data import prepare_data
@@ -194,9 +194,7 @@ def run(
         ConfigError: an unknown preset, scale or key, or a value out of range.
         DataError: the data set is not there.
     """
-    if isinstance(preset, str):
-        check_method(preset, as_overrides(set).get("method"))
-    config = preset if isinstance(preset, RunConfig) else RunConfig.from_preset(preset, scale, seed, set)
+    config = preset if isinstance(preset, RunConfig) else config_asked_for(preset, scale, seed, as_overrides(set))
     alone = config is not preset or (scale, seed, set) == ("paper", 0, None)
     other = "or make another one with RunConfig.from_preset(preset, scale, seed, settings)"
     require(alone, f"a RunConfig has its own scale, seed and settings; leave these out, {other}")

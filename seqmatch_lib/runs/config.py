@@ -208,14 +208,24 @@ class RunConfig:
         return f"{self.dataset}-{self.method}-ipc{self.ipc}-k{self.num_subsets}-seed{self.seed}-{self.hash[:8]}"
 
 
-def check_method(preset: str, method: Any) -> None:
-    """Raises ConfigError if a preset is asked for with a method that has a preset of its own for this cell.
+def config_asked_for(preset: str, scale: str, seed: int, overrides: Mapping[str, Any]) -> "RunConfig":
+    """Returns `RunConfig.from_preset` of what a user asks for, without combinations that are hardly meant.
 
-    The settings would be those of neither: the preset's own of teachers and training, and no scale of the other method's.
+    A method that has a preset of its own for this cell would get the scale's settings of neither, and a sequence of one subset
+    would be the base method under another name.
+
+    Raises:
+        ConfigError: one of these, or as `RunConfig.from_preset`.
     """
-    other = "-".join([*preset.split("-")[:-1], str(method)])
+    method = overrides.get("method")
+    other = "-".join([*str(preset).split("-")[:-1], str(method)])
     message = f"method {method!r} is that of preset {other}; run this preset, whose settings are meant for it"
     require(other == preset or other not in preset_names(), message)
+    config = RunConfig.from_preset(preset, scale, seed, overrides)
+    problem = f"method {config.method!r} takes two subsets or more, but subset_ipcs is {list(config.subset_ipcs)}"
+    remedy = f"set subset_ipcs to a list such as {even_subsets(max(config.ipc, 2), 2)}, or use method {config.base_method!r}"
+    require(not config.is_sequential or config.num_subsets > 1, f"{problem}; {remedy}")
+    return config
 
 
 def even_subsets(ipc: int, num_subsets: int) -> list[int]:
