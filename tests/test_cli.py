@@ -118,9 +118,7 @@ def test_out_of_time_says_how_to_go_on(tmp_path, capsys):
         ),
         (
             ["run", "digits-ipc10-seqmatch_dm", "--set", "subset_ipcs=[10]"],
-            [
-                "takes two subsets or more, but subset_ipcs is [10]; set subset_ipcs to a list such as [5, 5], or use method 'dm'"
-            ],
+            ["takes two subsets or more, but subset_ipcs is [10]", "list such as [5, 5], or use method 'dm'"],
         ),
         (["tables", "--readme", "--pending"], ["--readme and --pending print different things"]),
         (["tables", "--readme", "--scale", "short"], ["--scale is that of pending cells; give --pending, too"]),
