@@ -1,11 +1,12 @@
 """Base methods against slow, literal transcriptions of their formulas in float64; how they resume; their part in SeqMatch."""
 
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import CLASSES, NETWORK, TEACHERS, Impatient, checkpoints, make_stage
+from helpers import CLASSES, NETWORK, RECIPE, TEACHERS, Impatient, checkpoints, make_stage
 
 from seqmatch_lib.data.preprocessing import Whitening
 from seqmatch_lib.engine.augment import apply_augmentation, draw_augmentation
@@ -365,8 +366,9 @@ def distil(folder, name, stage=None, ipcs=(2, 1)):
     return distill_stages(METHODS[name], stage, ipcs, ((0, 4), (0, 3))[: len(ipcs)], checkpoints(folder))
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, name):
+@pytest.mark.parametrize(("name", "starts"), [("idc", 2), ("dm", 5), ("krr", 3), ("mtt", 2)])
+def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, name, starts):
+    """Stopped after every iteration, every epoch of a teacher, and every epoch of the networks that S_2 `starts` from."""
     whole = distil(tmp_path / "whole", name)
     stage = replace(make_stage(tmp_path / "parts"), budget=Impatient())
     sessions = 0
@@ -378,7 +380,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, name):
             sessions += 1
     teacher_epochs = TEACHERS.num_teachers * (TEACHERS.epochs + TEACHERS.later_epochs)
     expected = sum(METHODS[name].num_iterations(k) for k in (1, 2))
-    assert sessions == expected + (teacher_epochs if METHODS[name].uses_teachers else 0)
+    assert sessions == expected + starts * RECIPE.epochs + (teacher_epochs if METHODS[name].uses_teachers else 0)
     for a, b in zip(whole, parts, strict=True):
         assert torch.equal(a.last.images, b.last.images)
         assert torch.equal(a.last.labels, b.last.labels)
@@ -387,12 +389,18 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, name):
 
 
 def test_a_resumed_pool_is_not_trained_through_the_earlier_subsets_again(tmp_path, monkeypatch):
-    calls, stage = [], replace(make_stage(tmp_path), budget=Impatient())
-    monkeypatch.setattr(Stage, "start_networks", note_calls(Stage.start_networks, calls))
-    for _ in range(2 * KRR_CONFIG.iterations):
-        with pytest.raises(OutOfTime):
+    sizes, stage, start_networks = [], replace(make_stage(tmp_path), budget=Impatient()), Stage.start_networks
+
+    def counted(self, *arguments):
+        networks = start_networks(self, *arguments)
+        sizes.append(len(networks))  # not where it is stopped
+        return networks
+
+    monkeypatch.setattr(Stage, "start_networks", counted)
+    for _ in range(200):
+        with suppress(OutOfTime):
             distil(tmp_path, "krr", stage)
-    sizes = [len(purposes) for _, _, *purposes in calls]
+            break
     assert sizes.count(KRR_CONFIG.num_networks) == 2  # once a stage; each other call replaces a network that is worn out
     assert sizes.count(1) == len(sizes) - 2 > 0
 

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import Impatient
+from helpers import Impatient, make_images, make_stage
 
 from seqmatch_lib.engine.evaluation import train_staged
 from seqmatch_lib.engine.networks import NetworkConfig, flatten_parameters, make_network
-from seqmatch_lib.engine.training import OPTIMIZERS, SCHEDULES, TrainingCheckpoint, TrainingRecipe
+from seqmatch_lib.engine.training import OPTIMIZERS, SCHEDULES, LoopTrainer, TrainingCheckpoint, TrainingRecipe
 from seqmatch_lib.errors import OutOfTime, StorageError
 from seqmatch_lib.seeds import make_generator
 from seqmatch_lib.store.budget import Budget
@@ -107,3 +107,27 @@ def test_a_damaged_file_is_named(tmp_path):
         save_tensors(path, {name: tensor for name, tensor in tensors.items() if name != lost}, notes)
         with pytest.raises(StorageError, match=r"networks\.safetensors does not fit these networks.*delete it"):
             train(RECIPE, checkpoint=TrainingCheckpoint(path, OWNER, Budget()))
+
+
+def test_networks_that_a_stage_starts_from_go_on_where_they_were_stopped(tmp_path, monkeypatch):
+    """Stopped after every epoch of both earlier stages; each epoch is made once."""
+    earlier = SubsetSequence(tuple(SyntheticSubset(*make_images(6, seed), lr=0.05) for seed in range(2)))
+    stage = replace(make_stage(tmp_path), index=3, frozen=earlier)
+    purposes = ("pool", 0), ("pool", 1)
+    expected = torch.cat([flatten_parameters(network) for network in stage.start_networks(0, *purposes)])
+    stopped, stops, epochs, epoch = replace(stage, budget=Impatient()), 0, [], LoopTrainer.epoch
+
+    def counted(self, *arguments):
+        epochs.append(len(arguments))
+        return epoch(self, *arguments)
+
+    monkeypatch.setattr(LoopTrainer, "epoch", counted)
+    for _ in range(100):
+        try:
+            found = stopped.start_networks(0, *purposes)
+            break
+        except OutOfTime:
+            stops += 1
+    assert torch.equal(torch.cat([flatten_parameters(network) for network in found]), expected)
+    assert stops == len(epochs) == 2 * stage.recipe.epochs
+    assert not list((stage.folder / "starts").glob("*.safetensors"))

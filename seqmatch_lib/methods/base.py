@@ -21,12 +21,13 @@ from seqmatch_lib.data.multi_formation import AS_STORED, Formation
 from seqmatch_lib.data.preprocessing import Preprocessing
 from seqmatch_lib.engine.evaluation import train_staged
 from seqmatch_lib.engine.networks import NetworkConfig, has_running_statistics, make_network
-from seqmatch_lib.engine.training import TrainingRecipe
+from seqmatch_lib.engine.training import TrainingCheckpoint, TrainingRecipe
 from seqmatch_lib.errors import ConfigError, DivergenceError, require
 from seqmatch_lib.methods.teachers import TeacherConfig
 from seqmatch_lib.seeds import make_generator
 from seqmatch_lib.store.budget import Budget
-from seqmatch_lib.store.files import tensors_under
+from seqmatch_lib.store.files import digest_json, remove_file, tensors_under
+from seqmatch_lib.store.settings import as_settings
 from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset, sample_real_subset
 
 ENTRY_POINTS = "seqmatch_lib.methods"
@@ -54,7 +55,7 @@ class Stage:
         teachers: how teachers are trained, for methods that use them.
         recipe: how a network is trained on the frozen subsets.
         seed: of the run.
-        folder: of the teachers' files.
+        folder: of the teachers' files, and of networks that stages start from while these are trained.
         budget: time budget, for long loops to check.
     """
 
@@ -88,13 +89,23 @@ class Stage:
     def start_networks(self, seed: int, *purposes: tuple[str | int, ...]) -> list[nn.Sequential]:
         """Returns networks from which stage k starts: trained on S_1, then on S_1 ∪ S_2, …, then on S_1 ∪ … ∪ S_{k-1}.
 
-        Each network has its own purpose, which seeds its initial parameters and its training; see `make_generator`.
+        Each network has its own purpose, which seeds its initial parameters and its training; see `make_generator`. A process
+        that is stopped in the middle goes on where it was: the state lies below `folder` until the networks are trained.
 
         Source: Algorithm 1 of SeqMatch, the line that saves the network for the next subset.
+
+        Raises:
+            OutOfTime: the budget is spent, and the state is saved.
         """
         networks = [self.make_network(seed, *purpose, "start") for purpose in purposes]
         generators = [make_generator(seed, *purpose, "earlier stages") for purpose in purposes]
-        train_staged(networks, self.frozen, self.recipe, generators)
+        if not self.frozen.subsets:
+            return networks
+        owner = {"frozen": self.frozen.sha256(), "network": as_settings(self.network), "recipe": as_settings(self.recipe)}
+        owner |= {"seed": seed, "purposes": [list(purpose) for purpose in purposes]}
+        path = self.folder / "starts" / f"{digest_json(owner)[:16]}.safetensors"
+        train_staged(networks, self.frozen, self.recipe, generators, checkpoint=TrainingCheckpoint(path, owner, self.budget))
+        remove_file(path)
         return networks
 
     def rows_by_class(self) -> list[torch.Tensor]:
