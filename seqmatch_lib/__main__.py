@@ -32,8 +32,9 @@ from seqmatch_lib.exchange.pixel_layouts import share_outside
 from seqmatch_lib.front import config_of, evaluate
 from seqmatch_lib.runs.config import SCALES, RunConfig, config_asked_for, parse_overrides, preset_names
 from seqmatch_lib.runs.experiment import record_shared_teachers, run_experiment
+from seqmatch_lib.runs.listing import format_records
 from seqmatch_lib.runs.pictures import preprocessing_of
-from seqmatch_lib.runs.records import RunRecord, format_records, load_runs, record_path
+from seqmatch_lib.runs.records import RunRecord, load_runs, record_path
 from seqmatch_lib.subsets import SubsetSequence, check_sequence, load_sequence
 
 RESULTS = Path("paper_results")

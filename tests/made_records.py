@@ -10,8 +10,9 @@ from seqmatch_lib.report.evidence import Evidence
 from seqmatch_lib.report.tables import load_published
 from seqmatch_lib.runs.config import RunConfig
 from seqmatch_lib.runs.order import runs_of_order
+from seqmatch_lib.runs.overrides import overrides_of
 from seqmatch_lib.runs.provenance import describe_provenance
-from seqmatch_lib.runs.records import SCHEMA, OrderRecord, Reevaluation, overrides_of
+from seqmatch_lib.runs.records import SCHEMA, OrderRecord, Reevaluation
 
 RESULTS = Path(__file__).parents[1] / "paper_results"
 COMMITTED = Evidence.load(RESULTS)

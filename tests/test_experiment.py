@@ -21,9 +21,10 @@ from seqmatch_lib.methods.mtt import MTT
 from seqmatch_lib.methods.teachers import record_stage_teachers
 from seqmatch_lib.runs.config import RunConfig
 from seqmatch_lib.runs.experiment import open_run, run_experiment
+from seqmatch_lib.runs.listing import format_records
 from seqmatch_lib.runs.order import measure_order
 from seqmatch_lib.runs.real_data import prepare_data
-from seqmatch_lib.runs.records import format_records, load_record, load_runs, record_path
+from seqmatch_lib.runs.records import load_record, load_runs, record_path
 from seqmatch_lib.runs.stages import read_progress
 from seqmatch_lib.store.files import load_tensors, save_tensors
 from seqmatch_lib.subsets import load_sequence, sample_real_sequence, set_path

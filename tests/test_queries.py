@@ -25,9 +25,10 @@ from seqmatch_lib.report.controls import JOINTLY, ONE_SET, STAGED
 from seqmatch_lib.report.evidence import Evidence
 from seqmatch_lib.report.numbers import robust_score
 from seqmatch_lib.report.texts import format_frame
-from seqmatch_lib.runs import config, records
+from seqmatch_lib.runs import config, overrides
 from seqmatch_lib.runs.config import RunConfig
-from seqmatch_lib.runs.records import changes_of, load_reevaluations
+from seqmatch_lib.runs.overrides import changes_of
+from seqmatch_lib.runs.records import load_reevaluations
 
 
 def test_without_records_every_query_has_its_columns_and_no_rows():
@@ -63,11 +64,11 @@ def test_settings_that_differ_from_the_preset_are_found():
 def test_what_a_run_of_another_method_differs_in_makes_it_again(preset, method):
     preset = f"cifar10-ipc10-{preset}"
     other = RunConfig.from_preset(preset, "reduced").changed({"method": method})
-    overrides = records.overrides_of(other)
-    assert RunConfig.from_preset(preset, "reduced", 0, overrides) == other
-    older = overrides | {"krr.ridge": "default"}  # what records said of settings that the run has not
+    found = overrides.overrides_of(other)
+    assert RunConfig.from_preset(preset, "reduced", 0, found) == other
+    older = found | {"krr.ridge": "default"}  # what records said of settings that the run has not
     run = replace(make_run(preset), config=other.as_dict(), overrides=older)
-    assert changes_of(run) == overrides
+    assert changes_of(run) == found
 
 
 def test_runs_of_a_preset_before_it_was_edited_are_runs_of_another(monkeypatch):
@@ -76,13 +77,13 @@ def test_runs_of_a_preset_before_it_was_edited_are_runs_of_another(monkeypatch):
     presets = copy.deepcopy(config._read_presets())
     presets["scale"]["reduced"]["cifar10-ipc10-mtt"]["mtt"]["syn_steps"] = 3
     monkeypatch.setattr(config, "_read_presets", lambda: presets)
-    records._preset_settings.cache_clear()
+    overrides._preset_settings.cache_clear()
     after = make_run("cifar10-ipc10-mtt", 1, (50.0, 52.0))
     assert (before.overrides, after.overrides) == ({}, {})
     assert (changes_of(before), changes_of(after)) == ({"preset": f"as of {before.git_commit[:8]}"}, {})
     (row,) = queries.subsets(Evidence([before, after]), "cifar10", 10, "reduced").to_dict("records")
     assert (row["accuracy"], row["seeds"]) == (51.0, 1)
-    records._preset_settings.cache_clear()
+    overrides._preset_settings.cache_clear()
 
 
 def test_robust_scores_follow_their_definition():

@@ -8,7 +8,8 @@ from made_records import make_run
 from seqmatch_lib.front import Run, load
 from seqmatch_lib.results import Results
 from seqmatch_lib.runs.config import RunConfig
-from seqmatch_lib.runs.records import format_records, load_reevaluations, load_runs
+from seqmatch_lib.runs.listing import format_records
+from seqmatch_lib.runs.records import load_reevaluations, load_runs
 
 RESULTS = Path(__file__).parents[1] / "paper_results"
 NAME = "cifar10-seqmatch_mtt-ipc10-k2-seed0-0818608f"

@@ -24,7 +24,8 @@ from seqmatch_lib.report.tables import (
     write_tables,
 )
 from seqmatch_lib.runs.config import RunConfig, preset_names
-from seqmatch_lib.runs.records import load_runs, overrides_of
+from seqmatch_lib.runs.overrides import overrides_of
+from seqmatch_lib.runs.records import load_runs
 
 RESULTS = Path(__file__).parents[1] / "paper_results"
 RECORDS = load_runs(RESULTS)

@@ -19,8 +19,9 @@ from seqmatch_lib.engine.step_functions import GRADIENT_PASSES
 from seqmatch_lib.errors import SeqMatchError, require
 from seqmatch_lib.methods import get_method
 from seqmatch_lib.runs.config import RunConfig, preset_names
+from seqmatch_lib.runs.overrides import changes_of
 from seqmatch_lib.runs.real_data import VALIDATION_SHARE
-from seqmatch_lib.runs.records import RunRecord, changes_of, load_runs
+from seqmatch_lib.runs.records import RunRecord, load_runs
 from seqmatch_lib.store.files import digest_json
 
 ENOUGH_RECORDS = 3  # of a method and phase, to correct predictions by

@@ -7,7 +7,7 @@ from typing import Any
 
 from seqmatch_lib.bench.benchmark import KEEPS_NO_GRAPH, PUBLIC_VARIANTS, SCHEMA, Row
 from seqmatch_lib.errors import require
-from seqmatch_lib.runs.records import format_columns
+from seqmatch_lib.runs.listing import format_columns
 from seqmatch_lib.store.files import read_json, write_json
 
 Benchmark = Mapping[str, Any]

@@ -13,7 +13,8 @@ from seqmatch_lib.methods import method_names
 from seqmatch_lib.report.evidence import Evidence, runs_of, with_settings
 from seqmatch_lib.report.numbers import make_frame, summarise, values_by_seed, where
 from seqmatch_lib.runs.config import REFERENCES, SEQUENTIAL_PREFIX
-from seqmatch_lib.runs.records import OrderRecord, changes_of
+from seqmatch_lib.runs.overrides import changes_of
+from seqmatch_lib.runs.records import OrderRecord
 from seqmatch_lib.store.files import digest_json
 
 # what `comparison` sets side by side
@@ -42,7 +43,7 @@ OF_ORDER = {  # name in the records of order and division -> name here
 DECIDING = (EQUAL, HALVES, HALVES_JOINTLY)  # the controls that a gain of the sequence must pass
 
 
-class Effort(NamedTuple):
+class Cost(NamedTuple):
     """What an accuracy cost: of runs with equal settings but for these."""
 
     base: str  # method
@@ -111,14 +112,14 @@ def leading_settings(evidence: Evidence, dataset: str, ipc: int, scale: str, bas
     return [f"{key}={value}" for key, value in changes.items() if key != f"{base}.iterations"]
 
 
-def _plain(groups: Mapping[Effort, pd.DataFrame], alone: Sequence[Effort], sequence: Effort) -> Effort:
+def _plain(groups: Mapping[Cost, pd.DataFrame], alone: Sequence[Cost], sequence: Cost) -> Cost:
     """Returns the one set with the iterations and epochs of its preset; where there is none, with those of one stage."""
     iterations, epochs = sequence.iterations // sequence.num_subsets, sequence.epochs // sequence.num_subsets
     of_stage = alone[0]._replace(iterations=iterations, by_subset=str(iterations), epochs=epochs)
     return next((effort for effort in alone if _of_preset(effort, groups[effort])), of_stage)
 
 
-def _sets(plain: Effort, sequence: Effort) -> dict[str, Effort]:
+def _sets(plain: Cost, sequence: Cost) -> dict[str, Cost]:
     """Returns the sets of `SETS`, and what each took, run or not."""
     longer, epochs = plain._replace(iterations=sequence.iterations, by_subset=str(sequence.iterations)), sequence.epochs
     jointly = sequence._replace(trained="jointly", epochs=epochs // sequence.num_subsets)
@@ -151,17 +152,17 @@ def efforts(
         sequence = values_by_seed(groups[staged]) if staged not in (None, effort) else {}
         common = effort._asdict() | {"of_preset": _of_preset(effort, group)}
         rows += [common | row for row in summarise(group, "difference", sequence, by_seed)]
-    return make_frame(rows, (*Effort._fields, "of_preset"))
+    return make_frame(rows, (*Cost._fields, "of_preset"))
 
 
-def _efforts(evidence: Evidence, dataset: str, ipc: int, scale: str, settings: Collection[str]) -> dict[Effort, pd.DataFrame]:
+def _efforts(evidence: Evidence, dataset: str, ipc: int, scale: str, settings: Collection[str]) -> dict[Cost, pd.DataFrame]:
     """Returns effort -> rows of networks trained as their run did, jointly, or for other numbers of epochs."""
     rows = evidence.select(["last", "joint", "last again"], dataset=dataset, ipc=ipc, scale=scale)
     rows = with_settings(rows[~rows["method"].isin(REFERENCES)], settings, ("iterations", "ipc", "subset_ipcs", "intervals"))
     longer = map(_is_longer, rows["kind"], rows["asked"])
     rows = where(rows, longer)
     rows = rows.sort_values(["base", "num_subsets", "teacher_epochs", "iterations", "trained", "epochs"], kind="stable")
-    return {Effort(*key): group for key, group in rows.groupby(list(Effort._fields), sort=False)}
+    return {Cost(*key): group for key, group in rows.groupby(list(Cost._fields), sort=False)}
 
 
 def _is_longer(kind: str, asked: Mapping[str, Any]) -> bool:
@@ -169,13 +170,13 @@ def _is_longer(kind: str, asked: Mapping[str, Any]) -> bool:
     return asked.keys() == ({"training.epochs"} if kind.endswith("again") else set())
 
 
-def _of_preset(effort: Effort, group: pd.DataFrame) -> bool:
+def _of_preset(effort: Cost, group: pd.DataFrame) -> bool:
     changed = any(f"{effort.base}.iterations" in changes for changes in group["changes"])
     other_intervals = any("intervals" in changes and "subset_ipcs" not in changes for changes in group["changes"])
     return not changed and not other_intervals and bool(group["kind"].isin(["last", "joint"]).all())
 
 
-def _most_seeds(groups: Mapping[Effort, pd.DataFrame], base: str) -> Effort | None:
+def _most_seeds(groups: Mapping[Cost, pd.DataFrame], base: str) -> Cost | None:
     """Returns the staged sequence of a base method that stands for its preset; of others, or several, that of most seeds."""
     staged = [effort for effort in groups if (effort.base, effort.trained) == (base, "in stages")]
     return max(staged, key=lambda effort: (groups[effort]["stands"].any(), groups[effort]["seed"].nunique()), default=None)

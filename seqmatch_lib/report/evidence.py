@@ -11,15 +11,13 @@ import pandas as pd
 
 from seqmatch_lib.report.numbers import where
 from seqmatch_lib.runs.config import REFERENCES, SEQUENTIAL_PREFIX, even_subsets, preset_names
+from seqmatch_lib.runs.overrides import changes_of, describe_changes, flatten_settings
 from seqmatch_lib.runs.records import (
     ACCURACIES,
     OrderRecord,
     Reevaluation,
     RunRecord,
-    changes_of,
     check_same_images,
-    describe_changes,
-    flatten_settings,
     load_orders,
     load_reevaluations,
     load_runs,

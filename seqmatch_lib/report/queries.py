@@ -32,7 +32,8 @@ from seqmatch_lib.report.numbers import (
     where,
 )
 from seqmatch_lib.runs.config import REFERENCES, SEQUENTIAL_PREFIX, RunConfig, preset_names
-from seqmatch_lib.runs.records import RunRecord, flatten_settings, list_scores
+from seqmatch_lib.runs.overrides import flatten_settings
+from seqmatch_lib.runs.records import RunRecord, list_scores
 from seqmatch_lib.runs.stages import read_progress
 
 

@@ -36,7 +36,7 @@ from seqmatch_lib.report.tables import DATASETS, build_table, format_table, mark
 from seqmatch_lib.report.texts import count_seeds, format_gap, name_cell, name_scale
 from seqmatch_lib.runs.config import SEQUENTIAL_PREFIX
 from seqmatch_lib.runs.coupling_measurements import find_table
-from seqmatch_lib.runs.records import changes_of
+from seqmatch_lib.runs.overrides import changes_of
 
 CONFIRMED, NOT_CONFIRMED, NOT_DECIDED = "confirmed", "not confirmed", "not decided"
 SCALES = (*PUBLISHED_SETTINGS, "reduced")  # the one that decides first

@@ -14,8 +14,9 @@ from seqmatch_lib.runs.config import RunConfig, config_of_subsets
 from seqmatch_lib.runs.distillation import distill_stage
 from seqmatch_lib.runs.evaluation import evaluate_sets, state_folder
 from seqmatch_lib.runs.experiment import open_run, run_experiment
+from seqmatch_lib.runs.overrides import flatten_settings, overrides_of
 from seqmatch_lib.runs.provenance import describe_provenance
-from seqmatch_lib.runs.records import OrderRecord, fields_of, find_earlier, flatten_settings, overrides_of
+from seqmatch_lib.runs.records import OrderRecord, fields_of, find_earlier
 from seqmatch_lib.runs.stages import StageCheckpoint
 from seqmatch_lib.store.budget import Budget
 from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset, load_sequence, sample_real_sequence, set_path

@@ -5,17 +5,17 @@ was made, so that editing a preset never changes what an older record means.
 """
 
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin
 
 from seqmatch_lib.errors import ConfigError, StorageError, UnknownMethodError, require
-from seqmatch_lib.methods import method_names
-from seqmatch_lib.runs.config import RunConfig, preset_names
+from seqmatch_lib.runs.config import RunConfig
+from seqmatch_lib.runs.overrides import changes_of, overrides_of
 from seqmatch_lib.runs.provenance import Provenance
 from seqmatch_lib.store.files import digest_json, read_json
 from seqmatch_lib.subsets import format_html
@@ -328,19 +328,7 @@ def list_scores(stages: Iterable[Mapping[str, Any]], selected_on: str) -> list[t
 
 
 def _format_accuracy(accuracy: Mapping[str, Any]) -> str:
-    return f"{accuracy['mean']:.1f} ± {accuracy['std']:.1f} %, n = {accuracy['n']}{_mark(accuracy)}"
-
-
-def changes_of(record: RunRecord | OrderRecord) -> dict[str, Any]:
-    """Returns how a run differs from its preset: its overrides.
-
-    If the preset has been edited since the run, a key `preset` with the run's commit is added, so that the run does not count
-    as one of the edited preset.
-    """
-    config = RunConfig.from_dict(record.config)
-    overrides = _of_its_method(record.overrides, config)  # older records name settings of the preset's method, too
-    is_edited = overrides_of(config) != overrides
-    return overrides | ({"preset": f"as of {record.git_commit[:8]}"} if is_edited else {})
+    return f"{accuracy['mean']:.1f} ± {accuracy['std']:.1f} %, n = {accuracy['n']}{mark_failed(accuracy)}"
 
 
 def fields_of(config: RunConfig, *names: str) -> dict[str, Any]:
@@ -353,95 +341,6 @@ def fields_of(config: RunConfig, *names: str) -> dict[str, Any]:
     }
 
 
-def overrides_of(config: RunConfig) -> dict[str, Any]:
-    """Returns what differs from the run's preset as it stands: dotted key -> value, as `RunConfig.from_preset` takes them.
-
-    One interval that stands for all subsets is the same for any number of them. A configuration that was not made from a
-    preset has no overrides.
-    """
-    if config.preset not in preset_names():
-        return {}
-    preset = _preset_settings(config.preset, config.scale, config.seed)
-    return _of_its_method(describe_changes(preset, _comparable_settings(config)), config)
-
-
-def _of_its_method(changes: dict[str, Any], config: RunConfig) -> dict[str, Any]:
-    """Returns changes without those in sections of other base methods, which a run has no settings of."""
-    others = tuple(f"{name}." for name in method_names() if name != config.base_method)
-    return {key: value for key, value in changes.items() if not key.startswith(others)}
-
-
-@cache
-def _preset_settings(preset: str, scale: str, seed: int) -> dict[str, Any]:
-    """Flat settings of a preset; many records ask for the same ones."""
-    return _comparable_settings(RunConfig.from_preset(preset, scale, seed))
-
-
-def _comparable_settings(config: RunConfig) -> dict[str, Any]:
-    settings = flatten_settings(config.as_dict(with_defaults=True))
-    intervals = settings["intervals"]
-    return settings | {"intervals": intervals[:1] if all(interval == intervals[0] for interval in intervals) else intervals}
-
-
-def describe_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what flat settings have become that differ; one that is left out has its default."""
-    changed = [key for key in {**before, **after} if before.get(key) != after.get(key)]
-    return {key: after.get(key, "default") for key in changed}
-
-
-def format_records(records: Iterable[RunRecord]) -> str:
-    """Returns a plain-text table of accuracies in per cent, one run a line, each with its scale and the end of its id.
-
-    Where runs of one method and size differ in other settings than the seed, these stand at the end.
-    """
-    records = list(records)
-    told_apart = _differing_changes(records)
-    rows = [("dataset", "ipc", "method", "K", "scale", "seed", *ACCURACIES, "n", "run", "changed")]
-    for record in records:
-        names = (record.dataset, record.ipc or "all", record.method, record.num_subsets, record.scale, record.seed)
-        cells = [
-            "-" if value is None else f"{value['mean']:.1f} ± {value['std']:.1f}{_mark(value)}"
-            for value in record.accuracies.values()
-        ]
-        changed = ", ".join(f"{key}={value}" for key, value in told_apart[record.run_id].items())
-        rows.append((*names, *cells, record.accuracy_last["n"], record.config_hash[:8], changed))
-    if not any(row[-1] for row in rows[1:]):
-        rows = [row[:-1] for row in rows]
-    return format_columns(rows, left=len(rows[0]))
-
-
-def format_columns(rows: Sequence[Sequence[Any]], left: int) -> str:
-    """Returns a plain-text table; the first row is its head, the first `left` columns are aligned left, the others right."""
-    cells = [[str(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for row in cells:
-        row[:left] = map(str.ljust, row[:left], widths)
-        row[left:] = map(str.rjust, row[left:], widths[left:])
-    head, *lines = ("  ".join(row).rstrip() for row in cells)
-    return "\n".join([head, "-" * len(head), *lines])
-
-
-def _differing_changes(records: Sequence[RunRecord]) -> dict[str, dict[str, Any]]:
-    """Returns run id -> the changes from its preset that not all runs of its data set, size, method, K and scale have."""
-    groups: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
-    for record in records:
-        group = groups.setdefault((record.dataset, record.ipc, record.method, record.num_subsets, record.scale), {})
-        group[record.run_id] = changes_of(record)
-    varying: dict[str, dict[str, Any]] = {}
-    for group in groups.values():
-        settings = {(key, str(value)) for changes in group.values() for key, value in changes.items()}
-        common = {key for key, text in settings if all(str(changes.get(key)) == text for changes in group.values())}
-        varying |= {run: {key: value for key, value in changes.items() if key not in common} for run, changes in group.items()}
-    return varying
-
-
-def _mark(accuracy: Mapping[str, Any]) -> str:
+def mark_failed(accuracy: Mapping[str, Any]) -> str:
+    """Returns what stands behind an accuracy: nothing, or how many of its networks learned nothing."""
     return f" ({accuracy['not_learned']} learned nothing)" if "not_learned" in accuracy else ""
-
-
-def flatten_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns nested settings under dotted keys."""
-    flat = {}
-    for key, value in settings.items():
-        flat |= flatten_settings(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat

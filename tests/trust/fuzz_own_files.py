@@ -24,7 +24,8 @@ from seqmatch_lib.errors import SeqMatchError
 from seqmatch_lib.exchange.formats import FORMATS
 from seqmatch_lib.methods.base import Trainable
 from seqmatch_lib.methods.teachers import TrajectorySet
-from seqmatch_lib.runs.records import Reevaluation, RunRecord, format_records, load_record, load_reevaluations
+from seqmatch_lib.runs.listing import format_records
+from seqmatch_lib.runs.records import Reevaluation, RunRecord, load_record, load_reevaluations
 from seqmatch_lib.runs.stages import StageCheckpoint, StageProgress, read_progress
 from seqmatch_lib.store.files import load_tensors, read_json, save_tensors, write_json
 from seqmatch_lib.subsets import load_sequence
