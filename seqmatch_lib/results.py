@@ -11,6 +11,7 @@ from seqmatch_lib.bench.cost import CostModel
 from seqmatch_lib.errors import StorageError, require
 from seqmatch_lib.front import RESULTS, Run
 from seqmatch_lib.report.evidence import Evidence, of_these_sets, runs_of
+from seqmatch_lib.report.queries import OF_NETWORKS
 from seqmatch_lib.runs.config import SCALES, RunConfig, config_of_subsets, preset_names
 from seqmatch_lib.runs.coupling_measurements import TABLES, find_table, load_coupling, measure_coupling
 from seqmatch_lib.runs.experiment import run_experiment
@@ -20,7 +21,6 @@ from seqmatch_lib.store.files import digest_json
 from seqmatch_lib.subsets import set_path
 
 COMPUTED = "build/results"  # of the repository: where notebooks put what they compute
-OF_NETWORKS = {"evaluation.networks", "evaluation.num_networks"}  # settings that say which networks are asked
 ANNOUNCED_MINUTES = 2.0  # what takes longer is announced
 
 

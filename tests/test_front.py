@@ -284,7 +284,10 @@ def items(*items):
         (lambda x, y: (x, y[:-1]), r"30 images and 29 labels; give each image one label"),
         (lambda x, y: (x, y[:0]), r"labels of torch.int64 and shape \(0,\); they must be \(N,\) whole numbers"),
         (lambda x, y: (x, 2 * y), r"train has labels from 0 to 4, .* 0 … 2, .*; no image has label 1: number .* without gaps"),
-        (lambda x, y: (x, y % 2), r"test has labels from 0 to 2, which must be 0 … 1, .* number the classes alike"),
+        (
+            lambda x, y: (x, y % 2),
+            r"test has labels from 0 to 2, which must be 0 … 1, each at least once; number the classes alike",
+        ),
         (lambda x, y: (x[:, :, 1:], y), r"test has images of shape \(1, 6, 6\), train of \(1, 5, 6\); bring them to one"),
         (lambda x, y: (x, y * 0 + 10**9), r"labels from 1000000000 to 1000000000, .* subtract"),
         (lambda x, y: (x, y, y), r"train must be a pair \(images, labels\) of arrays.*but is not: too many values"),

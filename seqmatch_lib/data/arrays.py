@@ -66,10 +66,9 @@ def _check_classes(labels: torch.Tensor, which: str, num_classes: int) -> None:
     """Raises DataError unless the labels are 0 … num_classes - 1, each at least once."""
     found = labels.unique()
     first, last = found[[0, -1]].tolist()
-    missing = next(label for label in range(len(found) + 1) if label not in found)
-    remedy = (
-        f"no image has label {missing}: number the classes alike in train and test, without gaps, with images of each in both"
-    )
+    missing = [label for label in range(num_classes) if label not in found]
+    remedy = "number the classes alike in train and test, without gaps, and give images of each in both"
+    remedy = f"no image has label {missing[0]}: {remedy}" if missing else remedy
     if first < 0:
         remedy = f"leave out images without a class, or add {-first} to all of them"
     elif first > 0 and (found - first).equal(torch.arange(num_classes)):

@@ -85,7 +85,7 @@ def comparison(
     for base in bases or method_names():
         changed = leading_settings(evidence, dataset, ipc, scale, base) if settings is None else settings
         groups = _efforts(evidence, dataset, ipc, scale, changed)
-        sequence = _most_seeds(groups, base)
+        sequence = _leading_sequence(groups, base)
         alone = [effort for effort in groups if (effort.base, effort.num_subsets) == (base, 1)]
         if sequence is None or not alone:
             continue
@@ -148,7 +148,7 @@ def efforts(
     groups = _efforts(evidence, dataset, ipc, scale, settings)
     rows = []
     for effort, group in groups.items():
-        staged = _most_seeds(groups, effort.base)
+        staged = _leading_sequence(groups, effort.base)
         sequence = values_by_seed(groups[staged]) if staged not in (None, effort) else {}
         common = effort._asdict() | {"of_preset": _of_preset(effort, group)}
         rows += [common | row for row in summarise(group, "difference", sequence, by_seed)]
@@ -176,7 +176,7 @@ def _of_preset(effort: Cost, group: pd.DataFrame) -> bool:
     return not changed and not other_intervals and bool(group["kind"].isin(["last", "joint"]).all())
 
 
-def _most_seeds(groups: Mapping[Cost, pd.DataFrame], base: str) -> Cost | None:
+def _leading_sequence(groups: Mapping[Cost, pd.DataFrame], base: str) -> Cost | None:
     """Returns the staged sequence of a base method that stands for its preset; of others, or several, that of most seeds."""
     staged = [effort for effort in groups if (effort.base, effort.trained) == (base, "in stages")]
     return max(staged, key=lambda effort: (groups[effort]["stands"].any(), groups[effort]["seed"].nunique()), default=None)

@@ -36,6 +36,8 @@ from seqmatch_lib.runs.overrides import flatten_settings
 from seqmatch_lib.runs.records import RunRecord, list_scores
 from seqmatch_lib.runs.stages import read_progress
 
+OF_NETWORKS = {"evaluation.networks", "evaluation.num_networks"}  # settings that say which networks are asked
+
 
 def baselines(evidence: Evidence, scale: str) -> pd.DataFrame:
     """Random real images and whole data sets (ipc 0), with the number of images that they were drawn from."""
@@ -226,9 +228,8 @@ def transfer(evidence: Evidence, dataset: str, ipc: int, scale: str) -> pd.DataF
     """
     rows = evidence.accuracies
     rows = rows[(rows["dataset"] == dataset) & (rows["ipc"] == ipc) & (rows["scale"] == scale)]
-    of_networks = {"evaluation.networks", "evaluation.num_networks"}
-    rows = where(rows, map(or_, rows["stands"], (changes.keys() <= of_networks for changes in rows["changes"])))
-    rows = where(rows, (asked.keys() <= of_networks for asked in rows["asked"]))
+    rows = where(rows, map(or_, rows["stands"], (changes.keys() <= OF_NETWORKS for changes in rows["changes"])))
+    rows = where(rows, (asked.keys() <= OF_NETWORKS for asked in rows["asked"]))
     rows = rows[(rows["trained"] != "jointly") & (rows["method"] != "random")]
     rows = rows.assign(kind=rows["kind"].str.split().str[0], n=rows["values"].str.len()).sort_values("n", kind="stable")
     rows = rows.drop_duplicates(["method", "network", "kind", "seed"], keep="last").sort_index()  # the answer of most networks
