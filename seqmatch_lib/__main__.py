@@ -234,7 +234,8 @@ def _read_config(options: argparse.Namespace) -> RunConfig:
         spec = DatasetSpec.from_folder(options.images.resolve(), options.image_size, options.name)
         register_dataset(spec)
         overrides = {"dataset": spec.name, "zca": False} | overrides
-    return config_asked_for(options.preset, options.scale, getattr(options, "seed", 0), overrides)
+    make = config_asked_for if options.command is _run else RunConfig.from_preset  # an imported set may be divided in any way
+    return make(options.preset, options.scale, getattr(options, "seed", 0), overrides)
 
 
 def _run(options: argparse.Namespace) -> None:

@@ -23,8 +23,8 @@ from seqmatch_lib.errors import DataError
 pytestmark = pytest.mark.trust
 
 ORIENTATION = 0x0112  # the tag of EXIF
-RUN = ["run", "cifar10-ipc10-random", "--scale", "smoke", "--set", "ipc=1", "--set", "subset_ipcs=[1]"]
-RUN += ["--set", "training.epochs=1", "--set", "evaluation.num_networks=1"]
+QUICK = ["--scale", "smoke", "--set", "training.epochs=1", "--set", "evaluation.num_networks=1"]
+RUN = ["run", "cifar10-ipc10-random", *QUICK, "--set", "ipc=1", "--set", "subset_ipcs=[1]"]
 
 
 @pytest.fixture(autouse=True)
@@ -203,14 +203,15 @@ def test_names_of_classes_that_look_alike_are_one_class(tmp_path):
 
 def test_too_few_images_of_a_class_are_told_with_where_the_others_are(tmp_path, capsys):
     write_pictures(tmp_path / "pets", 10, splits=("train",))
-    folder = ["--images", str(tmp_path / "pets"), "--results", str(tmp_path / "results"), "--set", "subset_ipcs=[8]"]
-    main([*RUN, *folder, "--set", "ipc=8"])
+    command = ["run", "cifar10-ipc10-random", *QUICK, "--set", "ipc=8", "--set", "subset_ipcs=[8]"]
+    command += ["--images", str(tmp_path / "pets"), "--results", str(tmp_path / "results")]
+    main(command)
     error = capsys.readouterr().err
     assert "class 'cats' has 7 real images, fewer than ipc 8; of 10, held out are 1 for validation (none with --set" in error
     assert "select_on=none) and 2 for testing (none if there is a test folder beside train)" in error
-    assert main([*RUN, *folder, "--set", "ipc=8", "--set", "select_on=none"]) == 0  # the first remedy
+    assert main([*command, "--set", "select_on=none"]) == 0  # the first remedy
     write_pictures(tmp_path / "pets", 1, splits=("test",))
-    assert main([*RUN, *folder, "--set", "ipc=8"]) == 0  # the second
+    assert main(command) == 0  # the second
 
 
 def test_a_run_made_again_with_a_damaged_picture_loses_no_record(tmp_path, capsys):
