@@ -116,3 +116,16 @@ def test_the_committed_sets_are_drawn_with_the_accuracies_of_their_records(tmp_p
     assert "SeqMatch-MTT\n$S_1$" in titles
     with pytest.raises(charts.NothingToDraw, match="has no set of cifar10"):
         charts.plot_distilled(tmp_path)
+
+
+def test_matching_errors_of_distilled_and_of_real_images_have_axes_of_their_own():
+    """Those of real images are so large that the others would lie on one line."""
+    rows = [(epoch, teacher, error, name) for name, error in (("MTT", 0.8), ("S_1", 0.9), ("5 random real", 3.0))
+            for epoch in (0, 4) for teacher in (0, 1)]  # fmt: skip
+    frame = pd.DataFrame(rows, columns=["epoch", "teacher", "error", "set"])
+    figure = figures.plot_errors(frame, "setting")
+    distilled, real = figure.axes
+    assert distilled.get_ylim()[1] < 1.5 < real.get_ylim()[1]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["MTT", "S_1", "5 random real"]
+    (alone,) = figures.plot_errors(frame[frame["set"] != "5 random real"], "setting").axes
+    assert alone.get_title() == "distilled images"

@@ -213,6 +213,24 @@ def plot_gradients(frame: pd.DataFrame, title: str) -> Figure:
     return grid.figure
 
 
+def plot_errors(frame: pd.DataFrame, title: str) -> Figure:
+    """Draws a frame of `findings.list_errors`: a panel for distilled images and, on an axis of its own, one for real ones.
+
+    Bands span the teachers. At an error of 1, the black line, a student does not move.
+    """
+    kinds = frame["set"].str.contains("random real").map({True: "random real images", False: "distilled images"})
+    grid = sns.relplot(
+        frame.assign(images=kinds), x="epoch", y="error", hue="set", style="set", col="images", kind="line", markers=True,
+        palette=PALETTE, errorbar=("pi", 100), height=3.4, aspect=1.3, facet_kws={"sharey": False},
+    )  # fmt: skip
+    grid.set_titles("{col_name}").set_axis_labels("start epoch of the teacher", "matching error (1: not moved)")
+    grid.refline(y=1, color="black", linestyle="-", linewidth=1)
+    grid.legend.set_title(None)
+    whole_ticks(grid.axes.flat)
+    grid.figure.suptitle(title, y=1.04)
+    return grid.figure
+
+
 def plot_benchmark(result: Mapping[str, Any]) -> Figure:
     """Draws time and memory of the inner loop against its steps and against ipc, for every variant that was measured.
 
