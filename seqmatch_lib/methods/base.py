@@ -30,6 +30,7 @@ from seqmatch_lib.store.files import digest_json, remove_file, tensors_under
 from seqmatch_lib.store.settings import as_settings
 from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset, sample_real_subset
 
+Intervals = Sequence[tuple[int, int] | None]  # teacher epochs of each subset; None where the method has no teachers
 ENTRY_POINTS = "seqmatch_lib.methods"
 RESERVED = (  # what else stands at the place of a method, or of its section, in the settings of a run
     "random", "whole", "preset", "scale", "seed", "dataset", "ipc", "method", "subset_ipcs", "intervals", "zca", "select_on",
@@ -276,13 +277,7 @@ class BaseMethod(ABC):
     def __init__(self, config: Any) -> None:
         self.config = config
 
-    def check(
-        self,
-        sizes: Sequence[int],
-        intervals: Sequence[tuple[int, int] | None],
-        teachers: TeacherConfig,
-        training: TrainingRecipe,
-    ) -> None:
+    def check(self, sizes: Sequence[int], intervals: Intervals, teachers: TeacherConfig, training: TrainingRecipe) -> None:
         """Raises ConfigError unless the method's settings fit the other settings of its run; by default all fit.
 
         Args:

@@ -19,7 +19,7 @@ from seqmatch_lib.engine.networks import flatten_parameters, load_parameters
 from seqmatch_lib.engine.step_functions import GRADIENT_PASSES, IMAGE_ADJOINT_PASSES, check_engine
 from seqmatch_lib.engine.training import TRAINING_ENGINES, StackedTrainer, TrainingRecipe
 from seqmatch_lib.errors import require
-from seqmatch_lib.methods.base import BaseMethod, Effort, MethodState, Stage, Trainable, register_method
+from seqmatch_lib.methods.base import BaseMethod, Effort, Intervals, MethodState, Stage, Trainable, register_method
 from seqmatch_lib.methods.teachers import TeacherConfig
 from seqmatch_lib.seeds import make_generator
 from seqmatch_lib.store.files import tensors_under
@@ -173,13 +173,7 @@ class IDC(BaseMethod):
 
     config_class = IDCConfig
 
-    def check(
-        self,
-        sizes: Sequence[int],
-        intervals: Sequence[tuple[int, int] | None],
-        teachers: TeacherConfig,
-        training: TrainingRecipe,
-    ) -> None:
+    def check(self, sizes: Sequence[int], intervals: Intervals, teachers: TeacherConfig, training: TrainingRecipe) -> None:
         """Raises ConfigError if there are entries for stages that there are not, or more stored images than a match takes."""
         for name in ("iterations", "inner_loop"):
             values, stages = getattr(self.config, name), len(intervals)

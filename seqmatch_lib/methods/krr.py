@@ -16,7 +16,7 @@ from seqmatch_lib.engine.networks import load_parameters
 from seqmatch_lib.engine.step_functions import GRADIENT_PASSES, batch_loss, centred_one_hot, check_engine
 from seqmatch_lib.engine.training import TRAINING_ENGINES, StackedTrainer, TrainingRecipe
 from seqmatch_lib.errors import require
-from seqmatch_lib.methods.base import BaseMethod, Effort, MethodState, Stage, Trainable, register_method
+from seqmatch_lib.methods.base import BaseMethod, Effort, Intervals, MethodState, Stage, Trainable, register_method
 from seqmatch_lib.methods.lamb import Lamb
 from seqmatch_lib.methods.teachers import TeacherConfig
 from seqmatch_lib.store.files import tensors_under
@@ -154,13 +154,7 @@ class KRR(BaseMethod):
         """Returns LAMB, for images and for labels."""
         return Lamb([images], self.config.lr_img)
 
-    def check(
-        self,
-        sizes: Sequence[int],
-        intervals: Sequence[tuple[int, int] | None],
-        teachers: TeacherConfig,
-        training: TrainingRecipe,
-    ) -> None:
+    def check(self, sizes: Sequence[int], intervals: Intervals, teachers: TeacherConfig, training: TrainingRecipe) -> None:
         """Raises ConfigError unless networks are trained with "mse": the learned labels are not probabilities."""
         loss = training.loss
         require(loss == "mse", f"training.loss {loss!r} does not fit the labels of krr; set training.loss=mse")

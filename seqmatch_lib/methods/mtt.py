@@ -13,7 +13,7 @@ from seqmatch_lib.engine.networks import load_parameters
 from seqmatch_lib.engine.step_functions import ADJOINT_PASSES, GRADIENT_PASSES, check_engine
 from seqmatch_lib.engine.training import TrainingRecipe
 from seqmatch_lib.errors import require
-from seqmatch_lib.methods.base import BaseMethod, Effort, MethodState, Stage, Trainable, register_method
+from seqmatch_lib.methods.base import BaseMethod, Effort, Intervals, MethodState, Stage, Trainable, register_method
 from seqmatch_lib.methods.teachers import TeacherConfig, TrajectorySet, record_stage_teachers
 from seqmatch_lib.store.settings import omit_default
 from seqmatch_lib.subsets import SubsetSequence
@@ -100,13 +100,7 @@ class MTT(BaseMethod):
     uses_teachers = True
     takes_pixel_labels = True
 
-    def check(
-        self,
-        sizes: Sequence[int],
-        intervals: Sequence[tuple[int, int] | None],
-        teachers: TeacherConfig,
-        training: TrainingRecipe,
-    ) -> None:
+    def check(self, sizes: Sequence[int], intervals: Intervals, teachers: TeacherConfig, training: TrainingRecipe) -> None:
         """Raises ConfigError unless the interval, and the epoch of soft labels, of every stage is within those recorded."""
         for index, interval in enumerate(intervals, start=1):
             check_interval(interval, index, self.config.expert_epochs, teachers)
