@@ -26,7 +26,7 @@ from seqmatch_lib.errors import ConfigError, DivergenceError, require
 from seqmatch_lib.methods.teachers import TeacherConfig
 from seqmatch_lib.seeds import make_generator
 from seqmatch_lib.store.budget import Budget
-from seqmatch_lib.store.files import digest_json, remove_file, tensors_under
+from seqmatch_lib.store.files import acquire_lock, digest_json, remove_file, remove_leftovers, tensors_under
 from seqmatch_lib.store.settings import as_settings
 from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset, sample_real_subset
 
@@ -105,8 +105,13 @@ class Stage:
         owner = {"frozen": self.frozen.sha256(), "network": as_settings(self.network), "recipe": as_settings(self.recipe)}
         owner |= {"seed": seed, "purposes": [list(purpose) for purpose in purposes]}
         path = self.folder / "starts" / f"{digest_json(owner)[:16]}.safetensors"
-        train_staged(networks, self.frozen, self.recipe, generators, checkpoint=TrainingCheckpoint(path, owner, self.budget))
-        remove_file(path)
+        lock = path.with_suffix(".lock")
+        with acquire_lock(lock):  # another run may have the same earlier subsets
+            remove_leftovers(path.parent, path.name)
+            checkpoint = TrainingCheckpoint(path, owner, self.budget)
+            train_staged(networks, self.frozen, self.recipe, generators, checkpoint=checkpoint)
+            for finished in (path, lock):  # a method may start thousands of times
+                remove_file(finished)
         return networks
 
     def rows_by_class(self) -> list[torch.Tensor]:
