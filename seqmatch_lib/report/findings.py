@@ -40,19 +40,19 @@ from seqmatch_lib.runs.coupling_measurements import find_table
 from seqmatch_lib.runs.records import RunRecord, load_runs
 
 CHANGES = {  # of a sequence: set of `order` -> in words
-    "sequence, S_2 first": "trained on in the order S_2, S_1",
-    JOINTLY: "trained on all at once",
-    "sequence, S_2 undistilled": "with S_2 as the real images that it began as",
-    "sequence, S_1 twice": "with S_1 once more in the place of S_2",
+    "sequence, S_2 first": "trained on S_2 first",
+    JOINTLY: "trained on jointly",
+    "sequence, S_2 undistilled": "S_2 replaced by the real images that it began as",
+    "sequence, S_1 twice": "S_2 replaced by S_1",
 }
 GRADIENTS = {"the joint set": "gradients", "random real images": "real_gradients"}  # images -> their table of measurements
 NOTHING = "Nothing yet: no such run has a record."
 OF_SCALES = {
     "smoke": "Scale smoke: these numbers mean nothing.",
-    "reduced": "A rehearsal has smaller networks, fewer teachers and iterations and other learning rates than published, and "
-    "decides nothing about the paper's own settings.",
-    "short": "Network and learning rates are the published ones, with fewer teachers and iterations, in bfloat16, and with a "
-    "tenth of the training images held out to choose iterates.",
+    "reduced": "A rehearsal has smaller networks, fewer teachers, fewer iterations and other learning rates than published. "
+    "It decides nothing about the paper's own settings.",
+    "short": "Network and learning rates are the published ones. There are fewer teachers and iterations, arithmetic is in "
+    "bfloat16, and a tenth of the training images is held out to choose iterates.",
 }
 
 
@@ -74,7 +74,7 @@ def tabulate_comparison(evidence: Evidence, dataset: str, ipc: int, scale: str) 
 
 
 def find_subsets(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str:
-    """How accuracy changes with K, beside the controls."""
+    """How accuracy changes with K, and how far the sequence is ahead of its controls."""
     if (frame := queries.subsets(evidence, dataset, ipc, scale)).empty:
         return _finding(dataset, ipc, scale)
     frame = queries.of_one_interval(frame[frame["even"]]).sort_values("num_subsets", kind="stable")
@@ -90,33 +90,33 @@ def find_subsets(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str:
     compared = comparison(evidence, dataset, ipc, scale)
     counts = compared[compared["set"] == STAGED]["num_subsets"]
     found = (
-        f"Accuracy in stages, in per cent, of the seeds that every K has ({', '.join(map(str, sorted(seeds)))}): "
+        f"Accuracy in stages, in per cent, over the seeds that were run at every K (seed {', '.join(map(str, sorted(seeds)))}): "
         f"{', '.join(courses)}. {_minus(compared, DECIDING)}"
     )
     sure = f"Seeds of distillation: {_seeds_by(frame, 'num_subsets', 'K = {}')}."
     if len(counts):
-        sure += f" The controls are of K = {format_range(counts)}; no other K has one."
+        sure += f" The controls are those of K = {format_range(counts)}; no other K has any."
     return _finding(dataset, ipc, scale, found, sure)
 
 
 def find_order(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str:
-    """Whether the division, the sequence or the order of training is what matters."""
+    """What matters: the division, the sequence, or the order of training."""
     if (frame := order(evidence, dataset, ipc, scale)).empty:
         return _finding(dataset, ipc, scale)
-    worth, changes = [], []
+    lines = []
     for base, rows in frame.set_index("set").groupby("base", sort=False):
         names = [name for name in (STAGED, HALVES, HALVES_JOINTLY, ONE_SET) if name in rows.index]
         parts = [f"{rows.loc[name, 'accuracy']:.1f} ({name})" for name in names] + ["independent halves: not run"] * (
             HALVES not in names
         )
-        worth.append(f"{base.upper()}: {'; '.join(parts)}")
-        points = [f"{text} {rows.loc[name, 'difference']:+.1f}" for name, text in CHANGES.items() if name in rows.index]
-        changes.append(f"{base.upper()}: {'; '.join(points)}")
+        points = [f"{rows.loc[name, 'difference']:+.1f} ({text})" for name, text in CHANGES.items() if name in rows.index]
+        changed = f" *Lead*: {'; '.join(points)}." if points else ""
+        lines.append(f"\n- {base.upper()}: {'; '.join(parts)}.{changed}")
     found = (
-        f"What sets are worth, in per cent. {'. '.join(worth)}. The sequence in stages minus the same sequence, changed, in "
-        f"points. {'. '.join(changes)}."
+        "Accuracy in per cent, and in points the *lead* of the sequence in stages over the same sequence with one "
+        f"change:\n{''.join(lines)}"
     )
-    return _finding(dataset, ipc, scale, found, f"{_seeds(frame)}; the points are over the same seeds.")
+    return _finding(dataset, ipc, scale, found, f"{_seeds(frame)}; leads are over the seeds that both sides have.")
 
 
 def find_gains(evidence: Evidence, dataset: str, scale: str) -> str:
@@ -142,7 +142,7 @@ def find_gains(evidence: Evidence, dataset: str, scale: str) -> str:
 
 
 def find_growth(results_dir: Path, dataset: str, scale: str) -> str:
-    """Whether coupling grows with the set, as far as it was measured."""
+    """Whether coupling grows with the number of images, as far as it was measured."""
     records = load_runs(results_dir)
     paths = [
         find_table(run, "gradients", results_dir)
@@ -164,7 +164,7 @@ def find_growth(results_dir: Path, dataset: str, scale: str) -> str:
 
 
 def find_bases(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str:
-    """Whether the sequence helps each base method, first against one set as the preset makes it, then against its controls."""
+    """Whether the sequence helps each base method: its lead over one set of the preset, then over the controls."""
     if (frame := comparison(evidence, dataset, ipc, scale)).empty:
         return _finding(dataset, ipc, scale)
     first = ONE_SET if _gaps(frame, ONE_SET) else LONGER
@@ -176,7 +176,7 @@ def find_bases(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str:
 
 
 def find_transfer(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str:
-    """What sets are worth for architectures that they were not distilled with."""
+    """The accuracy of sets on architectures that they were not distilled with."""
     if (frame := queries.transfer(evidence, dataset, ipc, scale)).empty:
         return _finding(dataset, ipc, scale)
     parts = []
@@ -199,7 +199,7 @@ def _by_network(rows: pd.DataFrame, name: str) -> str:
 
 
 def find_digits(runs: Mapping[str, RunRecord]) -> str:
-    """What the quickstart shows: what can be told apart on digits, and what cannot. `runs` are by what they are called."""
+    """What the quickstart shows: what can be told apart on digits, and what cannot. `runs` maps names to records."""
     random, mtt, seqmatch, whole = (runs[name].accuracy_last for name in ("random real", "MTT", "SeqMatch", WHOLE))
     gains = [accuracy["mean"] - random["mean"] for accuracy in (mtt, seqmatch)]
     gap, spread = seqmatch["mean"] - mtt["mean"], max(seqmatch["std"], mtt["std"])
@@ -217,14 +217,14 @@ def find_digits(runs: Mapping[str, RunRecord]) -> str:
 
 
 def find_task(runs: Mapping[str, RunRecord], dataset: str, scale: str) -> str:
-    """What networks reach that were trained on sets of another kind of data; `runs` are by what they are called."""
+    """The accuracy of networks trained on sets of another kind of data; `runs` maps names to records."""
     if not runs:
         where = name_setting(dataset, None, scale)
-        return f"**What we find** ({where}). Nothing yet: no run has a record; compute = True runs them."
-    reached = ", ".join(f"{run.accuracy_last['mean']:.1f} on {name}" for name, run in runs.items())
+        return f"**What we find** ({where}). Nothing yet: no run has a record. With compute = True they are run."
+    reached = ", ".join(f"{run.accuracy_last['mean']:.1f} for {name}" for name, run in runs.items())
     counts = ", ".join(map(str, sorted({run.accuracy_last["n"] for run in runs.values()})))
     sure = f"One seed of distillation, {counts} networks each; no control of as many iterations and epochs."
-    return _finding(dataset, None, scale, f"Networks reach, in per cent of test labels: {reached}.", sure)
+    return _finding(dataset, None, scale, f"Test accuracy in per cent, by training data: {reached}.", sure)
 
 
 WHOLE = "whole data set"
@@ -251,11 +251,14 @@ def find_coupling(measured: dict[str, pd.DataFrame], setting: str) -> str:
         untrained = {images: rows[rows["start epoch"] == rows["start epoch"].min()] for images, rows in known.items()}
         courses = [f"{_course(rows, 'repair_share')} for {images}" for images, rows in untrained.items()]
         parts.append(
-            "*Repair* says how far one half of a set only corrects what the other half leaves (1: it does nothing else). As a "
-            f"set grows from {_sizes(measured['gradients'])} images per class, it goes from {', and from '.join(courses)}, "
-            "where teachers begin untrained."
+            "*Repair* says how much one half of a set only mends the error that the other half leaves (1: it does nothing "
+            f"else). Where teachers begin untrained, it goes from {', and from '.join(courses)}, as the set grows from "
+            f"{_sizes(measured['gradients'])} images per class."
         )
-    sure = "One joint and one sequential set, one seed; what the second stage of training brings by itself was not measured."
+    sure = (
+        "One joint and one sequential set, one seed. What a second stage of training does to these losses by itself was not "
+        "measured."
+    )
     return f"**What we find** ({setting}). {' '.join(parts)}\n\n**How sure.** {sure}"
 
 
@@ -288,17 +291,17 @@ def find_errors(measured: dict[str, pd.DataFrame], setting: str) -> str:
 
 
 def find_deciles(measured: dict[str, pd.DataFrame], setting: str) -> str:
-    """What the second subset adds on easy and on hard test images."""
+    """How accuracy on easy and on hard test images changes from stage 1 to stage 2 of training."""
     deciles = measured["deciles"].pivot_table("accuracy", "decile", "after")
     gain = deciles.iloc[:, -1] - deciles.iloc[:, 0]
     return (
-        f"**{setting}**. The second subset adds {gain.iloc[0]:+.1f} points on the easiest tenth of test images and "
-        f"{gain.iloc[-1]:+.1f} on the hardest, {gain.mean():+.1f} on average."
+        f"**{setting}**. From stage 1 to stage 2, accuracy changes by {gain.iloc[0]:+.1f} points on the easiest tenth of test "
+        f"images, by {gain.iloc[-1]:+.1f} on the hardest, and by {gain.mean():+.1f} on average."
     )
 
 
 def _count_teachers(count: int) -> str:
-    return "one teacher" if count == 1 else f"each of {count} teachers, means over them"
+    return "one teacher" if count == 1 else f"means over {count} teachers"
 
 
 def list_gradients(measured: dict[str, pd.DataFrame]) -> pd.DataFrame:
@@ -328,8 +331,9 @@ def _course(gradients: pd.DataFrame, name: str) -> str:
 
 
 def _minus(frame: pd.DataFrame, names: Sequence[str]) -> str:
-    """Returns sentences of how far the sequence in stages is ahead of these sets of a comparison."""
-    return " ".join(f"Sequence in stages minus *{name}*: {_gaps(frame, name) or 'not run'}." for name in names)
+    """Returns a list of how far the sequence in stages is ahead of these sets of a comparison."""
+    lines = [f"\n- *{name}*: {_gaps(frame, name) or 'not run'}" for name in names]
+    return f"The sequence in stages minus each of these sets, in points:\n{''.join(lines)}"
 
 
 def _gaps(frame: pd.DataFrame, name: str) -> str:

@@ -220,20 +220,21 @@ def describe_table(settings: pd.DataFrame, rehearsal: pd.DataFrame) -> str:
     """Returns what tables of `build_table` say, of scales "paper" and "short" and of rehearsals: sentences, as Markdown."""
     printed, run = settings[settings["published"].notna()], settings[settings["seeds"] > 0]
     compared = run[run["published"].notna()]
-    gaps = "; ".join(
-        f"{row.method} at ipc {_name_ipc(row.ipc)}, {row.scale}: {row.ours:.1f} ({row.difference:+.1f})"
+    gaps = "".join(
+        f"\n- {row.method} at ipc {_name_ipc(row.ipc)}, {row.scale}: {row.ours:.1f} ({row.difference:+.1f})"
         for row in compared.itertuples()
     )
     counts = " and ".join(f"{(compared['scale'] == scale).sum()} of them at scale `{scale}`" for scale in PUBLISHED_SETTINGS)
     published, rehearsed = (format_range(rows["seeds"]) if len(rows) else "0" for rows in (run, rehearsal))
     return (
         f"**What we find.** {printed['preset'].nunique()} cells have a published number. We ran {counts} (fewer teachers and "
-        "iterations)" + (f"; in brackets the distance from the published number in points: {gaps}" if gaps else "") + ". "
-        f"{rehearsal['preset'].nunique()} cells were rehearsed, with smaller networks and fewer steps.\n\n"
+        f"iterations). {rehearsal['preset'].nunique()} cells were rehearsed, with smaller networks and fewer steps."
+        + (f" Our accuracies, and in brackets the distance from the published number in points:\n{gaps}" if gaps else "")
+        + "\n\n"
         f"**How sure.** Seeds of distillation a cell: {published} at scales `paper` and `short`, {rehearsed} in rehearsals, "
         "which decide nothing about published numbers. "
         + _describe_mirrored(rehearsal)
-        + "A gain of the sequence counts only beside its controls, which stand below."
+        + "A lead of the sequence counts only if it remains over the controls, which stand below."
     )
 
 

@@ -147,7 +147,7 @@ def summarise(verdicts: pd.DataFrame) -> str:
     rehearsed = verdicts["verdict"].str.contains("rehearsal").sum()
     return (
         f"**What we find.** {' '.join(counted)} **How sure.** {rehearsed} of the {len(verdicts)} rows are rehearsals: smaller "
-        "networks, fewer teachers and iterations. What a rehearsal shows stands in brackets and decides nothing."
+        "networks, fewer teachers and iterations. A rehearsal decides nothing; what it shows stands in brackets."
     )
 
 
@@ -217,7 +217,7 @@ def _over_random(evidence: Evidence, known: pd.DataFrame) -> Iterable[tuple[str,
                 yield (
                     BASE, "MTT is ahead of random real images", name_cell("cifar10", ipc),
                     name_scale(evidence, "cifar10", ipc, scale, ["mtt"]),
-                    printed, str(gap), f"random real {row['accuracy'] - row['gain']:.1f}, trained alike",
+                    printed, str(gap), f"random real {row['accuracy'] - row['gain']:.1f}, same training",
                     judge_difference(gap, scale, None, _is_cut_short(evidence, "cifar10", ipc, scale, "mtt", ("",))),
                     row["records"],
                 )  # fmt: skip
