@@ -1,4 +1,4 @@
-"""The sequence beside its base method, with the controls that a gain must pass, and the ablation of order and division.
+"""The sequence, its base method and the controls that a gain must pass; and the ablation of order and division.
 
 Columns are those of `queries`. `difference` is always the sequence in stages minus the row.
 """
@@ -44,7 +44,7 @@ DECIDING = (EQUAL, HALVES, HALVES_JOINTLY)  # the controls that a gain of the se
 
 
 class Cost(NamedTuple):
-    """What an accuracy cost: of runs with equal settings but for these."""
+    """What an accuracy cost. Runs that are compared have equal settings except these."""
 
     base: str  # method
     num_subsets: int
@@ -65,17 +65,17 @@ def comparison(
     bases: Collection[str] = (),
     by_seed: bool = False,
 ) -> pd.DataFrame:
-    """The sequence beside its base method, always with the controls: for each base method, a row a set and training.
+    """Compares the sequence with its base method and the controls: for each base method, a row a set and way of training.
 
     Args:
-        evidence: the records; base methods that were not run both alone and in sequence are left out. Of several sequences,
-            the one that stands for its preset is taken, and of several such that of most seeds.
+        evidence: the records. Base methods that were not run both alone and in sequence are left out. Of several sequences,
+            the one that stands for its preset is taken; of several of these, the one with most seeds.
         dataset: its name.
         ipc: images per class of every set.
         scale: of the runs.
         settings: as in `queries`; by default those of `leading_settings`.
         bases: base methods; all by default.
-        by_seed: a row for each seed; what was not run has none then.
+        by_seed: whether each seed has a row of its own; then sets that were not run have none.
 
     Returns:
         Columns `base`, `num_subsets`, `set` (one of `SETS`), `iterations`, `epochs`, `accuracy`, `difference` (the sequence in
@@ -113,14 +113,14 @@ def leading_settings(evidence: Evidence, dataset: str, ipc: int, scale: str, bas
 
 
 def _plain(groups: Mapping[Cost, pd.DataFrame], alone: Sequence[Cost], sequence: Cost) -> Cost:
-    """Returns the one set with the iterations and epochs of its preset; where there is none, with those of one stage."""
+    """Returns one set with the iterations and epochs of its preset; if there is none, with those of one stage."""
     iterations, epochs = sequence.iterations // sequence.num_subsets, sequence.epochs // sequence.num_subsets
     of_stage = alone[0]._replace(iterations=iterations, by_subset=str(iterations), epochs=epochs)
     return next((effort for effort in alone if _of_preset(effort, groups[effort])), of_stage)
 
 
 def _sets(plain: Cost, sequence: Cost) -> dict[str, Cost]:
-    """Returns the sets of `SETS`, and what each took, run or not."""
+    """Returns set of `SETS` -> what it costs, whether it was run or not."""
     longer, epochs = plain._replace(iterations=sequence.iterations, by_subset=str(sequence.iterations)), sequence.epochs
     jointly = sequence._replace(trained="jointly", epochs=epochs // sequence.num_subsets)
     return {
@@ -140,7 +140,7 @@ def _sets(plain: Cost, sequence: Cost) -> dict[str, Cost]:
 def efforts(
     evidence: Evidence, dataset: str, ipc: int, scale: str, settings: Collection[str] = (), by_seed: bool = False
 ) -> pd.DataFrame:
-    """Accuracies by the effort behind them, of runs that differ in subsets, intervals, iterations and epochs alone.
+    """Accuracies by the effort behind them, of runs that differ only in subsets, intervals, iterations and epochs.
 
     `difference` is the sequence in stages, see `comparison`, minus the row. `by_subset` has the iterations of each subset;
     `of_preset` says whether iterations and epochs are those of the preset.
@@ -177,7 +177,7 @@ def _of_preset(effort: Cost, group: pd.DataFrame) -> bool:
 
 
 def _leading_sequence(groups: Mapping[Cost, pd.DataFrame], base: str) -> Cost | None:
-    """Returns the staged sequence of a base method that stands for its preset; of others, or several, that of most seeds."""
+    """Returns the staged sequence that stands for its preset; if none or several do, the one with most seeds."""
     staged = [effort for effort in groups if (effort.base, effort.trained) == (base, "in stages")]
     return max(staged, key=lambda effort: (groups[effort]["stands"].any(), groups[effort]["seed"].nunique()), default=None)
 
@@ -192,8 +192,8 @@ def order(
 ) -> pd.DataFrame:
     """Sets of equal size that are divided or not, in sequence or not; `difference` is the sequence in stages minus the set.
 
-    By default these are the ablations of the runs that stand for their preset, see `runs_of`. An ablation that was asked about
-    other sets alone has the accuracies of SeqMatch from its run.
+    By default these are the ablations of the runs that stand for their preset, see `runs_of`. If an ablation covers only the
+    other sets, it takes the accuracies of SeqMatch from its run.
     """
     groups: dict[str, list[OrderRecord]] = {}
     runs = {run.config_hash: run for run in evidence.runs}
@@ -218,7 +218,7 @@ def order(
 
 
 def _of_order(records: Iterable[OrderRecord], name: str) -> pd.DataFrame:
-    """Returns what one set of the ablation of order and division is worth, for the seeds that have one."""
+    """Returns the accuracies of one set of the ablation of order and division, for the seeds that have it."""
     having = sorted((record for record in records if name in record.accuracy), key=lambda record: record.seed)
     rows = [(record.seed, record.accuracy[name], _runs_behind(record, name)) for record in having]
     return pd.DataFrame(rows, columns=["seed", "values", "record"])

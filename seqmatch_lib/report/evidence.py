@@ -39,9 +39,9 @@ class Evidence:
     """All records of a results folder.
 
     Args:
-        runs: of `run`.
-        reevaluations: of `evaluate --results`.
-        orders: of the ablation of order and division.
+        runs: records of `run`.
+        reevaluations: records of `evaluate --results`.
+        orders: records of the ablation of order and division.
         trust: "faults" and "fuzzing" -> what `faults.py` and `fuzzing.py` in `tests/trust/` counted in their long forms.
     """
 
@@ -52,7 +52,7 @@ class Evidence:
 
     @classmethod
     def load(cls, results_dir: Path) -> "Evidence":
-        """Reads a results folder. What was measured of another set than a run has now is left out, with a notice.
+        """Reads a results folder. Measurements of a set that its run no longer has are left out, with a notice.
 
         Raises:
             StorageError: a damaged record, or runs of one data set and scale on different images.
@@ -67,7 +67,7 @@ class Evidence:
     def accuracies(self) -> pd.DataFrame:
         """Every accuracy, a row for each set of each run, training and architecture; all queries select from it.
 
-        Columns, beside those that name the run: `stands` (whether the run stands for its preset, see `runs_of`), `kind`
+        Columns, besides those that name the run: `stands` (whether the run stands for its preset, see `runs_of`), `kind`
         ("last", "selected", "joint", "random": random real images; with the suffix "again" in a re-evaluation), `trained`,
         `epochs`, `network`, `is_first` (the run's first architecture), `changes` (of the run from its preset) and `asked` (of
         a re-evaluation from its run): dictionaries; `values`: list.
@@ -92,7 +92,7 @@ Measured = TypeVar("Measured", Reevaluation, OrderRecord)
 
 
 def of_these_sets(records: Iterable[Measured], runs: Iterable[RunRecord], results_dir: Path) -> list[Measured]:
-    """Returns the records that are of the sets that their runs have. A notice names the others, as after `run --force`."""
+    """Returns the records whose set is still that of their run. A notice names the others, for example after `run --force`."""
     sets, kept = {run.run_id: run.synthetic_sha256 for run in runs}, []
     for record in records:
         if sets.get(record.run_id, record.synthetic_sha256) == record.synthetic_sha256:
@@ -153,7 +153,7 @@ def _pool_networks(answers: Iterable[Mapping[str, Mapping[str, Any]]]) -> dict[s
 
 
 def with_settings(rows: pd.DataFrame, settings: Collection[str], compared: Sequence[str] = ()) -> pd.DataFrame:
-    """Returns the rows of runs that differ from their preset in exactly these settings; those `compared` may have any value.
+    """Returns the rows of runs that differ from their preset in exactly these settings; settings in `compared` are ignored.
 
     `iterations` in `compared` stands for the base method's own setting. A run that changes the `ipc` of its preset is left out
     if its size has a preset of its own, because the two presets may differ in anything.
@@ -171,8 +171,8 @@ def with_settings(rows: pd.DataFrame, settings: Collection[str], compared: Seque
 def runs_of(preset: str, scale: str, records: Iterable[RunRecord]) -> list[RunRecord]:
     """Returns the runs that stand for a preset, one a seed: those of the preset as it stands.
 
-    Scale "short" leaves open how many teachers and iterations there are. Where the preset was not run there as it stands, runs
-    that differ from it in these numbers alone stand for it: of several such settings, those with most iterations.
+    Scale "short" leaves the numbers of teachers and iterations open. If the preset was not run there as it stands, runs that
+    differ from it only in these numbers stand for it: of several such settings, the one with most iterations.
     """
     groups: dict[str, list[RunRecord]] = {}
     for run in runs_left_open(preset, scale, records):
@@ -181,7 +181,7 @@ def runs_of(preset: str, scale: str, records: Iterable[RunRecord]) -> list[RunRe
 
 
 def runs_left_open(preset: str, scale: str, records: Iterable[RunRecord]) -> list[RunRecord]:
-    """Returns the runs of a preset as it stands, and those that differ in nothing but what its scale leaves open."""
+    """Returns the runs of a preset as it stands, and those that differ only in what its scale leaves open."""
 
     def is_left_open(run: RunRecord) -> bool:
         left_open = {*LEFT_OPEN, f"{run.method.removeprefix(SEQUENTIAL_PREFIX)}.iterations"} if scale == "short" else set()

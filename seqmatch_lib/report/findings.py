@@ -90,7 +90,8 @@ def find_subsets(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str:
     compared = comparison(evidence, dataset, ipc, scale)
     counts = compared[compared["set"] == STAGED]["num_subsets"]
     found = (
-        f"Accuracy in stages, in per cent, over the seeds that were run at every K (seed {', '.join(map(str, sorted(seeds)))}): "
+        "Accuracy in stages, in per cent, over the seeds that were run at every K (seed "
+        f"{', '.join(map(str, sorted(seeds)))}): "
         f"{', '.join(courses)}. {_minus(compared, DECIDING)}"
     )
     sure = f"Seeds of distillation: {_seeds_by(frame, 'num_subsets', 'K = {}')}."

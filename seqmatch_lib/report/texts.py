@@ -1,4 +1,4 @@
-"""How numbers and settings are written for readers: names of cells and scales, and frames as texts."""
+"""Numbers and settings as readers see them: names of cells and scales, and frames as texts."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -15,7 +15,7 @@ SIGNED = ("difference", "gain")  # columns that are shown with a sign
 
 
 def label_scale(scale: str) -> str:
-    """Returns the name of a scale with what a reader must know of it."""
+    """Returns the name of a scale, with what a reader must know about it."""
     return {"reduced": "rehearsal (reduced)", "smoke": "smoke: means nothing"}.get(scale, scale)
 
 
@@ -26,17 +26,17 @@ def name_cell(dataset: str, ipc: int | None) -> str:
 
 
 def name_setting(dataset: str, ipc: int | None, scale: str) -> str:
-    """Returns what a heading says of runs; `ipc` as in `name_cell`."""
+    """Returns the heading of runs: data set, size and scale; `ipc` as in `name_cell`."""
     return f"{name_cell(dataset, ipc)}, {label_scale(scale)}"
 
 
 def name_runs(evidence: Evidence, dataset: str, ipc: int, scale: str, bases: Collection[str] = ()) -> str:
-    """Returns what a heading says of the runs that stand for presets, by default of all base methods; see `runs_of`."""
+    """Returns the heading of the runs that stand for presets, by default of all base methods; see `runs_of`."""
     return f"{name_cell(dataset, ipc)}, {name_scale(evidence, dataset, ipc, scale, bases)}"
 
 
 def name_scale(evidence: Evidence, dataset: str, ipc: int, scale: str, bases: Collection[str] = ()) -> str:
-    """Returns the name of a scale; at scale "short", which leaves it open, with the number of teachers."""
+    """Returns the name of a scale; at scale "short", which leaves the number of teachers open, with that number."""
     presets = [f"{dataset}-ipc{ipc}-{prefix}{base}" for base in bases or method_names() for prefix in ("", SEQUENTIAL_PREFIX)]
     configs = [RunConfig.from_dict(run.config) for preset in presets for run in runs_of(preset, scale, evidence.runs)[:1]]
     counts = pd.Series([config.teachers.num_teachers for config in configs if config.uses_teachers])

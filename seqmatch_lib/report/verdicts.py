@@ -1,11 +1,14 @@
-"""The paper's claims, one a row and scale: what was measured, beside which control, and the verdict that one rule gives.
+"""The paper's claims, a row for each claim and scale: what was measured, the controls, and the verdict that one rule gives.
 
-The rule: a claim is decided by runs of scale "paper", or of scale "short" with all its teachers and iterations, and by three
-seeds of distillation or more. Then a difference is confirmed if its 95 % interval, and that from every control, lies above 0,
-and an accuracy if it is not below the published mean by more than two standard deviations of both together. Otherwise it is
-not confirmed; but an accuracy that is missed at scale "short", which has fewer iterations, decides nothing. Nor does what was
-measured at other scales, with fewer seeds or without its controls. Claims on losses and gradients were measured in single
-pairs: seen there or not, and never decided.
+The rule: three seeds of distillation or more decide a claim, at scale "paper", or at scale "short" with all its teachers and
+iterations.
+
+- Confirmed: the 95 % interval of a difference lies above 0, and so does that from every control; or an accuracy is not below
+  the published mean by more than two standard deviations of both together.
+- Not confirmed: one of these intervals does not lie above 0, or the accuracy is further below. But an accuracy that is missed
+  at scale "short", which has fewer iterations, decides nothing.
+- Not decided: everything else, such as other scales, fewer seeds, or controls that were not run. Claims on losses and
+  gradients were measured in single pairs: they are seen there or not, and never decided.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -70,19 +73,19 @@ class Gap(NamedTuple):
 
     @property
     def direction(self) -> str:
-        """Where the first side is by the interval: "ahead", "behind" or "level"; without one, the number of seeds."""
+        """Where the first side is by the interval: "ahead", "behind" or "level"; without an interval, the number of seeds."""
         if not self.decides:
             return count_seeds(self.seeds) if self.seeds else "not run"
         return "ahead" if self.low > 0 else "behind" if self.high < 0 else "level"
 
 
 def judge_difference(gap: Gap, scale: str, controls: Mapping[str, Gap] | None = None, cut_short: bool = False) -> str:
-    """Returns the verdict on a claimed gain, with what was seen in brackets; see the head of this file.
+    """Returns the verdict on a claimed gain, and in brackets what was seen; see the head of this file.
 
     Args:
-        gap: what is claimed to be positive.
+        gap: the difference that is claimed to be positive.
         scale: of the runs.
-        controls: name -> the gap to that control, which must be positive, too.
+        controls: name -> the difference from that control, which must be positive, too.
         cut_short: whether the runs have fewer teachers or iterations than their scale.
     """
     gaps, named = [gap, *(controls or {}).values()], {}
@@ -115,9 +118,9 @@ def judge_accuracy(
 
 
 def list_verdicts(evidence: Evidence, published: pd.DataFrame, results_dir: Path) -> pd.DataFrame:
-    """Returns one page: every claim with its setting, what was measured, its control, the verdict, and the records behind it.
+    """Returns every claim with its setting, what was measured, the controls, the verdict, and the records behind it.
 
-    A claim has a row for each scale at which it was asked, the one that decides first; the paper's own claims lead.
+    A claim has a row for each scale at which it was asked. The scale that decides comes first, and so do the paper's claims.
 
     Args:
         evidence: the records.
@@ -176,7 +179,7 @@ def _accuracies(evidence: Evidence, published: pd.DataFrame) -> Iterable[tuple[s
 
 
 def _sequences(evidence: Evidence, known: pd.DataFrame) -> Iterable[tuple[str, ...]]:
-    """The gain of the sequence over its base method, wherever it was published, and on CIFAR-10 for the other base methods."""
+    """The gain of the sequence over its base method: where it was published, and on CIFAR-10 for the other base methods."""
     cells = [key for key in known.index if key[2].startswith(SEQUENTIAL_PREFIX)]
     cells += [("cifar10", 10, SEQUENTIAL_PREFIX + base) for base in method_names()]
     for dataset, ipc, method in dict.fromkeys(cells):
@@ -322,7 +325,7 @@ def _growth_of_repair(path: Path) -> tuple[pd.Series, str]:
 def _is_cut_short(
     evidence: Evidence, dataset: str, ipc: int, scale: str, base: str, prefixes: Sequence[str] = ("", SEQUENTIAL_PREFIX)
 ) -> bool:
-    """Whether runs stand for a preset, alone or in sequence, that have other numbers of teachers or iterations than it has."""
+    """Whether a preset, alone or in sequence, is represented by runs with other numbers of teachers or iterations."""
     runs = [run for prefix in prefixes for run in runs_of(f"{dataset}-ipc{ipc}-{prefix}{base}", scale, evidence.runs)]
     return any(changes_of(run) for run in runs)
 
@@ -330,7 +333,7 @@ def _is_cut_short(
 def _by_scale(
     query: Callable[..., pd.DataFrame], evidence: Evidence, *cell: Any, **equal: Any
 ) -> list[tuple[str, pd.DataFrame]]:
-    """Returns each of `SCALES` at which a query finds rows that are equal in these columns, with them; else "" and no rows."""
+    """Returns each of `SCALES` with the rows that a query finds there, equal in these columns; if none, "" and no rows."""
     found = []
     for scale in SCALES:
         rows = query(evidence, *cell, scale)
