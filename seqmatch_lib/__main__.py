@@ -97,16 +97,16 @@ def _add_command(commands: Any, name: str, run: Callable[[argparse.Namespace], N
 
 def _add_runs(commands: Any) -> None:
     """Adds the commands that compute: a run, the teachers that runs share."""
-    run = _add_command(commands, "run", _run, "distil, evaluate and record one preset, or go on with it")
+    run = _add_command(commands, "run", _run, "distil, evaluate and record one preset, or go on with a stopped run")
     _add_preset_arguments(run)
     _add_results_argument(run)
     _add_minutes_argument(run)
     run.add_argument("--download", action="store_true", help="download the data set if it is missing")
-    again = "discard the record and run again; an unfinished run goes on: to begin it afresh, delete <results>/state/<run id>"
+    again = "discard the record and run again; an unfinished run goes on (delete <results>/state/<run id> to begin it afresh)"
     run.add_argument("--force", action="store_true", help=again)
     _add_folder_arguments(run, of_set=False)
 
-    teachers = _add_command(commands, "teachers", _teachers, "record the teachers of a preset's first stage, which runs share")
+    teachers = _add_command(commands, "teachers", _teachers, "train the teachers of a preset's first stage, which runs share")
     _add_preset_arguments(teachers)
     _add_results_argument(teachers)
     _add_folder_arguments(teachers, of_set=False)
@@ -117,11 +117,11 @@ def _add_sets(commands: Any) -> None:
     """Adds the commands for distilled sets: evaluate, export, import."""
     evaluate = _add_command(commands, "evaluate", _evaluate, "train fresh networks on a distilled set and test them")
     evaluate.add_argument("path", type=Path, metavar="PATH", help="a .safetensors file below <results>/distilled")
-    evaluate.add_argument("--networks", nargs="+", metavar="NAME", help="default: those of the set's own run")
-    evaluate.add_argument("--num-networks", type=int, metavar="N", help="default: as in the set's own run")
+    evaluate.add_argument("--networks", nargs="+", metavar="NAME", help="architectures; default: those of the set's own run")
+    evaluate.add_argument("--num-networks", type=int, metavar="N", help="per architecture; default: as in the set's own run")
     evaluate.add_argument("--seed", type=int, default=0, help="default: 0")
     evaluate.add_argument("--joint", action="store_true", help="train on all subsets at once instead of stage by stage")
-    evaluate.add_argument("--random", action="store_true", help="also train on as many random real images")
+    evaluate.add_argument("--random", action="store_true", help="also train on the same number of random real images")
     _add_set_argument(evaluate, "training.epochs=600")
     evaluate.add_argument("--results", type=Path, metavar="DIR", help="keep a record in <DIR>/reevaluations")
     _add_minutes_argument(evaluate)
@@ -136,10 +136,10 @@ def _add_sets(commands: Any) -> None:
     import_ = _add_command(commands, "import", _import, "read a distilled set in the layout of another code, for `evaluate`")
     import_.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="folder of the set, or of each subset in order")
     import_.add_argument("--from", dest="kind", required=True, choices=FORMATS, metavar="FORMAT", help=", ".join(FORMATS))
-    import_.add_argument("--preset", required=True, metavar="PRESET", help="what the set is: data set, ipc, method")
-    import_.add_argument("--scale", default="paper", choices=SCALES, help="how networks are trained; default: paper")
+    import_.add_argument("--preset", required=True, metavar="PRESET", help="it gives the data set, ipc and method")
+    import_.add_argument("--scale", default="paper", choices=SCALES, help="of the training of networks; default: paper")
     _add_set_argument(import_, "zca=false")
-    import_.add_argument("--lr", type=float, nargs="+", default=[], metavar="LR", help="one step size, or one a subset")
+    import_.add_argument("--lr", type=float, nargs="+", default=[], metavar="LR", help="one step size, or one for each subset")
     import_.add_argument("--out", type=Path, required=True, metavar="FILE", help="the .safetensors file to write")
     _add_folder_arguments(import_, of_set=False)
 
@@ -149,7 +149,7 @@ def _add_results(commands: Any) -> None:
     show = _add_command(commands, "show", _show, "print the accuracies of all records of a results folder")
     show.add_argument("results", type=Path, nargs="?", default=RESULTS, metavar="DIR")
 
-    text = "write the paper's tables and figures, which show presets; `show`, and sm.records in Python, show every run"
+    text = "write the paper's tables and figures, of presets alone; `show`, and sm.records in Python, cover every run"
     tables = _add_command(commands, "tables", _tables, text)
     _add_results_argument(tables)
     tables.add_argument("--readme", action="store_true", help="print the README's table of results instead")
@@ -158,37 +158,37 @@ def _add_results(commands: Any) -> None:
 
     notebook = _add_command(commands, "notebook", _notebook, "execute a notebook; a parameter it does not have is an error")
     notebook.add_argument("path", type=Path, nargs="?", metavar="PATH", help="for example notebooks/20_ablation_k.ipynb")
-    notebook.add_argument("--all", action="store_true", help=f"all notebooks as they open, into {EXECUTED}")
+    notebook.add_argument("--all", action="store_true", help=f"all notebooks, parameters unchanged, into {EXECUTED}")
     notebook.add_argument("--out", type=Path, metavar="PATH", help="the executed copy; default: build/executed/<name>")
-    notebook.add_argument("--html", action="store_true", help="write the copy as a page, too")
+    notebook.add_argument("--html", action="store_true", help="also write the copy as an HTML page")
     _add_set_argument(notebook, "scale=reduced")
 
 
 def _add_predictions(commands: Any) -> None:
-    """Adds the commands for what comes before a run: the presets, a batch of them, the speed of the machine, the cost."""
+    """Adds the commands for before a run: list the presets, plan a batch, measure the machine, predict the cost."""
     _add_command(commands, "presets", lambda options: print("\n".join(preset_names())), "list the presets")
 
     plan = _add_command(
-        commands, "plan", _plan, "list the runs that a batch (`make tables`) has yet to make, and what they take"
+        commands, "plan", _plan, "list the runs that a batch (`make tables`) has yet to make, with time and memory"
     )
     plan.add_argument("--scale", default="smoke", help=f"{', '.join(SCALES)}; default: smoke")
     for name, others in (("datasets", "presets"), ("presets", "datasets")):
-        plan.add_argument(f"--{name}", nargs="+", metavar="NAME", help=f"of the batch, instead of {others}")
+        plan.add_argument(f"--{name}", nargs="+", metavar="NAME", help=f"{name} of the batch, instead of {others}")
     plan.add_argument("--seeds", nargs="+", default=[0], metavar="N", help="default: 0")
     plan.add_argument("--results", metavar="DIR", help="default: build/<scale>")
 
     bench = _add_command(commands, "bench", _bench, "measure speed, memory and exactness of the engines on this machine")
-    bench.add_argument("--quick", action="store_true", help="small networks alone, under three minutes on two CPU cores")
+    bench.add_argument("--quick", action="store_true", help="small networks only, under three minutes on two CPU cores")
     _add_results_argument(bench)
 
     cost = _add_command(commands, "cost", _cost, "predict operations, seconds and memory of a preset from a benchmark")
     _add_preset_arguments(cost)
-    cost.add_argument("--threads", type=int, metavar="N", help="of the run; default: those of torch")
+    cost.add_argument("--threads", type=int, metavar="N", help="threads of the run; default: those of torch")
     cost.add_argument("--benchmark", type=Path, metavar="FILE", help="default: the newest below <results>/benchmarks")
     _add_results_argument(cost)
-    cost.add_argument("--image-size", type=int, metavar="PIXELS", help="of another data set; default: the preset's")
-    cost.add_argument("--num-classes", type=int, metavar="N", help="of another data set")
-    cost.add_argument("--train-images", type=int, metavar="N", help="of another data set")
+    cost.add_argument("--image-size", type=int, metavar="PIXELS", help="image side of another data set; default: the preset's")
+    cost.add_argument("--num-classes", type=int, metavar="N", help="classes of another data set")
+    cost.add_argument("--train-images", type=int, metavar="N", help="training images of another data set")
 
 
 def _add_preset_arguments(command: argparse.ArgumentParser) -> None:
@@ -199,11 +199,13 @@ def _add_preset_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def _add_set_argument(command: argparse.ArgumentParser, example: str) -> None:
-    command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=f"for example {example}")
+    command.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help=f"change a setting, for example {example}"
+    )
 
 
 def _add_results_argument(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help=f"default: {RESULTS}")
+    command.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help=f"folder of results; default: {RESULTS}")
 
 
 def _add_minutes_argument(command: argparse.ArgumentParser) -> None:
@@ -211,26 +213,26 @@ def _add_minutes_argument(command: argparse.ArgumentParser) -> None:
 
 
 def _add_folder_arguments(command: argparse.ArgumentParser, of_set: bool) -> None:
-    """Adds the options for a folder of one's own: as a new data set, or as the one that a distilled set was made of."""
+    """Adds the options for a folder of your own images: as a new data set, or as the one that a set was distilled from."""
     command.add_argument(
         "--images", type=Path, metavar="FOLDER", help="your own images, FOLDER/train/<class>/, as the data set"
     )
-    default = "that of the distilled set" if of_set else "theirs"
-    command.add_argument("--image-size", type=int, metavar="PIXELS", help=f"side that they are brought to; default: {default}")
+    default = "that of the distilled set" if of_set else "their own"
+    command.add_argument("--image-size", type=int, metavar="PIXELS", help=f"side they are resized to; default: {default}")
     if not of_set:
-        command.add_argument("--name", help="what they are called in records; default: as their folder")
+        command.add_argument("--name", help="name of your images in records; default: that of their folder")
 
 
 def _check_folder_options(options: argparse.Namespace) -> None:
-    """Raises ConfigError if a folder that was not given is described."""
+    """Raises ConfigError if options describe a folder of images that was not given."""
     described = "images" in options and (options.image_size, getattr(options, "name", None)) != (None, None)
-    require(not described or options.images is not None, "--image-size and --name are of your own images; give --images too")
+    require(not described or options.images is not None, "--image-size and --name describe your images; give --images, too")
 
 
 def _read_config(options: argparse.Namespace) -> RunConfig:
     overrides = parse_overrides(options.set)
     if getattr(options, "images", None) is not None:
-        require("dataset" not in overrides, "--images gives the data set, and --name its name; leave out --set dataset=…")
+        require("dataset" not in overrides, "--images gives the data set, and --name names it; leave out --set dataset=…")
         spec = DatasetSpec.from_folder(options.images.resolve(), options.image_size, options.name)
         register_dataset(spec)
         overrides = {"dataset": spec.name, "zca": False} | overrides
@@ -250,7 +252,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _announce_hours(config: RunConfig) -> None:
-    """Says on stderr how long a run will take, if that is an hour or more and a committed benchmark can tell."""
+    """Says on stderr how long a run will take, if a committed benchmark predicts an hour or more."""
     try:
         model = CostModel.load(RESULTS, device="cuda" if torch.cuda.is_available() else "cpu")
         hours = sum(model.predict(config).values()) / 3600
@@ -282,12 +284,12 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _find_images(options: argparse.Namespace, sequence: SubsetSequence) -> DatasetSpec:
-    """Returns the data set that a distilled set was made of: by its name, or in a folder of whatever name."""
+    """Returns the data set that a distilled set was made from: by its name, or from a folder, whatever that is called."""
     config = config_of(sequence, options.path)
     if options.images is None:
         return find_dataset(config.dataset)
     registered = DATASETS.get(config.dataset)
-    problem = f"{options.path} is a set of {config.dataset}, not of images of your own"
+    problem = f"{options.path} was distilled from {config.dataset}, not from images of your own"
     is_own = registered is None or registered.folder is not None
     require(is_own, f"{problem}; leave out --images, or import it with them")
     sides = set(sequence.subsets[0].images.shape[2:])
@@ -327,7 +329,7 @@ def _show(options: argparse.Namespace) -> None:
 
 
 def _load_records(results_dir: Path) -> list[RunRecord]:
-    """Returns the records of a folder; raises ConfigError if there are none, for example in one whose name is mistyped."""
+    """Returns the records of a folder; raises ConfigError if there are none, for example because its name is mistyped."""
     records = load_runs(results_dir)
     require(bool(records), f"{results_dir} holds no records; make one with `python -m seqmatch_lib run PRESET`")
     return records
@@ -375,10 +377,10 @@ def _notebook(options: argparse.Namespace) -> None:
 
     require(options.all != (options.path is not None), "give the PATH of one notebook, or --all")
     if options.all:
-        message = f"--all executes notebooks as they open, into {EXECUTED}; leave out --out, --set"
+        message = f"--all executes notebooks with their own parameters, into {EXECUTED}; leave out --out and --set"
         require(not (options.out or options.set), message)
         notebooks = {EXECUTED / f"{name}.ipynb": copy for name, copy in list_copies("notebooks").items()}
-        require(bool(notebooks), "there is no folder notebooks/ here; give --all in a checkout of the repository")
+        require(bool(notebooks), "there is no folder notebooks/ here; use --all in a checkout of the repository")
     else:
         out = options.out or Path("build") / "executed" / options.path.name
         notebooks = {out: (options.path, parse_overrides(options.set))}

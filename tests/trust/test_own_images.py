@@ -274,7 +274,7 @@ def test_own_images_do_not_judge_a_set_of_other_data(tmp_path, capsys):
     (distilled,) = (tmp_path / "results" / "distilled").iterdir()
     write_pictures(tmp_path / "pets")
     line = fails_in_one_line(capsys, "evaluate", str(distilled), "--images", str(tmp_path / "pets"))
-    assert "is a set of digits, not of images of your own; leave out --images" in line
+    assert "was distilled from digits, not from images of your own; leave out --images" in line
 
 
 # --- public data sets, as others arrange them
