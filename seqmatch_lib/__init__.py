@@ -1,6 +1,6 @@
 """SeqMatch: sequential subset matching for dataset distillation. The names below are the front door, see `front`.
 
-`import seqmatch_lib as sm` is quick: everything, torch too, is imported where it is first used.
+`import seqmatch_lib as sm` is quick: everything, even torch, is imported when it is first used.
 """
 
 from importlib import import_module

@@ -149,7 +149,7 @@ def _add_results(commands: Any) -> None:
     show = _add_command(commands, "show", _show, "print the accuracies of all records of a results folder")
     show.add_argument("results", type=Path, nargs="?", default=RESULTS, metavar="DIR")
 
-    text = "write the paper's tables and figures, of presets alone; `show`, and sm.records in Python, cover every run"
+    text = "write the paper's tables and figures, which show presets; `show`, and sm.records in Python, show every run"
     tables = _add_command(commands, "tables", _tables, text)
     _add_results_argument(tables)
     tables.add_argument("--readme", action="store_true", help="print the README's table of results instead")

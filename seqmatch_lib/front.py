@@ -1,4 +1,4 @@
-"""The front door: runs, distillation of one's own images, evaluation, records and presets, a call each.
+"""The front door: one call each to run a preset, distil your own images, evaluate a set, and list records and presets.
 
 >>> import seqmatch_lib as sm
 >>> run = sm.run("digits-ipc10-seqmatch_mtt", scale="smoke", results_dir=folder)
@@ -49,13 +49,13 @@ RESULTS = "paper_results"
 
 @dataclass(frozen=True, repr=False)
 class Run:
-    """A finished run: its record, its distilled set, and what can be asked of them.
+    """A finished run: its record, its distilled set, and methods to show and evaluate them.
 
     Args:
-        config: of the run.
+        config: settings of the run.
         record: accuracies, losses, seconds, versions; see `RunRecord`.
-        results_dir: folder in which it was run.
-        dataset: its images where they were given as arrays; None where the data set has a name.
+        results_dir: folder with its record and set.
+        dataset: the real images if they were given as arrays; None if the data set has a name.
     """
 
     config: RunConfig
@@ -75,8 +75,8 @@ class Run:
         """The distilled set, S_1 … S_K.
 
         Raises:
-            StorageError: the record is there, the set is not: committed records come without most of the sets, and a run on a
-                whole data set has none.
+            StorageError: there is a record and no set: most committed records come without their sets, and a run on a whole
+                data set has none.
         """
         return load_sequence(self._find_set())
 
@@ -123,9 +123,9 @@ class Run:
         return _close(show_pictures(blocks, names, self.record.run_id, max_per_class, classes))
 
     def pictures(self) -> dict[str, torch.Tensor]:
-        """Returns name of each subset -> its images as (classes * ipc, C, H, W) pixels; those of real ones lie in [0, 1].
+        """Returns name of subset -> its images as (classes * ipc, C, H, W) pixels; pixels of real images lie in [0, 1].
 
-        Whitened ones need the data set where no sheet of them was kept; see `load_pictures`.
+        To show whitened images, the data set is needed if no sheet of their pictures was kept; see `load_pictures`.
         """
         self._find_set()
         pictures = load_pictures(self.config, self.results_dir, self.dataset)
@@ -135,7 +135,7 @@ class Run:
 
     @property
     def class_names(self) -> list[str]:
-        """One a class; numbers where the set does not know them."""
+        """The names of the classes, in order; numbers if the set does not hold names."""
         spec = find_dataset(self.config.dataset) if self.dataset is None else self.dataset.spec
         return self.distilled.metadata.get("class_names") or [str(label) for label in range(spec.num_classes)]
 
@@ -160,7 +160,7 @@ class Run:
 
 
 def _close(figure: "Figure") -> "Figure":
-    """Returns a figure that a notebook draws once, as the value of a cell; open ones it draws at the cell's end, too."""
+    """Returns a figure, closed, so that a notebook draws it once: open figures are drawn again at the end of a cell."""
     from matplotlib.pyplot import close
 
     close(figure)
@@ -177,10 +177,10 @@ def run(
     force: bool = False,
     download: bool = False,
 ) -> Run:
-    """Runs a preset, goes on with it where it was stopped, or reads its record where it is finished.
+    """Runs a preset, goes on with a stopped run of it, or reads the record of a finished one.
 
     Args:
-        preset: a name of `presets()`; or a `RunConfig`, which has its own scale, seed and settings: leave out these three.
+        preset: a name from `presets()`; or a `RunConfig`, which has its own scale, seed and settings: then leave these out.
         scale: "smoke" (seconds, means nothing), "reduced" (a rehearsal, minutes), "short" (the published settings, fewer
             iterations; hours) or "paper".
         seed: of initial images, batches and evaluation networks.
@@ -220,7 +220,7 @@ def distill(
     results_dir: Path | str | None = None,
     force: bool = False,
 ) -> Run:
-    """Distils images that lie in memory: no preset, no folder.
+    """Distils images that are in memory, without a preset or a folder.
 
     Args:
         train: (images, labels): tensors or numpy arrays, (N, C, H, W) uint8, or floats in [0, 1], and (N,) whole numbers
@@ -228,19 +228,19 @@ def distill(
         test: the same for the test images.
         method: base method: "mtt", "idc", "dm", "krr", or a registered one of your own.
         subset_ipcs: images per class of S_1 … S_K; more than one makes it SeqMatch.
-        iterations: for each subset; by default those of the preset that lends its settings.
-        scale: all other settings are those of the preset `cifar10-ipc10-<method>` at this scale, of several subsets those of
-            `cifar10-ipc10-seqmatch_<method>`, for a method of your own those of `cifar10-ipc10-random` and its own defaults;
-            for example a ConvNet of depth 3, which needs images of 8 pixels and more.
+        iterations: for each subset; by default those of the preset that gives the other settings.
+        scale: of the preset that gives all other settings: `cifar10-ipc10-<method>`, with several subsets
+            `cifar10-ipc10-seqmatch_<method>`, for a method of your own `cifar10-ipc10-random` and the method's own defaults.
+            They have, for example, a ConvNet of depth 3, which needs images of at least 8 pixels.
         seed: of initial images, batches and evaluation networks.
         set: settings that differ from that preset, by dotted keys.
-        results_dir: folder to keep everything in, teachers too, from which the same call goes on. By default a temporary one,
-            which is removed when the call fails, or when the returned run is no longer used; `run.distilled.save(path)` keeps
-            the set alone.
+        results_dir: folder that keeps everything, also teachers, so that the same call can go on from it. By default a
+            temporary folder, which is removed when the call fails or the returned run is no longer used. Then
+            `run.distilled.save(path)` keeps the set.
         force: discard the record, if there is one, and distil again; an unfinished run goes on, see `run_experiment`.
 
     Raises:
-        DataError: images or labels that do not fit, with what was found.
+        DataError: images or labels do not have this form; the message says what was found.
         ConfigError: an unknown method, or a setting out of range.
     """
     dataset, settings = dataset_from_arrays(train, test), as_overrides(set)
@@ -257,7 +257,7 @@ def distill(
     uses_teachers, method = get_method(base).uses_teachers, SEQUENTIAL_PREFIX * (len(ipcs) > 1) + base
     names = (f"cifar10-ipc10-{base}", f"cifar10-ipc10-{method}")
     preset, lender = (name if name in preset_names() else "cifar10-ipc10-random" for name in names)
-    # the run is noted under the plain preset, so that the ids of earlier runs still hold
+    # the run is recorded under the plain preset, so that the ids of earlier runs stay valid
     config = replace(RunConfig.from_preset(lender, scale, seed), preset=preset)
     changes: dict[str, Any] = {
         "dataset": dataset.spec.name,
@@ -295,21 +295,20 @@ def evaluate(
         distilled: the set, or its file.
         networks: architectures, for example ["convnet", "resnet18"]; by default those of the set's own run.
         joint: train on all subsets at once instead of stage by stage.
-        random: also train on as many random real images.
-        seed: of the networks and of those random images.
+        random: also train on the same number of random real images.
+        seed: of the networks and of these random images.
         set: settings that differ from those of the set's own run, by dotted keys: `{"training.epochs": 600}`.
-        dataset: the real images, or (train, test) as `distill` takes them; by default those of the name that the set
-            remembers.
-        results_dir: folder that keeps the record, and the state from which the same call goes on after a kill.
+        dataset: the real images, or (train, test) as `distill` takes them; by default the data set whose name the set holds.
+        results_dir: folder that keeps the record, and the state, so that the same call can go on after a kill.
         max_minutes: stop at the first checkpoint after this time, with `OutOfTime`; it needs `results_dir`.
 
     Returns:
         `accuracy` and `random_baseline` in per cent, by architecture.
 
     Raises:
-        ConfigError: the set does not say how it was made, `networks` is no list of names, or a setting is one of distillation.
+        ConfigError: the set does not say how it was made, `networks` is no list of names, or a setting is for distillation.
         DataError: the set was distilled from other images than those found.
-        StorageError: `results_dir` holds the same question asked of other images.
+        StorageError: `results_dir` holds the same evaluation of a set with other images.
     """
     is_list = networks is None or (isinstance(networks, Iterable) and not isinstance(networks, str))
     require(is_list, f"networks {networks!r:.120} must be a list of names, such as ['convnet', 'resnet18']")
@@ -335,22 +334,22 @@ def evaluate(
 
 
 def config_of(sequence: SubsetSequence, origin: Path | str) -> RunConfig:
-    """Returns the configuration that a set was made with; raises ConfigError, which names the `origin`, if it has none."""
+    """Returns the configuration that a set was made with. Raises ConfigError, which names the `origin`, if it has none."""
     require("config" in sequence.metadata, f"{origin} does not say how it was made; give a file written by `run`")
     return RunConfig.from_dict(sequence.metadata["config"])
 
 
 def load(path: Path | str) -> SubsetSequence:
-    """Reads a distilled set that a run, or `SubsetSequence.save`, wrote.
+    """Reads a distilled set that was written by a run or by `SubsetSequence.save`.
 
     Raises:
-        StorageError: missing, damaged, or not a distilled set.
+        StorageError: the file is missing, damaged, or not a distilled set.
     """
     return load_sequence(_as_path(path))
 
 
 def records(results_dir: Path | str = RESULTS) -> "DataFrame":
-    """Returns every accuracy of every network of every run, one a row, in per cent.
+    """Returns a row for each network of each run, with its accuracy in per cent.
 
     Returns:
         Columns `dataset`, `ipc`, `method`, `num_subsets`, `scale`, `run_id`, `seed`, `training` ("last", "selected", "joint",
@@ -378,9 +377,9 @@ def presets(dataset: str | None = None, scale: str = "paper", results_dir: Path 
     """Returns the presets, with what was published for them and the minutes that a run takes.
 
     Args:
-        dataset: its presets alone; all by default.
-        scale: of the minutes.
-        results_dir: where published accuracies and benchmarks lie; without them these columns are empty.
+        dataset: return the presets of this data set only; by default all.
+        scale: for which the minutes are given.
+        results_dir: folder with published accuracies and benchmarks; without them these columns are empty.
 
     Returns:
         Columns `preset`, `ipc` (0: all images), `method`, `num_subsets`, `published` (per cent), `check` (how that number was

@@ -1,4 +1,4 @@
-"""What notebooks read: finished runs of a results folder. Missing ones are run where that is allowed."""
+"""What notebooks read: finished runs of a results folder. Missing runs are run if that is allowed."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,10 +25,10 @@ ANNOUNCED_MINUTES = 2.0  # what takes longer is announced
 
 
 def find_folder(name: Path | str = RESULTS) -> Path:
-    """Returns a folder of the current directory, of one above it, or of the repository that this library lies in.
+    """Returns a folder below the current directory, below one above it, or in the repository of this library.
 
     Raises:
-        StorageError: it is in none of them.
+        StorageError: the folder is in none of them.
     """
     folder = _look_for(name)
     remedy = "work inside a checkout of the repository, or give results_dir the path of a folder of records"
@@ -49,7 +49,7 @@ def list_configs(
     Args:
         dataset: of the presets.
         bases: base methods.
-        divisions: images per class of the subsets, one list a set; one of a single number is the base method alone.
+        divisions: a list for each set, with the images per class of its subsets; a single number is the base method alone.
         scale: of the runs.
         seeds: one seed, or several.
 
@@ -86,8 +86,8 @@ class Results:
     """Finished runs of one or two results folders.
 
     Args:
-        folders: that records are looked for in, the first one first.
-        work_dir: where missing runs are run; None: they are an error.
+        folders: where records are looked for, in this order.
+        work_dir: where missing runs are run; None: a missing run is an error.
     """
 
     folders: tuple[Path, ...]
@@ -99,10 +99,10 @@ class Results:
 
         Args:
             results_dir: folder of records; the committed ones by default. A relative path is looked for as in `find_folder`.
-            compute: whether missing runs are run: into `results_dir`, or into `build/results` of the repository where that is
-                the committed folder. The committed records are looked in first. A relative path is one from the current
-                directory where it is there, or leads upwards, else one from the repository. Outside of a checkout, the current
-                directory stands for the repository.
+            compute: whether missing runs are run. They go into `results_dir`; if that is the committed folder, they go into
+                `build/results` of the repository. Committed records are read first. A relative path starts at the current
+                directory if it exists there or leads upwards, and at the repository otherwise. Outside a checkout, the
+                current directory stands for the repository.
 
         Raises:
             StorageError: there is no such folder, and `compute` was not asked for.
@@ -119,12 +119,12 @@ class Results:
         return cls((work_dir,) if committed is None else (committed, work_dir), work_dir)
 
     def records(self) -> list[RunRecord]:
-        """Returns the records of all folders, each run once."""
+        """Returns the records of all folders; a run that is in two of them is returned once."""
         runs = [run for folder in reversed(self.folders) for run in load_runs(folder)]
         return list({run.run_id: run for run in runs}.values())
 
     def evidence(self) -> Evidence:
-        """Returns what all folders hold, for the queries and figures of `report`.
+        """Returns the records of all folders together, for the queries and figures of `report`.
 
         Raises:
             StorageError: a damaged record, or runs of one data set and scale on different images.
@@ -138,15 +138,15 @@ class Results:
         return Evidence(runs, *measured, parts[0].trust)
 
     def run(self, configs: Sequence[RunConfig], with_sets: bool = False) -> list[Run]:
-        """Returns finished runs, in this order; runs those that are missing, and says before how long that will take.
+        """Returns finished runs, in this order. Runs those that are missing, and first says how long that will take.
 
         Args:
             configs: what to look for.
-            with_sets: whether a run is missing, too, whose distilled set is: few are committed with their sets.
+            with_sets: whether a run counts as missing if its distilled set is missing; few runs are committed with theirs.
 
         Raises:
             StorageError: runs are missing, and `compute` was not asked for.
-            SeqMatchError: as `run_experiment`, for example where the data set is not there.
+            SeqMatchError: as from `run_experiment`, for example because the data set is not there.
         """
         runs = {config.run_id: self._find(config, with_sets) for config in configs}
         missing = list({config.run_id: config for config in configs if runs[config.run_id] is None}.values())
@@ -165,13 +165,13 @@ class Results:
         return [runs[config.run_id] for config in configs]
 
     def available(self, configs: Mapping[str, RunConfig]) -> dict[str, Run]:
-        """Returns name -> finished run, after missing ones were run if that is allowed; without those that are missing."""
+        """Returns name -> finished run. Missing runs are run if that is allowed, and left out otherwise."""
         if self.work_dir is not None:
             self.run(list(configs.values()))
         return {name: run for name, config in configs.items() if (run := self._find(config, False)) is not None}
 
     def prepare(self, configs: Sequence[RunConfig]) -> Evidence:
-        """Returns what all folders hold, after missing runs were run if that is allowed.
+        """Runs what is missing, if that is allowed, and returns the records of all folders together.
 
         Raises:
             StorageError: it is not allowed, and none of these runs has a record.
@@ -181,10 +181,10 @@ class Results:
         return self.evidence()
 
     def measure_orders(self, configs: Sequence[RunConfig]) -> Evidence:
-        """Returns what all folders hold, after ablations of order and division of SeqMatch runs were made that no folder has.
+        """Makes missing ablations of order and division of SeqMatch runs, and returns the records of all folders together.
 
         Raises:
-            StorageError: that is not allowed, and none of them was made.
+            StorageError: making them is not allowed, and there is none of them.
         """
         known = {digest_json(record.config) for record in self.evidence().orders}
         missing = [config for config in configs if config.hash not in known]
@@ -202,14 +202,14 @@ class Results:
 
         Args:
             dataset: of the runs.
-            scale: at which they are measured, if that is allowed, where they were not.
+            scale: missing measurements are made at this scale, if that is allowed.
             seed: of the runs.
 
         Returns:
-            Scale -> measurements, as `load_coupling` returns them, for every scale of which some folder has any.
+            Scale -> measurements, as `load_coupling` returns them, for every scale at which a folder has some.
 
         Raises:
-            StorageError: there are none at `scale`, and it is not allowed to measure them.
+            StorageError: there are none at `scale`, and measuring is not allowed.
         """
         measured: dict[str, dict[str, DataFrame]] = {}
         for folder in reversed(self.folders):
@@ -228,10 +228,10 @@ class Results:
         return {name: measured[name] for name in reversed(SCALES) if name in measured}
 
     def reevaluate(self, runs: Sequence[Run], networks: Sequence[str], num_networks: int) -> Evidence:
-        """Returns what all folders hold, after sets were asked, if that is allowed, what they are worth for more networks.
+        """Evaluates sets on more architectures, if that is allowed, and returns the records of all folders together.
 
-        A set is not asked again where the accuracies of as many networks are known, as `queries.transfer` takes them: trained
-        as in the run itself, beside those of random real images.
+        A set is not evaluated again on an architecture if accuracies of this many networks are known, as `queries.transfer`
+        takes them: trained as in the run itself, together with those of random real images.
         """
         known: dict[tuple[str, str], set[str]] = {}
         for row in self.evidence().accuracies.to_dict("records"):
@@ -250,7 +250,7 @@ class Results:
         return record.method != "whole" and self._find(RunConfig.from_dict(record.config), True) is not None
 
     def open_run(self, record: RunRecord) -> Run:
-        """Returns a finished run, from the folder that has its distilled set if one has."""
+        """Returns a finished run, if possible from a folder that has its distilled set."""
         config = RunConfig.from_dict(record.config)
         run = self._find(config, self.has_set(record))
         where = " or ".join(map(str, self.folders))
@@ -266,7 +266,7 @@ class Results:
         return None
 
     def _refuse(self, missing: Sequence[RunConfig], total: int, what: str) -> NoReturn:
-        """Raises the error for missing runs: which, and how to make them."""
+        """Raises the error for missing runs, which says which they are and how to make them."""
         first, others = missing[0], len(missing) - 1
         raise StorageError(
             f"{len(missing)} of {total} runs have no {what} in {self.folders[0]}: "
@@ -275,9 +275,9 @@ class Results:
         )
 
     def _predict(self, configs: Sequence[RunConfig]) -> tuple[float, int]:
-        """Returns the minutes that runs will take, and of how many that is not known.
+        """Returns the minutes that runs will take, and for how many runs they are not known.
 
-        Those of a run of equal settings and another seed, where there is one, else predicted by a committed benchmark.
+        They are those of a run with equal settings and another seed, if there is one, else predicted by a committed benchmark.
         """
         committed = _look_for(RESULTS)
         if committed is None or not any((committed / "benchmarks").glob("*.json")):
@@ -288,8 +288,8 @@ class Results:
 
 
 def _duration(minutes: float, unknown: int) -> str:
-    """Returns how long runs take, in words; for some or all of them it may not be known."""
+    """Returns how long runs take, in words; for some or all of them this may be unknown."""
     if unknown and not minutes:
-        return "for how long no benchmark says"
+        return "for an unknown time, since no benchmark covers them"
     known = f"about {minutes:.0f} minutes" if minutes < 120 else f"about {minutes / 60:.0f} hours"
-    return known if not unknown else f"{known}, and more for {unknown} of them, which no benchmark covers"
+    return known if not unknown else f"{known}, and longer because of {unknown} of them that no benchmark covers"
