@@ -226,7 +226,7 @@ def _add_folder_arguments(command: argparse.ArgumentParser, of_set: bool) -> Non
 def _check_folder_options(options: argparse.Namespace) -> None:
     """Raises ConfigError if options describe a folder of images that was not given."""
     described = "images" in options and (options.image_size, getattr(options, "name", None)) != (None, None)
-    require(not described or options.images is not None, "--image-size and --name describe your images; give --images, too")
+    require(not described or options.images is not None, "--image-size and --name describe your images; give --images too")
 
 
 def _read_config(options: argparse.Namespace) -> RunConfig:
