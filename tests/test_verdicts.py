@@ -155,11 +155,11 @@ def test_claims_are_counted_once_by_their_leading_scale_and_by_whose_they_are():
         ("the paper", "a", "confirmed"),
         ("the paper", "a", "not decided (rehearsal: ahead)"),
         ("the paper", "b", "not confirmed (level)"),
-        ("our question", "c", "not decided (x)"),
+        ("our own questions", "c", "not decided (x)"),
     ]
     text = summarise(pd.DataFrame(rows, columns=["whose", "claim", "verdict"]).assign(setting="x"))
-    assert "Of 2 claims of the paper: 1 confirmed, 1 not confirmed, 0 not decided." in text
-    assert "Of 1 questions of our own: 0 confirmed, 0 not confirmed, 1 not decided." in text
+    assert "Claims of the paper: 1 confirmed, 1 not confirmed, 0 not decided." in text
+    assert "Questions of our own: 0 confirmed, 0 not confirmed, 1 not decided." in text
     assert "1 of the 4 rows are rehearsals" in text
 
 

@@ -132,7 +132,7 @@ def plot_comparison(evidence: Evidence, dataset: str, ipc: int, scale: str) -> F
 
 
 def plot_order(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figure:
-    """Draws what sets are worth that are divided or not, in sequence or not: a panel a base method, a point a seed."""
+    """Draws accuracies of sets that are divided or not, in sequence or not: a panel for each base method, a point a seed."""
     frame = controls.order(evidence, dataset, ipc, scale, by_seed=True)
     names = sorted(dict.fromkeys(frame["set"]), key=lambda name: name == RANDOM)
     return _plot_seeds(frame, names, name_runs(evidence, dataset, ipc, scale), STAGED, RANDOM)

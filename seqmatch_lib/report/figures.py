@@ -172,7 +172,7 @@ def plot_accuracies(
 
 
 def plot_transfer(frame: pd.DataFrame, title: str) -> Figure:
-    """Draws a frame of `queries.transfer`: what sets are worth for several architectures, beside random real images."""
+    """Draws a frame of `queries.transfer`: accuracies of several architectures, beside random real images."""
     names, methods = list(dict.fromkeys(frame["network"])), list(dict.fromkeys(frame["method"]))
     require(bool(methods), "no set was evaluated on two architectures; run the notebook with compute = True", StorageError)
     figure, axes = plt.subplots(1, len(methods), figsize=(1.6 + 2.8 * len(methods), 3.2), sharey=True, squeeze=False)

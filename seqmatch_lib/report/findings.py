@@ -76,7 +76,7 @@ def tabulate_comparison(evidence: Evidence, dataset: str, ipc: int, scale: str) 
 def find_subsets(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str:
     """How accuracy changes with K, and how far the sequence is ahead of its controls."""
     if (frame := queries.subsets(evidence, dataset, ipc, scale)).empty:
-        return _finding(dataset, ipc, scale)
+        return _finding(name_runs(evidence, dataset, ipc, scale), scale)
     frame = queries.of_one_interval(frame[frame["even"]]).sort_values("num_subsets", kind="stable")
     by_seed = queries.subsets(evidence, dataset, ipc, scale, by_seed=True)
     courses, seeds = [], set()
@@ -97,13 +97,13 @@ def find_subsets(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str:
     sure = f"Seeds of distillation: {_seeds_by(frame, 'num_subsets', 'K = {}')}."
     if len(counts):
         sure += f" The controls are those of K = {format_range(counts)}; no other K has any."
-    return _finding(dataset, ipc, scale, found, sure)
+    return _finding(name_runs(evidence, dataset, ipc, scale), scale, found, sure)
 
 
 def find_order(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str:
     """What matters: the division, the sequence, or the order of training."""
     if (frame := order(evidence, dataset, ipc, scale)).empty:
-        return _finding(dataset, ipc, scale)
+        return _finding(name_runs(evidence, dataset, ipc, scale), scale)
     lines = []
     for base, rows in frame.set_index("set").groupby("base", sort=False):
         names = [name for name in (STAGED, HALVES, HALVES_JOINTLY, ONE_SET) if name in rows.index]
@@ -117,13 +117,14 @@ def find_order(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str:
         "Accuracy in per cent, and in points the *lead* of the sequence in stages over the same sequence with one "
         f"change:\n{''.join(lines)}"
     )
-    return _finding(dataset, ipc, scale, found, f"{_seeds(frame)}; leads are over the seeds that both sides have.")
+    sure = f"{_seeds(frame)}; leads are over the seeds that both sides have."
+    return _finding(name_runs(evidence, dataset, ipc, scale), scale, found, sure)
 
 
 def find_gains(evidence: Evidence, dataset: str, scale: str) -> str:
     """How MTT's lead over random real images changes as the set grows, alone and in sequence."""
     if (frame := queries.gains_at_several_sizes(evidence, dataset, scale)).empty:
-        return _finding(dataset, None, scale)
+        return _finding(name_setting(dataset, None, scale), scale)
     alone, sequence = (frame[frame["method"] == name] for name in ("mtt", "seqmatch_mtt"))
 
     def course(rows: pd.DataFrame) -> str:
@@ -139,7 +140,7 @@ def find_gains(evidence: Evidence, dataset: str, scale: str) -> str:
     given = f"{counts[0]:,} at every size" if len(set(counts)) == 1 else given
     settings = "equal at all sizes" if alone["equal"].all() else "those of each size's preset, which differ in more"
     sure = f"Seeds of distillation: {_seeds_by(alone, 'ipc', 'ipc {}')}. Settings of MTT: {settings}. Iterations: {given}."
-    return _finding(dataset, None, scale, found, sure)
+    return _finding(name_setting(dataset, None, scale), scale, found, sure)
 
 
 def find_growth(results_dir: Path, dataset: str, scale: str) -> str:
@@ -167,19 +168,19 @@ def find_growth(results_dir: Path, dataset: str, scale: str) -> str:
 def find_bases(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str:
     """Whether the sequence helps each base method: its lead over one set of the preset, then over the controls."""
     if (frame := comparison(evidence, dataset, ipc, scale)).empty:
-        return _finding(dataset, ipc, scale)
+        return _finding(name_runs(evidence, dataset, ipc, scale), scale)
     first = ONE_SET if _gaps(frame, ONE_SET) else LONGER
     without = frame[~frame["base"].isin(frame[(frame["set"] == EQUAL) & (frame["seeds"] > 0)]["base"])]
     partial = [name for name in (LONGER, MORE_EPOCHS) if name != first and _gaps(without, name)]  # for want of both at once
     found = _minus(frame, (first, *partial, *DECIDING))
     sure = f"{_seeds(frame[frame['set'] == STAGED])} for the sequences. A difference is over the seeds that both sides have."
-    return _finding(dataset, ipc, scale, found, sure)
+    return _finding(name_runs(evidence, dataset, ipc, scale), scale, found, sure)
 
 
 def find_transfer(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str:
     """The accuracy of sets on architectures that they were not distilled with."""
     if (frame := queries.transfer(evidence, dataset, ipc, scale)).empty:
-        return _finding(dataset, ipc, scale)
+        return _finding(name_runs(evidence, dataset, ipc, scale), scale)
     parts = []
     for method, rows in frame.groupby("method", sort=False):
         parts.append(f"{method} {_by_network(rows, 'gain')}")
@@ -191,7 +192,8 @@ def find_transfer(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str
         found += f"{method} minus {method.removeprefix(SEQUENTIAL_PREFIX)}: {_by_network(rows, 'lead')}. "
     if missing:
         found += f"Not evaluated on other architectures: the sets of {', '.join(missing)}."
-    return _finding(dataset, ipc, scale, found, f"{_seeds(frame)}, {format_range(frame['n'])} networks of each architecture.")
+    sure = f"{_seeds(frame)}, {format_range(frame['n'])} networks of each architecture."
+    return _finding(name_runs(evidence, dataset, ipc, scale), scale, found, sure)
 
 
 def _by_network(rows: pd.DataFrame, name: str) -> str:
@@ -214,7 +216,7 @@ def find_digits(runs: Mapping[str, RunRecord]) -> str:
         f"One seed of distillation, {mtt['n']} networks each: enough to see that distillation works, and not to rank MTT and "
         "SeqMatch. Digits are too easy for that."
     )
-    return _finding(first.dataset, first.ipc, first.scale, found, sure)
+    return _finding(name_setting(first.dataset, first.ipc, first.scale), first.scale, found, sure)
 
 
 def find_task(runs: Mapping[str, RunRecord], dataset: str, scale: str) -> str:
@@ -225,7 +227,8 @@ def find_task(runs: Mapping[str, RunRecord], dataset: str, scale: str) -> str:
     reached = ", ".join(f"{run.accuracy_last['mean']:.1f} for {name}" for name, run in runs.items())
     counts = ", ".join(map(str, sorted({run.accuracy_last["n"] for run in runs.values()})))
     sure = f"One seed of distillation, {counts} networks each; no control of as many iterations and epochs."
-    return _finding(dataset, None, scale, f"Test accuracy in per cent, by training data: {reached}.", sure)
+    found = f"Test accuracy in per cent, by training data: {reached}."
+    return _finding(name_setting(dataset, None, scale), scale, found, sure)
 
 
 WHOLE = "whole data set"
@@ -356,6 +359,5 @@ def _seeds_by(frame: pd.DataFrame, column: str, name: str) -> str:
     return ", ".join(f"{format_range(counts)} at {name.format(value)}" for value, counts in groups)
 
 
-def _finding(dataset: str, ipc: int | None, scale: str, found: str = NOTHING, sure: str = "") -> str:
-    setting = name_setting(dataset, ipc, scale)
+def _finding(setting: str, scale: str, found: str = NOTHING, sure: str = "") -> str:
     return f"**What we find** ({setting}). {found}\n\n**How sure.** {sure} {OF_SCALES.get(scale, '')}"

@@ -221,7 +221,7 @@ def by_teachers(evidence: Evidence, dataset: str, ipc: int, scale: str, base: st
 
 
 def transfer(evidence: Evidence, dataset: str, ipc: int, scale: str) -> pd.DataFrame:
-    """What sets of presets are worth for several architectures: a row a method and architecture.
+    """Accuracy of several architectures trained on the sets of presets: a row for each method and architecture.
 
     `gain` is over random real images, `lead` that of a sequence over its base method. All is over the seeds that every
     architecture of a method has. Methods of which one architecture is known are left out.

@@ -26,31 +26,32 @@ PUBLISHED_TEXTS = ("dataset", "method", "source", "check")  # columns of publish
 PUBLISHED_NUMBERS = ("ipc", "mean", "std")
 UNVERIFIED, DOUBTFUL = "unverified", "doubtful"  # in the column "check" of published accuracies
 DAGGER = "†"  # stands beside them
-SPREAD = "± is the standard deviation over the means of seeds of distillation where there are several, over networks otherwise"
-NOTE = (
-    f"Test accuracy in per cent; {SPREAD}. `ours` is the last iterate, `selected` the one chosen on validation images (at "
-    "scale `paper` on test images, as the papers do), `random` as many random real images under the same training. Earlier "
-    "subsets of a sequence are always those chosen, so at scale `paper` its `ours` has seen test images, and that of its base "
-    "method has not. "
-    "`iterations` are those of all subsets, `n` counts networks, `core hours` are those of one processor core for all seeds."
-)
-SETTINGS_NOTE = (
-    "`paper` is the published setting in full, `short` the same with fewer teachers and iterations, in bfloat16, with a tenth "
-    "of the training images held out. `difference` is ours "
-    "minus the published mean. Random real images are compared with the published baseline trained with augmentation, as "
-    "ours are, where there is one; they are one draw a seed, and draws differ by points. "
-    f"{DAGGER}: printed from memory, not checked; doubtful: it is the number of another method, too."
-)
+SPREAD = "± is the standard deviation over seeds of distillation where there are several (of their means), else over networks"
+NOTE = f"""Test accuracy in per cent. {SPREAD}.
+
+- `ours`: the last iterate.
+- `selected`: the iterate that was best on validation images (at scale `paper` on test images, as in the papers).
+- `random`: as many random real images, same training. There is one draw for each seed, and draws differ by points.
+- `iterations`: of all subsets together.
+- `n`: number of networks.
+- `core hours`: of one processor core, for all seeds."""
+SETTINGS_NOTE = f"""- `difference`: ours minus the published mean. Random real images are compared with the published baseline
+  with augmentation where there is one, since ours are augmented, too.
+- Scale `paper` is the published setting in full. Scale `short` has fewer teachers and iterations, runs in bfloat16, and
+  holds out a tenth of the training images.
+- Earlier subsets of a sequence are always the selected iterates. So at scale `paper` the `ours` of a sequence has seen
+  test images, and that of its base method has not.
+- {DAGGER}: written down from memory and not checked. doubtful: the same number is printed for another method."""
 README_NOTE = (
-    "Test accuracy in per cent of the last iterate of all sets distilled at scales `paper` and `short`, and of every pair of "
-    f"a base method and its sequence in rehearsals on these data sets. {SPREAD}. {DAGGER}: published number printed from "
-    "memory, not checked. Published numbers of MTT are the best of all evaluations on test images. `short` has the published "
-    "network and learning rates, with fewer teachers and iterations. A rehearsal has smaller networks, fewer steps and other "
-    "learning rates, too: not to be compared with published numbers. A sequence has more iterations in rehearsals: its lead "
-    "counts only beside its controls, see `10_tables`."
+    "Test accuracy in per cent of the last iterate: all sets distilled at scales `paper` and `short`, and in rehearsals "
+    f"every pair of a base method and its sequence on these data sets. {SPREAD}. {DAGGER}: published number written down "
+    "from memory, not checked. Published numbers of MTT are the best of all evaluations on test images. `short` has the "
+    "published network and learning rates, with fewer teachers and iterations. A rehearsal also has smaller networks, fewer "
+    "steps and other learning rates: do not compare it with published numbers. A sequence has more iterations in rehearsals: "
+    "its lead counts only if it remains over the controls in `10_tables`."
 )
 REHEARSAL_NOTE = (
-    "Smaller networks, fewer steps and other learning rates, for two CPU cores; these accuracies are not to be compared with "
+    "Smaller networks, fewer steps and other learning rates, for two CPU cores. Do not compare these accuracies with "
     "published ones."
 )
 

@@ -44,7 +44,7 @@ from seqmatch_lib.runs.overrides import changes_of
 CONFIRMED, NOT_CONFIRMED, NOT_DECIDED = "confirmed", "not confirmed", "not decided"
 SCALES = (*PUBLISHED_SETTINGS, "reduced")  # the one that decides first
 COLUMNS = ("whose", "claim", "setting", "scale", "published", "measured", "control", "verdict", "records")
-PAPER, BASE, OURS = "the paper", "base method", "our question"  # whose claim it is, in the order of the page
+PAPER, BASE, OURS = "the paper", "base methods", "our own questions"  # whose claim it is, in the order of the page
 PAPER_BASES = ("mtt", "idc")  # base methods that the paper puts its sequence on
 CONTROLS = {"as many iterations and epochs": EQUAL, "halves in stages": HALVES, "halves jointly": HALVES_JOINTLY}
 PARTIAL = {"as many iterations": LONGER, "as many epochs": MORE_EPOCHS}  # for want of the first of them
@@ -143,10 +143,10 @@ def list_verdicts(evidence: Evidence, published: pd.DataFrame, results_dir: Path
 def summarise(verdicts: pd.DataFrame) -> str:
     """Returns how many claims have which verdict, in sentences, as Markdown."""
     counted = []
-    for whose, name in ((PAPER, "claims of the paper"), (BASE, "claims on base methods"), (OURS, "questions of our own")):
+    for whose, name in ((PAPER, "Claims of the paper"), (BASE, "Claims about base methods"), (OURS, "Questions of our own")):
         claims = verdicts[verdicts["whose"] == whose].drop_duplicates(["claim", "setting"])["verdict"].str
         counts = ", ".join(f"{claims.startswith(kind).sum()} {kind}" for kind in (CONFIRMED, NOT_CONFIRMED, NOT_DECIDED))
-        counted.append(f"Of {len(claims.len())} {name}: {counts}.")
+        counted.append(f"{name}: {counts}.")
     rehearsed = verdicts["verdict"].str.contains("rehearsal").sum()
     return (
         f"**What we find.** {' '.join(counted)} **How sure.** {rehearsed} of the {len(verdicts)} rows are rehearsals: smaller "

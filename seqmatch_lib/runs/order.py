@@ -69,15 +69,15 @@ def _of_one_stage(settings: Mapping[str, Any], base: str, stage: int) -> dict[st
 def measure_order(
     config: RunConfig, results_dir: Path | str, parts: Sequence[str] = PARTS, device: torch.device | str | None = None
 ) -> OrderRecord:
-    """Trains networks on sets that are divided and ordered differently, and records what each is worth.
+    """Trains networks on sets that are divided and ordered differently, and records their accuracies.
 
     Distils what `runs_of_order` names, where that is not done. A process that is killed goes on where it was.
 
     Args:
         config: of a SeqMatch run with two equal subsets.
         results_dir: of all runs, and of the record.
-        parts: which sets: "sequence": its subsets backwards, and something else in the place of S_2 (what it is worth itself
-            is in the record of its run); "halves": S_1 and the other half; "one set": the base method's, and the same
+        parts: which sets: "sequence": its subsets backwards, and something else in the place of S_2 (the accuracy of the
+            sequence itself is in the record of its run); "halves": S_1 and the other half; "one set": the base method's, and the same
             distilled once more; "random real".
             Other sets that were measured before stay in the record.
         device: defaults to the first GPU, or the CPU.

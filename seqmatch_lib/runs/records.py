@@ -164,7 +164,7 @@ def reevaluation_path(results_dir: Path, dataset: str, name: str) -> Path:
 
 @dataclass(frozen=True)
 class OrderRecord(Provenance):
-    """What sets of equal size are worth that are divided and ordered differently; see `notebooks/21_ablation_order.ipynb`.
+    """Accuracies of sets of equal size that are divided and ordered differently; see `notebooks/21_ablation_order.ipynb`.
 
     Args:
         schema: version of this format.
