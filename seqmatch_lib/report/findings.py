@@ -266,18 +266,14 @@ def find_coupling(measured: dict[str, pd.DataFrame], setting: str) -> str:
     return f"**What we find** ({setting}). {' '.join(parts)}\n\n**How sure.** {sure}"
 
 
-def find_gradients(measured: dict[str, pd.DataFrame], setting: str) -> str:
-    """Repair and coupling of the smallest and the largest set, at each start epoch."""
-    parts = []
-    for images, table in GRADIENTS.items():
-        if table in measured:
-            gradients = measured[table]
-            parts.append(
-                f"For {images}, repair(B) goes from {_course_by_epoch(gradients, 'repair_share')}, and c(A|B) from "
-                f"{_course_by_epoch(gradients, 'coupling')}."
-            )
-    teachers = _count_teachers(measured["gradients"]["teacher"].nunique())
-    return f"**{setting}**, from {_sizes(measured['gradients'])} images per class, {teachers}. {' '.join(parts)}"
+def tabulate_gradients(measured: dict[str, pd.DataFrame], setting: str) -> Styler:
+    """Returns coupling and repair in the smallest and the largest set, by start epoch: means over teachers."""
+    rows = list_gradients(measured)
+    sizes = rows["ipc"].min(), rows["ipc"].max()
+    ends = rows[rows["ipc"].isin(sizes)]
+    frame = ends.pivot_table("value", ["images", "start epoch"], ["quantity", "ipc"], sort=False).map("{:.2f}".format)
+    frame.columns = [f"{quantity}, {ipc} images per class" for quantity, ipc in frame.columns]
+    return style_frame(frame.reset_index().astype(str), f"{setting}, {_count_teachers(rows['teacher'].nunique())}")
 
 
 def list_errors(measured: dict[str, pd.DataFrame]) -> pd.DataFrame:
@@ -321,11 +317,6 @@ def list_gradients(measured: dict[str, pd.DataFrame]) -> pd.DataFrame:
 
 def _sizes(gradients: pd.DataFrame) -> str:
     return f"{gradients['ipc'].min()} to {gradients['ipc'].max()}"
-
-
-def _course_by_epoch(gradients: pd.DataFrame, name: str) -> str:
-    """Returns the course of a quantity at each start epoch."""
-    return ", ".join(f"{_course(rows, name)} (start epoch {epoch})" for epoch, rows in gradients.groupby("start epoch"))
 
 
 def _course(gradients: pd.DataFrame, name: str) -> str:

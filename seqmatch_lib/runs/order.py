@@ -77,8 +77,8 @@ def measure_order(
         config: of a SeqMatch run with two equal subsets.
         results_dir: of all runs, and of the record.
         parts: which sets: "sequence": its subsets backwards, and something else in the place of S_2 (the accuracy of the
-            sequence itself is in the record of its run); "halves": S_1 and the other half; "one set": the base method's, and the same
-            distilled once more; "random real".
+            sequence itself is in the record of its run); "halves": S_1 and the other half; "one set": the base method's,
+            and the same distilled once more; "random real".
             Other sets that were measured before stay in the record.
         device: defaults to the first GPU, or the CPU.
 
