@@ -178,6 +178,7 @@ def test_the_last_module_is_the_linear_classifier(name):
         features = network[:-1](images)
         assert features.dim() == 2
         torch.testing.assert_close(features @ network[-1].weight.T + network[-1].bias, network(images))
+    torch.autograd.grad(network(images).sum(), list(network.parameters()))  # an error if any takes no part
 
 
 class Scaled(torch.nn.Linear):
