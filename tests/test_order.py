@@ -10,6 +10,8 @@ from helpers import Impatient
 from seqmatch_lib.data import datasets
 from seqmatch_lib.errors import ConfigError, OutOfTime, StorageError
 from seqmatch_lib.methods import get_method
+from seqmatch_lib.methods.mtt import MTT
+from seqmatch_lib.methods.teachers import record_stage_teachers
 from seqmatch_lib.runs import order
 from seqmatch_lib.runs.config import RunConfig, config_of_subsets, preset_names
 from seqmatch_lib.runs.experiment import open_run, run_experiment
@@ -147,15 +149,21 @@ def test_sets_are_what_they_are_called(tmp_path, monkeypatch):
     assert not torch.equal(again.images, plain.images)
 
 
-def test_the_second_turn_begins_with_the_finished_set_and_its_own_step_size(tmp_path):
+def test_the_second_turn_begins_with_the_finished_set_and_its_own_step_size(tmp_path, monkeypatch):
+    step, beside = MTT.step, []
+    monkeypatch.setattr(MTT, "step", lambda self, *rest: beside.append(len(rest[2])) or step(self, *rest))
     config = RunConfig.from_preset("digits-ipc10-mtt", "smoke")
     run_experiment(config, tmp_path)
+    beside.clear()
     _, plain, (stage,) = open_run(config, tmp_path)
     still = replace(config.options, iterations=1, lr_img=1e-30, lr_lr=1e-30, later_syn_lr=0.013)
     first, second, third = (StageCheckpoint(tmp_path / f"{k}.safetensors", "test") for k in range(3))
     again = distil_again(get_method("mtt")(still), stage, stage.interval, plain, first)
     assert torch.equal(again.images, plain.subsets[0].images)
     assert again.lr == pytest.approx(0.013)
+    assert beside == [0], "nothing stands beside the set itself"
+    of_those_that_know_it = record_stage_teachers(replace(stage, index=2, frozen=plain)).folder
+    assert list(stage.folder.glob("*-stage2-*")) == [of_those_that_know_it]
     method = get_method("mtt")(config.options)
     moved = distil_again(method, stage, stage.interval, plain, second)
     assert not torch.equal(moved.images, plain.subsets[0].images)

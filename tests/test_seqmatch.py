@@ -226,6 +226,9 @@ def test_teachers_are_shared_by_stages_alone_that_have_the_same_ones(tmp_path):
     assert len({record_stage_teachers(stage).folder for stage in others}) == len(others)
     alike = replace(first, seed=1, ipc=1, interval=(0, 3), recipe=replace(RECIPE, epochs=2))
     assert record_stage_teachers(alike).folder == record_stage_teachers(first).folder
+    for stage in (first, later):  # and so they do not depend on the seed of the run
+        again = record_stage_teachers(replace(stage, seed=1, folder=tmp_path / "again"))
+        assert all(map(torch.equal, again.segment(0, 0, 1), record_stage_teachers(stage).segment(0, 0, 1)))
 
 
 def test_algorithm_1_alone_makes_the_set_that_the_runner_makes(tmp_path):
