@@ -121,6 +121,7 @@ def test_real_training_is_watched_image_by_image():
     losses = coupling.follow_real_training(network, real, TEACHERS, 5, make_generator(1), real)
     assert losses.shape == (6, 60)
     assert losses[-1].mean() < losses[0].mean()
+    assert torch.equal(losses[-1], coupling.image_losses(network, real)), "after the last epoch"
     easy = coupling.split_easy_hard(losses)
     assert easy.sum() == 30
     drop = losses[0] - losses[1]
@@ -139,9 +140,11 @@ def test_staged_training_is_that_of_the_evaluation():
     subsets = [sample_real_subset(images, labels, CLASSES, ipc, 0.05, 0, "x", ipc) for ipc in (2, 3)]
     sequence = SubsetSequence(tuple(subsets))
     networks = [make_network(NETWORK, SHAPE, CLASSES, make_generator(0)) for _ in range(2)]
-    losses = coupling.follow_staged_training(networks[0], sequence, RECIPE, Split(images, labels), make_generator(1))
+    real = Split(images, labels)
+    losses = coupling.follow_staged_training(networks[0], sequence, RECIPE, real, make_generator(1))
     train_staged([networks[1]], sequence, RECIPE, [make_generator(1)])
     assert losses.shape == (3, 60)
+    assert torch.equal(losses[-1], coupling.image_losses(networks[0], real)), "after the last stage"
     assert torch.equal(flatten_parameters(networks[0]), flatten_parameters(networks[1]))
 
 

@@ -135,6 +135,17 @@ def test_together_is_one_by_one_with_every_optimizer_loss_and_cutmix(optimizer, 
     torch.testing.assert_close(*trained, rtol=1e-8, atol=1e-9)
 
 
+@pytest.mark.parametrize("optimizer", training.OPTIMIZERS)
+def test_weights_decay_with_every_optimizer(optimizer):
+    trained = []
+    for weight_decay in (0.0, 0.1):
+        network = make_network(NETWORK, SHAPE, CLASSES, make_generator(0))
+        recipe = TrainingRecipe(epochs=2, optimizer=optimizer, weight_decay=weight_decay)
+        train_stage([network], *make_images(6), 0.01, recipe, [make_generator(0)])
+        trained.append(flatten_parameters(network))
+    assert not torch.allclose(*trained, atol=1e-4)
+
+
 @pytest.mark.parametrize(("loss", "shift"), [("cross_entropy", 0), ("mse", 1 / CLASSES)])
 def test_cutmix_mixes_the_targets_that_the_loss_has_for_classes(loss, shift):
     images, labels = make_images(10)

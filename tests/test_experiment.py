@@ -323,7 +323,7 @@ def test_the_whole_data_set_is_a_reference(tmp_path):
     assert format_records([record]).splitlines()[-1].split()[:3] == ["digits", "all", "whole"]
 
 
-def test_a_run_under_a_time_budget_reaches_the_same_record(tmp_path, finished):
+def test_a_budget_too_short_for_anything_still_brings_a_run_to_the_same_record(tmp_path, finished):
     _, expected = finished
     sessions = 0
     while True:
@@ -334,20 +334,7 @@ def test_a_run_under_a_time_budget_reaches_the_same_record(tmp_path, finished):
             sessions += 1
     assert sessions > 50
     assert record.comparable() == expected.comparable()
-
-
-def test_a_budget_too_short_for_anything_still_brings_a_run_to_its_end(tmp_path):
-    config = RunConfig.from_preset("digits-whole", "smoke", 0, QUICK | {"training.epochs": 5})
-    sessions = 0
-    while True:
-        try:
-            record = run_experiment(config, tmp_path / "parts", max_minutes=1e-9)
-            break
-        except OutOfTime:
-            sessions += 1
-    assert sessions == 2 * (5 + 1)  # networks one by one: after each epoch, and when one is tested
-    assert record.comparable() == run_experiment(config, tmp_path / "whole").comparable()
-    assert not list((tmp_path / "parts" / "state").rglob("networks.safetensors"))
+    assert not list((tmp_path / "state").rglob("networks.safetensors"))
 
 
 def test_too_few_real_images_are_told_before_anything_is_computed(tmp_path):
