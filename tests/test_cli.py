@@ -51,16 +51,6 @@ def test_run_then_show_then_evaluate(tmp_path, capsys):
     assert os.path.isfile(out.strip().splitlines()[-1].removeprefix("record: "))
 
 
-def test_evaluate_repeats_the_accuracy_of_the_record(tmp_path, capsys):
-    from seqmatch_lib.runs.records import load_runs
-
-    main(["run", "digits-ipc10-mtt", "--scale", "smoke", "--results", str(tmp_path), *QUICK])
-    (record,) = load_runs(tmp_path)
-    capsys.readouterr()
-    main(["evaluate", str(tmp_path / "distilled" / f"{record.run_id}.safetensors")])
-    assert f"convnet: {record.accuracy_last['mean']:.1f} " in capsys.readouterr().out
-
-
 def test_bench_leaves_a_record_and_figures_that_cost_reads(tmp_path, capsys, monkeypatch, uncompiled):
     monkeypatch.setattr(bench, "QUICK", (bench.Case(8, 100, 2),))
     monkeypatch.setattr(bench, "QUICK_WIDTHS", (8,))
@@ -138,24 +128,6 @@ def test_mistakes_are_told_in_one_line(arguments, words, capsys, tmp_path, monke
         (tmp_path / name).write_text("# Title")
     line = fails_in_one_line(capsys, *arguments)
     assert all(word in line for word in words), line
-
-
-def test_missing_data_root(tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("SEQMATCH_DATA", str(tmp_path / "nowhere"))
-    line = fails_in_one_line(capsys, "run", "cifar10-ipc10-mtt", "--scale", "smoke", "--results", str(tmp_path))
-    assert f"cifar10 is neither in {tmp_path / 'nowhere'}" in line
-    assert "set SEQMATCH_DATA" in line
-
-
-def test_truncated_parquet_file(tmp_path, capsys, monkeypatch):
-    for split in ("train", "test"):
-        path = tmp_path / "cifar10" / f"{split}-00000-of-00001.parquet"
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(b"PAR1 and nothing more")
-    monkeypatch.setenv("SEQMATCH_DATA", str(tmp_path))
-    line = fails_in_one_line(capsys, "run", "cifar10-ipc10-mtt", "--scale", "smoke", "--results", str(tmp_path))
-    assert "train-00000-of-00001.parquet is damaged" in line
-    assert "get the file again" in line
 
 
 def test_a_shell_sees_exit_code_2_and_no_traceback(tmp_path):

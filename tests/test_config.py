@@ -113,7 +113,9 @@ def test_settings_of_runs_before_a_field_was_added_are_what_they_were():
     settings = RunConfig.from_preset("digits-ipc10-mtt", "reduced").as_dict()
     assert "cutmix" not in settings["training"]
     assert "lr_label" not in settings["mtt"]
-    for path in sorted(Path("paper_results/runs").rglob("*.json")):
+    paths = sorted((Path(__file__).parents[1] / "paper_results" / "runs").rglob("*.json"))
+    assert paths
+    for path in paths:
         record = load_record(path)
         assert RunConfig.from_dict(record.config).hash == record.config_hash, path
     changed = RunConfig.from_preset("digits-ipc10-mtt", "reduced", overrides={"mtt.lr_label": 1.0, "training.cutmix": 0.5})

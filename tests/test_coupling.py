@@ -17,7 +17,7 @@ from seqmatch_lib.methods.mtt import MTTConfig
 from seqmatch_lib.methods.teachers import record_stage_teachers
 from seqmatch_lib.runs.config import RunConfig, config_of_subsets
 from seqmatch_lib.runs.coupling_measurements import find_table, load_coupling, measure_coupling
-from seqmatch_lib.runs.experiment import run_experiment
+from seqmatch_lib.runs.experiment import open_run, run_experiment
 from seqmatch_lib.seeds import make_generator
 from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset, sample_real_subset
 
@@ -121,6 +121,7 @@ def test_real_training_is_watched_image_by_image():
     losses = coupling.follow_real_training(network, real, TEACHERS, 5, make_generator(1), real)
     assert losses.shape == (6, 60)
     assert losses[-1].mean() < losses[0].mean()
+    assert torch.equal(losses[-1], coupling.image_losses(network, real)), "after the last epoch"
     easy = coupling.split_easy_hard(losses)
     assert easy.sum() == 30
     drop = losses[0] - losses[1]
@@ -139,9 +140,11 @@ def test_staged_training_is_that_of_the_evaluation():
     subsets = [sample_real_subset(images, labels, CLASSES, ipc, 0.05, 0, "x", ipc) for ipc in (2, 3)]
     sequence = SubsetSequence(tuple(subsets))
     networks = [make_network(NETWORK, SHAPE, CLASSES, make_generator(0)) for _ in range(2)]
-    losses = coupling.follow_staged_training(networks[0], sequence, RECIPE, Split(images, labels), make_generator(1))
+    real = Split(images, labels)
+    losses = coupling.follow_staged_training(networks[0], sequence, RECIPE, real, make_generator(1))
     train_staged([networks[1]], sequence, RECIPE, [make_generator(1)])
     assert losses.shape == (3, 60)
+    assert torch.equal(losses[-1], coupling.image_losses(networks[0], real)), "after the last stage"
     assert torch.equal(flatten_parameters(networks[0]), flatten_parameters(networks[1]))
 
 
@@ -159,11 +162,12 @@ def test_errors_along_a_trajectory_have_a_row_for_each_epoch_and_teacher(tmp_pat
     stage = make_stage(tmp_path)
     teachers = record_stage_teachers(stage)
     network = stage.make_network(0, "any")
-    subset, mtt = SyntheticSubset(*make_images(6), lr=0.05), MTTConfig(syn_steps=4, expert_epochs=2, engine="higher")
-    frame = coupling.errors_along_trajectory(network, teachers, SubsetSequence((subset,)), mtt, (0, 2))
+    sequence = SubsetSequence(tuple(SyntheticSubset(*make_images(6, seed), lr) for seed, lr in ((0, 0.01), (1, 0.05))))
+    mtt = MTTConfig(syn_steps=4, expert_epochs=2, engine="higher")
+    frame = coupling.errors_along_trajectory(network, teachers, sequence, mtt, (0, 2))
     assert frame["epoch"].tolist() == [0, 0, 2, 2]
-    match = MatchingLoss(network, teachers.segment(1, 2, 4), 4, 0.05)
-    assert frame["error"][3] == pytest.approx(match.error(subset.images, subset.labels))
+    match = MatchingLoss(network, teachers.segment(1, 2, 4), 4, 0.05)  # the last step size
+    assert frame["error"][3] == pytest.approx(match.error(*sequence.union()))
 
 
 def test_committed_measurements_are_read_and_missing_ones_named(tmp_path):
@@ -202,6 +206,24 @@ def test_a_pair_of_runs_is_measured_and_the_tables_are_kept(tmp_path):
     assert measured["losses"].groupby("training")["step"].max().to_dict() == {"MTT": 1, "SeqMatch": 2, "real data": 4}
     assert sorted(set(measured["deciles"]["decile"])) == list(range(10))
     assert measured["subsets"]["K"].eq(2).all()
+
+    (_, joint, _), (_, sequence, stages) = (open_run(config, tmp_path) for config in configs)
+    first, mtt, last = SubsetSequence(sequence.subsets[:1]), configs[1].options, measured["errors"]["epoch"].max()
+
+    def match(stage, epoch, sequence):
+        """The second teacher of a stage, and the last step size of a set."""
+        segment = record_stage_teachers(stage).segment(1, epoch, epoch + mtt.expert_epochs)
+        return MatchingLoss(stage.make_network(0, "any"), segment, mtt.syn_steps, sequence.subsets[-1].lr)
+
+    errors = measured["errors"].set_index(["set", "epoch", "teacher"])["error"]
+    cases = {"MTT, 10 images": (0, joint), "$S_1$": (0, first), "$S_1 \\cup S_2$, after $S_1$": (1, sequence)}
+    for name, (stage, measured_set) in cases.items():
+        error = match(stages[stage], last, measured_set).error(*measured_set.union())
+        assert errors[name, last, 1] == pytest.approx(error, abs=1e-4)
+    parts = [(subset.images, subset.labels) for subset in sequence.subsets]
+    found = measured["subsets"].set_index("teacher").loc[1]
+    assert found["coupling_of_earlier"] == pytest.approx(match(stages[1], 0, sequence).coupling(*parts), rel=1e-3)
+    assert found["repair_by_last"] == pytest.approx(match(stages[1], 0, sequence).repair_share(*parts), rel=1e-3)
     assert load_coupling(configs[1].run_id, tmp_path).keys() == measured.keys()
 
 

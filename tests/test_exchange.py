@@ -321,7 +321,6 @@ def test_from_the_command_line(tmp_path, generator, capsys):
     assert "random real images, convnet: " in capsys.readouterr().out
     error = fails_in_one_line(capsys, "import", str(tmp_path / "parquet"), *given)
     assert "--set ipc=3 --set subset_ipcs=[2,1]" in error
-    assert "soft labels; use 'parquet'" not in fails_in_one_line(capsys, "export", str(source), "--to", "datm", "--out", "x")
 
 
 def test_exported_pictures_train_a_torchvision_model_without_this_library(tmp_path, generator):

@@ -396,14 +396,6 @@ def test_numbers_of_numpy_are_numbers(tmp_path):
     assert len(sm.records(tmp_path)["run_id"].unique()) == 1
 
 
-def test_committed_records_are_one_tidy_frame():
-    found = sm.records(ROOT / "paper_results")
-    assert set(found["training"]) == {"last", "selected", "joint", "random"}
-    assert found["accuracy"].between(0, 100).all()
-    run = found[found["run_id"].str.endswith("5aa6d56d") & (found["training"] == "last")]
-    assert len(run) == 5
-
-
 def test_a_folder_without_records_is_refused_as_show_does(tmp_path):
     for folder in (tmp_path, tmp_path / "absent", str(tmp_path / "absent")):
         with pytest.raises(ConfigError, match=f"^{folder} holds no records; make one with `run"):

@@ -220,6 +220,27 @@ def test_bfloat16_is_near_and_tf32_is_float32_on_a_cpu(generator):
     assert not UNCOMPILED
 
 
+@pytest.mark.parametrize("before", [False, True])
+def test_a_gpu_is_told_the_precision_that_was_asked_for_and_then_again_that_of_the_process(generator, before):
+    backends, seen = (torch.backends.cudnn, torch.backends.cuda.matmul), []
+
+    def note(*_):
+        seen.append([backend.allow_tf32 for backend in backends])
+
+    network = make_network(ARCHITECTURES["convnet"], SHAPE, CLASSES, generator)
+    network.register_forward_hook(note)
+    arguments = flatten_parameters(network), torch.randn(2, *SHAPE, generator=generator), torch.tensor([0, 1])
+    with step_functions._tf32(before):  # the setting of the process
+        for precision in ("tf32", "float32"):
+            functions = StepFunctions(network, precision, compiled=False)
+            functions.gradient(*arguments)
+            functions.adjoint(*arguments, arguments[0])
+            functions.image_adjoint(*arguments, arguments[0])
+            note()
+            assert seen == [[precision == "tf32"] * 2] * 3 + [[before] * 2]
+            seen.clear()
+
+
 def test_the_compiled_engine_keeps_one_vector_a_step(generator, uncompiled):
     problem = Problem(generator, sizes=(4,) * 6)
     reached = unroll(

@@ -4,6 +4,7 @@ import pytest
 import torch
 from conftest import SEED
 
+from seqmatch_lib.data.datasets import import_torchvision
 from seqmatch_lib.engine.networks import (
     NETWORKS,
     InstanceNorm,
@@ -129,6 +130,31 @@ def test_layer_norm_is_that_of_torch():
     torch.testing.assert_close(ours(images), torch.nn.functional.layer_norm(images, (4, 5), ours.weight, ours.bias))
 
 
+def renamed(block: torch.nn.Module, names: dict[str, str]) -> dict[str, torch.Tensor]:
+    """Returns the parameters of a block of ours under the names that torch has for them."""
+    state = block.state_dict()
+    for ours, theirs in names.items():
+        state = {name.replace(ours, theirs): value for name, value in state.items()}
+    return state
+
+
+def test_a_block_of_the_transformer_is_that_of_torch():
+    block = build("vit", (1, 8, 8), 3)[0].encoder[0].double()
+    layer = torch.nn.TransformerEncoderLayer(192, 3, 384, 0.0, "gelu", batch_first=True, norm_first=True).double()
+    names = {"qkv.": "self_attn.in_proj_", "project": "self_attn.out_proj", "expand": "linear1", "contract": "linear2"}
+    layer.load_state_dict(renamed(block, names))
+    tokens = torch.randn(2, 5, 192, generator=torch.Generator().manual_seed(SEED), dtype=torch.float64)
+    torch.testing.assert_close(block(tokens), layer(tokens))
+
+
+def test_a_block_of_the_resnet_is_that_of_torchvision():
+    block = build("resnet18", CIFAR, 10, norm="batch")[5].double()  # the first one that halves
+    resnet = import_torchvision().models.resnet18().layer2[0].double()
+    resnet.load_state_dict(renamed(block, {"norm": "bn", "shortcut.2": "downsample.1", "shortcut": "downsample"}))
+    images = torch.randn(2, 64, 8, 8, generator=torch.Generator().manual_seed(SEED), dtype=torch.float64)
+    torch.testing.assert_close(block(images), resnet(images))
+
+
 @pytest.mark.parametrize("name", [name for name in NETWORKS if not name.startswith("resnet")])
 def test_gradients_of_gradients_exist(name):
     network = build(name, CIFAR, 3)
@@ -178,6 +204,7 @@ def test_the_last_module_is_the_linear_classifier(name):
         features = network[:-1](images)
         assert features.dim() == 2
         torch.testing.assert_close(features @ network[-1].weight.T + network[-1].bias, network(images))
+    torch.autograd.grad(network(images).sum(), list(network.parameters()))  # an error if any takes no part
 
 
 class Scaled(torch.nn.Linear):

@@ -10,12 +10,15 @@ from helpers import Impatient
 from seqmatch_lib.data import datasets
 from seqmatch_lib.errors import ConfigError, OutOfTime, StorageError
 from seqmatch_lib.methods import get_method
+from seqmatch_lib.methods.mtt import MTT
+from seqmatch_lib.methods.teachers import record_stage_teachers
 from seqmatch_lib.runs import order
 from seqmatch_lib.runs.config import RunConfig, config_of_subsets, preset_names
 from seqmatch_lib.runs.experiment import open_run, run_experiment
 from seqmatch_lib.runs.order import distil_again, measure_order, runs_of_order
 from seqmatch_lib.runs.records import load_orders, load_runs
 from seqmatch_lib.runs.stages import StageCheckpoint
+from seqmatch_lib.subsets import SubsetSequence, load_sequence, set_path
 
 RESULTS = Path(__file__).parents[1] / "paper_results"
 SETS = [
@@ -117,15 +120,50 @@ def test_every_set_gets_its_accuracies_and_the_record_is_kept(tmp_path, base):
     assert record.config == config.as_dict()
 
 
-def test_the_second_turn_begins_with_the_finished_set_and_its_own_step_size(tmp_path):
+def test_sets_are_what_they_are_called(tmp_path, monkeypatch):
+    sets = {}
+
+    def note(found, config, *_):
+        sets.update(found)
+        return {name: {config.network.name: {"values": [0.0]}} for name in found}, 0.0
+
+    monkeypatch.setattr(order, "evaluate_sets", note)
+    config = RunConfig.from_preset("digits-ipc10-seqmatch_mtt", "smoke")
+    measure_order(config, tmp_path)
+    (first, second), (plain,), (half,) = (
+        load_sequence(set_path(tmp_path, run.run_id)).subsets
+        for run in map(runs_of_order(config).get, ("sequence", "one set", "other half"))
+    )
+    divided, (again,) = SubsetSequence((first, half)), sets["undivided, last"].subsets
+    begun = get_method("mtt")(config.options).initialise(open_run(config, tmp_path)[2][1]).freeze()
+    expected = {
+        "MTT": SubsetSequence((plain,)),
+        "SeqMatch, $S_2$ first": SubsetSequence((second, first)),
+        "SeqMatch, $S_2$ undistilled": SubsetSequence((first, replace(begun, lr=second.lr))),
+        "SeqMatch, $S_1$ twice": SubsetSequence((first, replace(first, lr=second.lr))),
+        "divided, staged": divided,
+        "divided, joint": divided.joint(),
+        "undivided, staged": SubsetSequence((plain, again)),
+    }
+    assert {name: sets[name].sha256() for name in expected} == {name: one.sha256() for name, one in expected.items()}
+    assert not torch.equal(again.images, plain.images)
+
+
+def test_the_second_turn_begins_with_the_finished_set_and_its_own_step_size(tmp_path, monkeypatch):
+    step, beside = MTT.step, []
+    monkeypatch.setattr(MTT, "step", lambda self, *rest: beside.append(len(rest[2])) or step(self, *rest))
     config = RunConfig.from_preset("digits-ipc10-mtt", "smoke")
     run_experiment(config, tmp_path)
+    beside.clear()
     _, plain, (stage,) = open_run(config, tmp_path)
     still = replace(config.options, iterations=1, lr_img=1e-30, lr_lr=1e-30, later_syn_lr=0.013)
     first, second, third = (StageCheckpoint(tmp_path / f"{k}.safetensors", "test") for k in range(3))
     again = distil_again(get_method("mtt")(still), stage, stage.interval, plain, first)
     assert torch.equal(again.images, plain.subsets[0].images)
     assert again.lr == pytest.approx(0.013)
+    assert beside == [0], "nothing stands beside the set itself"
+    of_those_that_know_it = record_stage_teachers(replace(stage, index=2, frozen=plain)).folder
+    assert list(stage.folder.glob("*-stage2-*")) == [of_those_that_know_it]
     method = get_method("mtt")(config.options)
     moved = distil_again(method, stage, stage.interval, plain, second)
     assert not torch.equal(moved.images, plain.subsets[0].images)
@@ -149,4 +187,4 @@ def test_the_other_half_of_idc_takes_what_its_second_subset_takes():
         half, again = get_method("idc")(runs["other half"].options), order._for_second_turn(config, runs["one set"])
         assert half.num_iterations(1) == again.num_iterations(2) == sequence.num_iterations(2)
         loops = config.options.inner_loop
-        assert runs["other half"].options.inner_loop == loops[1:2] or loops
+        assert runs["other half"].options.inner_loop == (loops[1:2] or loops)

@@ -269,7 +269,8 @@ def test_a_set_that_stands_for_its_preset_is_compared_on_other_architectures():
         replace(make_reevaluation(run), config=run.config | asked, accuracy=both, random_baseline=random)
         for run in (standing, changed)
     ]
-    found = queries.transfer(Evidence([standing, changed], again), "cifar10", 10, "short")
+    of_convnet_alone = make_short("mtt", 1, (90.0, 92.0))
+    found = queries.transfer(Evidence([standing, of_convnet_alone, changed], again), "cifar10", 10, "short")
     assert found[["network", "gain", "seeds", "n"]].to_numpy().tolist() == [["convnet", 30.0, 1, 2], ["vit", 10.0, 1, 2]]
     assert queries.transfer(Evidence([changed], again), "cifar10", 10, "short").empty
 
@@ -301,6 +302,22 @@ def test_other_architectures_are_compared_under_the_training_of_the_run():
         again = make_reevaluation(run)
         answers.append(replace(again, config=run.config | {"evaluation": asked}, accuracy=both, random_baseline=random))
     assert queries.transfer(Evidence([run], answers), "cifar10", 10, "short")["gain"].tolist() == [10.0, 10.0]
+
+
+def test_what_was_measured_is_told_of_hard_images_the_last_stage_and_the_last_epoch():
+    falls = {"real data": 0.9, "MTT": 0.5, "SeqMatch": 0.25}
+    rows = [(name, images, 2 - step * fall * (images == "hard"))
+            for name, fall in falls.items() for images in ("easy", "hard") for step in range(3)]  # fmt: skip
+    measured = {"losses": pd.DataFrame(rows, columns=["training", "images", "loss"])}
+    assert "from 2.00 to 1.00, on the sequence from 2.00 to 1.50." in findings.find_coupling(measured, "x")
+    gains = {0: 2.0, 9: -1.0}
+    rows = [(decile, 50 + stage * gains.get(decile, 0), f"stage {stage + 1}") for stage in (0, 1) for decile in range(10)]
+    measured["deciles"] = pd.DataFrame(rows, columns=["decile", "accuracy", "after"])
+    said = findings.find_deciles(measured, "x")
+    assert "+2.0 points on the easiest tenth of test images and -1.0 on the hardest, +0.1 on average" in said
+    rows = [(0, 0, 0.9, "MTT"), (4, 0, 0.5, "MTT"), (4, 1, 0.7, "MTT"), (4, 0, 0.4, "$S_1$")]
+    measured["errors"] = pd.DataFrame(rows, columns=["epoch", "teacher", "error", "set"])
+    assert "at epoch 4, the matching error is 0.60 for MTT; 0.40 for S_1 (" in findings.find_errors(measured, "x")
 
 
 def test_growth_of_coupling_is_a_mean_over_seeds(tmp_path):

@@ -6,6 +6,7 @@ import shlex
 import tomllib
 from glob import glob
 from pathlib import Path
+from statistics import fmean
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -129,13 +130,19 @@ def test_faults_are_those_that_were_counted():
     assert rows[:1] + rows[2:] == [list(counted.columns), *counted.to_numpy().tolist()]
 
 
-def test_accuracies_outside_tables_stand_in_a_record():
-    kinds = ("accuracy_last", "accuracy_selected", "accuracy_joint", "random_baseline")
-    found = [getattr(record, kind) for record in load_runs(ROOT / "paper_results") for kind in kinds]
-    shown = {f"{one['mean']:.1f}" for one in found if one is not None}
-    for name, page in PAGES.items():
-        for number in re.findall(r"(\d+\.\d) %", page):
-            assert number in shown, f"{name}: {number} % stands in no record"
+def test_accuracies_of_the_verdict_are_published_or_stand_in_a_record():
+    """Of sets of ten images per class at scale short, or of scored iterates; a number with a sign is a difference."""
+    cell, evidence = ("cifar10", 10, "short"), Evidence.load(ROOT / "paper_results")
+    rows, published = evidence.accuracies, load_published(ROOT / "paper_results")
+    rows = rows[(rows["dataset"] == "cifar10") & (rows["ipc"] == 10) & (rows["scale"] == "short")]
+    orders = [one for one in evidence.orders if (one.dataset, one.ipc, one.scale) == cell]
+    known = [*map(fmean, rows["values"]), *(fmean(values) for one in orders for values in one.accuracy.values())]
+    known += queries.curves(evidence, ROOT / "paper_results", *cell)["accuracy"].tolist()
+    known += published[(published["dataset"] == "cifar10") & (published["ipc"] == 10)]["mean"].tolist()
+    (verdict,) = re.findall(r"^\*\*The verdict so far(.*?)^!\[", README, flags=re.MULTILINE | re.DOTALL)
+    stated = re.findall(r"(?<![-+\d])\d\d\.\d", verdict)
+    assert len(stated) >= 5
+    assert set(stated) <= {f"{accuracy:.1f}" for accuracy in known}
 
 
 @pytest.mark.parametrize("name", PAGES)

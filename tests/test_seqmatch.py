@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import CLASSES, NETWORK, RECIPE, SHAPE, TEACHERS, Impatient, checkpoints, make_stage
+from helpers import CLASSES, NETWORK, RECIPE, SHAPE, TEACHERS, checkpoints, make_stage
 from torch.func import functional_call, grad
 
 from seqmatch_lib.engine.augment import DSA_STRATEGY, apply_augmentation, draw_augmentation
 from seqmatch_lib.engine.evaluation import train_staged
 from seqmatch_lib.engine.networks import flatten_parameters, make_network
-from seqmatch_lib.errors import ConfigError, DivergenceError, OutOfTime, StorageError
+from seqmatch_lib.errors import ConfigError, DivergenceError, StorageError
 from seqmatch_lib.methods import get_method
 from seqmatch_lib.methods.mtt import MTT, MTTConfig
 from seqmatch_lib.methods.teachers import TrajectorySet, record_stage_teachers
@@ -20,7 +20,8 @@ from seqmatch_lib.seeds import make_generator
 from seqmatch_lib.seqmatch import distill_sequence
 from seqmatch_lib.subsets import SubsetSequence
 
-CONFIG = MTTConfig(iterations=5, syn_steps=3, expert_epochs=2, lr_img=0.5, lr_lr=1e-4, syn_lr=0.05, later_syn_lr=0.07)
+CONFIG = MTTConfig(iterations=5, syn_steps=3, expert_epochs=2, lr_img=0.5, lr_lr=1e-3, syn_lr=0.05, later_syn_lr=0.07)
+IPCS, INTERVALS = (2, 3, 1), ((0, 4), (0, 3), (0, 3))  # of three stages
 
 
 def distil(folder, config=CONFIG, ipcs=(2,), intervals=((0, 4),), stage=None, **settings):
@@ -29,7 +30,7 @@ def distil(folder, config=CONFIG, ipcs=(2,), intervals=((0, 4),), stage=None, **
 
 
 def literal_mtt(stage, config):
-    """Plain MTT, transcribed from the algorithm with torch.func: no sequence, no checkpoint, no optimiser objects."""
+    """One stage of MTT, transcribed from the algorithm with torch.func: no checkpoint, no optimiser objects."""
     teachers = record_stage_teachers(stage)
     network = make_network(NETWORK, SHAPE, CLASSES, torch.Generator())
     names = [name for name, _ in network.named_parameters()]
@@ -43,19 +44,23 @@ def literal_mtt(stage, config):
     start = get_method("mtt")(config).initialise(stage)
     images, lr = start.images.detach().clone(), start.lr.detach().clone()
     image_momentum, lr_momentum = torch.zeros_like(images), torch.zeros_like(lr)
+    labels = torch.cat([*(subset.labels for subset in stage.frozen.subsets), start.labels])
     for iteration in range(config.iterations):
         images.requires_grad_()
         lr.requires_grad_()
-        generator = make_generator(stage.seed, "stage", 1, "iteration", iteration)
+        generator = make_generator(stage.seed, "stage", stage.index, "iteration", iteration)
         teacher = int(torch.randint(len(teachers), (), generator=generator))
         low, high = stage.interval
         epoch = int(torch.randint(low, high - config.expert_epochs, (), generator=generator))
         theta_0, target = teachers.segment(teacher, epoch, epoch + config.expert_epochs)
-        theta = theta_0
+        union = torch.cat([*(subset.images for subset in stage.frozen.subsets), images])
+        theta, order = theta_0, labels[:0]
         for _ in range(config.syn_steps):
-            row = torch.randperm(len(images), generator=generator)
+            order = order if len(order) else torch.randperm(len(union), generator=generator)
+            size = len(order) % len(images) or len(images)  # that of S_k, but for what is left over of the union
+            row, order = order[-size:], order[:-size]
             drawn = draw_augmentation(config.augment, len(row), SHAPE[1:], generator)
-            theta = theta - lr * grad(step_loss)(theta, apply_augmentation(images[row], drawn), start.labels[row])
+            theta = theta - lr * grad(step_loss)(theta, apply_augmentation(union[row], drawn), labels[row])
         loss = ((theta - target) ** 2).sum() / ((theta_0 - target) ** 2).sum()
         image_gradient, lr_gradient = torch.autograd.grad(loss, [images, lr])
         with torch.no_grad():
@@ -64,15 +69,6 @@ def literal_mtt(stage, config):
             images = images - config.lr_img * image_momentum
             lr = lr - config.lr_lr * lr_momentum
     return images, lr.item()
-
-
-def test_one_subset_is_plain_mtt(tmp_path):
-    stage = make_stage(tmp_path)
-    (result,) = distil(tmp_path, stage=stage)
-    images, lr = literal_mtt(stage, CONFIG)
-    assert not torch.allclose(result.last.images, MTT(CONFIG).initialise(stage).images, atol=1e-3)  # it moved
-    torch.testing.assert_close(result.last.images, images, rtol=1e-4, atol=1e-5)
-    assert result.last.lr == pytest.approx(lr, rel=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -86,9 +82,7 @@ def three_stages(tmp_path_factory):
             seen.append((stage.index, stage.ipc, stage.interval, stage.frozen, stage.frozen.sha256()))
             return super().prepare(stage)
 
-    intervals = ((0, 4), (0, 3), (0, 3))
-    config = replace(CONFIG, lr_lr=1e-3)
-    stages = distill_stages(Watched(config), make_stage(folder), (2, 3, 1), intervals, checkpoints(folder))
+    stages = distill_stages(Watched(CONFIG), make_stage(folder), IPCS, INTERVALS, checkpoints(folder))
     return folder, stages, seen
 
 
@@ -100,12 +94,21 @@ def test_three_subsets_are_three_stages(three_stages):
     assert [stage.trainable.iteration for stage in stages] == [5, 5, 5]
 
 
-def test_three_subsets_have_three_learned_step_sizes(three_stages):
-    _, stages, _ = three_stages
-    learned = [stage.last.lr for stage in stages]
-    assert len(set(learned)) == 3
-    assert learned[0] != pytest.approx(CONFIG.syn_lr, rel=1e-6)
-    assert all(lr != pytest.approx(CONFIG.later_syn_lr, rel=1e-6) for lr in learned[1:])
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_every_stage_is_plain_mtt_beside_all_earlier_subsets(three_stages, k):
+    folder, stages, _ = three_stages
+    frozen = SubsetSequence(tuple(stage.last for stage in stages[: k - 1]))
+    stage = replace(make_stage(folder), index=k, ipc=IPCS[k - 1], interval=INTERVALS[k - 1], frozen=frozen)
+    (images, lr), found = literal_mtt(stage, CONFIG), stages[k - 1].last
+    assert not torch.allclose(found.images, MTT(CONFIG).initialise(stage).images, atol=1e-3)  # it moved
+    torch.testing.assert_close(found.images, images, rtol=1e-4, atol=1e-5)
+    assert found.lr == pytest.approx(lr, rel=1e-5)
+
+
+def test_every_stage_begins_with_its_own_step_size_and_with_other_real_images(tmp_path):
+    begun = [MTT(CONFIG).initialise(replace(make_stage(tmp_path), index=k)) for k in (1, 2, 3)]
+    assert [trainable.lr.item() for trainable in begun] == pytest.approx([0.05, 0.07, 0.07])
+    assert len({trainable.images.detach().numpy().tobytes() for trainable in begun}) == 3
 
 
 def test_frozen_subsets_keep_their_bytes(three_stages):
@@ -128,41 +131,6 @@ def test_teachers_of_stage_three_start_from_a_network_trained_through_stages_one
         start, _ = teachers.segment(index, 0, 1)
         assert torch.equal(start, flatten_parameters(network))
         assert not torch.equal(start, fresh)
-
-
-def test_later_stages_use_the_frozen_subsets_in_the_inner_loop(tmp_path):
-    """The gradient of S_2 changes when S_1 changes, with everything else equal."""
-    stage = make_stage(tmp_path)
-    method = MTT(replace(CONFIG, batch_syn=50))
-    frozen = distil(tmp_path, stage=stage)[0].last
-    prepared = method.prepare(stage)
-    gradients = []
-    for images in (frozen.images, frozen.images + 0.5):
-        trainable = method.initialise(replace(stage, index=2, ipc=1))
-        earlier = SubsetSequence((replace(frozen, images=images),))
-        method.step(prepared, trainable, earlier, make_generator(0, "step"))
-        assert not images.requires_grad
-        gradients.append(trainable.images.grad)
-    assert not torch.allclose(gradients[0], gradients[1])
-
-
-def test_a_stopped_run_goes_on_bit_for_bit(tmp_path):
-    whole = distil(tmp_path / "whole", ipcs=(2, 1), intervals=((0, 4), (0, 3)))
-    stage = replace(make_stage(tmp_path / "parts"), budget=Impatient())
-    sessions = 0
-    while True:
-        try:
-            parts = distil(tmp_path / "parts", ipcs=(2, 1), intervals=((0, 4), (0, 3)), stage=stage)
-            break
-        except OutOfTime:
-            sessions += 1
-    teacher_epochs = TEACHERS.num_teachers * (TEACHERS.epochs + TEACHERS.later_epochs)
-    # one for each iteration of both stages, for each epoch of the teachers, and of the networks that those of S_2 start from
-    assert sessions == 10 + teacher_epochs + TEACHERS.num_teachers * RECIPE.epochs
-    for a, b in zip(whole, parts, strict=True):
-        assert torch.equal(a.last.images, b.last.images)
-        assert a.last.lr == b.last.lr
-        assert a.trainable.losses == b.trainable.losses
 
 
 def test_the_best_scored_iterate_is_selected_and_survives_a_restart(tmp_path):
@@ -199,7 +167,7 @@ def push_lr(monkeypatch, gradients):
 
 
 def test_a_step_size_may_pass_below_zero_as_in_the_public_code(tmp_path, monkeypatch):
-    lrs = push_lr(monkeypatch, {1: 600.0, 2: -1200.0})
+    lrs = push_lr(monkeypatch, {1: 60.0, 2: -120.0})
     (stage,) = distil(tmp_path)
     assert lrs[2] == pytest.approx(-0.01)
     assert len(stage.trainable.losses) == CONFIG.iterations
@@ -207,13 +175,13 @@ def test_a_step_size_may_pass_below_zero_as_in_the_public_code(tmp_path, monkeyp
 
 
 def test_no_subset_has_a_negative_step_size(tmp_path, monkeypatch):
-    push_lr(monkeypatch, {4: 600.0})
+    push_lr(monkeypatch, {4: 60.0})
     with pytest.raises(DivergenceError, match=r"step size after 5 iterations is -0\.01, .* lower lr_lr"):
         distil(tmp_path)
 
 
 def test_an_iterate_with_a_negative_step_size_is_not_scored_and_the_run_goes_on(tmp_path, monkeypatch, capsys):
-    lrs = push_lr(monkeypatch, {1: 600.0, 2: -1200.0})
+    lrs = push_lr(monkeypatch, {1: 60.0, 2: -120.0})
     scoring = {"score": lambda sequence: (1.0, None), "num_selections": 2}  # after iterations 2 and 5
     (stage,) = distil(tmp_path, **scoring)
     assert "notice: S_1 was not scored: the learned step size after 2 iterations is -0" in capsys.readouterr().err
@@ -239,6 +207,28 @@ def test_a_run_with_more_teachers_adds_to_those_of_another(tmp_path):
     after = {path.name: path.read_bytes() for path in many.folder.glob("teacher-*.npy")}
     assert len(after) == 3
     assert before.items() <= after.items()
+
+
+def test_teachers_are_shared_by_stages_alone_that_have_the_same_ones(tmp_path):
+    """Those of a later stage know its earlier subsets, so another S_1 takes other teachers."""
+    first = replace(make_stage(tmp_path), teachers=replace(TEACHERS, num_teachers=1))
+    subset = MTT(CONFIG).initialise(first).freeze()
+    later = replace(first, index=2, frozen=SubsetSequence((subset,)))
+    others = [
+        first,
+        later,
+        replace(later, frozen=SubsetSequence((replace(subset, images=subset.images + 0.1),))),
+        replace(later, recipe=replace(RECIPE, epochs=2)),
+        replace(first, network=replace(NETWORK, width=3)),
+        replace(first, data_identity={"name": "other"}),
+        replace(first, teachers=replace(first.teachers, lr=0.01)),
+    ]
+    assert len({record_stage_teachers(stage).folder for stage in others}) == len(others)
+    alike = replace(first, seed=1, ipc=1, interval=(0, 3), recipe=replace(RECIPE, epochs=2))
+    assert record_stage_teachers(alike).folder == record_stage_teachers(first).folder
+    for stage in (first, later):  # and so they do not depend on the seed of the run
+        again = record_stage_teachers(replace(stage, seed=1, folder=tmp_path / "again"))
+        assert all(map(torch.equal, again.segment(0, 0, 1), record_stage_teachers(stage).segment(0, 0, 1)))
 
 
 def test_algorithm_1_alone_makes_the_set_that_the_runner_makes(tmp_path):

@@ -137,6 +137,8 @@ def test_halves_are_compared_over_the_seeds_that_have_them_and_with_one_sign(tmp
     claim = "SeqMatch-MTT: an S_2 that knows S_1 is ahead of an independent half"
     row = find(found, claim, "10 images per class", "rehearsal")
     assert (row["measured"], row["control"]) == ("+3.0, 1 seed", "both jointly -2.5; trained on S_2 first +5.0")
+    gain = find(found, "SeqMatch-MTT is ahead of MTT", "10 images per class", "rehearsal")
+    assert gain["control"].endswith("halves in stages +3.0, 1 seed; halves jointly +3.5, 1 seed")
 
 
 def test_a_sequence_with_fewer_teachers_names_the_set_that_it_is_compared_with():
@@ -161,6 +163,28 @@ def test_claims_are_counted_once_by_their_leading_scale_and_by_whose_they_are():
     assert "Claims of the paper: 1 confirmed, 1 not confirmed, 0 not decided." in text
     assert "Questions of our own: 0 confirmed, 0 not confirmed, 1 not decided." in text
     assert "1 of the 4 rows are rehearsals" in text
+
+
+@pytest.mark.parametrize(
+    ("joint", "sequence", "verdict"),
+    [
+        ((2.0, 2.5), (2.0, 2.2, 2.1), "seen"),
+        ((2.0, 1.5), (2.0, 2.2, 2.1), "not seen"),
+        ((2.0, 2.5), (2.0, 1.9, 2.0), "not seen"),
+    ],
+)
+def test_a_claim_on_hard_images_is_seen_if_one_set_raises_their_loss_and_the_last_subset_lowers_it(
+    tmp_path, joint, sequence, verdict
+):
+    run = make_sequence()
+    courses = {"real data": (3.0, 1.0), "MTT": joint, "SeqMatch": sequence}
+    rows = [(name, "hard", loss) for name, losses in courses.items() for loss in losses]
+    rows += [(name, "easy", loss) for name in courses for loss in (2.0, 1.0, 3.0)]
+    (tmp_path / "coupling" / run.run_id).mkdir(parents=True)
+    pd.DataFrame(rows, columns=["training", "images", "loss"]).to_csv(tmp_path / "coupling" / run.run_id / "losses.csv")
+    found = list_verdicts(Evidence([run]), PUBLISHED, tmp_path)
+    (row,) = found[found["claim"].str.contains("hard real images")].to_dict("records")
+    assert row["verdict"] == f"not decided (rehearsal: {verdict} in 1 seed)"
 
 
 @pytest.mark.parametrize(("real", "verdict"), [(0.1, "seen"), (0.3, "not seen")])
