@@ -13,7 +13,7 @@ SEED = int(os.environ.setdefault("SEQMATCH_TEST_SEED", str(secrets.randbelow(2**
 
 
 def pytest_report_header(config: pytest.Config) -> str:
-    """Prints the seed of all random tests of this session."""
+    """Prints the seed of all random tests of this test run."""
     return f"random seed: {SEED} (repeat with SEQMATCH_TEST_SEED={SEED})"
 
 

@@ -325,14 +325,14 @@ def test_the_whole_data_set_is_a_reference(tmp_path):
 
 def test_a_budget_too_short_for_anything_still_brings_a_run_to_the_same_record(tmp_path, finished):
     _, expected = finished
-    sessions = 0
+    stops = 0
     while True:
         try:
             record = run_experiment(configure(), tmp_path, max_minutes=1e-9)  # stops wherever it can
             break
         except OutOfTime:
-            sessions += 1
-    assert sessions > 50
+            stops += 1
+    assert stops > 50
     assert record.comparable() == expected.comparable()
     assert not list((tmp_path / "state").rglob("networks.safetensors"))
 

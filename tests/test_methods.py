@@ -381,16 +381,16 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, name, starts):
     scoring = {"score": lambda sequence: [1.0], "num_selections": 4}  # the first one that is scored is selected
     whole = distil(tmp_path / "whole", name, **scoring)
     stage = replace(make_stage(tmp_path / "parts"), budget=Impatient())
-    sessions = 0
+    stops = 0
     while True:
         try:
             parts = distil(tmp_path / "parts", name, stage, **scoring)
             break
         except OutOfTime:
-            sessions += 1
+            stops += 1
     teacher_epochs = TEACHERS.num_teachers * (TEACHERS.epochs + TEACHERS.later_epochs)
     expected = sum(METHODS[name].num_iterations(k) for k in (1, 2))
-    assert sessions == expected + starts * RECIPE.epochs + (teacher_epochs if METHODS[name].uses_teachers else 0)
+    assert stops == expected + starts * RECIPE.epochs + (teacher_epochs if METHODS[name].uses_teachers else 0)
     for a, b in zip(whole, parts, strict=True):
         one, other = ([SubsetSequence((subset,)).sha256() for subset in (stage.selected, stage.last)] for stage in (a, b))
         assert one == other

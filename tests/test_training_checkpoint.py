@@ -40,12 +40,12 @@ def train(recipe, norm="instance", checkpoint=None):
 
 def train_in_parts(path, recipe, norm="instance"):
     """Stops after every epoch; returns what `train` does, and how often training was stopped."""
-    sessions = 0
+    stops = 0
     while True:
         try:
-            return train(recipe, norm, TrainingCheckpoint(path, OWNER, Impatient())), sessions
+            return train(recipe, norm, TrainingCheckpoint(path, OWNER, Impatient())), stops
         except OutOfTime:
-            sessions += 1
+            stops += 1
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -53,8 +53,8 @@ def train_in_parts(path, recipe, norm="instance"):
 @pytest.mark.parametrize(("engine", "norm"), [("eager", "instance"), ("eager", "batch"), ("compiled", "instance")])
 def test_stopped_after_every_epoch_training_ends_bit_for_bit_the_same(tmp_path, uncompiled, engine, norm, schedule, optimizer):
     recipe = replace(RECIPE, engine=engine, schedule=schedule, optimizer=optimizer)
-    parts, sessions = train_in_parts(tmp_path / "networks.safetensors", recipe, norm)
-    assert sessions == 2 * EPOCHS
+    parts, stops = train_in_parts(tmp_path / "networks.safetensors", recipe, norm)
+    assert stops == 2 * EPOCHS
     assert torch.equal(parts, train(recipe, norm))
 
 

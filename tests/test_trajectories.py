@@ -184,14 +184,14 @@ def test_a_diverging_teacher_stops_and_leaves_no_file(tmp_path):
 def test_stopped_after_every_epoch_teachers_end_bit_for_bit_the_same(tmp_path, uncompiled, engine):
     config = replace(CONFIG, momentum=0.9, engine=engine, together=2)
     whole = record(tmp_path / "whole", config)
-    for sessions in itertools.count():
+    for stops in itertools.count():
         try:
             parts = record(tmp_path / "parts", config, budget=Impatient())
             break
         except OutOfTime:
             finished = sorted(path.name for path in (tmp_path / "parts").glob("teacher-*.json"))
-            assert finished == ["teacher-000.json", "teacher-001.json"][: 2 * (sessions >= EPOCHS)]
-    assert sessions == 2 * EPOCHS  # two teachers at a time, then the third
+            assert finished == ["teacher-000.json", "teacher-001.json"][: 2 * (stops >= EPOCHS)]
+    assert stops == 2 * EPOCHS  # two teachers at a time, then the third
     for teacher in range(3):
         paths = [tmp_path / name / f"teacher-{teacher:03d}.npy" for name in ("whole", "parts")]
         assert paths[0].read_bytes() == paths[1].read_bytes()

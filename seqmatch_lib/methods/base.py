@@ -45,7 +45,8 @@ class Stage:
     Args:
         index: k = 1, 2, …
         ipc: images per class of S_k.
-        interval: (first, end): teacher epochs [first, end] that S_k is matched with; None for methods without teachers.
+        interval: (first, end): teacher epochs that S_k is matched with; None for methods without teachers. MTT draws start
+            epochs e with first <= e < end - M, as the public code does, so that its last target is epoch end - 1.
         frozen: S_1 … S_{k-1}, on the device.
         images: (N, C, H, W) float32 normalised real training images, on the device.
         labels: (N,) int64.
