@@ -29,9 +29,11 @@ CONFIG = RunConfig.from_preset("digits-ipc10-seqmatch_mtt", "smoke", overrides={
 
 
 @pytest.fixture(autouse=True)
-def full_precision(monkeypatch):
+def full_precision():
     """Torch computes convolutions of uncompiled code in TF32 on a GPU, which is too far from a CPU for what is compared."""
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    before, torch.backends.cudnn.conv.fp32_precision = torch.backends.cudnn.conv.fp32_precision, "ieee"
+    yield
+    torch.backends.cudnn.conv.fp32_precision = before
 
 
 @pytest.mark.parametrize("strategy", ["none", DSA_STRATEGY])

@@ -177,15 +177,15 @@ def check_engine(engine: str, precision: str, engines: Sequence[str]) -> None:
 @contextmanager
 def _tf32(allowed: bool) -> Iterator[None]:
     """Allows or forbids TF32 in convolutions and products on a GPU, and restores the process's own settings afterwards."""
-    backends = (torch.backends.cudnn, torch.backends.cuda.matmul)
-    previous = [backend.allow_tf32 for backend in backends]
-    for backend in backends:
-        backend.allow_tf32 = allowed
+    operations = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
+    previous = [operation.fp32_precision for operation in operations]  # torch refuses `allow_tf32` where this was set
+    for operation in operations:
+        operation.fp32_precision = "tf32" if allowed else "ieee"
     try:
         yield
     finally:
-        for backend, value in zip(backends, previous, strict=True):
-            backend.allow_tf32 = value
+        for operation, value in zip(operations, previous, strict=True):
+            operation.fp32_precision = value
 
 
 class _Compiled:
