@@ -114,3 +114,13 @@ def test_scale_and_size_of_minutes_on_a_gpu_can_be_chosen(python):
     _, calls = python("nothing", 1, "SCALE=paper", "MINUTES=5", "BENCH=", "DATASET=svhn", "OUT=elsewhere")
     assert "-m seqmatch_lib bench --results elsewhere" in calls
     assert "-m seqmatch_lib run svhn-ipc10-mtt --scale paper --results elsewhere --max-minutes 5" in calls
+
+
+def test_packages_that_are_there_are_used_as_they_are(python, checkout):
+    """The way of the guide for a machine without network."""
+    (checkout / "calls").write_text("")
+    bin_ = checkout / "conda" / "bin"
+    done = make(checkout, "gpu", "STAMP=", f"BIN={bin_}", CONDA_DEFAULT_ENV="", FAILS="nothing", CODE="1")
+    assert done.returncode == 0, done.stderr
+    assert len((checkout / "calls").read_text().splitlines()) == 5
+    assert not (checkout / ".venv").exists()
