@@ -79,6 +79,18 @@ def test_a_benchmark_measures_every_way_at_every_size(result, tmp_path):
     assert "images/s" in text
 
 
+def test_memory_that_graphs_hold_counts_at_every_number_of_steps(uncompiled, monkeypatch):
+    """On a GPU the first call of a variant at a size takes it; torch counts what later calls take beside it alone."""
+    monkeypatch.setattr(bench, "_replays_graphs", lambda variant, device: variant.startswith("compiled"))
+    monkeypatch.setattr(bench, "_begin_peak", lambda device: 100.0)
+    peaks = iter([700.0, 130.0, 110.0])  # at the first calls of each row; those of `higher` come first
+    monkeypatch.setattr(bench, "peak_memory_mb", lambda device: next(peaks))
+    monkeypatch.setattr(bench, "_measure", lambda call, device: (1.0, 5.0))
+    cases = (Case(4, 10, 2), Case(4, 10, 8, bench.KEEPS_NO_GRAPH))
+    rows = list(bench._time_inner_steps(cases, ["higher", "compiled float32"], torch.device("cpu"), "kept"))
+    assert [row["memory_mb"] for row in rows] == [5.0, 35.0, 35.0]
+
+
 def test_ratios_are_of_the_rows_they_name(result):
     for row in result["inner_steps"]:
         row |= {"width": 128, "batch": 100, "syn_steps": 2, "seconds": {"higher": 6.0, "flat": 8.0}.get(row["variant"], 2.0)}
