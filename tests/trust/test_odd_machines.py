@@ -19,7 +19,8 @@ from seqmatch_lib.engine.networks import NETWORKS, NORMS, NetworkConfig, check_n
 from seqmatch_lib.engine.step_functions import StepFunctions
 from seqmatch_lib.errors import ConfigError
 from seqmatch_lib.report.notebooks import run_notebook
-from seqmatch_lib.runs import provenance
+from seqmatch_lib.runs import experiment, provenance
+from seqmatch_lib.runs.experiment import choose_device
 
 pytestmark = pytest.mark.trust
 
@@ -179,6 +180,25 @@ def test_the_advice_for_images_that_are_too_small_works(name, generator):
     check_networks([advised], (1, 7, 7), 3)
     side = int(caught.value.args[0].split("needs ")[1].split("x")[0])
     check_networks([NetworkConfig(name)], (1, side, side), 3)
+
+
+# --- GPUs that torch cannot use: a driver older than its CUDA, or a torch for CPUs
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_gpu_that_torch_cannot_use_is_told_once_and_no_other(there, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(experiment, "NVIDIA_DRIVER", tmp_path if there else tmp_path / "absent")
+    experiment._tell_of_unseen_gpu.cache_clear()
+    assert choose_device("cpu").type == "cpu"  # as was asked for
+    assert capsys.readouterr().err == ""
+    assert [choose_device().type for _ in range(2)] == ["cpu", "cpu"]
+    said = capsys.readouterr().err
+    assert said.count(f"an NVIDIA GPU that torch {torch.__version__} cannot use, so the CPU computes; install") == there
+    assert said.count("\n") == there
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert choose_device().type == "cuda"
+    experiment._tell_of_unseen_gpu.cache_clear()
 
 
 # --- processes that have chosen a precision of their own
