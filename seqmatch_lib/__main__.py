@@ -3,6 +3,7 @@
 import argparse
 import io
 import os
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -14,7 +15,7 @@ import torch
 
 from seqmatch_lib.bench.batch import Batch
 from seqmatch_lib.bench.benchmark import run_benchmark
-from seqmatch_lib.bench.cost import CostModel, format_cost, format_pending
+from seqmatch_lib.bench.cost import CostModel, format_cost, format_pending, trajectory_bytes
 from seqmatch_lib.bench.report import format_benchmark, save_benchmark
 from seqmatch_lib.data.datasets import (
     DATASETS,
@@ -26,7 +27,7 @@ from seqmatch_lib.data.datasets import (
 )
 from seqmatch_lib.data.multi_formation import AS_STORED
 from seqmatch_lib.engine.evaluation import format_accuracy
-from seqmatch_lib.errors import OutOfTime, SeqMatchError, require
+from seqmatch_lib.errors import OutOfTime, SeqMatchError, first_line, require
 from seqmatch_lib.exchange.formats import FORMATS, export_sequence, import_sequence
 from seqmatch_lib.exchange.pixel_layouts import share_outside
 from seqmatch_lib.front import config_of, evaluate
@@ -42,6 +43,7 @@ EXECUTED = RESULTS / "executed"  # copies of all notebooks with their outputs, t
 EXIT_ERROR = 2
 EXIT_OUT_OF_TIME = 75  # EX_TEMPFAIL: the state is saved, the same command goes on
 GOES_ON = "the same command goes on from the last checkpoint"
+GIB = 2**30  # bytes
 
 
 class _Parser(argparse.ArgumentParser):
@@ -71,6 +73,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OutOfTime:
         print("out of time: the state is saved, the same command goes on from here", file=sys.stderr)
         return EXIT_OUT_OF_TIME
+    except torch.OutOfMemoryError as error:  # of a GPU
+        less = "or set less, which is another run: mtt.batch_syn, training.batch_size or evaluation.num_networks"
+        print(f"error: {first_line(error)} Free memory of the GPU, then {GOES_ON}; {less}", file=sys.stderr)
+        return EXIT_ERROR
     except BrokenPipeError:  # the reader has seen enough: `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the flush at exit finds a reader
     except KeyboardInterrupt:
@@ -178,7 +184,8 @@ def _add_predictions(commands: Any) -> None:
     plan.add_argument("--results", metavar="DIR", help="default: build/<scale>")
 
     bench = _add_command(commands, "bench", _bench, "measure speed, memory and exactness of the engines on this machine")
-    bench.add_argument("--quick", action="store_true", help="small networks only, under three minutes on two CPU cores")
+    quick = "small networks only, under three minutes on two CPU cores; on a GPU only those of width 128"
+    bench.add_argument("--quick", action="store_true", help=quick)
     _add_results_argument(bench)
 
     cost = _add_command(commands, "cost", _cost, "predict operations, seconds and memory of a preset from a benchmark")
@@ -244,6 +251,7 @@ def _run(options: argparse.Namespace) -> None:
     config = _read_config(options)
     if options.force or not record_path(options.results, config).is_file():
         _announce_hours(config)
+        _announce_disk(config, options.results)
     record = run_experiment(
         config, options.results, max_minutes=options.max_minutes, force=options.force, download=options.download
     )
@@ -262,6 +270,19 @@ def _announce_hours(config: RunConfig) -> None:
         stop = "Ctrl-C stops it, and the same command goes on from there. --max-minutes sets a limit."
         takes = f"takes about {hours:,.0f} hours, predicted for {model.machine}"
         print(f"{config.preset} at scale {config.scale} {takes}; {stop}", file=sys.stderr)
+
+
+def _announce_disk(config: RunConfig, results: Path) -> None:
+    """Says on stderr what the teachers of a run take on disk, if that is a GiB or more, and whether there is room for them."""
+    needed = trajectory_bytes(config, find_dataset(config.dataset)) / GIB
+    if needed < 1:
+        return
+    folder = results / "teachers" / config.dataset
+    there = sum(path.stat().st_size for path in folder.glob("*/*.npy")) / GIB  # perhaps those of other runs
+    free = shutil.disk_usage(next(path for path in folder.absolute().parents if path.is_dir())).free / GIB
+    short = "; that is too little: free some, or give --results on a larger disk" if needed > there + free else ""
+    takes = f"take {needed:.1f} GiB in {folder}, which holds {there:.1f} GiB of teachers"
+    print(f"the teachers of {config.preset} {takes}; {free:,.1f} GiB are free{short}", file=sys.stderr)
 
 
 def _evaluate(options: argparse.Namespace) -> None:

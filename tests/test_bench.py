@@ -22,11 +22,11 @@ from seqmatch_lib.bench.cost import (
 )
 from seqmatch_lib.bench.floors import list_convolutions, list_copies
 from seqmatch_lib.bench.report import format_benchmark, load_benchmark, newest_benchmark, save_benchmark, summarise_ratios
-from seqmatch_lib.data.datasets import DATASETS
+from seqmatch_lib.data.datasets import DATASETS, find_dataset
 from seqmatch_lib.engine.networks import NetworkConfig, flatten_parameters, make_network
 from seqmatch_lib.engine.step_functions import ADJOINT_PASSES, GRADIENT_PASSES, StepFunctions, _Compiled
 from seqmatch_lib.errors import ConfigError
-from seqmatch_lib.runs.config import RunConfig
+from seqmatch_lib.runs.config import SCALES, RunConfig, preset_names
 from seqmatch_lib.runs.records import load_runs
 
 ROOT = Path(__file__).parents[1]
@@ -77,6 +77,18 @@ def test_a_benchmark_measures_every_way_at_every_size(result, tmp_path):
     text = format_benchmark(result)
     assert "compiled bfloat16" in text
     assert "images/s" in text
+
+
+def test_memory_that_graphs_hold_counts_at_every_number_of_steps(uncompiled, monkeypatch):
+    """On a GPU the first call of a variant at a size takes it; torch counts what later calls take beside it alone."""
+    monkeypatch.setattr(bench, "_replays_graphs", lambda variant, device: variant.startswith("compiled"))
+    monkeypatch.setattr(bench, "_begin_peak", lambda device: 100.0)
+    peaks = iter([700.0, 130.0, 110.0])  # at the first calls of each row; those of `higher` come first
+    monkeypatch.setattr(bench, "peak_memory_mb", lambda device: next(peaks))
+    monkeypatch.setattr(bench, "_measure", lambda call, device: (1.0, 5.0))
+    cases = (Case(4, 10, 2), Case(4, 10, 8, bench.KEEPS_NO_GRAPH))
+    rows = list(bench._time_inner_steps(cases, ["higher", "compiled float32"], torch.device("cpu"), "kept"))
+    assert [row["memory_mb"] for row in rows] == [5.0, 35.0, 35.0]
 
 
 def test_ratios_are_of_the_rows_they_name(result):
@@ -154,6 +166,42 @@ def test_work_is_counted_stage_by_stage():
     whole = predict_work(RunConfig.from_preset("cifar10-whole"), DATASETS["cifar10"])
     assert whole.keys() == {"evaluation"}
     assert whole["evaluation"].flops == pytest.approx(forward * 5 * (3 * 100 * 50_000 + 10_000))
+
+
+def test_scores_take_the_memory_of_a_batch_and_not_of_the_set():
+    for preset in ("tiny_imagenet-ipc10-mtt", "tiny_imagenet-ipc50-seqmatch_mtt"):  # 2,000 and 10,000 images
+        config = RunConfig.from_preset(preset)
+        work, forward = predict_work(config, DATASETS["tiny_imagenet"]), count_network(config.network, (3, 64, 64), 200)
+        held = 4 * (4 * forward.parameters + 256 * GRADIENT_PASSES * forward.activations)
+        data = 4 * 3 * 64 * 64 * (100_000 + 2 * 10_000)
+        assert work["selection"].bytes == pytest.approx(data + held)
+    few = predict_work(RunConfig.from_preset("cifar10-ipc1-idc"), DATASETS["cifar10"])  # ten images of four tiles each
+    assert few["selection"].bytes < few["evaluation"].bytes
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_a_gpu_s_benchmark_has_a_rate_for_every_phase_of_every_preset(scale, result):
+    """Also the quick one; without a rate a job on a cluster asks for the whole slot, and nobody is told hours."""
+    cases, (width,) = bench.sizes_to_measure(True, torch.device("cuda"))
+    template, teachers = result["inner_steps"][0], result["teachers"][0]
+    rates = {
+        "inner_steps": [
+            template | {"variant": variant, "width": case.width, "allocator": "kept"}
+            for case in cases
+            for variant in case.variants or bench.VARIANTS
+        ],
+        "teachers": [
+            teachers | {"variant": " ".join(way), "width": width, "allocator": "kept"}
+            for way in bench.ways_to_train(torch.device("cuda"))
+        ],
+        "evaluation": [],
+    }
+    measured = result | rates | {"machine": result["machine"] | {"device": "cuda"}}
+    assert width == NetworkConfig().width
+    for preset in preset_names():
+        config = RunConfig.from_preset(preset, scale)
+        for work in predict_work(config, find_dataset(config.dataset)).values():
+            assert predict_seconds(work, config.network, measured) > 0, preset
 
 
 def test_seconds_follow_the_rate_of_the_nearest_width(result):

@@ -4,9 +4,11 @@ import os
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
+import torch
 
 from seqmatch_lib.__main__ import EXIT_ERROR, EXIT_OUT_OF_TIME, main
 from seqmatch_lib.bench import benchmark as bench
@@ -146,6 +148,34 @@ def test_hours_are_announced_before_a_run_begins(tmp_path, capsys, monkeypatch):
     assert re.match(r"cifar10-ipc10-mtt at scale paper takes about [\d,]+ hours, predicted for ", first)
     assert main(["run", "digits-ipc10-random", "--scale", "smoke", "--results", str(tmp_path)]) == 0
     assert "hours" not in capsys.readouterr().err
+
+
+def test_the_teachers_disk_is_announced_before_a_run_begins(tmp_path, capsys, monkeypatch):
+    """100 teachers of 320,010 numbers: 43 epochs in stage 1, and 21 in each of two later ones."""
+    monkeypatch.setenv("SEQMATCH_DATA", str(tmp_path))  # without data it ends right after
+    arguments = ["run", "cifar10-ipc50-seqmatch_mtt", "--results", str(tmp_path / "r")]
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    size = 4 * 320_010 * 100 * (43 + 2 * 21) / 2**30
+    assert f"take {size:.1f} GiB in {tmp_path}/r/teachers/cifar10, which holds 0.0 GiB" in said
+    assert "too little" not in said
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=2**33))
+    assert main(arguments) == 2
+    assert "8.0 GiB are free; that is too little: free some, or give --results on a larger disk" in capsys.readouterr().err
+    assert main([*arguments, "--scale", "reduced"]) == 2
+    assert main(["run", "cifar10-ipc10-dm", "--results", str(tmp_path / "r")]) == 2
+    assert "GiB" not in capsys.readouterr().err
+
+
+def test_a_gpu_without_room_is_an_error_in_one_line(tmp_path, capsys, monkeypatch):
+    """Whatever was saved before is kept, as when a run is killed."""
+    full = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nSee the documentation")
+    monkeypatch.setattr("seqmatch_lib.__main__.run_experiment", Mock(side_effect=full))
+    assert main(["run", "digits-ipc10-mtt", "--scale", "smoke", "--results", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: CUDA out of memory. Tried to allocate 20.00 GiB. Free memory of the GPU, then the same ")
+    assert "mtt.batch_syn" in error
+    assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -22,10 +22,18 @@ from seqmatch_lib.runs.reevaluation import reevaluate
 from seqmatch_lib.store.budget import Budget
 from seqmatch_lib.subsets import load_sequence
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("default")]  # advice of torch's compiler on a GPU ends no check
 
 DEVICE, CPU = choose_device(), torch.device("cpu")
 CONFIG = RunConfig.from_preset("digits-ipc10-seqmatch_mtt", "smoke", overrides={"mtt.iterations": 6, "training.epochs": 20})
+
+
+@pytest.fixture(autouse=True)
+def full_precision():
+    """Torch computes convolutions of uncompiled code in TF32 on a GPU, which is too far from a CPU for what is compared."""
+    before, torch.backends.cudnn.conv.fp32_precision = torch.backends.cudnn.conv.fp32_precision, "ieee"
+    yield
+    torch.backends.cudnn.conv.fp32_precision = before
 
 
 @pytest.mark.parametrize("strategy", ["none", DSA_STRATEGY])
@@ -77,3 +85,16 @@ def test_a_run_in_parts_is_the_run_in_one_go_and_its_set_is_worth_as_much_on_the
     data = prepare_data(load_dataset("digits"), CONFIG.zca, CONFIG.select_on, CPU)
     there = reevaluate(sequence, CONFIG, data, seed=CONFIG.seed).accuracy["convnet"]
     assert there["values"] == pytest.approx(whole.accuracy_last["values"], abs=3.0)  # per cent
+
+
+def test_compiled_code_makes_the_run_of_uncompiled_code(tmp_path):
+    """Teachers, inner loops, scores and evaluation: all that a GPU replays as CUDA graphs, and trains as stacked networks."""
+    engines = {f"{section}.engine": "compiled" for section in ("teachers", "mtt", "training")}
+    few = CONFIG.changed({"mtt.iterations": 3, "training.epochs": 10})
+    plain = run_experiment(few, tmp_path / "plain", device=DEVICE)
+    compiled = run_experiment(few.changed(engines), tmp_path / "compiled", device=DEVICE)
+    assert compiled.uncompiled == []
+    for one, other in zip(plain.stages, compiled.stages, strict=True):
+        assert other["losses"] == pytest.approx(one["losses"], rel=0.02)
+    for name in ("accuracy_last", "random_baseline"):
+        assert getattr(compiled, name)["values"] == pytest.approx(getattr(plain, name)["values"], abs=3.0)  # per cent

@@ -70,3 +70,57 @@ def test_the_conda_environment_of_the_project_is_used_and_not_changed(checkout):
     assert f"--ServerApp.root_dir={checkout} " in done.stdout
     assert done.stdout.rstrip().endswith(" --port 9999")
     assert not (checkout / ".venv").exists()
+
+
+@pytest.fixture
+def python(checkout):
+    """Puts a python in place that notes how it was called, and fails where it is told to: returns what makes a call fail."""
+    bin_ = checkout / "conda" / "bin"
+    bin_.mkdir(parents=True)
+    (bin_ / "python").write_text('#!/bin/sh\necho "$@" >> calls\ncase "$*" in $FAILS) exit $CODE;; esac\n')
+    (bin_ / "python").chmod(0o755)
+
+    def gpu(fails: str, code: int, *arguments: str) -> tuple[int, list[str]]:
+        (checkout / "calls").write_text("")
+        conda = {"CONDA_DEFAULT_ENV": "seqmatch", "CONDA_PREFIX": str(checkout / "conda")}
+        done = make(checkout, "gpu", *arguments, FAILS=fails, CODE=str(code), **conda)
+        return done.returncode, (checkout / "calls").read_text().splitlines()
+
+    return gpu
+
+
+SHORT = [
+    f"-m seqmatch_lib run cifar10-ipc10-{name} --scale short --results build/gpu --max-minutes 3"
+    for name in ("mtt", "seqmatch_mtt")
+]
+
+
+def test_minutes_of_a_gpu_end_in_as_much_as_can_be_had(python):
+    """A failing check, or a run that is out of time, stops none of what follows; only missing data stop all at once."""
+    first = "-m seqmatch_lib run cifar10-ipc10-seqmatch_mtt --scale smoke --results build/gpu"
+    calls = [first, "-m pytest -m gpu", "-m seqmatch_lib bench --quick --results build/gpu", *SHORT]
+    assert python("nothing", 1) == (0, calls)
+    assert python("*--max-minutes*", 75) == (0, calls)
+    for fails in ("*pytest*", "*bench*", "*--max-minutes*"):
+        code, found = python(fails, 2)
+        assert code != 0
+        assert found == calls
+    code, found = python("*smoke*", 2)
+    assert code != 0
+    assert found == [first]
+
+
+def test_scale_and_size_of_minutes_on_a_gpu_can_be_chosen(python):
+    _, calls = python("nothing", 1, "SCALE=paper", "MINUTES=5", "BENCH=", "DATASET=svhn", "OUT=elsewhere")
+    assert "-m seqmatch_lib bench --results elsewhere" in calls
+    assert "-m seqmatch_lib run svhn-ipc10-mtt --scale paper --results elsewhere --max-minutes 5" in calls
+
+
+def test_packages_that_are_there_are_used_as_they_are(python, checkout):
+    """The way of the guide for a machine without network."""
+    (checkout / "calls").write_text("")
+    bin_ = checkout / "conda" / "bin"
+    done = make(checkout, "gpu", "STAMP=", f"BIN={bin_}", CONDA_DEFAULT_ENV="", FAILS="nothing", CODE="1")
+    assert done.returncode == 0, done.stderr
+    assert len((checkout / "calls").read_text().splitlines()) == 5
+    assert not (checkout / ".venv").exists()

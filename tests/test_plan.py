@@ -114,6 +114,15 @@ def test_without_a_benchmark_of_its_device_a_job_asks_for_the_slot():
     assert "no benchmark of a cuda device" in batch.plan()
 
 
+def test_a_job_on_a_gpu_asks_for_memory_of_the_node_beside_that_of_the_gpu():
+    """Its data are prepared there, and code is compiled there, by as many processes as it has threads."""
+    settings = {"presets": "digits-ipc10-mtt", "scale": "paper"}
+    cpu, gpu = (Batch.read(settings | {"device": device}) for device in ("cpu", "cuda"))
+    for job in (*cpu.configs, *cpu.teachers):
+        assert cpu.mem_mb(job) < 8000
+        assert 16_000 < gpu.mem_mb(job) < 24_000
+
+
 def test_no_committed_record_took_more_memory_than_a_job_asks_for():
     records = [record for record in load_runs(KNOWN) if record.device == "cpu" and record.scale == "reduced"]
     checked = 0

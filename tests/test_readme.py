@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw
 
 from seqmatch_lib.__main__ import main
 from seqmatch_lib.bench.batch import Batch
+from seqmatch_lib.bench.cost import trajectory_bytes
 from seqmatch_lib.bench.report import format_benchmark, load_benchmark
 from seqmatch_lib.data import datasets as data
 from seqmatch_lib.engine.networks import NETWORKS
@@ -23,6 +24,7 @@ from seqmatch_lib.methods import base as registry
 from seqmatch_lib.report import queries, texts
 from seqmatch_lib.report.evidence import Evidence
 from seqmatch_lib.report.tables import load_published, readme_table
+from seqmatch_lib.runs.config import RunConfig
 from seqmatch_lib.runs.records import load_runs
 
 ROOT = Path(__file__).parents[1]
@@ -104,6 +106,20 @@ def test_the_hours_of_the_verdict_are_those_predicted(tmp_path):
         hours = sum(batch.need(job).minutes for job in (*batch.teachers, *batch.configs)) / 60
         (stated,) = re.findall(pattern, README)
         assert float(stated) == pytest.approx(hours, rel=0.15)
+
+
+def test_the_disk_that_teachers_take_is_what_they_are_made_of():
+    (table,) = re.findall(r"^\| teachers, GiB \|.*?\n\n", PAGES["runs.md"], flags=re.MULTILINE | re.DOTALL)
+    rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in table.splitlines()]
+    stated = [row[1:] for row in rows if row[0] in ("of the first subset", "of each later one")]
+    found = []
+    for datasets in rows[0][1:]:
+        for name in datasets.lower().replace("-", "").replace(" imagenet", "_imagenet").split(", "):
+            spec = data.find_dataset(name)
+            plain, sequence = (RunConfig.from_preset(f"{name}-ipc10-{method}") for method in ("mtt", "seqmatch_mtt"))
+            first, both = (trajectory_bytes(config, spec) / 2**30 for config in (plain, sequence))
+        found.append([f"{first:.1f}", f"{both - first:.1f}"])
+    assert [list(column) for column in zip(*stated, strict=True)] == found
 
 
 def test_ratios_are_those_of_the_newest_full_benchmark():

@@ -131,3 +131,25 @@ def test_networks_that_a_stage_starts_from_go_on_where_they_were_stopped(tmp_pat
     assert torch.equal(torch.cat([flatten_parameters(network) for network in found]), expected)
     assert stops == len(epochs) == 2 * stage.recipe.epochs
     assert not list((stage.folder / "starts").iterdir())
+
+
+def test_saves_of_networks_that_a_stage_starts_from_are_no_saves_of_the_stage(tmp_path, monkeypatch):
+    """Else a method that starts often and long would save its iterations hardly ever; its time ends with that of the run."""
+    now, saved, save = [1000.0], [], TrainingCheckpoint.write
+    monkeypatch.setattr("seqmatch_lib.store.budget.time.monotonic", lambda: now[0])
+    monkeypatch.setattr(TrainingCheckpoint, "write", lambda self, *arguments: saved.append(save(self, *arguments)))
+    earlier = SubsetSequence((SyntheticSubset(*make_images(6), lr=0.05),))
+    stage = replace(make_stage(tmp_path), index=2, frozen=earlier, budget=Budget(max_minutes=60, save_seconds=100))
+
+    def passing(self, *arguments):
+        now[0] += 60
+        return torch.zeros(1)
+
+    monkeypatch.setattr(LoopTrainer, "epoch", passing)
+    stage.start_networks(0, ("features", 0))
+    assert len(saved) == 3  # of six minutes
+    assert stage.budget.wants_save()
+    stage.budget.saved()
+    now[0] += 3300
+    with pytest.raises(OutOfTime):
+        stage.start_networks(0, ("features", 1))

@@ -28,6 +28,7 @@ START_MINUTES = 10.0  # on top: imports, data, compilation
 DAY = 1440.0  # asked for where nothing is predicted and there is no slot
 PROCESS_MEBIBYTES = 512  # Python and torch, beside what a phase holds
 SPARE_MEBIBYTES = 3072  # on top of half as much again as predicted: no committed record took more than both together
+SPARE_MEBIBYTES_GPU = 16384  # of the node: CUDA's libraries, data on their way, compiling processes; a guess, not measured
 
 
 class Need(NamedTuple):
@@ -204,8 +205,8 @@ class Batch:
         return ceil(self.minutes(job))
 
     def mem_mb(self, job: str) -> int:
-        """Returns the MiB that Snakemake asks a cluster for: the need with a margin, at most the limit."""
-        mebibytes = SPARE_MEBIBYTES + 1.5 * self.need(job).mebibytes
+        """Returns the MiB of the node that Snakemake asks a cluster for: the need with a margin, at most the limit."""
+        mebibytes = (SPARE_MEBIBYTES_GPU if self.device == "cuda" else SPARE_MEBIBYTES) + 1.5 * self.need(job).mebibytes
         return ceil(min(mebibytes, self.memory or mebibytes))
 
     @property

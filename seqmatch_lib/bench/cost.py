@@ -69,6 +69,7 @@ class _Plan:
         self.tiles = getattr(config.options, "formation", AS_STORED).tiles
         self.data_bytes = 4 * prod(dataset.shape) * (self.train_images + self.selection_images + dataset.test_size)
         self.training_variant = f"{config.training.engine} {config.training.precision}"
+        self.training_batch = min(config.training.batch_size, self.unions[-1] * self.tiles)
 
     def staged(self, stages: int) -> float:
         """Operations of training one network through the first stages."""
@@ -102,7 +103,7 @@ class _Plan:
         evaluation = self.config.evaluation
         scores = evaluation.num_selections if self.config.select_on != "none" else 0
         flops = [self.staged(k) + self.forward * self.selection_images for k in range(1, len(self.sizes) + 1)]
-        return self.work(scores * sum(flops), "training", self.training_variant, 4, self.unions[-1])
+        return self.work(scores * sum(flops), "training", self.training_variant, 4, self.training_batch)
 
     def evaluation(self) -> Work:
         """The last set, the selected one, random real images, and all subsets jointly where there are several."""
@@ -112,9 +113,8 @@ class _Plan:
         if len(self.sizes) > 1:
             flops += self.staged(len(self.sizes)) - self.staged(len(self.sizes) - 1) + test
         together = evaluation.num_networks if training.engine == "compiled" else 1
-        batch = together * min(training.batch_size, self.unions[-1])
         networks = evaluation.num_networks * len(evaluation.networks)
-        return self.work(networks * flops, "training", self.training_variant, 3 * together, batch)
+        return self.work(networks * flops, "training", self.training_variant, 3 * together, together * self.training_batch)
 
 
 def predict_seconds(work: Work, network: NetworkConfig, benchmark: Mapping[str, Any]) -> float:

@@ -176,16 +176,31 @@ def check_engine(engine: str, precision: str, engines: Sequence[str]) -> None:
 
 @contextmanager
 def _tf32(allowed: bool) -> Iterator[None]:
-    """Allows or forbids TF32 in convolutions and products on a GPU, and restores the process's own settings afterwards."""
+    """Allows or forbids TF32 in convolutions and products on a GPU, and restores the process's own settings afterwards.
+
+    Parts of torch's compiler read the older setting, `allow_tf32`, and fail where the newer one, `fp32_precision`, says
+    something else. So the older one is used, which sets both. Only where the process has set the newer one so that the older
+    cannot even be read, the newer one is used.
+    """
     backends = (torch.backends.cudnn, torch.backends.cuda.matmul)
-    previous = [backend.allow_tf32 for backend in backends]
-    for backend in backends:
-        backend.allow_tf32 = allowed
+    operations = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
+    newer = [operation.fp32_precision for operation in operations]
+    try:
+        older = [backend.allow_tf32 for backend in backends]
+    except RuntimeError:
+        older = []
+    for backend, operation in zip(backends, operations, strict=True):
+        if older:
+            backend.allow_tf32 = allowed
+        else:
+            operation.fp32_precision = "tf32" if allowed else "ieee"
     try:
         yield
     finally:
-        for backend, value in zip(backends, previous, strict=True):
+        for backend, value in zip(backends, older, strict=False):  # none if the older setting could not be read
             backend.allow_tf32 = value
+        for operation, value in zip(operations, newer, strict=True):
+            operation.fp32_precision = value
 
 
 class _Compiled:

@@ -109,7 +109,8 @@ class Stage:
         lock = path.with_suffix(".lock")
         with acquire_lock(lock):  # another run may have the same earlier subsets
             remove_leftovers(path.parent, path.name)
-            checkpoint = TrainingCheckpoint(path, owner, self.budget)
+            # an iteration may begin with this training, whose saves hold nothing of the iterations before
+            checkpoint = TrainingCheckpoint(path, owner, self.budget.apart())
             train_staged(networks, self.frozen, self.recipe, generators, checkpoint=checkpoint)
             for finished in (path, lock):  # a method may start thousands of times
                 remove_file(finished)

@@ -4,6 +4,7 @@ import sys
 from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ from seqmatch_lib.subsets import (
     sample_real_sequence,
     set_path,
 )
+
+NVIDIA_DRIVER = Path("/dev/nvidiactl")  # there where the driver is, also in containers that are given a GPU
 
 
 def run_experiment(
@@ -178,8 +181,20 @@ def open_run(
 
 
 def choose_device(device: torch.device | str | None = None) -> torch.device:
-    """Returns the device asked for, or the first GPU, or the CPU."""
+    """Returns the device asked for, or the first GPU, or the CPU; says so where that leaves a GPU of the machine unused."""
+    if device is None and not torch.cuda.is_available():
+        _tell_of_unseen_gpu()
     return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+@cache
+def _tell_of_unseen_gpu() -> None:
+    """Prints a notice, once a process, if this machine has a GPU that torch cannot use, so that days pass on its CPU."""
+    if NVIDIA_DRIVER.exists():
+        problem = f"notice: this machine has an NVIDIA GPU that torch {torch.__version__} cannot use, so the CPU computes"
+        print(
+            f"{problem}; install a torch built for CUDA, and for no newer one than the driver's (nvidia-smi)", file=sys.stderr
+        )
 
 
 def _execute(

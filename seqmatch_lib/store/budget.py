@@ -1,6 +1,7 @@
 """The time budget of a run: when a long computation saves its state, and when it stops."""
 
 import time
+from copy import copy
 from numbers import Real
 
 from seqmatch_lib.errors import OutOfTime, require
@@ -20,6 +21,12 @@ class Budget:
         self._deadline = float("inf") if max_minutes is None else time.monotonic() + 60 * max_minutes
         self._save_seconds = save_seconds
         self._last_save = time.monotonic()
+
+    def apart(self) -> "Budget":
+        """Returns a budget of the same end for a part that saves itself: its saves do not count as saves of the whole."""
+        part = copy(self)
+        part._last_save = time.monotonic()
+        return part
 
     def wants_save(self) -> bool:
         """Whether to save now, because the last save is old enough or the time is spent."""

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import nbformat
@@ -18,7 +19,8 @@ from seqmatch_lib.engine.networks import NETWORKS, NORMS, NetworkConfig, check_n
 from seqmatch_lib.engine.step_functions import StepFunctions
 from seqmatch_lib.errors import ConfigError
 from seqmatch_lib.report.notebooks import run_notebook
-from seqmatch_lib.runs import provenance
+from seqmatch_lib.runs import experiment, provenance
+from seqmatch_lib.runs.experiment import choose_device
 
 pytestmark = pytest.mark.trust
 
@@ -178,3 +180,68 @@ def test_the_advice_for_images_that_are_too_small_works(name, generator):
     check_networks([advised], (1, 7, 7), 3)
     side = int(caught.value.args[0].split("needs ")[1].split("x")[0])
     check_networks([NetworkConfig(name)], (1, side, side), 3)
+
+
+# --- GPUs that torch cannot use: a driver older than its CUDA, or a torch for CPUs
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_gpu_that_torch_cannot_use_is_told_once_and_no_other(there, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(experiment, "NVIDIA_DRIVER", tmp_path if there else tmp_path / "absent")
+    experiment._tell_of_unseen_gpu.cache_clear()
+    assert choose_device("cpu").type == "cpu"  # as was asked for
+    assert capsys.readouterr().err == ""
+    assert [choose_device().type for _ in range(2)] == ["cpu", "cpu"]
+    said = capsys.readouterr().err
+    assert said.count(f"an NVIDIA GPU that torch {torch.__version__} cannot use, so the CPU computes; install") == there
+    assert said.count("\n") == there
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert choose_device().type == "cuda"
+    experiment._tell_of_unseen_gpu.cache_clear()
+
+
+# --- processes that have chosen a precision of their own
+
+OPERATIONS = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
+
+
+@pytest.fixture
+def own_precisions():
+    """Lets a test set those of the process, as older and newer code does."""
+    before = [operation.fp32_precision for operation in OPERATIONS]
+    yield
+    for backend in (torch.backends.cuda.matmul, torch.backends.cudnn):  # then both ways of setting it agree again
+        backend.allow_tf32 = backend is torch.backends.cudnn  # as torch has it at first
+    for operation, value in zip(OPERATIONS, before, strict=True):
+        operation.fp32_precision = value
+
+
+def gradient_of_a_step(precision: str, generator: torch.Generator) -> list[str]:
+    """Computes one and returns the precisions that were set meanwhile."""
+    seen: list[str] = []
+    network = make_network(NetworkConfig(width=4, depth=1), (1, 4, 4), 2, generator)
+    network[0].register_forward_hook(lambda *_: seen.extend(operation.fp32_precision for operation in OPERATIONS))
+    functions = StepFunctions(network, precision, compiled=False)
+    functions.gradient(flatten_parameters(network), torch.ones(3, 1, 4, 4), torch.tensor([0, 1, 0]))
+    return seen
+
+
+@pytest.mark.parametrize("own", [*product(["tf32", "ieee", "none"], ["tf32", "ieee"])])
+@pytest.mark.parametrize(("precision", "meanwhile"), [("float32", "ieee"), ("tf32", "tf32")])
+def test_a_step_has_its_own_precision_and_gives_back_that_of_the_process(own, precision, meanwhile, own_precisions, generator):
+    """Where torch's newer way of setting it was used, the older one, `allow_tf32`, raises an error even when it is read."""
+    for operation, value in zip(OPERATIONS, own, strict=True):
+        operation.fp32_precision = value
+    assert gradient_of_a_step(precision, generator) == [meanwhile, meanwhile]
+    assert [operation.fp32_precision for operation in OPERATIONS] == list(own)
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_a_step_gives_back_what_was_set_in_torch_s_older_way(allowed, own_precisions, generator):
+    backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    for backend in backends:
+        backend.allow_tf32 = allowed
+    assert gradient_of_a_step("tf32", generator) == ["tf32", "tf32"]
+    assert gradient_of_a_step("float32", generator) == ["ieee", "ieee"]
+    assert [backend.allow_tf32 for backend in backends] == [allowed, allowed]
