@@ -36,6 +36,7 @@ from seqmatch_lib.runs.experiment import record_shared_teachers, run_experiment
 from seqmatch_lib.runs.listing import format_records
 from seqmatch_lib.runs.pictures import preprocessing_of
 from seqmatch_lib.runs.records import RunRecord, load_runs, record_path
+from seqmatch_lib.store.budget import Budget
 from seqmatch_lib.subsets import SubsetSequence, check_sequence, load_sequence
 
 RESULTS = Path("paper_results")
@@ -249,6 +250,7 @@ def _read_config(options: argparse.Namespace) -> RunConfig:
 
 def _run(options: argparse.Namespace) -> None:
     config = _read_config(options)
+    Budget(options.max_minutes)  # a wrong number is told before what the run takes
     if options.force or not record_path(options.results, config).is_file():
         _announce_hours(config)
         _announce_disk(config, options.results)

@@ -204,7 +204,9 @@ class KRR(BaseMethod):
             passes += config.iterations * (regression + GRADIENT_PASSES * min(union, config.batch_syn))
         starts = (config.num_networks + config.iterations / config.max_online_updates,) * len(sizes)
         variant = f"{config.engine} {config.precision}"
-        return Effort(passes, config.batch_real + (1 + config.flip) * sum(sizes), 4 * config.num_networks, variant, starts=starts)
+        return Effort(
+            passes, config.batch_real + (1 + config.flip) * sum(sizes), 4 * config.num_networks, variant, starts=starts
+        )
 
 
 def regress(queries: torch.Tensor, support: torch.Tensor, targets: torch.Tensor, ridge: float) -> torch.Tensor:

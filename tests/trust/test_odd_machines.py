@@ -217,23 +217,23 @@ def own_precisions():
         operation.fp32_precision = value
 
 
-def gradient_of_a_step(precision: str, generator: torch.Generator) -> list[str]:
-    """Computes one and returns the precisions that were set meanwhile."""
-    seen: list[str] = []
+def gradient_of_a_step(precision: str, generator: torch.Generator) -> list[bool]:
+    """Computes one and returns where TF32 was allowed meanwhile."""
+    seen: list[bool] = []
     network = make_network(NetworkConfig(width=4, depth=1), (1, 4, 4), 2, generator)
-    network[0].register_forward_hook(lambda *_: seen.extend(operation.fp32_precision for operation in OPERATIONS))
+    network[0].register_forward_hook(lambda *_: seen.extend(operation.fp32_precision == "tf32" for operation in OPERATIONS))
     functions = StepFunctions(network, precision, compiled=False)
     functions.gradient(flatten_parameters(network), torch.ones(3, 1, 4, 4), torch.tensor([0, 1, 0]))
     return seen
 
 
 @pytest.mark.parametrize("own", [*product(["tf32", "ieee", "none"], ["tf32", "ieee"])])
-@pytest.mark.parametrize(("precision", "meanwhile"), [("float32", "ieee"), ("tf32", "tf32")])
-def test_a_step_has_its_own_precision_and_gives_back_that_of_the_process(own, precision, meanwhile, own_precisions, generator):
+@pytest.mark.parametrize("precision", ["float32", "tf32"])
+def test_a_step_has_its_own_precision_and_gives_back_that_of_the_process(own, precision, own_precisions, generator):
     """Where torch's newer way of setting it was used, the older one, `allow_tf32`, raises an error even when it is read."""
     for operation, value in zip(OPERATIONS, own, strict=True):
         operation.fp32_precision = value
-    assert gradient_of_a_step(precision, generator) == [meanwhile, meanwhile]
+    assert gradient_of_a_step(precision, generator) == [precision == "tf32"] * 2
     assert [operation.fp32_precision for operation in OPERATIONS] == list(own)
 
 
@@ -242,6 +242,14 @@ def test_a_step_gives_back_what_was_set_in_torch_s_older_way(allowed, own_precis
     backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
     for backend in backends:
         backend.allow_tf32 = allowed
-    assert gradient_of_a_step("tf32", generator) == ["tf32", "tf32"]
-    assert gradient_of_a_step("float32", generator) == ["ieee", "ieee"]
+    assert gradient_of_a_step("tf32", generator) == [True, True]
+    assert gradient_of_a_step("float32", generator) == [False, False]
     assert [backend.allow_tf32 for backend in backends] == [allowed, allowed]
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_meanwhile_the_older_setting_can_be_read_as_torch_s_compiler_does(allowed):
+    """It raises an error where the newer one alone was set."""
+    with step_functions._tf32(allowed):
+        assert torch.get_float32_matmul_precision() == ("high" if allowed else "highest")
+        assert torch.backends.cuda.matmul.allow_tf32 == torch.backends.cudnn.allow_tf32 == allowed
