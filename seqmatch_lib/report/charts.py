@@ -277,8 +277,8 @@ def plot_curves(
 ) -> Figure:
     """Draws accuracy against iterations for a base method and its sequence, finished or not; published values are lines.
 
-    Above, a line joins the scores of one network; a grey line stands where a subset of the sequence is finished. Below are the
-    evaluations after the last iteration, with their spread: those of `controls.comparison`, and those of runs with other
+    Above, a line joins the scores of one network; a ring marks the last score of a subset that another one follows. Below are
+    the evaluations after the last iteration, with their spread: those of `controls.comparison`, and those of runs with other
     numbers of teachers or iterations than the ones that stand for the preset. They lie close together, so they have an axis of
     their own. Each method with another number of teachers has a colour of its own; further seeds are paler.
     """
@@ -307,9 +307,6 @@ def plot_curves(
         label = f"{method}, published" + " (not checked)" * (UNVERIFIED in known.loc[method, "check"])
         axis.axhline(mean, color=colors[method], linewidth=1, linestyle="--", label=label)
         axis.axhspan(mean - std, mean + std, color=colors[method], alpha=0.1, linewidth=0)
-    sequences = runs_of(f"{dataset}-ipc{ipc}-{SEQUENTIAL_PREFIX}{base}", scale, evidence.runs)
-    for end in np.cumsum([len(stage["losses"]) for stage in sequences[0].stages[:-1]]) if sequences else ():
-        axis.axvline(end, color="0.6", linewidth=1)
     axis.set(xlabel="iteration of distillation, over all subsets", ylabel="accuracy, %", title="scores of one network")
     _draw_last_iterates(ends, base, final, others, colors)
     title = name_setting(dataset, ipc, scale) if more else name_runs(evidence, dataset, ipc, scale, [base])
@@ -326,8 +323,12 @@ def _draw_scores(axis: Axes, frame: pd.DataFrame, colors: Mapping[str | tuple[st
         label = ", ".join(parts + ["not finished"] * (not finished))
         style = {"color": colors.get((method, teachers), colors[method]), "alpha": 1 / (1 + seeds.index(seed))}
         axis.plot(curve["iteration"], curve["accuracy"], styles[images], marker=".", label=label, **style)
+        ends = curve[curve["subset"].diff(-1) < 0]
+        axis.plot(ends["iteration"], ends["accuracy"], "o", mfc="none", ms=9, **style)
     for images in sorted(set(frame["images"])):
         axis.plot([], [], styles[images], color="0.3", label=f"{images} images")
+    if frame["subset"].max() > 1:
+        axis.plot([], [], "o", mfc="none", ms=9, color="0.3", label="end of a subset")
 
 
 def _draw_last_iterates(

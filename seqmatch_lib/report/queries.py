@@ -179,7 +179,7 @@ def curves(evidence: Evidence, results_dir: Path, dataset: str, ipc: int, scale:
 
     Returns:
         Columns `method`, `teachers` (0 for methods without), `run` (its id), `seed`, `finished`, `images` ("validation" or
-        "test"), `iteration` (counted through all stages) and `accuracy`.
+        "test"), `subset` (k of S_k), `iteration` (counted through all stages) and `accuracy`.
     """
     rows = []
     for method in (base, SEQUENTIAL_PREFIX + base):
@@ -197,8 +197,8 @@ def curves(evidence: Evidence, results_dir: Path, dataset: str, ipc: int, scale:
             begins = [0, *accumulate(len(stage["losses"]) for stage in stages)]
             common = (method, _count_teachers(config), name, config.seed, is_finished)
             for k, iteration, images, score in list_scores(stages, config.select_on):
-                rows.append((*common, images, begins[k - 1] + iteration, score))
-    columns = ["method", "teachers", "run", "seed", "finished", "images", "iteration", "accuracy"]
+                rows.append((*common, images, k, begins[k - 1] + iteration, score))
+    columns = ["method", "teachers", "run", "seed", "finished", "images", "subset", "iteration", "accuracy"]
     return pd.DataFrame(rows, columns=columns)
 
 

@@ -12,6 +12,7 @@ from seqmatch_lib.runs.config import SEQUENTIAL_PREFIX, RunConfig
 from seqmatch_lib.store.files import digest_json
 
 SIGNED = ("difference", "gain")  # columns that are shown with a sign
+SHORT_TEXT, LONG_TEXT = 24, 55  # characters: shown on one line; shown in a column that is not too narrow
 
 
 def label_scale(scale: str) -> str:
@@ -85,9 +86,16 @@ def _format_cell(row: Mapping[str, Any], name: str) -> str:
 
 
 def style_frame(shown: pd.DataFrame, caption: str = "") -> Styler:
-    """Returns a frame of texts as notebooks show it: no index, text to the left, short texts on one line."""
-    kept = shown.map(lambda text: text.replace(" ", "\u00a0") if len(text) < 24 else text)
+    """Returns a frame of texts as notebooks show it: no index, text to the left, a line for each part between semicolons."""
+    wide = [name for name, texts in shown.items() if texts.map(len).max() > LONG_TEXT]  # else squeezed by the other columns
     left = {"selector": "td, th", "props": "text-align: left; vertical-align: top"}
-    bold = {"selector": "caption", "props": "text-align: left; font-weight: bold"}
+    bold = {"selector": "caption", "props": "text-align: left; font-weight: bold; white-space: nowrap"}
     name = digest_json([caption, shown.to_numpy().tolist()])[:8]  # by default a random one, so that equal pages would differ
-    return kept.style.hide().set_caption(caption).set_table_styles([left, bold]).set_uuid(name)
+    styler = shown.map(_break_lines).style.hide().set_caption(caption).set_table_styles([left, bold]).set_uuid(name)
+    return styler.set_properties(subset=wide, **{"min-width": "10.5em"})
+
+
+def _break_lines(text: str) -> str:
+    """Returns a text as HTML with a line for each part between semicolons; short parts are not wrapped."""
+    parts = (part.replace(" ", "\u00a0") if len(part) < SHORT_TEXT else part for part in text.split("; "))
+    return ";<br>".join(parts)

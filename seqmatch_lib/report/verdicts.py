@@ -319,7 +319,7 @@ def _growth_of_repair(path: Path) -> tuple[pd.Series, str]:
     growth, teachers = repair.iloc[:, -1] - repair.iloc[:, 0], repair.index.get_level_values("teacher").nunique()
     means = repair.groupby("start epoch").mean()
     words = (f"{row.iloc[0]:.2f} to {row.iloc[-1]:.2f} (start epoch {epoch})" for epoch, row in means.iterrows())
-    return growth, f"repair(B) {', '.join(words)}" + f"; means of {teachers} teachers" * (teachers > 1)
+    return growth, f"repair(B) {'; '.join(words)}" + f"; means of {teachers} teachers" * (teachers > 1)
 
 
 def _is_cut_short(
