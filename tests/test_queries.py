@@ -315,7 +315,7 @@ def test_what_was_measured_is_told_of_hard_images_the_last_stage_and_the_last_ep
     rows = [(decile, 50 + stage * gains.get(decile, 0), f"stage {stage + 1}") for stage in (0, 1) for decile in range(10)]
     measured["deciles"] = pd.DataFrame(rows, columns=["decile", "accuracy", "after"])
     said = findings.find_deciles(measured, "x")
-    assert "+2.0 points on the easiest tenth of test images and -1.0 on the hardest, +0.1 on average" in said
+    assert "+2.0 points on the easiest tenth of test images, by -1.0 on the hardest, and by +0.1 on average" in said
     rows = [(0, 0, 0.9, "MTT"), (4, 0, 0.5, "MTT"), (4, 1, 0.7, "MTT"), (4, 0, 0.4, "$S_1$")]
     measured["errors"] = pd.DataFrame(rows, columns=["epoch", "teacher", "error", "set"])
     assert "at epoch 4, the matching error is 0.60 for MTT; 0.40 for S_1 (" in findings.find_errors(measured, "x")

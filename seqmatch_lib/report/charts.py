@@ -324,7 +324,8 @@ def _draw_scores(axis: Axes, frame: pd.DataFrame, colors: Mapping[str | tuple[st
         style = {"color": colors.get((method, teachers), colors[method]), "alpha": 1 / (1 + seeds.index(seed))}
         axis.plot(curve["iteration"], curve["accuracy"], styles[images], marker=".", label=label, **style)
         ends = curve[curve["subset"].diff(-1) < 0]
-        axis.plot(ends["iteration"], ends["accuracy"], "o", mfc="none", ms=9, **style)
+        if len(ends):
+            axis.plot(ends["iteration"], ends["accuracy"], "o", mfc="none", ms=9, **style)
     for images in sorted(set(frame["images"])):
         axis.plot([], [], styles[images], color="0.3", label=f"{images} images")
     if frame["subset"].max() > 1:
