@@ -31,9 +31,9 @@ CONFIG = RunConfig.from_preset("digits-ipc10-seqmatch_mtt", "smoke", overrides={
 @pytest.fixture(autouse=True)
 def full_precision():
     """Torch computes convolutions of uncompiled code in TF32 on a GPU, which is too far from a CPU for what is compared."""
-    before, torch.backends.cudnn.conv.fp32_precision = torch.backends.cudnn.conv.fp32_precision, "ieee"
+    before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
     yield
-    torch.backends.cudnn.conv.fp32_precision = before
+    torch.backends.cudnn.allow_tf32 = before
 
 
 @pytest.mark.parametrize("strategy", ["none", DSA_STRATEGY])
