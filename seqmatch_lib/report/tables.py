@@ -11,7 +11,7 @@ import pandas as pd
 from seqmatch_lib.errors import StorageError, require
 from seqmatch_lib.report.evidence import PUBLISHED_SETTINGS, iterations_of, runs_of
 from seqmatch_lib.report.numbers import mean_and_std
-from seqmatch_lib.report.texts import format_frame, format_range, label_scale
+from seqmatch_lib.report.texts import format_frame, format_range, label_scale, name_ipc
 from seqmatch_lib.runs.config import REFERENCES, SEQUENTIAL_PREFIX, RunConfig, preset_names
 from seqmatch_lib.runs.records import RunRecord, check_same_images, load_runs
 from seqmatch_lib.store.files import write_text
@@ -195,7 +195,6 @@ def _describe_images(tables: Sequence[pd.DataFrame]) -> str:
 def format_table(table: pd.DataFrame) -> pd.DataFrame:
     """Returns a table of `build_table` as texts, published numbers as printed, with a dagger where they were not checked."""
     shown = format_frame(table.drop(columns=["mark", "augmented", "preset", "mirrored"], errors="ignore"))
-    shown["ipc"] = [_name_ipc(ipc) for ipc in table["ipc"]]
     shown["ours"] = [text or "not run" for text in shown["ours"]]
     shown["scale"] = [label_scale(scale) for scale in table["scale"]]
     shown.loc[(table["seeds"] == 0).to_numpy(), ["scale", "seeds", "n"]] = ""
@@ -205,11 +204,6 @@ def format_table(table: pd.DataFrame) -> pd.DataFrame:
             text + mark + ("" if pd.isna(augmented) else f"; augmented {augmented:.1f}") for text, mark, augmented in known
         ]
     return shown
-
-
-def _name_ipc(ipc: int) -> str:
-    """Returns images per class as tables write them; 0 stands for all real images."""
-    return str(ipc) if ipc else "all"
 
 
 def to_markdown(shown: pd.DataFrame) -> str:
@@ -222,7 +216,7 @@ def describe_table(settings: pd.DataFrame, rehearsal: pd.DataFrame) -> str:
     printed, run = settings[settings["published"].notna()], settings[settings["seeds"] > 0]
     compared = run[run["published"].notna()]
     gaps = "".join(
-        f"\n- {row.method} at ipc {_name_ipc(row.ipc)}, {row.scale}: {row.ours:.1f} ({row.difference:+.1f})"
+        f"\n- {row.method} at ipc {name_ipc(row.ipc)}, {row.scale}: {row.ours:.1f} ({row.difference:+.1f})"
         for row in compared.itertuples()
     )
     counts = " and ".join(f"{(compared['scale'] == scale).sum()} of them at scale `{scale}`" for scale in PUBLISHED_SETTINGS)
@@ -254,7 +248,7 @@ def _describe_mirrored(rehearsal: pd.DataFrame) -> str:
 def list_missing(table: pd.DataFrame, scale: str = "paper") -> pd.DataFrame:
     """Returns the cells of `build_table` that were not run: `ipc`, `method` and the `command` that runs them."""
     rows = table[table["seeds"] == 0]
-    sizes = [_name_ipc(ipc) for ipc in rows["ipc"]]
+    sizes = [name_ipc(ipc) for ipc in rows["ipc"]]
     return rows[["ipc", "method"]].assign(
         ipc=sizes, command="python -m seqmatch_lib run " + rows["preset"] + f" --scale {scale}"
     )

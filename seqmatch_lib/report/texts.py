@@ -26,6 +26,11 @@ def name_cell(dataset: str, ipc: int | None) -> str:
     return ", ".join(filter(None, (dataset, size)))
 
 
+def name_ipc(ipc: int) -> str:
+    """Returns images per class as tables write them; 0 stands for all real images."""
+    return f"{ipc:,}" if ipc else "all"
+
+
 def name_setting(dataset: str, ipc: int | None, scale: str) -> str:
     """Returns the heading of runs: data set, size and scale; `ipc` as in `name_cell`."""
     return f"{name_cell(dataset, ipc)}, {label_scale(scale)}"
@@ -74,6 +79,8 @@ def _format_cell(row: Mapping[str, Any], name: str) -> str:
     value, std = row[name], row.get(f"{name}_std")
     if pd.isna(value):
         return ""
+    if name == "ipc":
+        return name_ipc(value)
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
