@@ -64,3 +64,8 @@ def test_numbers_are_shown_with_their_spread_and_interval():
     assert shown.columns.tolist() == ["num subsets", "accuracy", "gain", "seeds"]
     assert shown.to_numpy().tolist() == [["1", "47.2 ± 0.6", "+1.1 [+0.1, +2.2]", "3"], ["2,000", "not run", "-2.0", "0"]]
     assert format_gap(1.7, 0.008, 3.3) == "+1.7 [+0.01, +3.3]", "an interval above 0 does not read as one that holds it"
+
+
+def test_all_real_images_are_called_so_and_texts_stay_as_they_are():
+    assert format_frame(pd.DataFrame({"ipc": [0, 1000], "images": [0, 1000]})).to_numpy().tolist() == [["all", "0"], ["1,000"] * 2]
+    assert format_frame(pd.DataFrame({"ipc": ["all", "10"]}))["ipc"].tolist() == ["all", "10"]

@@ -79,12 +79,10 @@ def _format_cell(row: Mapping[str, Any], name: str) -> str:
     value, std = row[name], row.get(f"{name}_std")
     if pd.isna(value):
         return ""
-    if name == "ipc":
-        return name_ipc(value)
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
-        return f"{value:,}"
+        return name_ipc(value) if name == "ipc" else f"{value:,}"
     if not isinstance(value, float):
         return str(value)
     if f"{name}_low" in row:
