@@ -67,5 +67,8 @@ def test_numbers_are_shown_with_their_spread_and_interval():
 
 
 def test_all_real_images_are_called_so_and_texts_stay_as_they_are():
-    assert format_frame(pd.DataFrame({"ipc": [0, 1000], "images": [0, 1000]})).to_numpy().tolist() == [["all", "0"], ["1,000"] * 2]
+    assert format_frame(pd.DataFrame({"ipc": [0, 1000], "images": [0, 1000]})).to_numpy().tolist() == [
+        ["all", "0"],
+        ["1,000"] * 2,
+    ]
     assert format_frame(pd.DataFrame({"ipc": ["all", "10"]}))["ipc"].tolist() == ["all", "10"]
