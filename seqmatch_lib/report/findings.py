@@ -45,7 +45,7 @@ CHANGES = {  # of a sequence: set of `order` -> in words
     "sequence, S_2 undistilled": "S_2 replaced by the real images that it began as",
     "sequence, S_1 twice": "S_2 replaced by S_1",
 }
-GRADIENTS = {"the joint set": "gradients", "random real images": "real_gradients"}  # images -> their table of measurements
+GRADIENTS = {"joint set": "gradients", "random real images": "real_gradients"}  # images -> their table of measurements
 NOTHING = "Nothing yet: no such run has a record."
 OF_SCALES = {
     "smoke": "Scale smoke: these numbers mean nothing.",
@@ -253,7 +253,7 @@ def find_coupling(measured: dict[str, pd.DataFrame], setting: str) -> str:
     if "gradients" in measured:
         known = {images: measured[table] for images, table in GRADIENTS.items() if table in measured}
         untrained = {images: rows[rows["start epoch"] == rows["start epoch"].min()] for images, rows in known.items()}
-        courses = [f"{_course(rows, 'repair_share')} for {images}" for images, rows in untrained.items()]
+        courses = [f"{_course(rows, 'repair_share')} for the {images}" for images, rows in untrained.items()]
         parts.append(
             "*Repair* says how much one half of a set only mends the error that the other half leaves (1: it does nothing "
             f"else). Where teachers begin untrained, it goes from {', and from '.join(courses)}, as the set grows from "
@@ -309,8 +309,7 @@ def list_gradients(measured: dict[str, pd.DataFrame]) -> pd.DataFrame:
 
     Columns `images` (which of the two), `ipc`, `start epoch`, `teacher`, `quantity` and `value`.
     """
-    tables = {"joint set": "gradients", "random real": "real_gradients"}
-    both = pd.concat([measured[name].assign(images=images) for images, name in tables.items() if name in measured])
+    both = pd.concat([measured[name].assign(images=images) for images, name in GRADIENTS.items() if name in measured])
     both = both.rename(columns={"coupling": "c(A|B)", "repair_share": "repair(B)"})
     return both.melt(["images", "ipc", "start epoch", "teacher"], ["c(A|B)", "repair(B)"], "quantity")
 
