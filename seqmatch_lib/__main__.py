@@ -16,7 +16,7 @@ import torch
 from seqmatch_lib.bench.batch import Batch
 from seqmatch_lib.bench.benchmark import run_benchmark
 from seqmatch_lib.bench.cost import CostModel, format_cost, format_pending, trajectory_bytes
-from seqmatch_lib.bench.report import format_benchmark, save_benchmark
+from seqmatch_lib.bench.report import format_benchmark, format_row, save_benchmark
 from seqmatch_lib.data.datasets import (
     DATASETS,
     DatasetSpec,
@@ -359,7 +359,7 @@ def _load_records(results_dir: Path) -> list[RunRecord]:
 
 
 def _bench(options: argparse.Namespace) -> None:
-    result = run_benchmark(options.quick)
+    result = run_benchmark(options.quick, report=lambda table, row: print(format_row(table, row), file=sys.stderr, flush=True))
     path = save_benchmark(result, options.results / "benchmarks")
     print(format_benchmark(result))
     print(f"\nrecord: {path}")

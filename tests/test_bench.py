@@ -79,6 +79,18 @@ def test_a_benchmark_measures_every_way_at_every_size(result, tmp_path):
     assert "images/s" in text
 
 
+def test_rows_of_a_benchmark_that_fails_were_told_before(monkeypatch):
+    def fail(*arguments):
+        raise RuntimeError("stopped")
+
+    monkeypatch.setattr(bench, "_time_inner_steps", lambda *arguments: iter([{"seconds": 1.0}]))
+    monkeypatch.setattr(bench, "_time_plain_loop", fail)
+    told = []
+    with pytest.raises(RuntimeError, match="stopped"):
+        run_benchmark(quick=True, device="cpu", report=lambda *row: told.append(row))
+    assert told == [("inner_steps", {"seconds": 1.0})]
+
+
 def test_memory_that_graphs_hold_counts_at_every_number_of_steps(uncompiled, monkeypatch):
     """On a GPU the first call of a variant at a size takes it; torch counts what later calls take beside it alone."""
     monkeypatch.setattr(bench, "_replays_graphs", lambda variant, device: variant.startswith("compiled"))

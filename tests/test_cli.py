@@ -12,6 +12,7 @@ import torch
 
 from seqmatch_lib.__main__ import EXIT_ERROR, EXIT_OUT_OF_TIME, main
 from seqmatch_lib.bench import benchmark as bench
+from seqmatch_lib.bench.report import load_benchmark
 
 QUICK = ["--set", "mtt.iterations=2", "--set", "training.epochs=2", "--set", "evaluation.num_networks=1"]
 
@@ -59,7 +60,11 @@ def test_bench_leaves_a_record_and_figures_that_cost_reads(tmp_path, capsys, mon
     monkeypatch.setattr(bench, "TEACHER_BATCH", 16)
     monkeypatch.setattr(bench, "REPEATS", 1)
     assert main(["bench", "--quick", "--results", str(tmp_path)]) == 0
-    assert "inner step" in capsys.readouterr().out
+    output = capsys.readouterr()
+    assert "inner step" in output.out
+    record = load_benchmark(next((tmp_path / "benchmarks").glob("*.json")))
+    for table in bench.TABLES:  # each row is told when it is measured
+        assert output.err.count(f"{table}: ") == len(record[table]) > 0
     assert sorted(path.suffix for path in (tmp_path / "benchmarks").iterdir()) == [".json", ".png", ".svg"]
     size = ["--image-size", "64", "--num-classes", "1000", "--train-images", "1281167", "--set", "network.depth=4"]
     for arguments in ([], size):

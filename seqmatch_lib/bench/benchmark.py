@@ -33,6 +33,7 @@ IMAGE_SHAPE, NUM_CLASSES = (3, 32, 32), 10
 REPEATS, ENOUGH_SECONDS = 3, 8.0  # a measurement is repeated so often, but not much longer
 WIDTHS, QUICK_WIDTHS = (128, 32), (32,)  # of the networks of teachers and evaluation
 
+TABLES = ("inner_steps", "teachers", "evaluation", "floors")  # of a benchmark
 Row = dict[str, Any]
 
 
@@ -133,35 +134,25 @@ def ways_to_train(device: torch.device) -> list[tuple[str, str]]:
     return [("eager", "float32"), *(("compiled", precision) for precision in precisions)]
 
 
-def run_benchmark(quick: bool = False, device: torch.device | str | None = None) -> dict[str, Any]:
+def run_benchmark(
+    quick: bool = False, device: torch.device | str | None = None, report: Callable[[str, Row], None] | None = None
+) -> dict[str, Any]:
     """Measures everything on one device.
 
     Args:
         quick: small networks alone, under three minutes on two CPU cores; on a GPU those of width 128 alone.
         device: the first GPU by default, or the CPU.
+        report: called with the table and each row as soon as it is measured, since all of them take long.
 
     Returns:
-        JSON values: `machine`, and the rows `inner_steps`, `teachers`, `evaluation` and `floors`.
+        JSON values: `machine`, and the rows of each of `TABLES`.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    cases, widths = sizes_to_measure(quick, device)
-    rows = []
-    if device.type == "cpu":  # before the allocator is changed, which cannot be undone
-        rows += list(_time_inner_steps(cases, PUBLIC_VARIANTS, device, "default"))
-        teachers = [_time_plain_loop(width, device, "default") for width in widths]
-        evaluation = [_time_evaluation(width, "eager", "float32", device, "default") for width in widths]
-        keep_freed_memory()
-    else:
-        teachers, evaluation = [], []
-    variants = [variant for variant in VARIANTS if variant != "compiled tf32" or device.type == "cuda"]
-    rows += list(_time_inner_steps(cases, variants, device, "kept"))
-    for width in widths:
-        teachers.append(_time_plain_loop(width, device, "kept"))
-        for engine, precision in ways_to_train(device):
-            evaluation.append(_time_evaluation(width, engine, precision, device, "kept"))
-            for together in (1, 5) if device.type == "cuda" and engine == "compiled" else (1,):
-                teachers.append(_time_teachers(width, engine, precision, together, device))
-    floors = [_time_floors(width, precision, device) for width in widths for precision in ("float32", "bfloat16")]
+    tables: dict[str, list[Row]] = {name: [] for name in TABLES}
+    for table, row in _time_all(*sizes_to_measure(quick, device), device):
+        tables[table].append(row)
+        if report:
+            report(table, row)
     commit, dirty = describe_code()
     return {
         "schema": SCHEMA,
@@ -170,11 +161,29 @@ def run_benchmark(quick: bool = False, device: torch.device | str | None = None)
         "git_commit": commit,
         "dirty": dirty,
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "inner_steps": rows,
-        "teachers": teachers,
-        "evaluation": evaluation,
-        "floors": floors,
+        **tables,
     }
+
+
+def _time_all(cases: Sequence[Case], widths: Sequence[int], device: torch.device) -> Iterator[tuple[str, Row]]:
+    """Yields each row with the name of its table."""
+    if device.type == "cpu":  # before the allocator is changed, which cannot be undone
+        yield from (("inner_steps", row) for row in _time_inner_steps(cases, PUBLIC_VARIANTS, device, "default"))
+        for width in widths:
+            yield "teachers", _time_plain_loop(width, device, "default")
+            yield "evaluation", _time_evaluation(width, "eager", "float32", device, "default")
+        keep_freed_memory()
+    variants = [variant for variant in VARIANTS if variant != "compiled tf32" or device.type == "cuda"]
+    yield from (("inner_steps", row) for row in _time_inner_steps(cases, variants, device, "kept"))
+    for width in widths:
+        yield "teachers", _time_plain_loop(width, device, "kept")
+        for engine, precision in ways_to_train(device):
+            yield "evaluation", _time_evaluation(width, engine, precision, device, "kept")
+            for together in (1, 5) if device.type == "cuda" and engine == "compiled" else (1,):
+                yield "teachers", _time_teachers(width, engine, precision, together, device)
+    for width in widths:
+        for precision in ("float32", "bfloat16"):
+            yield "floors", _time_floors(width, precision, device)
 
 
 def _time_inner_steps(cases: Sequence[Case], variants: Sequence[str], device: torch.device, allocator: str) -> Iterator[Row]:

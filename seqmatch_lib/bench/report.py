@@ -47,6 +47,12 @@ def newest_benchmark(folder: Path, device: str = "*") -> Path:
     return paths[-1]
 
 
+def format_row(table: str, row: Row) -> str:
+    """Returns all that a row says in one line, for a log: of a benchmark that is killed no more is left."""
+    cells = (f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in row.items())
+    return f"{table}: {', '.join(cells)}"
+
+
 def format_benchmark(result: Benchmark) -> str:
     """Returns the tables of a benchmark as text, and its ratios.
 
