@@ -10,8 +10,9 @@ from pandas import DataFrame
 from seqmatch_lib.bench.cost import CostModel
 from seqmatch_lib.errors import StorageError, require
 from seqmatch_lib.front import RESULTS, Run
-from seqmatch_lib.report.evidence import Evidence, of_these_sets, runs_of
+from seqmatch_lib.report.evidence import Evidence, of_these_sets
 from seqmatch_lib.report.queries import OF_NETWORKS
+from seqmatch_lib.report.texts import name_run
 from seqmatch_lib.runs.config import SCALES, RunConfig, config_of_subsets, preset_names
 from seqmatch_lib.runs.coupling_measurements import TABLES, find_table, load_coupling, measure_coupling
 from seqmatch_lib.runs.experiment import run_experiment
@@ -198,34 +199,41 @@ class Results:
         return self.evidence()
 
     def measure_coupling(self, dataset: str, scale: str, seed: int = 0) -> dict[str, dict[str, DataFrame]]:
-        """Returns the coupling measurements of MTT and its sequence, ten images per class, published settings first.
+        """Returns the coupling measurements of sequences of MTT that stand for their preset, published settings first.
 
         Args:
             dataset: of the runs.
-            scale: missing measurements are made at this scale, if that is allowed.
+            scale: missing measurements are made at this scale, for ten images per class, if that is allowed.
             seed: of the runs.
 
         Returns:
-            Scale -> measurements, as `load_coupling` returns them, for every scale at which a folder has some.
+            Heading of a sequence, see `texts.name_run` -> its measurements, as `load_coupling` returns them.
 
         Raises:
             StorageError: there are none at `scale`, and measuring is not allowed.
         """
-        measured: dict[str, dict[str, DataFrame]] = {}
+        measured: dict[str, tuple[RunRecord, dict[str, DataFrame]]] = {}  # by run id
         for folder in reversed(self.folders):
-            records = load_runs(folder)
-            for run in records:
+            evidence = Evidence(load_runs(folder))
+            for run in evidence.runs:
                 wanted = (run.dataset, run.seed) == (dataset, seed) and any(find_table(run, name, folder) for name in TABLES)
-                if wanted and run in runs_of(run.preset, run.scale, records):
-                    measured[run.scale] = load_coupling(run.run_id, folder)
+                if wanted and evidence.stands(run):
+                    measured[run.run_id] = run, load_coupling(run.run_id, folder)
         joint, sequential, divided = runs = list_configs(dataset, ["mtt"], [[10], [5, 5], [2] * 5], scale, seed)
         begun = self.work_dir is not None and (self.work_dir / "coupling" / sequential.run_id).is_dir()
-        if scale not in measured or (begun and len(measured[scale]) < len(TABLES)):  # begun, and stopped before its end
+        known = {run.scale: tables for run, tables in measured.values()}
+        if scale not in known or (begun and len(known[scale]) < len(TABLES)):  # begun, and stopped before its end
             if self.work_dir is None:
                 self._refuse(runs, len(runs), "coupling measurement")
-            Results((self.work_dir,), self.work_dir).run(runs, with_sets=True)
-            measured[scale] = measure_coupling(joint, sequential, [divided], self.work_dir)
-        return {name: measured[name] for name in reversed(SCALES) if name in measured}
+            _, made, _ = Results((self.work_dir,), self.work_dir).run(runs, with_sets=True)
+            tables = measure_coupling(joint, sequential, [divided], self.work_dir)
+            measured[sequential.run_id] = made.record, tables
+
+        def rank(run: RunRecord) -> tuple[int, int]:
+            return SCALES.index(run.scale), run.config["teachers"]["num_teachers"]
+
+        shown = sorted(measured.values(), key=lambda found: rank(found[0]), reverse=True)
+        return {name_run(run): tables for run, tables in shown}
 
     def reevaluate(self, runs: Sequence[Run], networks: Sequence[str], num_networks: int) -> Evidence:
         """Evaluates sets on more architectures, if that is allowed, and returns the records of all folders together.

@@ -251,7 +251,7 @@ def test_runs_with_other_numbers_of_teachers_are_drawn_beside_those_of_the_prese
     assert labels == [f"mtt, {name}" for name in names]
     of_twenty = [line.get_color() for line in axis.lines if "20 teachers" in line.get_label()]
     assert of_twenty[0] == of_twenty[1] != axis.lines[0].get_color()
-    names = ["5 teachers, 1,500 iterations", "20 teachers, 400 iterations, seed 0, 1"]
+    names = ["5 teachers, 1,500 iterations, seed 0", "20 teachers, 400 iterations, seed 0, 1"]
     assert [text.get_text() for text in ends.get_yticklabels()] == [f"{ONE_SET}, {name}" for name in names]
 
 

@@ -149,8 +149,8 @@ def test_the_readme_has_what_ran_at_published_settings_and_every_rehearsed_pair(
         ["cifar10", "10", "mtt", "65.3 ± 0.7", "64.0 ± 1.4"],
         ["svhn", "10", "dm / seqmatch_dm", "- / -", "60.0 ± 1.4 / 50.0 ± 1.4"],
     ]
-    assert rows[1][6:] == ["short", "1,500", "1", "2"]
-    assert rows[2][6:8] == ["rehearsal (reduced)", "1,500 / 1,500"]
+    assert rows[1][6:] == ["short", "5", "1,500", "1", "2"]
+    assert rows[2][6:9] == ["rehearsal (reduced)", "-", "1,500 / 1,500"]
 
 
 def test_the_table_in_words():
@@ -158,7 +158,7 @@ def test_the_table_in_words():
     settings, rehearsal = (build_table("cifar10", runs, PUBLISHED, scales) for scales in (("paper", "short"), ("reduced",)))
     text = describe_table(settings, rehearsal)
     assert "22 cells have a published number. We ran 0 of them at scale `paper` and 1 of them at scale `short`" in text
-    assert "mtt at ipc 10, short: 64.0 (-1.3)" in text
+    assert "mtt at ipc 10, short, 5 teachers: 64.0 (-1.3)" in text
     assert "3 at scales `paper` and `short`, 0 in rehearsals" in text
 
 
@@ -254,7 +254,10 @@ def test_at_scale_short_the_longest_run_stands_for_a_preset_that_was_not_run():
     row = row_of(build_table("svhn", runs, PUBLISHED), "svhn-ipc10-mtt", "short")
     assert (row["ours"], row["iterations"], row["teachers"], row["seeds"]) == (55, 300, 2, 1)
     runs.append(as_run_of("svhn-ipc10-mtt", "short", mean=70.0))
-    assert row_of(build_table("svhn", runs, PUBLISHED), "svhn-ipc10-mtt", "short")["ours"] == 70
+    table = build_table("svhn", runs, PUBLISHED)
+    assert table[table["seeds"] > 0][["ours", "teachers"]].to_numpy().tolist() == [[70, 5], [55, 2]], (
+        "with the scale's own first"
+    )
     assert build_table("svhn", runs[2:3], PUBLISHED)["seeds"].sum() == 0
 
 

@@ -1,6 +1,6 @@
 """Figures of what the records say: a function a question, each beside the query of `queries` that has its numbers."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import product
@@ -24,7 +24,15 @@ from seqmatch_lib.report.evidence import PUBLISHED_SETTINGS, Evidence, runs_of
 from seqmatch_lib.report.figures import PALETTE, save_figure, set_style, show_pictures, whole_ticks
 from seqmatch_lib.report.numbers import of_common_seeds
 from seqmatch_lib.report.tables import DATASETS, UNVERIFIED, build_table
-from seqmatch_lib.report.texts import format_range, label_scale, name_runs, name_setting
+from seqmatch_lib.report.texts import (
+    format_range,
+    label_scale,
+    name_cell,
+    name_runs,
+    name_scale,
+    name_scale_of,
+    name_setting,
+)
 from seqmatch_lib.runs.config import SEQUENTIAL_PREFIX, RunConfig
 from seqmatch_lib.runs.pictures import load_pictures
 from seqmatch_lib.runs.records import RunRecord, load_runs
@@ -52,6 +60,7 @@ def plot_table(published: pd.DataFrame, records: Sequence[RunRecord], dataset: s
     known = published[(published["dataset"] == dataset) & published["ipc"].isin([1, 10, 50])]
     built = [build_table(dataset, records, published, scales) for scales in (PUBLISHED_SETTINGS, ("reduced",), ("smoke",))]
     ours, *rehearsals = (table[table["ipc"].isin([1, 10, 50]) & (table["seeds"] > 0)] for table in built)
+    ours = ours.drop_duplicates(["ipc", "method", "scale"])  # the first number of teachers alone
     ours = ours.assign(method=ours["method"] + np.where(ours["augmented"].notna(), "_augmented", ""))  # as ours are trained
     rehearsal = next((table for table in rehearsals if len(table)), rehearsals[0])
     ipcs = sorted({*known["ipc"], *ours["ipc"], *rehearsal["ipc"]})
@@ -126,16 +135,16 @@ def _legend_below(figure: Figure, axes: Sequence[Axes], title: str) -> None:
 
 def plot_comparison(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figure:
     """Draws every base method, its sequence and the controls of `controls.comparison`: a panel a method, a point a seed."""
-    frame = controls.comparison(evidence, dataset, ipc, scale, by_seed=True)
+    frame, title = _in_panels(controls.comparison, evidence, dataset, ipc, scale)
     names = [name for name in SETS if name in set(frame["set"])]
-    return _plot_seeds(frame, names, name_runs(evidence, dataset, ipc, scale), STAGED, RANDOM)
+    return _plot_seeds(frame, names, title, STAGED, RANDOM)
 
 
 def plot_order(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figure:
     """Draws accuracies of sets that are divided or not, in sequence or not: a panel for each base method, a point a seed."""
-    frame = controls.order(evidence, dataset, ipc, scale, by_seed=True)
+    frame, title = _in_panels(controls.order, evidence, dataset, ipc, scale)
     names = sorted(dict.fromkeys(frame["set"]), key=lambda name: name == RANDOM)
-    return _plot_seeds(frame, names, name_runs(evidence, dataset, ipc, scale), STAGED, RANDOM)
+    return _plot_seeds(frame, names, title, STAGED, RANDOM)
 
 
 def plot_effort(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figure:
@@ -147,6 +156,22 @@ def plot_effort(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figur
     frame = frame[frame["base"].isin(frame[frame["num_subsets"] > 1]["base"])]
     sets = [f"{row.images} {row.trained}, {row.iterations:,} iterations, {row.epochs:,} epochs" for row in frame.itertuples()]
     return _plot_seeds(frame.assign(set=sets), None, name_setting(dataset, ipc, scale))
+
+
+def _in_panels(
+    query: Callable[..., pd.DataFrame], evidence: Evidence, dataset: str, ipc: int, scale: str
+) -> tuple[pd.DataFrame, str]:
+    """Returns what a query finds in each part of the records, see `Evidence.parts`, a row a seed, and a title.
+
+    Where it finds something in several parts, the column `base` names them, so that each has panels of its own.
+    """
+    found = [(part, query(part, dataset, ipc, scale, by_seed=True)) for part in evidence.parts(scale)]
+    found = [(part, frame) for part, frame in found if len(frame)] or found[:1]
+    if len(found) == 1:
+        return found[0][1], name_runs(found[0][0], dataset, ipc, scale)
+    names = [name_scale(part, dataset, ipc, scale).removeprefix(f"{label_scale(scale)}, ") for part, _ in found]
+    frames = [frame.assign(base=frame["base"] + f"\n{name}") for (_, frame), name in zip(found, names, strict=True)]
+    return pd.concat(frames), name_setting(dataset, ipc, scale)
 
 
 def _plot_seeds(
@@ -278,25 +303,16 @@ def plot_curves(
     """Draws accuracy against iterations for a base method and its sequence, finished or not; published values are lines.
 
     Above, a line joins the scores of one network; a ring marks the last score of a subset that another one follows. Below are
-    the evaluations after the last iteration, with their spread: those of `controls.comparison`, and those of runs with other
-    numbers of teachers or iterations than the ones that stand for the preset. They lie close together, so they have an axis of
-    their own. Each method with another number of teachers has a colour of its own; further seeds are paler.
+    the evaluations after the last iteration, with their spread, see `_last_iterates`. They lie close together, so they have an
+    axis of their own. Each method with another number of teachers has a colour of its own; further seeds are paler.
     """
     frame = queries.curves(evidence, results_dir, dataset, ipc, scale, base)
     require(len(frame) > 0, f"{base} has no scores on {dataset}, {ipc} images per class, at scale {scale} yet", NothingToDraw)
-    others = queries.by_teachers(evidence, dataset, ipc, scale, base)
-    standing, others = set(others[others["of_preset"]]["num_teachers"]), others[~others["of_preset"]]
-    pairs = {*zip(frame["method"], frame["teachers"], strict=True)} if standing else set()
-    more = sorted((method, teachers) for method, teachers in pairs if teachers not in standing)
+    final = pd.concat([_last_iterates(part, dataset, ipc, scale, base) for part in evidence.parts(scale)], ignore_index=True)
+    pairs = {*zip(frame["method"], frame["teachers"], strict=True)} if len(final) else set()
+    more = sorted((method, teachers) for method, teachers in pairs if teachers != final["num_teachers"].iloc[0])
     colors = dict(zip((base, SEQUENTIAL_PREFIX + base, HALVES, *more), sns.color_palette(PALETTE), strict=False))
-    final = controls.comparison(evidence, dataset, ipc, scale)
-    if base not in set(final["base"]):  # no sequence yet
-        final = controls.efforts(evidence, dataset, ipc, scale).assign(set=ONE_SET)
-    final = final[(final["base"] == base) & (final["seeds"] > 0) & (final["set"] != RANDOM)]
-    if more:
-        teachers, counts = format_range(pd.Series(list(standing))), final["iterations"].map("{:,}".format)
-        final = final.assign(set=final["set"] + f", {teachers} teachers, " + counts + " iterations")
-    below = 0.26 * (len(final) + len(others)) + 1
+    below = 0.26 * len(final) + 1
     figure = plt.figure(figsize=(9.5, 5 + below))
     parts = figure.subfigures(2, height_ratios=(3.4, below))  # so that long names below take no width from the panel above
     axis, ends = (part.subplots() for part in parts)
@@ -308,7 +324,7 @@ def plot_curves(
         axis.axhline(mean, color=colors[method], linewidth=1, linestyle="--", label=label)
         axis.axhspan(mean - std, mean + std, color=colors[method], alpha=0.1, linewidth=0)
     axis.set(xlabel="iteration of distillation, over all subsets", ylabel="accuracy, %", title="scores of one network")
-    _draw_last_iterates(ends, base, final, others, colors)
+    _draw_last_iterates(ends, final, colors, bool(more))
     title = name_setting(dataset, ipc, scale) if more else name_runs(evidence, dataset, ipc, scale, [base])
     _legend_below(figure, [axis], title)
     return figure
@@ -332,22 +348,37 @@ def _draw_scores(axis: Axes, frame: pd.DataFrame, colors: Mapping[str | tuple[st
         axis.plot([], [], "o", mfc="none", ms=9, color="0.3", label="end of a subset")
 
 
+def _last_iterates(evidence: Evidence, dataset: str, ipc: int, scale: str, base: str) -> pd.DataFrame:
+    """Returns rows of `controls.comparison`, then those of `queries.by_teachers` that it does not have.
+
+    These have other numbers of iterations or seeds; without a sequence they are all rows. `set` is what is trained on,
+    `colored` what has its colour, `seed_names` is missing in the rows of the comparison.
+    """
+    runs, sequence = queries.by_teachers(evidence, dataset, ipc, scale, base), SEQUENTIAL_PREFIX + base
+    compared = controls.comparison(evidence, dataset, ipc, scale, bases=[base])
+    compared = compared[(compared["seeds"] > 0) & (compared["set"] != RANDOM)]
+    if len(compared):
+        compared = compared.assign(num_teachers=runs[runs["of_preset"]]["num_teachers"].iloc[0])
+        runs = runs[~runs["of_preset"]]
+    whose = [HALVES if "halves" in name else sequence if "sequence" in name else base for name in compared["set"]]
+    runs = runs.assign(set=runs["method"].map({base: ONE_SET, sequence: STAGED}), colored=runs["method"])
+    compared = compared.assign(colored=whose, seed_names=None)
+    return pd.concat([frame for frame in (compared, runs) if len(frame)] or [runs])
+
+
 def _draw_last_iterates(
-    axis: Axes, base: str, final: pd.DataFrame, others: pd.DataFrame, colors: Mapping[str | tuple[str, int], Any]
+    axis: Axes, final: pd.DataFrame, colors: Mapping[str | tuple[str, int], Any], name_teachers: bool
 ) -> None:
-    """Draws rows of `controls.comparison`, then those of `queries.by_teachers`: a line each, a point with its spread."""
+    """Draws rows of `_last_iterates`: a line each, a point with its spread."""
     names = []
     for row in final.itertuples():
-        whose = HALVES if "halves" in row.set else SEQUENTIAL_PREFIX + base if "sequence" in row.set else base
-        style = {"color": colors[whose], "mfc": "none" if "joint" in row.set else colors[whose]}
+        color = colors.get((row.colored, row.num_teachers), colors[row.colored])
+        style = {"color": color, "mfc": "none" if "joint" in row.set else color}
         axis.errorbar(row.accuracy, len(names), xerr=row.accuracy_std, fmt="o", capsize=3, **style)
-        names.append(row.set)
-    for row in others.itertuples():
-        color, name = colors.get((row.method, row.num_teachers), colors[row.method]), ONE_SET if row.method == base else STAGED
-        axis.errorbar(row.accuracy, len(names), xerr=row.accuracy_std, fmt="o", capsize=3, color=color)
-        names.append(f"{name}, {row.num_teachers} teachers, {row.iterations:,} iterations, seed {row.seed_names}")
-    counts = pd.concat([final["n"], others["n"]])
-    networks = f", {format_range(counts)} networks" if len(counts) else ""
+        is_compared = pd.isna(row.seed_names)
+        cost = f", {row.num_teachers} teachers, {row.iterations:,} iterations" if name_teachers or not is_compared else ""
+        names.append(row.set + cost + ("" if is_compared else f", seed {row.seed_names}"))
+    networks = f", {format_range(final['n'])} networks" if len(final) else ""
     axis.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5), xlabel="test accuracy, %")
     title = f"last iterate{networks}; ± over seeds, or over networks of one seed"
     axis.figure.suptitle(title, fontsize=12)  # wider than the panel
@@ -362,7 +393,8 @@ def plot_distilled(
         results_dir: folder of records and sets.
         dataset: that the sets were distilled from.
         ipc: images per class.
-        scale: of the runs; those that stand for presets are drawn, see `evidence.runs_of`, one a preset.
+        scale: of the runs; those that stand for presets are drawn, see `evidence.runs_of`, one a preset. Of several numbers of
+            teachers, see `Evidence.parts`, the one with most sets is taken.
         bases: base methods; all by default.
 
     Raises:
@@ -370,21 +402,27 @@ def plot_distilled(
         DataError: whitened images have no sheet beside the set, and the data set is not there.
     """
     results_dir, spec = Path(results_dir), find_dataset(dataset)
-    evidence = Evidence(load_runs(results_dir))
-    blocks, names, seeds = {}, _class_names(results_dir / "distilled", spec), set()
-    for base, prefix in product(bases or method_names(), ("", SEQUENTIAL_PREFIX)):
-        runs = runs_of(f"{dataset}-ipc{ipc}-{prefix}{base}", scale, evidence.runs)
-        run = next((run for run in runs if set_path(results_dir, run.run_id).is_file()), None)
-        if run is None:
-            continue
-        seeds.add(run.seed)
+    methods = [prefix + base for base, prefix in product(bases or method_names(), ("", SEQUENTIAL_PREFIX))]
+
+    def first_with_set(runs: Sequence[RunRecord]) -> RunRecord | None:
+        return next((run for run in runs if set_path(results_dir, run.run_id).is_file()), None)
+
+    parts = [
+        [first_with_set(runs_of(f"{dataset}-ipc{ipc}-{method}", scale, part.runs)) for method in methods]
+        for part in Evidence(load_runs(results_dir)).parts(scale)
+    ]
+    runs = max(([run for run in part if run] for part in parts), key=len)
+    require(bool(runs), f"{results_dir / 'distilled'} has no set of {dataset} as a preset makes it", NothingToDraw)
+    blocks, names = {}, _class_names(results_dir / "distilled", spec)
+    for run in runs:
+        base = run.method.removeprefix(SEQUENTIAL_PREFIX)
         pictures = load_pictures(RunConfig.from_dict(run.config), results_dir)
         for k, pixels in enumerate(pictures, start=1):
             accuracy = f"{run.accuracy_last['mean']:.1f} %"
-            shown = f"$S_{k}$" + f" (all: {accuracy})" * (k == len(pictures)) if prefix else accuracy
-            blocks[f"{'SeqMatch-' * bool(prefix)}{base.upper()}\n{shown}"] = pixels
-    require(bool(blocks), f"{results_dir / 'distilled'} has no set of {dataset} as a preset makes it", NothingToDraw)
-    title = f"{name_runs(evidence, dataset, ipc, scale, bases)}, seed {', '.join(map(str, sorted(seeds)))}"
+            shown = f"$S_{k}$" + f" (all: {accuracy})" * (k == len(pictures)) if run.method != base else accuracy
+            blocks[f"{'SeqMatch-' * (run.method != base)}{base.upper()}\n{shown}"] = pixels
+    seeds = ", ".join(map(str, sorted({run.seed for run in runs})))
+    title = f"{name_cell(dataset, ipc)}, {name_scale_of(runs, scale)}, seed {seeds}"
     return show_pictures(blocks, names, title, max_per_class=4, classes=range(0, spec.num_classes, 2))
 
 

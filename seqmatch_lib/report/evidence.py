@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,6 +26,7 @@ from seqmatch_lib.store.files import digest_json, read_json
 
 PUBLISHED_SETTINGS = ("paper", "short")  # scales whose numbers stand beside published ones, the leading one first
 LEFT_OPEN = ("teachers.num_teachers", "evaluation.num_networks", "evaluation.num_selections")  # at scale "short"
+OWN_NUMBER = 0  # of teachers: that of the scale, whatever it is
 KINDS = {kind.removesuffix(" real"): name for kind, name in ACCURACIES.items()}  # as columns are called
 COLUMNS = (  # of `Evidence.accuracies`
     "dataset", "ipc", "scale", "method", "num_subsets", "seed", "base", "images", "even", "teacher_epochs", "iterations",
@@ -79,6 +80,29 @@ class Evidence:
         ]
         return pd.DataFrame(rows, columns=COLUMNS).astype({"is_first": bool, "even": bool, "stands": bool, "seed": int})
 
+    def parts(self, scale: str) -> list["Evidence"]:
+        """Returns the records in parts whose sets may be compared: at scale "short" one for each number of teachers.
+
+        That scale leaves the number open, and sets distilled with few teachers are worse than others. The part with the
+        scale's own number comes first, then those of most to fewest teachers. Other scales are one part, with all records.
+        """
+        return self._by_teachers or [self] if scale == "short" else [self]
+
+    def parts_of(self, scales: Iterable[str]) -> list[tuple["Evidence", str]]:
+        """Returns the `parts` of several scales, each with its scale."""
+        return [(part, scale) for scale in scales for part in self.parts(scale)]
+
+    @cached_property
+    def _by_teachers(self) -> list["Evidence"]:
+        """The records of scale "short", in parts of as many teachers."""
+        runs, orders = (_group_by_teachers(records) for records in (self.runs, self.orders))
+        numbers = sorted(runs, key=lambda number: (number != OWN_NUMBER, -number))
+        return [replace(self, runs=runs[number], orders=orders.get(number, [])) for number in numbers]
+
+    def stands(self, run: RunRecord) -> bool:
+        """Whether a run stands for its preset among those with as many teachers, see `runs_of`."""
+        return any(run in runs_of(run.preset, run.scale, part.runs) for part in self.parts(run.scale))
+
     def select(self, kinds: Collection[str], **equal: Any) -> pd.DataFrame:
         """Returns the rows of `accuracies` of these kinds, of each run's first architecture, equal in these columns."""
         rows = self.accuracies
@@ -89,6 +113,7 @@ class Evidence:
 
 
 Measured = TypeVar("Measured", Reevaluation, OrderRecord)
+Grouped = TypeVar("Grouped", RunRecord, OrderRecord)
 
 
 def of_these_sets(records: Iterable[Measured], runs: Iterable[RunRecord], results_dir: Path) -> list[Measured]:
@@ -101,6 +126,15 @@ def of_these_sets(records: Iterable[Measured], runs: Iterable[RunRecord], result
             path = record.path(results_dir)
             print(f"notice: left out: {path} is of another set than {record.run_id} has here", file=sys.stderr)
     return kept
+
+
+def _group_by_teachers(records: Iterable[Grouped]) -> dict[int, list[Grouped]]:
+    """Returns number of teachers -> records of scale "short"; `OWN_NUMBER` stands for the one that the scale has itself."""
+    groups: dict[int, list[Grouped]] = {}
+    for record in records:
+        if record.scale == "short":
+            groups.setdefault(changes_of(record).get("teachers.num_teachers", OWN_NUMBER), []).append(record)
+    return groups
 
 
 def _accuracies_of(run: RunRecord, reevaluations: Sequence[Reevaluation]) -> Iterable[dict[str, Any]]:

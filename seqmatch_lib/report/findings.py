@@ -24,7 +24,7 @@ from seqmatch_lib.report.controls import (
     comparison,
     order,
 )
-from seqmatch_lib.report.evidence import Evidence, runs_of
+from seqmatch_lib.report.evidence import Evidence
 from seqmatch_lib.report.numbers import of_common_seeds
 from seqmatch_lib.report.texts import (
     count_seeds,
@@ -56,9 +56,12 @@ OF_SCALES = {
 }
 
 
-def shown_scales(query: Callable[..., pd.DataFrame], *arguments: Any) -> list[str]:
-    """Returns the scales at which a query finds something, the nearest to published settings first; it takes them last."""
-    return [scale for scale in reversed(SCALES) if len(query(*arguments, scale))]
+def shown_parts(query: Callable[..., pd.DataFrame], evidence: Evidence, *cell: Any) -> list[tuple[Evidence, str]]:
+    """Returns the records in which a query finds something, and their scale: see `Evidence.parts`.
+
+    Those nearest to published settings come first. The query takes records, cell and scale.
+    """
+    return [(part, scale) for part, scale in evidence.parts_of(reversed(SCALES)) if len(query(part, *cell, scale))]
 
 
 def large_sequences(evidence: Evidence, dataset: str, scale: str) -> list[int]:
@@ -145,11 +148,11 @@ def find_gains(evidence: Evidence, dataset: str, scale: str) -> str:
 
 def find_growth(results_dir: Path, dataset: str, scale: str) -> str:
     """Whether coupling grows with the number of images, as far as it was measured."""
-    records = load_runs(results_dir)
+    evidence = Evidence(load_runs(results_dir))
     paths = [
         find_table(run, "gradients", results_dir)
-        for run in records
-        if (run.dataset, run.scale) == (dataset, scale) and run in runs_of(run.preset, run.scale, records)
+        for run in evidence.runs
+        if (run.dataset, run.scale) == (dataset, scale) and evidence.stands(run)
     ]
     tables = [pd.read_csv(path) for path in paths if path is not None]
     if not tables:

@@ -1,9 +1,9 @@
 """What the records say, as data frames: a function a question, a number a column; see `numbers` for spreads and intervals.
 
 `iterations` are those of distillation over all subsets, `epochs` those of training over all stages. Runs are those of presets
-as they stand; for scale "short" see `evidence.runs_of`. Queries that compare runs take `settings`, texts KEY=VALUE: then the
-runs compared are those with all these settings changed and no others. With `by_seed`, for figures, every seed has a row of its
-own.
+as they stand; for scale "short" see `evidence.runs_of`, and give a query one of `Evidence.parts`, whose sets may be compared.
+Queries that compare runs take `settings`, texts KEY=VALUE: then the runs compared are those with all these settings changed
+and no others. With `by_seed`, for figures, every seed has a row of its own.
 """
 
 import re

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from seqmatch_lib.errors import StorageError, require
-from seqmatch_lib.report.evidence import PUBLISHED_SETTINGS, iterations_of, runs_of
+from seqmatch_lib.report.evidence import PUBLISHED_SETTINGS, Evidence, iterations_of, runs_of
 from seqmatch_lib.report.numbers import mean_and_std
 from seqmatch_lib.report.texts import format_frame, format_range, label_scale, name_ipc
 from seqmatch_lib.runs.config import REFERENCES, SEQUENTIAL_PREFIX, RunConfig, preset_names
@@ -86,8 +86,9 @@ def build_table(
 ) -> pd.DataFrame:
     """Returns one row for each cell of a data set's table and each of these scales that it was run at.
 
-    A cell that was run at none of them has a row with 0 seeds; without scales of published settings it is left out, and so are
-    the published numbers.
+    Scale "short" leaves the number of teachers open, so a cell has a row there for each number, see `Evidence.parts`. A cell
+    that was run at none of the scales has a row with 0 seeds. Without scales of published settings such a cell is left out,
+    and so are the published numbers.
 
     Args:
         dataset: its name.
@@ -104,12 +105,12 @@ def build_table(
     """
     check_same_images(record for record in records if record.dataset == dataset)
     known = published[published["dataset"] == dataset].set_index(["ipc", "method"])
-    printed = bool({*PUBLISHED_SETTINGS} & {*scales})
+    printed, parts = bool({*PUBLISHED_SETTINGS} & {*scales}), Evidence(list(records)).parts_of(scales)
     rows = []
     for config in _cells_of(dataset):
         cell = {"preset": config.preset, "ipc": config.ipc, "method": config.method} | _published(known, config)
-        by_scale = {scale: runs_of(config.preset, scale, records) for scale in scales}
-        done = [cell | _summarise(runs, scale) for scale, runs in by_scale.items() if runs]
+        found = ((scale, runs_of(config.preset, scale, part.runs)) for part, scale in parts)
+        done = [cell | _summarise(runs, scale) for scale, runs in found if runs]
         rows += done or [cell | _summarise([], "paper")] * printed
     table = pd.DataFrame(rows, columns=COLUMNS).astype(dict.fromkeys(("iterations", "teachers", "train_images"), "Int64"))
     if not printed:
@@ -168,16 +169,19 @@ def readme_table(records: Sequence[RunRecord], published: pd.DataFrame) -> str:
     table = table[(table["seeds"] > 0) & ~table["method"].isin(REFERENCES)]
     base = table["method"].str.removeprefix(SEQUENTIAL_PREFIX)
     rows, kept = [], []
-    for _, pair in table.groupby([table["scale"], table["dataset"], table["ipc"], base], sort=False):
+    at_short = table["teachers"].where(table["scale"] == "short")  # which are a pair's only if there are as many for both
+    for _, pair in table.groupby([table["scale"], table["dataset"], table["ipc"], base, at_short], sort=False, dropna=False):
         first, shown = pair.iloc[0], format_table(pair).replace("", "-")
         if len(pair) == 2 or first["scale"] in PUBLISHED_SETTINGS:
             both = {
                 name: " / ".join(shown[name]) for name in ("method", "published", "ours", "random", "iterations", "seeds", "n")
             }
             kept.append(pair)
-            rows.append({name: shown[name].iloc[0] for name in ("dataset", "ipc")} | both | {"scale": shown["scale"].iloc[0]})
+            common = {name: ", ".join(dict.fromkeys(shown[name])) for name in ("dataset", "ipc", "scale", "teachers")}
+            rows.append(common | both)
     names = {"dataset": "data set", "ipc": "ipc", "method": "method", "published": "published", "ours": "ours"}
-    names |= {"random": "random real", "scale": "scale", "iterations": "iterations", "seeds": "seeds", "n": "networks"}
+    names |= {"random": "random real", "scale": "scale", "teachers": "teachers", "iterations": "iterations"}
+    names |= {"seeds": "seeds", "n": "networks"}
     shown = to_markdown(pd.DataFrame(rows, columns=list(names)).rename(columns=names))
     return f"{shown}\n\n{README_NOTE}{_describe_images(kept)}\n"
 
@@ -216,7 +220,9 @@ def describe_table(settings: pd.DataFrame, rehearsal: pd.DataFrame) -> str:
     printed, run = settings[settings["published"].notna()], settings[settings["seeds"] > 0]
     compared = run[run["published"].notna()]
     gaps = "".join(
-        f"\n- {row.method} at ipc {name_ipc(row.ipc)}, {row.scale}: {row.ours:.1f} ({row.difference:+.1f})"
+        f"\n- {row.method} at ipc {name_ipc(row.ipc)}, {row.scale}"
+        + ("" if pd.isna(row.teachers) else f", {row.teachers} teachers")
+        + f": {row.ours:.1f} ({row.difference:+.1f})"
         for row in compared.itertuples()
     )
     counts = " and ".join(f"{(compared['scale'] == scale).sum()} of them at scale `{scale}`" for scale in PUBLISHED_SETTINGS)

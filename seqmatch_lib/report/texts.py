@@ -1,6 +1,6 @@
 """Numbers and settings as readers see them: names of cells and scales, and frames as texts."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -9,6 +9,7 @@ from pandas.io.formats.style import Styler
 from seqmatch_lib.methods import method_names
 from seqmatch_lib.report.evidence import Evidence, runs_of
 from seqmatch_lib.runs.config import SEQUENTIAL_PREFIX, RunConfig
+from seqmatch_lib.runs.records import RunRecord
 from seqmatch_lib.store.files import digest_json
 
 SIGNED = ("difference", "gain")  # columns that are shown with a sign
@@ -41,10 +42,20 @@ def name_runs(evidence: Evidence, dataset: str, ipc: int, scale: str, bases: Col
     return f"{name_cell(dataset, ipc)}, {name_scale(evidence, dataset, ipc, scale, bases)}"
 
 
+def name_run(run: RunRecord) -> str:
+    """Returns the heading of one run."""
+    return f"{name_cell(run.dataset, run.ipc)}, {name_scale_of([run], run.scale)}"
+
+
 def name_scale(evidence: Evidence, dataset: str, ipc: int, scale: str, bases: Collection[str] = ()) -> str:
     """Returns the name of a scale; at scale "short", which leaves the number of teachers open, with that number."""
     presets = [f"{dataset}-ipc{ipc}-{prefix}{base}" for base in bases or method_names() for prefix in ("", SEQUENTIAL_PREFIX)]
-    configs = [RunConfig.from_dict(run.config) for preset in presets for run in runs_of(preset, scale, evidence.runs)[:1]]
+    return name_scale_of([run for preset in presets for run in runs_of(preset, scale, evidence.runs)[:1]], scale)
+
+
+def name_scale_of(runs: Sequence[RunRecord], scale: str) -> str:
+    """Returns the name of the scale of some runs, as `name_scale` does."""
+    configs = [RunConfig.from_dict(run.config) for run in runs]
     counts = pd.Series([config.teachers.num_teachers for config in configs if config.uses_teachers])
     each = " a stage" * any(config.is_sequential for config in configs)
     return label_scale(scale) + (f", {format_range(counts)} teachers{each}" if scale == "short" and len(counts) else "")

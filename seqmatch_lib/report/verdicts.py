@@ -13,6 +13,7 @@ iterations.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from itertools import product
 from math import hypot, nan
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,7 +37,7 @@ from seqmatch_lib.report.evidence import PUBLISHED_SETTINGS, Evidence, runs_of
 from seqmatch_lib.report.numbers import SEEDS_FOR_AN_INTERVAL
 from seqmatch_lib.report.queries import gain_over_random, transfer
 from seqmatch_lib.report.tables import DATASETS, build_table, format_table, mark_published
-from seqmatch_lib.report.texts import count_seeds, format_gap, name_cell, name_scale
+from seqmatch_lib.report.texts import count_seeds, format_gap, name_cell, name_scale, name_scale_of
 from seqmatch_lib.runs.config import SEQUENTIAL_PREFIX
 from seqmatch_lib.runs.coupling_measurements import find_table
 from seqmatch_lib.runs.overrides import changes_of
@@ -156,24 +157,23 @@ def summarise(verdicts: pd.DataFrame) -> str:
 
 def _accuracies(evidence: Evidence, published: pd.DataFrame) -> Iterable[tuple[str, ...]]:
     """Published accuracies of what was run at scales paper and short."""
-    for dataset in DATASETS:
-        table = build_table(dataset, evidence.runs, published)
+    for dataset, (part, scale) in product(DATASETS, evidence.parts_of(PUBLISHED_SETTINGS)):
+        table = build_table(dataset, part.runs, published, [scale])
         table = table[(table["seeds"] > 0) & table["published"].notna()]
         for (_, row), shown in zip(table.iterrows(), format_table(table).to_dict("records"), strict=True):
             augmented = pd.notna(row["augmented"])
             mean, std = (row["augmented"], 0.0) if augmented else (row["published"], row["published_std"])
             control = "" if row["method"] == "random" else f"random real {shown['random']}"
-            base = row["method"].removeprefix(SEQUENTIAL_PREFIX)
-            runs = runs_of(row["preset"], row["scale"], evidence.runs)
+            runs = runs_of(row["preset"], scale, part.runs)
             cut_short = any(changes_of(run) for run in runs)
             yield (
                 PAPER if row["method"].startswith(SEQUENTIAL_PREFIX) else BASE,
                 f"{_name(row['method'])}: the published accuracy is reached",
                 name_cell(dataset, row["ipc"]),
-                name_scale(evidence, dataset, row["ipc"], row["scale"], [base]),
+                name_scale_of(runs, scale),
                 shown["published"],
                 f"{shown['ours']}, {count_seeds(row['seeds'])}", control,
-                judge_accuracy(row["ours"], row["ours_std"], mean, std, row["seeds"], row["scale"], cut_short),
+                judge_accuracy(row["ours"], row["ours_std"], mean, std, row["seeds"], scale, cut_short),
                 ", ".join(run.config_hash[:8] for run in runs),
             )  # fmt: skip
 
@@ -185,7 +185,7 @@ def _sequences(evidence: Evidence, known: pd.DataFrame) -> Iterable[tuple[str, .
     for dataset, ipc, method in dict.fromkeys(cells):
         base = method.removeprefix(SEQUENTIAL_PREFIX)
         printed = " over ".join(_printed(known, dataset, ipc, name) for name in (method, base))
-        for scale, frame in _by_scale(partial(comparison, bases=[base]), evidence, dataset, ipc):
+        for part, scale, frame in _by_part(partial(comparison, bases=[base]), evidence, dataset, ipc):
             sets = frame.set_index("set")
             one_set = next((name for name in (ONE_SET, LONGER) if _gap(sets, name).seeds), ONE_SET)
             gap = _gap(sets, one_set)
@@ -195,10 +195,10 @@ def _sequences(evidence: Evidence, known: pd.DataFrame) -> Iterable[tuple[str, .
                 controls |= {name: other for name, other in others.items() if other.seeds}
             yield (
                 PAPER if base in PAPER_BASES else OURS, f"{_name(method)} is ahead of {_name(base)}",
-                name_cell(dataset, ipc), name_scale(evidence, dataset, ipc, scale, [base]), printed,
+                name_cell(dataset, ipc), name_scale(part, dataset, ipc, scale, [base]), printed,
                 f"{gap} ({one_set})" if one_set == LONGER else str(gap),
                 "; ".join(f"{name} {control}" for name, control in controls.items()) if gap.seeds else "",
-                judge_difference(gap, scale, controls, _is_cut_short(evidence, dataset, ipc, scale, base)),
+                judge_difference(gap, scale, controls, _is_cut_short(part, dataset, ipc, scale, base)),
                 ", ".join(sets.loc[[one_set, STAGED], "records"] if gap.seeds else []),
             )  # fmt: skip
 
@@ -214,14 +214,14 @@ def _over_random(evidence: Evidence, known: pd.DataFrame) -> Iterable[tuple[str,
     """The gain of MTT's images over random real ones, at every published size."""
     for ipc in (1, 10, 50):
         printed = " over ".join(_printed(known, "cifar10", ipc, method) for method in ("mtt", "random"))
-        for scale, frame in _by_scale(gain_over_random, evidence, "cifar10", method="mtt", ipc=ipc):
+        for part, scale, frame in _by_part(gain_over_random, evidence, "cifar10", method="mtt", ipc=ipc):
             for row in frame.to_dict("records"):
                 gap = Gap.read(row, "gain")
                 yield (
                     BASE, "MTT is ahead of random real images", name_cell("cifar10", ipc),
-                    name_scale(evidence, "cifar10", ipc, scale, ["mtt"]),
+                    name_scale(part, "cifar10", ipc, scale, ["mtt"]),
                     printed, str(gap), f"random real {row['accuracy'] - row['gain']:.1f}, same training",
-                    judge_difference(gap, scale, None, _is_cut_short(evidence, "cifar10", ipc, scale, "mtt", ("",))),
+                    judge_difference(gap, scale, None, _is_cut_short(part, "cifar10", ipc, scale, "mtt", ("",))),
                     row["records"],
                 )  # fmt: skip
 
@@ -229,22 +229,22 @@ def _over_random(evidence: Evidence, known: pd.DataFrame) -> Iterable[tuple[str,
 def _knowing(evidence: Evidence) -> Iterable[tuple[str, ...]]:
     """Whether a second subset gains from being distilled for networks that know the first one."""
     for base in method_names():
-        for scale, frame in _by_scale(partial(comparison, bases=[base]), evidence, "cifar10", 10):
+        for part, scale, frame in _by_part(partial(comparison, bases=[base]), evidence, "cifar10", 10):
             sets = frame.set_index("set")
             gap = _gap(sets, HALVES)
             if gap.seeds:
-                by_seed = comparison(evidence, "cifar10", 10, scale, bases=[base], by_seed=True)
+                by_seed = comparison(part, "cifar10", 10, scale, bases=[base], by_seed=True)
                 by_seed = by_seed.pivot_table("accuracy", "seed", "set").reindex(columns=[JOINTLY, HALVES_JOINTLY])
                 joint = (by_seed[JOINTLY] - by_seed[HALVES_JOINTLY]).mean()
-                of_order = order(evidence, "cifar10", 10, scale).set_index(["base", "set"])["difference"]
+                of_order = order(part, "cifar10", 10, scale).set_index(["base", "set"])["difference"]
                 first = of_order.get((base, "sequence, S_2 first"))
                 wrong_way = "not run" if first is None else f"{first:+.1f}"
                 yield (
                     PAPER if base in PAPER_BASES else OURS,
                     f"SeqMatch-{_name(base)}: an S_2 that knows S_1 is ahead of an independent half",
-                    name_cell("cifar10", 10), name_scale(evidence, "cifar10", 10, scale, [base]), "argument",
+                    name_cell("cifar10", 10), name_scale(part, "cifar10", 10, scale, [base]), "argument",
                     str(gap), f"both jointly {joint:+.1f}; trained on S_2 first {wrong_way}",
-                    judge_difference(gap, scale, None, _is_cut_short(evidence, "cifar10", 10, scale, base)),
+                    judge_difference(gap, scale, None, _is_cut_short(part, "cifar10", 10, scale, base)),
                     sets.loc[HALVES, "records"],
                 )  # fmt: skip
 
@@ -254,18 +254,18 @@ def _transfer(evidence: Evidence) -> Iterable[tuple[str, ...]]:
     cell = "cifar10", 10
     for base in PAPER_BASES:
         method = SEQUENTIAL_PREFIX + base
-        for scale, frame in _by_scale(transfer, evidence, *cell, method=method):
+        for part, scale, frame in _by_part(transfer, evidence, *cell, method=method):
             gaps = {row["network"]: Gap.read(row, "lead") for row in frame.to_dict("records")}
             own = gaps.pop("convnet", Gap())
-            pair = [runs_of(f"cifar10-ipc10-{name}", scale, evidence.runs) for name in (base, method)]
+            pair = [runs_of(f"cifar10-ipc10-{name}", scale, part.runs) for name in (base, method)]
             seeds = set.intersection(*({run.seed for run in runs} for runs in pair))
             records = ", ".join(run.config_hash[:8] for runs in pair for run in runs if gaps and run.seed in seeds)
             for network, gap in gaps.items() or [("", Gap())]:
                 yield (
                     PAPER, f"{_name(method)} keeps its lead over {_name(base)} on another architecture",
-                    ", ".join(filter(None, (name_cell(*cell), network))), name_scale(evidence, *cell, scale, [base]), "–",
+                    ", ".join(filter(None, (name_cell(*cell), network))), name_scale(part, *cell, scale, [base]), "–",
                     str(gap), f"on the ConvNet {own}; halves: not run" if gap.seeds else "",
-                    judge_difference(gap, scale, {"halves": Gap()}, _is_cut_short(evidence, *cell, scale, base)),
+                    judge_difference(gap, scale, {"halves": Gap()}, _is_cut_short(part, *cell, scale, base)),
                     records,
                 )  # fmt: skip
 
@@ -273,15 +273,15 @@ def _transfer(evidence: Evidence) -> Iterable[tuple[str, ...]]:
 def _coupling(evidence: Evidence, results_dir: Path) -> Iterable[tuple[str, ...]]:
     """What the coupling measurements of runs that stand for presets say: of losses, then of gradients."""
     for name, ask in (("losses", _hard_images), ("gradients", _repair)):
-        for scale in SCALES:
-            for run in (run for run in evidence.runs if run.scale == scale):
+        for part, scale in evidence.parts_of(SCALES):
+            for run in (run for run in part.runs if run.scale == scale):
                 path = find_table(run, name, results_dir)
-                if path is not None and run in runs_of(run.preset, run.scale, evidence.runs):
+                if path is not None and part.stands(run):
                     claim, source, measured, control, seen = ask(path)
                     rehearsal = "" if scale in PUBLISHED_SETTINGS else "rehearsal: "
                     yield (
                         PAPER, claim, name_cell(run.dataset, run.ipc),
-                        name_scale(evidence, run.dataset, run.ipc, scale, ["mtt"]), source, measured, control,
+                        name_scale_of([run], scale), source, measured, control,
                         f"{NOT_DECIDED} ({rehearsal}{'seen' if seen else 'not seen'} in 1 seed)", run.config_hash[:8],
                     )  # fmt: skip
 
@@ -330,17 +330,20 @@ def _is_cut_short(
     return any(changes_of(run) for run in runs)
 
 
-def _by_scale(
+def _by_part(
     query: Callable[..., pd.DataFrame], evidence: Evidence, *cell: Any, **equal: Any
-) -> list[tuple[str, pd.DataFrame]]:
-    """Returns each of `SCALES` with the rows that a query finds there, equal in these columns; if none, "" and no rows."""
+) -> list[tuple[Evidence, str, pd.DataFrame]]:
+    """Returns the records of each of `SCALES`, see `Evidence.parts`, with the scale and the rows that a query finds there.
+
+    Rows are those equal in these columns. If there are none at all, the scale is "".
+    """
     found = []
-    for scale in SCALES:
-        rows = query(evidence, *cell, scale)
+    for part, scale in evidence.parts_of(SCALES):
+        rows = query(part, *cell, scale)
         for column, value in equal.items():
             rows = rows[rows[column] == value]
-        found += [(scale, rows)] * (len(rows) > 0)
-    return found or [("", pd.DataFrame(columns=["set"]))]
+        found += [(part, scale, rows)] * (len(rows) > 0)
+    return found or [(evidence, "", pd.DataFrame(columns=["set"]))]
 
 
 def _gap(sets: pd.DataFrame, name: str) -> Gap:
