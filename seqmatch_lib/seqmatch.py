@@ -74,15 +74,16 @@ def advance(method: BaseMethod, prepared: MethodState, trainable: Trainable, sta
         raise ConfigError(f"{step} returned {loss!r:.80}; return the detached loss, a tensor of one number")
     has_gradient = any(trainable.leaves[name].grad is not None for name in trainable.optimizers)
     require(has_gradient, f"{step} left no gradient of {', '.join(trainable.optimizers)}; call loss.backward() in it")
-    undos = [_step(trainable.leaves[name], optimizer) for name, optimizer in trainable.optimizers.items()]
+    last = {name: tensor.detach().clone() for name, tensor in trainable.state().items()}
+    for optimizer in trainable.optimizers.values():
+        optimizer.step()
     finite = loss.isfinite() & trainable.lr.detach().isfinite()
     for leaf in (trainable.images, trainable.labels):
         if leaf.grad is not None:
             finite = finite & leaf.grad.isfinite().all() & leaf.detach().isfinite().all()
     loss_value, is_finite = torch.stack([loss.double(), finite.double()]).tolist()  # the only wait for the device
     if not is_finite:
-        for undo in undos:
-            undo()
+        trainable.load_state(last, trainable.losses)
         named = [name for name in ("lr_img", "lr_lr", "syn_steps", "syn_lr") if hasattr(method.config, name)]
         raise DivergenceError(
             f"stage {stage.index}, iteration {trainable.iteration}: the loss is {loss_value:.4g}; the loss, its gradient or "
@@ -95,17 +96,3 @@ def advance(method: BaseMethod, prepared: MethodState, trainable: Trainable, sta
 def _versions(frozen: SubsetSequence) -> list[int]:
     """Returns how often each tensor of the frozen subsets was changed in place."""
     return [tensor._version for subset in frozen.subsets for tensor in (subset.images, subset.labels)]
-
-
-def _step(leaf: torch.Tensor, optimizer: torch.optim.Optimizer) -> Callable[[], None]:
-    """Performs the step of an optimiser and returns a function that undoes it."""
-    values = leaf.detach().clone()
-    state = {key: value.clone() for key, value in optimizer.state[leaf].items() if value is not None}
-    optimizer.step()
-
-    def undo() -> None:
-        with torch.no_grad():
-            leaf.copy_(values)
-        optimizer.state[leaf] = state
-
-    return undo
