@@ -98,16 +98,22 @@ class _CompiledUnroll(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        context: Any, functions: StepFunctions, batches: Sequence[InnerBatch], start: torch.Tensor, *data: torch.Tensor
+        context: Any,
+        functions: StepFunctions,
+        batches: Sequence[InnerBatch],
+        start: torch.Tensor,
+        images: torch.Tensor,
+        targets: torch.Tensor,
+        lr: torch.Tensor,
     ) -> torch.Tensor:
         steps = len(batches)
         spacing = 1 if steps * start.nbytes <= TRAIL_BYTES else ceil(sqrt(steps))  # steps from one kept vector to the next
         trail = []
-        for step, theta in enumerate(_walk(functions, batches, start, *data)):
+        for step, theta in enumerate(_walk(functions, batches, start, images, targets, lr)):
             if step % spacing == 0 and step < steps:
                 trail.append(theta)
         context.functions, context.batches, context.spacing, context.trail = functions, batches, spacing, trail
-        context.save_for_backward(*data)
+        context.save_for_backward(images, targets, lr)
         return theta.clone()
 
     @staticmethod
@@ -137,10 +143,14 @@ class _CompiledUnroll(torch.autograd.Function):
 
 
 def _walk(
-    functions: StepFunctions, batches: Sequence[InnerBatch], theta: torch.Tensor, *data: torch.Tensor
+    functions: StepFunctions,
+    batches: Sequence[InnerBatch],
+    theta: torch.Tensor,
+    images: torch.Tensor,
+    targets: torch.Tensor,
+    lr: torch.Tensor,
 ) -> Iterator[torch.Tensor]:
-    """Yields the parameters before the first step and after each step; `data` are images, targets and step size."""
-    images, targets, lr = data
+    """Yields the parameters before the first step and after each step."""
     yield theta
     for batch in batches:
         gradient, _ = functions.gradient(theta, *batch.take(images, targets))
