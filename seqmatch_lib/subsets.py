@@ -71,16 +71,14 @@ class SubsetSequence:
         return len(self.subsets)
 
     def __repr__(self) -> str:
+        name = [self.metadata["run_id"]] if "run_id" in self.metadata else []
         parts = [f"S_{k}: {subset.describe()}" for k, subset in enumerate(self.subsets, start=1)]
-        return f"SubsetSequence({'; '.join([*self._name(), *parts])})"
+        return f"SubsetSequence({'; '.join(name + parts)})"
 
     def _repr_html_(self) -> str:
         """Returns what a notebook shows: a row for each subset."""
         rows = {f"S_{k}": subset.describe() for k, subset in enumerate(self.subsets, start=1)}
-        return format_html(*self._name() or ["distilled set"], rows)
-
-    def _name(self) -> list[str]:
-        return [self.metadata["run_id"]] if "run_id" in self.metadata else []
+        return format_html(self.metadata.get("run_id", "distilled set"), rows)
 
     def then(self, subset: SyntheticSubset) -> "SubsetSequence":
         """Returns the sequence with one more subset at the end."""
@@ -260,8 +258,8 @@ def sample_real_sequence(real: Split, num_classes: int, ipcs: Sequence[int], lr:
     """Draws disjoint subsets of real images: the random baseline of a sequence with subsets of these sizes."""
     union = sample_real_subset(real.images, real.labels, num_classes, sum(ipcs), lr, seed, "random real images")
     rows = torch.arange(len(union.images), device=union.images.device).view(num_classes, -1).split(list(ipcs), dim=1)
-    parts = [Split(union.images, union.labels).take(own.flatten()) for own in rows]
-    return SubsetSequence(tuple(SyntheticSubset(part.images, part.labels, lr) for part in parts))
+    parts = [own.flatten() for own in rows]
+    return SubsetSequence(tuple(SyntheticSubset(union.images[part], union.labels[part], lr) for part in parts))
 
 
 def _as_tensors(sequence: SubsetSequence) -> dict[str, torch.Tensor]:
