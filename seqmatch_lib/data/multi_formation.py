@@ -64,13 +64,11 @@ class Formation:
         """Returns, by factor, how many of the images `left` are cut so that "bound" returns no more than there is `room`."""
         require(room >= left, f"a bound of {room} images is less than the {left} stored ones; raise batch_syn_max")
         sizes = {}
-        for factor in range(self.factor, 0, -1):
+        for factor in range(self.factor, 1, -1):
             # every image not enlarged by this factor still needs room for itself
-            sizes[factor] = left if factor == 1 else min((room - left) // factor**2, left)
+            sizes[factor] = min((room - left) // factor**2, left)
             left, room = left - sizes[factor], room - sizes[factor] * factor**2
-            if left == 0:
-                break
-        return sizes
+        return sizes | {1: left}
 
 
 AS_STORED = Formation()
