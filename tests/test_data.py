@@ -357,13 +357,13 @@ def test_digits_are_built_in():
 def test_validation_split_is_stratified_disjoint_and_fixed():
     labels = torch.tensor([0] * 50 + [1] * 30 + [2] * 4)
     split = Split(torch.arange(84, dtype=torch.uint8).view(84, 1, 1, 1), labels)
-    train, validation = split_validation(split)
+    train, validation = split_validation(split, 0.1)
     assert torch.bincount(validation.labels).tolist() == [5, 3, 1]
     assert sorted(train.images.flatten().tolist() + validation.images.flatten().tolist()) == list(range(84))
     assert torch.equal(labels[validation.images.flatten().long()], validation.labels)
-    assert torch.equal(split_validation(split)[1].images, validation.images)
+    assert torch.equal(split_validation(split, 0.1)[1].images, validation.images)
     with pytest.raises(DataError, match="class 0 has 1 image, but needs at least 2: 1 held out for validation"):
-        split_validation(split.take(torch.tensor([0])))
+        split_validation(split.take(torch.tensor([0])), 0.1)
 
 
 def test_normalisation_and_its_inverse(generator):

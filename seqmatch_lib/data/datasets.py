@@ -204,7 +204,7 @@ def load_dataset(dataset: str | DatasetSpec, root: Path | str | None = None, dow
 
 
 def split_validation(
-    split: Split, fraction: float = 0.1, class_names: Sequence[str] = (), tested: bool = False, taken: int = 0
+    split: Split, fraction: float, class_names: Sequence[str] = (), tested: bool = False, taken: int = 0
 ) -> tuple[Split, Split]:
     """Divides a split into a training and a validation part, class by class; the same for all runs, whatever their seed.
 
