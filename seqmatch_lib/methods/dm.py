@@ -87,7 +87,7 @@ class DM(BaseMethod):
             images = torch.cat([subset.of_class(label, stage.num_classes)[0] for subset in sequence.subsets])
             real, synthetic = augment_alike([stage.images[rows], images], config.augment, generator)
             with torch.no_grad():
-                real_mean = features(real.detach()).mean(0)
+                real_mean = features(real).mean(0)
             loss = (features(synthetic).mean(0) - real_mean).square().sum()
             loss.backward()  # for each class, so that only the activations of one class are kept
             losses.append(loss.detach())
