@@ -81,7 +81,7 @@ def _check_classes(labels: torch.Tensor, which: str, num_classes: int) -> None:
 def _to_tensors(part: Arrays | Dataset) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns images and labels; errors are those of Python and of other libraries."""
     if isinstance(part, Dataset):
-        pairs = [part[index] for index in range(len(part))]
+        pairs = [part[row] for row in range(len(part))]
         part = torch.stack([_to_tensor(image) for image, _ in pairs]), torch.tensor([index(label) for _, label in pairs])
     if isinstance(part, DataLoader):
         raise TypeError("it is a DataLoader; give its `dataset`")

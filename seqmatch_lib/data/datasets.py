@@ -126,11 +126,13 @@ class ImageDataset:
         return self.spec.folder is not None and not find_test_folders(self.spec.folder)
 
     def describe_held_out(self, label: int, left: int) -> str:
-        """Returns where the images of a class are if `left` of them are for distilling, and how to have more there."""
-        train, test = (int((image_classes(split.labels) == label).sum()) for split in (self.train, self.test))
-        words = [f"{train - left} {FOR_VALIDATION}"] if train > left else []
-        words += [f"{test} {FOR_TESTING}"] if self.holds_out_test else []
-        return f"of {train + test * self.holds_out_test}, held out are {' and '.join(words)}; " if words else ""
+        """Returns which images of a class are held out and how to keep them; `left` of the class are there to distil from."""
+        total, test = (int((image_classes(split.labels) == label).sum()) for split in (self.train, self.test))
+        parts = [f"{total - left} {FOR_VALIDATION}"] if total > left else []
+        if self.holds_out_test:
+            total += test
+            parts.append(f"{test} {FOR_TESTING}")
+        return f"of {total}, held out are {' and '.join(parts)}; " if parts else ""
 
 
 _CIFAR_MEAN, _CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
@@ -226,9 +228,10 @@ def split_validation(
         members = (classes == label).nonzero().flatten()
         if len(members) < 2:
             name, found, needed = repr(class_names[label]) if class_names else label, len(members) + taken, 2 + tested
-            parts = ", ".join(f"1 held out {part}" for part in (FOR_TESTING, FOR_VALIDATION)[not tested :])
+            parts = [FOR_TESTING, FOR_VALIDATION] if tested else [FOR_VALIDATION]
+            held = ", ".join(f"1 held out {part}" for part in parts)
             problem = f"class {name} has {found} image{'s' * (found > 1)}, but needs at least {needed}"
-            raise DataError(f"{problem}: {parts}, and 1 to train on; add {needed - found}")
+            raise DataError(f"{problem}: {held}, and 1 to train on; add {needed - found}")
         count = max(1, round(fraction * len(members)))
         held_out[members[torch.randperm(len(members), generator=generator)[:count]]] = True
     return split.take((~held_out).nonzero().flatten()), split.take(held_out.nonzero().flatten())

@@ -89,8 +89,8 @@ def describe_left_out(folder: Path, used: Iterable[Path]) -> list[str]:
     left = Counter(path.suffix.lower() or path.name for path in list_files(folder, set()) if path not in images)
     if not left:
         return []
-    kinds = ", ".join(f"{count} {suffix}" for suffix, count in left.most_common(5)) + ", …" * (len(left) > 5)
-    return [f"{folder}: files left out: {left.total()} ({kinds}); what is read are {READABLE} in class folders"]
+    kinds = [f"{count} {suffix}" for suffix, count in left.most_common(5)] + (["…"] if len(left) > 5 else [])
+    return [f"{folder}: files left out: {left.total()} ({', '.join(kinds)}); what is read are {READABLE} in class folders"]
 
 
 def read_tiny_imagenet(folder: Path, shape: tuple[int, int, int]) -> tuple[Split, Split, tuple[str, ...]]:

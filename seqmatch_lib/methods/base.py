@@ -367,8 +367,9 @@ def register_method(name: str) -> Callable[[type[BaseMethod]], type[BaseMethod]]
     def register(method: type[BaseMethod]) -> type[BaseMethod]:
         _check_name(name)
         _check_method(f"method {name!r} ({method!r:.120})", method)
-        homes = {(known.__module__, known.__qualname__) for known in (_METHODS.get(name, method), method)}
-        require(len(homes) == 1, f"a method {name!r} is registered already; choose another name")
+        known = _METHODS.get(name, method)
+        is_same = (known.__module__, known.__qualname__) == (method.__module__, method.__qualname__)
+        require(is_same, f"a method {name!r} is registered already; choose another name")
         _METHODS[name] = method
         return method
 
@@ -386,7 +387,9 @@ def _check_name(name: Any, origin: str = "") -> None:
 def _check_method(origin: str, method: Any) -> None:
     is_method = isinstance(method, type) and issubclass(method, BaseMethod)
     require(is_method, f"{origin} is not a BaseMethod; name a subclass of seqmatch_lib.methods.BaseMethod")
-    lacks = sorted(method.__abstractmethods__) + ["config_class"] * (not is_dataclass(getattr(method, "config_class", None)))
+    lacks = sorted(method.__abstractmethods__)
+    if not is_dataclass(getattr(method, "config_class", None)):
+        lacks.append("config_class")
     require(not lacks, f"{origin} lacks {', '.join(lacks)}; define it, config_class as a dataclass such as BaseConfig")
 
 

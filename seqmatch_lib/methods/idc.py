@@ -238,9 +238,10 @@ class IDC(BaseMethod):
         losses = [self._match(prepared, parameters, label, sequence, generator) for label in range(stage.num_classes)]
         # pixel = std * stored value + mean, with std = 1 / (high - low): a step of lr in pixels is lr / std² in stored values
         trainable.images.grad.mul_((prepared.high - prepared.low).square())
-        for _ in range(config.net_epoch if config.n_data else 0):
-            rows = torch.randperm(len(stage.images), generator=generator)[: config.n_data].to(stage.images.device)
-            prepared.trainer.epoch(stage.images[rows], prepared.targets[rows], [generator])
+        if config.n_data:
+            for _ in range(config.net_epoch):
+                rows = torch.randperm(len(stage.images), generator=generator)[: config.n_data].to(stage.images.device)
+                prepared.trainer.epoch(stage.images[rows], prepared.targets[rows], [generator])
         return torch.stack(losses).sum()
 
     def _training_images(
