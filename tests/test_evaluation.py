@@ -152,6 +152,7 @@ def test_cutmix_mixes_the_targets_that_the_loss_has_for_classes(loss, shift):
     trained = []
     for targets in (labels, torch.eye(CLASSES)[labels] - shift):
         network = make_network(NETWORK, SHAPE, CLASSES, make_generator(0))
+        network[-1] = torch.nn.Sequential(network[-1])  # a head of one's own may be more than a linear layer
         recipe = TrainingRecipe(epochs=2, batch_size=4, loss=loss, cutmix=0.5)
         train_stage([network], images, targets, 0.02, recipe, [make_generator(0)])
         trained.append(flatten_parameters(network))

@@ -385,7 +385,7 @@ def train_stage(
         OutOfTime: the checkpoint's budget is spent, and the state is saved.
     """
     if recipe.cutmix and not targets.is_floating_point():
-        num_classes = networks[0][-1].out_features
+        num_classes = compute_logits(networks[0], images[:1]).shape[1]
         if recipe.loss == "mse":  # what `batch_loss` makes of classes
             targets = centred_one_hot(targets, num_classes, images.dtype)
         else:
