@@ -65,10 +65,8 @@ def split_easy_hard(losses: torch.Tensor) -> torch.Tensor:
 
 def difficulty_deciles(losses: torch.Tensor) -> torch.Tensor:
     """Returns (N,) numbers 0 (easiest) to 9 by the mean loss over a training, as `follow_real_training` returns it."""
-    order = losses[1:].mean(0).argsort()
-    deciles = torch.empty_like(order)
-    deciles[order] = torch.arange(len(order), device=order.device) * 10 // len(order)
-    return deciles
+    ranks = losses[1:].mean(0).argsort().argsort()
+    return ranks * 10 // len(ranks)
 
 
 def mean_losses(losses: torch.Tensor, easy: torch.Tensor, training: str) -> pd.DataFrame:
