@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from seqmatch_lib.data.datasets import DatasetSpec, ImageDataset, Split, fingerprint
+from seqmatch_lib.data.datasets import OWN_MEAN, OWN_STD, DatasetSpec, ImageDataset, Split, fingerprint
 from seqmatch_lib.data.readers import GREY, convert
 from seqmatch_lib.errors import DataError, first_line, require
 
@@ -33,7 +33,7 @@ def dataset_from_arrays(train: Arrays | Dataset, test: Arrays | Dataset) -> Imag
     _check_classes(test.labels, "test", num_classes)
     shape, test_shape = (tuple(part.images.shape[1:]) for part in (train, test))
     require(test_shape == shape, f"test has images of shape {test_shape}, train of {shape}; bring them to one", DataError)
-    mean_std = ((0.5,) * shape[0], (0.25,) * shape[0])  # as for image folders
+    mean_std = ((OWN_MEAN,) * shape[0], (OWN_STD,) * shape[0])
     spec = DatasetSpec("arrays", num_classes, shape, *mean_std, len(train), len(test))
     names = tuple(map(str, range(num_classes)))
     return ImageDataset(spec, train, test, names, "arrays", fingerprint(train, test), ())

@@ -31,7 +31,9 @@ from seqmatch_lib.store.checksums import NAME as SHA256SUMS
 from seqmatch_lib.store.checksums import check_files
 from seqmatch_lib.store.settings import is_file_name
 
-FOR_TESTING = "for testing (none if there is a test folder beside train)"  # what images are held out for, and how not to
+OWN_MEAN, OWN_STD = 0.5, 0.25  # of every channel of images of one's own
+# what images are held out for, and how to have none held out
+FOR_TESTING = "for testing (none if there is a test folder beside train)"
 FOR_VALIDATION = "for validation (none with --set select_on=none)"
 
 
@@ -94,7 +96,7 @@ class DatasetSpec:
         if image_size is not None:
             width = height = image_size
         channels = 1 if grey and all(read_header(file)[1] for file in files) else 3  # one coloured image makes a coloured set
-        mean_std = ((0.5,) * channels, (0.25,) * channels)
+        mean_std = ((OWN_MEAN,) * channels, (OWN_STD,) * channels)
         shape = (channels, height, width)
         return cls(name or path.name, len(classes), shape, *mean_std, folder=path, resize=image_size is not None)
 
