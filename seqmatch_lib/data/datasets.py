@@ -216,8 +216,8 @@ def split_validation(
         split: at least two images a class.
         fraction: of each class that is held out, at least one image.
         class_names: what the classes are called in an error; their numbers by default.
-        tested: whether test images are also held out of these images, in this call or an earlier one. The error for a class
-            that is too small then counts both parts, so that the user adds enough images at once.
+        tested: whether test images are held out too, by this call or an earlier one: the error for a class that is too small
+            then asks for enough images for both.
         taken: images of each class that an earlier call has held out; the error counts them.
 
     Raises:

@@ -22,8 +22,8 @@ from seqmatch_lib.errors import DataError, first_line, require
 IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
 READABLE = ", ".join(IMAGE_FORMATS)  # for messages
 MAX_PIXELS = 2**26  # of one image: a file of some kilobytes can claim to hold any number
-SHARD_BYTES, SHARD_PIXELS = 2**24, 2**28  # that a shard may always unfold to, however small its file is …
-SHARD_GROWTH = 100  # … and how many times the size of its file
+SHARD_BYTES, SHARD_PIXELS = 2**24, 2**28  # a shard may always unfold to this much …
+SHARD_GROWTH = 100  # … and, where that is more, to this many times the size of its file
 MODES_OF_16_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 GREY = ("1", "L", *MODES_OF_16_BITS)
 _TURNS = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90"
@@ -120,10 +120,10 @@ def _find_column(table: Any, names: Sequence[str]) -> str:
 
 
 def _read_table(path: Path, pixels: int) -> Any:
-    """Reads parquet piece by piece, as equal rows take no room in a file: one of kilobytes can unfold to any size.
+    """Reads parquet in pieces, up to a limit: equal rows take no room, so a file of kilobytes can unfold to any size.
 
     Raises:
-        Exception: of pyarrow, or a ValueError: it unfolds to more than there is a reason for.
+        Exception: of pyarrow, or a ValueError: it unfolds to more than the limit.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -54,9 +54,10 @@ def summarise(values: Sequence[float], not_learned: int = 0) -> dict[str, Any]:
 
     Args:
         values: in per cent, of networks that differ in their seed alone, in the order of the network's index.
-        not_learned: how many of the networks learned nothing at all, so that theirs mean nothing; left out if it is 0.
+        not_learned: number of networks that learned nothing, whose accuracies mean nothing; left out if it is 0.
     """
-    rounded, std = [round(value, 4) for value in values], stdev(values) if len(values) > 1 else 0.0
+    rounded = [round(value, 4) for value in values]
+    std = stdev(values) if len(values) > 1 else 0.0
     failed = {"not_learned": not_learned} if not_learned else {}
     return {"mean": round(fmean(values), 4), "std": round(std, 4), "n": len(rounded), "values": rounded, **failed}
 

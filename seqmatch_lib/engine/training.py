@@ -64,7 +64,7 @@ def check_trainer(section: str, config: Any) -> None:
 class TrainingRecipe:
     """How networks are trained, in one stage on a synthetic set; the defaults are the protocol of the public MTT code.
 
-    Trainers, which make single epochs, take it too; they do not read `epochs` and `schedule`.
+    Trainers, which make single epochs, take it too; they do not read `epochs`, `schedule` and `lr`.
 
     Args:
         epochs: passes over the stage's images, at least 1.

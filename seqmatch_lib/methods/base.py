@@ -32,7 +32,7 @@ from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset, sample_real_su
 
 Intervals = Sequence[tuple[int, int] | None]  # teacher epochs of each subset; None where the method has no teachers
 ENTRY_POINTS = "seqmatch_lib.methods"
-RESERVED = (  # what else stands at the place of a method, or of its section, in the settings of a run
+RESERVED = (  # names that mean something else in the settings of a run
     "random", "whole", "preset", "scale", "seed", "dataset", "ipc", "method", "subset_ipcs", "intervals", "zca", "select_on",
     "network", "teachers", "training", "evaluation", "options",
 )  # fmt: skip
@@ -57,7 +57,7 @@ class Stage:
         teachers: how teachers are trained, for methods that use them.
         recipe: how a network is trained on the frozen subsets.
         seed: of the run.
-        folder: of the teachers' files, and of networks that stages start from while these are trained.
+        folder: of the teachers' files, and of the state of `start_networks`.
         budget: time budget, for long loops to check.
     """
 
@@ -83,7 +83,7 @@ class Stage:
         return make_network(self.network, tuple(self.images.shape[1:]), self.num_classes, generator).to(self.images.device)
 
     def check_statistics(self, obstacle: str, remedy: str = "") -> None:
-        """Raises ConfigError, before anything is trained, if networks have running statistics, to which `obstacle` objects."""
+        """Raises ConfigError if the networks have running statistics; `obstacle` says what cannot train or hold them."""
         problem = f"network {self.network.name!r} with norm {self.network.norm!r} has running statistics, which {obstacle}"
         found = has_running_statistics(self.network, tuple(self.images.shape[1:]), self.num_classes)
         require(not found, f"{problem}; {remedy}take one without, as with network.norm=instance")
