@@ -43,9 +43,3 @@ def rows_by_class(labels: torch.Tensor, num_classes: int) -> list[torch.Tensor]:
     """Returns, for each class, the indices of its images."""
     classes = image_classes(labels)
     return [(classes == label).nonzero().flatten() for label in range(num_classes)]
-
-
-def count_right(predicted: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns how many images, or pixels that are not ignored, are predicted rightly, and how many there are."""
-    counted = labels != IGNORED
-    return ((predicted == labels) & counted).sum(), counted.sum()
