@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from torch.func import functional_call, grad
 
-from seqmatch_lib.engine import inner_loop, step_functions
+from seqmatch_lib.engine import step_functions
 from seqmatch_lib.engine.augment import DSA_STRATEGY, apply_augmentation, draw_augmentation
 from seqmatch_lib.engine.inner_loop import UNROLL_ENGINES, InnerBatch, unroll
 from seqmatch_lib.engine.networks import NetworkConfig, flatten_parameters, make_network
@@ -249,19 +249,6 @@ def test_the_compiled_engine_keeps_one_vector_a_step(generator, uncompiled):
     kept = [*reached.grad_fn.trail, *reached.grad_fn.saved_tensors]
     assert [tuple(tensor.shape) for tensor in reached.grad_fn.trail] == [problem.start.shape] * 6
     assert sum(tensor.numel() for tensor in kept) == 6 * len(problem.start) + problem.images.numel() + 7 + 1
-
-
-def test_where_memory_is_short_fewer_vectors_give_the_same_gradients_bit_for_bit(generator, uncompiled, monkeypatch):
-    problem = Problem(generator, sizes=(4,) * 11)
-    data = (problem.images, problem.soft, problem.batches, problem.lr)
-    gradients = []
-    for limit, kept in ((2**30, 11), (100, 3)):
-        monkeypatch.setattr(inner_loop, "TRAIL_BYTES", limit)
-        reached = unroll(problem.network, problem.start, *data, engine="compiled")
-        assert len(reached.grad_fn.trail) == kept
-        gradients.append(torch.autograd.grad(reached.square().sum(), [problem.images, problem.soft, problem.lr]))
-    for many, few in zip(*gradients, strict=True):
-        assert torch.equal(many, few)
 
 
 def test_a_batch_that_repeats_an_image_counts_it_twice(generator, uncompiled):

@@ -1,8 +1,7 @@
 """The differentiable inner loop: SGD steps on synthetic batches, through which gradients flow back to the data."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil, sqrt
 from typing import Any
 
 import higher
@@ -17,7 +16,6 @@ from seqmatch_lib.engine.step_functions import StepFunctions, check_engine, step
 from seqmatch_lib.errors import require
 
 UNROLL_ENGINES = ("higher", "compiled")
-TRAIL_BYTES = 2**30  # the compiled engine keeps every parameter vector of an unroll up to this size in all
 
 
 @dataclass(frozen=True)
@@ -59,8 +57,7 @@ def unroll(
         batches: one for each step; their sizes may differ.
         lr: step size, a positive scalar tensor.
         engine: "higher", the reference, keeps the graph of all steps, so its memory grows with their number. "compiled" gives
-            the same gradient faster, and keeps only one (P,) vector for each step; where these would take more than
-            `TRAIL_BYTES`, it keeps every sqrt(steps)-th and computes a quarter more.
+            the same gradient faster, and keeps only one (P,) vector for each step.
         precision: of engine "compiled", see `StepFunctions`; engine "higher" has only "float32".
 
     Returns:
@@ -106,15 +103,13 @@ class _CompiledUnroll(torch.autograd.Function):
         targets: torch.Tensor,
         lr: torch.Tensor,
     ) -> torch.Tensor:
-        steps = len(batches)
-        spacing = 1 if steps * start.nbytes <= TRAIL_BYTES else ceil(sqrt(steps))  # steps from one kept vector to the next
-        trail = []
-        for step, theta in enumerate(_walk(functions, batches, start, images, targets, lr)):
-            if step % spacing == 0 and step < steps:
-                trail.append(theta)
-        context.functions, context.batches, context.spacing, context.trail = functions, batches, spacing, trail
+        trail = [start]
+        for batch in batches:
+            gradient, _ = functions.gradient(trail[-1], *batch.take(images, targets))
+            trail.append(trail[-1] - lr * gradient)
+        context.functions, context.batches, context.trail = functions, batches, trail[:-1]
         context.save_for_backward(images, targets, lr)
-        return theta.clone()
+        return trail[-1].clone()
 
     @staticmethod
     @once_differentiable
@@ -123,36 +118,17 @@ class _CompiledUnroll(torch.autograd.Function):
         images_grad = torch.zeros_like(images)
         targets_grad = torch.zeros_like(targets) if targets.is_floating_point() else None
         lr_grad = torch.zeros_like(lr)
-        for index in reversed(range(len(context.trail))):
-            batches = context.batches[index * context.spacing : (index + 1) * context.spacing]
-            thetas = list(_walk(context.functions, batches[:-1], context.trail[index], images, targets, lr))
-            for theta, batch in zip(reversed(thetas), reversed(batches), strict=True):
-                with torch.enable_grad():
-                    batch_images = images[batch.rows].requires_grad_()
-                    augmented = apply_augmentation(batch_images, batch.augmentation)
-                theta_grad, augmented_grad, *batch_targets_grad, product = context.functions.adjoint(
-                    theta, augmented.detach(), targets[batch.rows], v
-                )
-                (batch_images_grad,) = torch.autograd.grad(augmented, batch_images, augmented_grad)
-                images_grad.index_add_(0, batch.rows, -lr * batch_images_grad)
-                if targets_grad is not None:
-                    targets_grad.index_add_(0, batch.rows, -lr * batch_targets_grad[0])
-                lr_grad -= product
-                v = v - lr * theta_grad
+        for theta, batch in zip(reversed(context.trail), reversed(context.batches), strict=True):
+            with torch.enable_grad():
+                batch_images = images[batch.rows].requires_grad_()
+                augmented = apply_augmentation(batch_images, batch.augmentation)
+            theta_grad, augmented_grad, *batch_targets_grad, product = context.functions.adjoint(
+                theta, augmented.detach(), targets[batch.rows], v
+            )
+            (batch_images_grad,) = torch.autograd.grad(augmented, batch_images, augmented_grad)
+            images_grad.index_add_(0, batch.rows, -lr * batch_images_grad)
+            if targets_grad is not None:
+                targets_grad.index_add_(0, batch.rows, -lr * batch_targets_grad[0])
+            lr_grad -= product
+            v = v - lr * theta_grad
         return None, None, None, images_grad, targets_grad, lr_grad
-
-
-def _walk(
-    functions: StepFunctions,
-    batches: Sequence[InnerBatch],
-    theta: torch.Tensor,
-    images: torch.Tensor,
-    targets: torch.Tensor,
-    lr: torch.Tensor,
-) -> Iterator[torch.Tensor]:
-    """Yields the parameters before the first step and after each step."""
-    yield theta
-    for batch in batches:
-        gradient, _ = functions.gradient(theta, *batch.take(images, targets))
-        theta = theta - lr * gradient
-        yield theta
