@@ -128,7 +128,7 @@ class ImageDataset:
         return self.spec.folder is not None and not find_test_folders(self.spec.folder)
 
     def describe_held_out(self, label: int, left: int) -> str:
-        """Returns which images of a class are held out and how to keep them; `left` of the class are there to distil from."""
+        """Returns how many images of a class are held out, and how to hold out none; `left` of them remain to distil from."""
         total, test = (int((image_classes(split.labels) == label).sum()) for split in (self.train, self.test))
         parts = [f"{total - left} {FOR_VALIDATION}"] if total > left else []
         if self.holds_out_test:
