@@ -109,7 +109,7 @@ class Stage:
         lock = path.with_suffix(".lock")
         with acquire_lock(lock):  # another run may have the same earlier subsets
             remove_leftovers(path.parent, path.name)
-            # an iteration may begin with this training, whose saves hold nothing of the iterations before
+            # apart: these saves hold none of the iterations so far, so they must not count as saves of the run
             checkpoint = TrainingCheckpoint(path, owner, self.budget.apart())
             train_staged(networks, self.frozen, self.recipe, generators, checkpoint=checkpoint)
             for finished in (path, lock):  # a method may start thousands of times
