@@ -261,6 +261,12 @@ def test_a_finding_without_records_says_so(name):
     assert "Nothing yet: no such run has a record." in getattr(findings, name)(Evidence([]), *setting)
 
 
+def test_a_finding_on_k_without_any_sequence_says_what_was_not_run():
+    found = findings.find_subsets(Evidence([make_run("cifar10-ipc10-mtt")]), *CELL)
+    assert "independent halves, jointly*: not run" in found
+    assert "Seeds of distillation: 1 at K = 1." in found
+
+
 def test_a_set_that_stands_for_its_preset_is_compared_on_other_architectures():
     standing, changed = make_short("mtt"), make_short("mtt", overrides=SHORTER | {"mtt.syn_steps": 7})
     asked = {"evaluation": standing.config["evaluation"] | {"networks": ["convnet", "vit"]}}

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
 from itertools import product
 from math import ceil
 from pathlib import Path
@@ -66,20 +65,17 @@ def plot_table(published: pd.DataFrame, records: Sequence[RunRecord], dataset: s
     ipcs = sorted({*known["ipc"], *ours["ipc"], *rehearsal["ipc"]})
     require(bool(ipcs), f"{dataset} has no published accuracies and no records at 1, 10 or 50 images per class", NothingToDraw)
     scales = "".join(f"{label_scale(scale)}, " for scale in rehearsal["scale"].unique())
-    rows = [
-        (_by_accuracy(known, "mean", ours["method"]), _draw_published, ""),
-        (_by_accuracy(rehearsal, "ours"), _draw_rehearsal, scales),
+    rows = [  # methods, how they are drawn, with which tables, how titles begin
+        (_by_accuracy(known, "mean", ours["method"]), _draw_published, (known, ours), ""),
+        (_by_accuracy(rehearsal, "ours"), _draw_rehearsal, (rehearsal,), scales),
     ]
     rows = [row for row in rows if row[0]]
     heights = [0.24 * len(methods) + 0.9 for methods, *_ in rows]
     size = (3.6 * len(ipcs), sum(heights) + 0.8)
     figure, axes = plt.subplots(len(rows), len(ipcs), figsize=size, sharey="row", squeeze=False, height_ratios=heights)
-    for line, (methods, draw, prefix) in zip(axes, rows, strict=True):
+    for line, (methods, draw, tables, prefix) in zip(axes, rows, strict=True):
         for axis, ipc in zip(line, ipcs, strict=True):
-            tables = [table[table["ipc"] == ipc] for table in (known, ours, rehearsal)]
-            draw(axis, methods, *tables)
-            if draw is _draw_rehearsal and tables[-1].empty:
-                axis.text(0.5, 0.5, "not run", ha="center", va="center", color="0.4", transform=axis.transAxes)
+            draw(axis, methods, *(table[table["ipc"] == ipc] for table in tables))
             axis.set(xlim=(0, 100), xlabel="test accuracy, %", yticks=range(len(methods)), yticklabels=methods)
             axis.set_title(f"{prefix}{ipc} image{'s' if ipc > 1 else ''} per class", fontsize=10)
             axis.grid(axis="y", visible=False)
@@ -87,7 +83,7 @@ def plot_table(published: pd.DataFrame, records: Sequence[RunRecord], dataset: s
     return figure
 
 
-def _draw_published(axis: Axes, methods: Sequence[str], known: pd.DataFrame, ours: pd.DataFrame, _: pd.DataFrame) -> None:
+def _draw_published(axis: Axes, methods: Sequence[str], known: pd.DataFrame, ours: pd.DataFrame) -> None:
     for label, check, hatch in (("published", "read in", None), ("published, not checked", UNVERIFIED, "///")):
         bars = known[known["check"].str.contains(check)].set_index("method")["mean"].reindex(methods)
         axis.barh(range(len(methods)), bars.fillna(0), color="0.8", edgecolor="white", hatch=hatch, label=label)
@@ -98,10 +94,12 @@ def _draw_published(axis: Axes, methods: Sequence[str], known: pd.DataFrame, our
         axis.text(row.ours + 3, methods.index(row.method), f"{row.iterations:,} iterations", va="center", fontsize=8)
 
 
-def _draw_rehearsal(axis: Axes, methods: Sequence[str], _: pd.DataFrame, __: pd.DataFrame, rehearsal: pd.DataFrame) -> None:
+def _draw_rehearsal(axis: Axes, methods: Sequence[str], rehearsal: pd.DataFrame) -> None:
     _draw_means(axis, methods, rehearsal, "random", "0.5", "|", "random real, same training")
     _draw_means(axis, methods, rehearsal, "ours", sns.color_palette(PALETTE)[3], "D", "ours, rehearsal")
     axis.set(ylim=(-0.6, len(methods) - 0.4))
+    if rehearsal.empty:
+        axis.text(0.5, 0.5, "not run", ha="center", va="center", color="0.4", transform=axis.transAxes)
 
 
 def _by_accuracy(table: pd.DataFrame, column: str, also: Sequence[str] = ()) -> list[str]:
@@ -137,14 +135,14 @@ def plot_comparison(evidence: Evidence, dataset: str, ipc: int, scale: str) -> F
     """Draws every base method, its sequence and the controls of `controls.comparison`: a panel a method, a point a seed."""
     frame, title = _in_panels(controls.comparison, evidence, dataset, ipc, scale)
     names = [name for name in SETS if name in set(frame["set"])]
-    return _plot_seeds(frame, names, title, STAGED, RANDOM)
+    return _plot_seeds(frame, names, title)
 
 
 def plot_order(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figure:
     """Draws accuracies of sets that are divided or not, in sequence or not: a panel for each base method, a point a seed."""
     frame, title = _in_panels(controls.order, evidence, dataset, ipc, scale)
     names = sorted(dict.fromkeys(frame["set"]), key=lambda name: name == RANDOM)
-    return _plot_seeds(frame, names, title, STAGED, RANDOM)
+    return _plot_seeds(frame, names, title)
 
 
 def plot_effort(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figure:
@@ -174,19 +172,17 @@ def _in_panels(
     return pd.concat(frames), name_setting(dataset, ipc, scale)
 
 
-def _plot_seeds(
-    frame: pd.DataFrame, names: list[str] | None, title: str, reference: str | None = None, aside: str | None = None
-) -> Figure:
+def _plot_seeds(frame: pd.DataFrame, names: list[str] | None, title: str) -> Figure:
     """Draws a panel for each base method: a row for each set, a point for each seed, a stroke at the mean of several.
 
-    A point has the standard deviation over networks. Panels beside each other span as many points of accuracy.
+    A point has the standard deviation over networks. Panels beside each other span as many points of accuracy. Dotted lines
+    through a panel are at the accuracies of the sequence in stages, one a seed. Random real images are far off to the left, so
+    their mean is written and not drawn.
 
     Args:
         frame: `base`, `set`, `seed`, `accuracy`, `accuracy_std`.
         names: rows, the same in all panels, which stand beside each other; None gives each its own, below each other.
         title: of the figure.
-        reference: the set at whose accuracies, one a seed, lines are drawn through the panel.
-        aside: a set far off to the left, whose mean is written instead of drawn.
     """
     panels = dict(iter(frame.groupby("base", sort=False)))
     require(bool(panels), f"there are no records to draw of {title}", NothingToDraw)
@@ -201,24 +197,24 @@ def _plot_seeds(
     colors = dict(zip(seeds, sns.color_palette(PALETTE, len(seeds)), strict=True))
     for axis, own, (base, panel) in zip(axes.flat, rows, panels.items(), strict=True):
         means = panel.groupby("set")["accuracy"].mean().reindex(own)
-        for seed, part in panel[panel["set"] != aside].groupby("seed"):
+        for seed, part in panel[panel["set"] != RANDOM].groupby("seed"):
             shift = 0.2 * (seeds.index(seed) - (len(seeds) - 1) / 2)  # so that bars of one row do not lie on each other
             places = [own.index(name) + shift for name in part["set"]]
             style = {"fmt": "o", "markersize": 5, "elinewidth": 1, "color": colors[seed]}
             axis.errorbar(part["accuracy"], places, xerr=part["accuracy_std"], label=f"seed {seed}, {networks}", **style)
         if len(seeds) > 1:
             several = panel.groupby("set")["seed"].nunique().reindex(own) > 1
-            drawn = means.where(several & (means.index != aside))
+            drawn = means.where(several & (means.index != RANDOM))
             axis.plot(drawn, range(len(own)), "|", color="0.3", markersize=14, label="mean")
-        if aside in means and pd.notna(means[aside]):
-            place = (0.02, own.index(aside))
+        if pd.notna(means.get(RANDOM)):
+            place = (0.02, own.index(RANDOM))
             style = {"va": "center", "fontsize": 9, "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 1}}
-            axis.annotate(f"← {means[aside]:.1f}, off the axis", place, xycoords=axis.get_yaxis_transform(), **style)
-        lines = panel[panel["set"] == reference]
+            axis.annotate(f"← {means[RANDOM]:.1f}, off the axis", place, xycoords=axis.get_yaxis_transform(), **style)
+        lines = panel[panel["set"] == STAGED]
         for row in lines.itertuples():  # a seed's points are to be compared with its own line
             axis.axvline(row.accuracy, color=colors[row.seed], linewidth=0.8, linestyle=":")
         if len(lines):
-            label = f"{reference}, in the colour of its seed" if len(seeds) > 1 else reference
+            label = f"{STAGED}, in the colour of its seed" if len(seeds) > 1 else STAGED
             axis.plot([], [], ":", color="0.3" if len(seeds) > 1 else colors[seeds[0]], linewidth=0.8, label=label)
         axis.set(yticks=range(len(own)), yticklabels=own, ylim=(len(own) - 0.5, -0.5), title=base, xlabel="test accuracy, %")
         axis.tick_params(labelbottom=True)
@@ -441,18 +437,23 @@ def write_figures(
     """
     set_style()
     evidence = Evidence.load(results_dir)
-    plots = {"comparison": plot_comparison, "effort": plot_effort, "subsets": plot_subsets}
-    cells = [(f"{name}_{ipc}", plot, ("cifar10", ipc, "reduced")) for ipc in (10, 50) for name, plot in plots.items()]
-    cells += [("comparison_10_short", plot_comparison, ("cifar10", 10, "short"))]
-    cells += [("order", plot_order, ("cifar10", 10, "reduced")), ("gain", plot_gain, ("cifar10", "reduced"))]
-    drawn = [(name, partial(plot, evidence, *cell)) for name, plot, cell in cells]
-    drawn += [(dataset, partial(plot_table, published, evidence.runs, dataset)) for dataset in DATASETS]
-    curves = partial(plot_curves, evidence, published, results_dir, "cifar10", scale="short")
-    drawn += [(f"curves_{ipc}", partial(curves, ipc)) for ipc in (1, 10)]
-    drawn += [("distilled", partial(plot_distilled, results_dir))]
     folder, paths = (out_dir or results_dir) / "figures", []
-    for name, draw in drawn:
+
+    def draw(name: str, plot: Callable[..., Figure], *arguments: Any) -> None:
         with suppress(NothingToDraw):
-            paths += save_figure(draw(), folder / name, kinds)
+            paths.extend(save_figure(plot(*arguments), folder / name, kinds))
         plt.close("all")
+
+    for ipc in (10, 50):
+        draw(f"comparison_{ipc}", plot_comparison, evidence, "cifar10", ipc, "reduced")
+        draw(f"effort_{ipc}", plot_effort, evidence, "cifar10", ipc, "reduced")
+        draw(f"subsets_{ipc}", plot_subsets, evidence, "cifar10", ipc, "reduced")
+    draw("comparison_10_short", plot_comparison, evidence, "cifar10", 10, "short")
+    draw("order", plot_order, evidence, "cifar10", 10, "reduced")
+    draw("gain", plot_gain, evidence, "cifar10", "reduced")
+    for dataset in DATASETS:
+        draw(dataset, plot_table, published, evidence.runs, dataset)
+    for ipc in (1, 10):
+        draw(f"curves_{ipc}", plot_curves, evidence, published, results_dir, "cifar10", ipc, "short")
+    draw("distilled", plot_distilled, results_dir)
     return paths

@@ -159,15 +159,14 @@ def _efforts(evidence: Evidence, dataset: str, ipc: int, scale: str, settings: C
     """Returns effort -> rows of networks trained as their run did, jointly, or for other numbers of epochs."""
     rows = evidence.select(["last", "joint", "last again"], dataset=dataset, ipc=ipc, scale=scale)
     rows = with_settings(rows[~rows["method"].isin(REFERENCES)], settings, ("iterations", "ipc", "subset_ipcs", "intervals"))
-    longer = map(_is_longer, rows["kind"], rows["asked"])
-    rows = where(rows, longer)
+    rows = where(rows, _is_own_or_longer)
     rows = rows.sort_values(["base", "num_subsets", "teacher_epochs", "iterations", "trained", "epochs"], kind="stable")
     return {Cost(*key): group for key, group in rows.groupby(list(Cost._fields), sort=False)}
 
 
-def _is_longer(kind: str, asked: Mapping[str, Any]) -> bool:
+def _is_own_or_longer(row: Any) -> bool:
     """Whether an accuracy is the run's own, or that of training for another number of epochs."""
-    return asked.keys() == ({"training.epochs"} if kind.endswith("again") else set())
+    return row.asked.keys() == ({"training.epochs"} if row.kind.endswith("again") else set())
 
 
 def _of_preset(effort: Cost, group: pd.DataFrame) -> bool:
@@ -198,14 +197,15 @@ def order(
     groups: dict[str, list[OrderRecord]] = {}
     runs = {run.config_hash: run for run in evidence.runs}
     for record in sorted(evidence.orders, key=lambda record: (record.method, record.seed)):
-        changes, run = changes_of(record), runs.get(digest_json(record.config))
-        standing = runs_of(record.config["preset"], scale, evidence.runs) if settings is None and changes else []
-        chosen = run in standing or {f"{key}={value}" for key, value in changes.items()} == set(settings or ())
-        wanted = (record.dataset, record.ipc, record.scale) == (dataset, ipc, scale)
+        if (record.dataset, record.ipc, record.scale) != (dataset, ipc, scale):
+            continue
+        run = runs.get(digest_json(record.config))
         if run is not None and "SeqMatch" not in record.accuracy:
             own = {"SeqMatch": run.accuracy_last, "SeqMatch, joint": run.accuracy_joint}
             record = replace(record, accuracy={name: one["values"] for name, one in own.items() if one} | record.accuracy)
-        if chosen and wanted and "SeqMatch" in record.accuracy:
+        standing = runs_of(record.config["preset"], scale, evidence.runs) if settings is None else []
+        changes = {f"{key}={value}" for key, value in changes_of(record).items()}
+        if "SeqMatch" in record.accuracy and (run in standing or changes == set(settings or ())):
             groups.setdefault(record.method.removeprefix(SEQUENTIAL_PREFIX), []).append(record)
     rows = []
     for base, records in groups.items():

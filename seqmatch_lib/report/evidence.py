@@ -61,8 +61,9 @@ class Evidence:
         runs = load_runs(results_dir)
         check_same_images(runs)
         trust = {path.stem: read_json(path) for path in sorted((results_dir / "trust").glob("*.json"))}
-        found = (load_reevaluations(results_dir), load_orders(results_dir))
-        return cls(runs, *(of_these_sets(records, runs, results_dir) for records in found), trust)
+        reevaluations = of_these_sets(load_reevaluations(results_dir), runs, results_dir)
+        orders = of_these_sets(load_orders(results_dir), runs, results_dir)
+        return cls(runs, reevaluations, orders, trust)
 
     @cached_property
     def accuracies(self) -> pd.DataFrame:
@@ -194,12 +195,13 @@ def with_settings(rows: pd.DataFrame, settings: Collection[str], compared: Seque
     """
     presets = set(preset_names())
 
-    def differs(base: str, changes: Mapping[str, Any], *cell: Any) -> bool:
-        ignored = {f"{base}.{key}" if key == "iterations" else key for key in compared}
-        is_foreign = "ipc" in changes and "{}-ipc{}-{}".format(*cell) in presets
-        return not is_foreign and {f"{key}={value}" for key, value in changes.items() if key not in ignored} == set(settings)
+    def has_these(run: Any) -> bool:
+        if "ipc" in run.changes and f"{run.dataset}-ipc{run.ipc}-{run.method}" in presets:
+            return False
+        ignored = {f"{run.base}.{key}" if key == "iterations" else key for key in compared}
+        return {f"{key}={value}" for key, value in run.changes.items() if key not in ignored} == set(settings)
 
-    return where(rows, map(differs, *(rows[name] for name in ("base", "changes", "dataset", "ipc", "method"))))
+    return where(rows, has_these)
 
 
 def runs_of(preset: str, scale: str, records: Iterable[RunRecord]) -> list[RunRecord]:

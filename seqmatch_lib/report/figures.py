@@ -253,7 +253,7 @@ def plot_benchmark(result: Mapping[str, Any]) -> Figure:
             axis.set_xticks(sizes, [str(size) for size in sizes])
             axis.yaxis.set_major_formatter("{x:g}")
             axis.minorticks_off()
-        axes[0, 0].set(yscale="linear", ylim=(0, None))
+    axes[0, 0].set(yscale="linear", ylim=(0, None))
     handles, labels = axes[0, 0].get_legend_handles_labels()
     axes[0, 0].get_legend().remove()
     figure.legend(handles, labels, loc="lower center", ncols=len(labels), frameon=False)

@@ -46,6 +46,7 @@ CHANGES = {  # of a sequence: set of `order` -> in words
     "sequence, S_1 twice": "S_2 replaced by S_1",
 }
 GRADIENTS = {"joint set": "gradients", "random real images": "real_gradients"}  # images -> their table of measurements
+WHOLE = "whole data set"  # its name among runs
 NOTHING = "Nothing yet: no such run has a record."
 OF_SCALES = {
     "smoke": "Scale smoke: these numbers mean nothing.",
@@ -92,11 +93,12 @@ def find_subsets(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str:
             courses.append(f"{base.upper()} {' and '.join(ends)}")
     compared = comparison(evidence, dataset, ipc, scale)
     counts = compared[compared["set"] == STAGED]["num_subsets"]
-    found = (
-        "Accuracy in stages, in per cent, over the seeds that were run at every K (seed "
-        f"{', '.join(map(str, sorted(seeds)))}): "
-        f"{', '.join(courses)}. {_minus(compared, DECIDING)}"
-    )
+    found = _minus(compared, DECIDING)
+    if courses:
+        found = (
+            "Accuracy in stages, in per cent, over the seeds that were run at every K (seed "
+            f"{', '.join(map(str, sorted(seeds)))}): {', '.join(courses)}. {found}"
+        )
     sure = f"Seeds of distillation: {_seeds_by(frame, 'num_subsets', 'K = {}')}."
     if len(counts):
         sure += f" The controls are those of K = {format_range(counts)}; no other K has any."
@@ -110,12 +112,11 @@ def find_order(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str:
     lines = []
     for base, rows in frame.set_index("set").groupby("base", sort=False):
         names = [name for name in (STAGED, HALVES, HALVES_JOINTLY, ONE_SET) if name in rows.index]
-        parts = [f"{rows.loc[name, 'accuracy']:.1f} ({name})" for name in names] + ["independent halves: not run"] * (
-            HALVES not in names
-        )
-        points = [f"{rows.loc[name, 'difference']:+.1f} ({text})" for name, text in CHANGES.items() if name in rows.index]
-        changed = f" *Lead*: {'; '.join(points)}." if points else ""
-        lines.append(f"\n- {base.upper()}: {'; '.join(parts)}.{changed}")
+        parts = [f"{rows.loc[name, 'accuracy']:.1f} ({name})" for name in names]
+        if HALVES not in names:
+            parts.append("independent halves: not run")
+        leads = [f"{rows.loc[name, 'difference']:+.1f} ({text})" for name, text in CHANGES.items() if name in rows.index]
+        lines.append(f"\n- {base.upper()}: {'; '.join(parts)}." + (f" *Lead*: {'; '.join(leads)}." if leads else ""))
     found = (
         "Accuracy in per cent, and in points the *lead* of the sequence in stages over the same sequence with one "
         f"change:\n{''.join(lines)}"
@@ -184,9 +185,7 @@ def find_transfer(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str
     """The accuracy of sets on architectures that they were not distilled with."""
     if (frame := queries.transfer(evidence, dataset, ipc, scale)).empty:
         return _finding(name_runs(evidence, dataset, ipc, scale), scale)
-    parts = []
-    for method, rows in frame.groupby("method", sort=False):
-        parts.append(f"{method} {_by_network(rows, 'gain')}")
+    parts = [f"{method} {_by_network(rows, 'gain')}" for method, rows in frame.groupby("method", sort=False)]
     leads = frame[frame["lead"].notna()]
     cell = [run for run in evidence.runs if (run.dataset, run.ipc, run.scale) == (dataset, ipc, scale)]
     missing = sorted({run.method for run in cell if run.method not in REFERENCES} - set(frame["method"]))
@@ -234,9 +233,6 @@ def find_task(runs: Mapping[str, RunRecord], dataset: str, scale: str) -> str:
     return _finding(name_setting(dataset, None, scale), scale, found, sure)
 
 
-WHOLE = "whole data set"
-
-
 def split_reference(runs: Mapping[str, RunRecord]) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Returns the accuracies of sets by name, and that of the whole data set, as `figures.plot_accuracies` takes them."""
     accuracies = {name: run.accuracy_last for name, run in runs.items()}
@@ -254,13 +250,14 @@ def find_coupling(measured: dict[str, pd.DataFrame], setting: str) -> str:
             f"Training on the joint set takes the mean loss of hard real images from {joint}, on the sequence from {sequence}."
         )
     if "gradients" in measured:
-        known = {images: measured[table] for images, table in GRADIENTS.items() if table in measured}
-        untrained = {images: rows[rows["start epoch"] == rows["start epoch"].min()] for images, rows in known.items()}
-        courses = [f"{_course(rows, 'repair_share')} for the {images}" for images, rows in untrained.items()]
+        courses, sizes = [], measured["gradients"]["ipc"]
+        for images, rows in list_gradients(measured).query("quantity == 'repair(B)'").groupby("images", sort=False):
+            means = rows[rows["start epoch"] == rows["start epoch"].min()].groupby("ipc")["value"].mean()
+            courses.append(f"{means.iloc[0]:.2f} to {means.iloc[-1]:.2f} for the {images}")
         parts.append(
             "*Repair* says how much one half of a set only mends the error that the other half leaves (1: it does nothing "
             f"else). Where teachers begin untrained, it goes from {', and from '.join(courses)}, as the set grows from "
-            f"{_sizes(measured['gradients'])} images per class."
+            f"{sizes.min()} to {sizes.max()} images per class."
         )
     sure = (
         "One joint and one sequential set, one seed. What a second stage of training does to these losses by itself was not "
@@ -317,16 +314,6 @@ def list_gradients(measured: dict[str, pd.DataFrame]) -> pd.DataFrame:
     return both.melt(["images", "ipc", "start epoch", "teacher"], ["c(A|B)", "repair(B)"], "quantity")
 
 
-def _sizes(gradients: pd.DataFrame) -> str:
-    return f"{gradients['ipc'].min()} to {gradients['ipc'].max()}"
-
-
-def _course(gradients: pd.DataFrame, name: str) -> str:
-    """Returns a quantity of the smallest and of the largest set; means over teachers."""
-    means = gradients.groupby("ipc")[name].mean()
-    return f"{means.iloc[0]:.2f} to {means.iloc[-1]:.2f}"
-
-
 def _minus(frame: pd.DataFrame, names: Sequence[str]) -> str:
     """Returns a list of how far the sequence in stages is ahead of these sets of a comparison."""
     lines = [f"\n- *{name}*: {_gaps(frame, name) or 'not run'}" for name in names]
@@ -336,9 +323,13 @@ def _minus(frame: pd.DataFrame, names: Sequence[str]) -> str:
 def _gaps(frame: pd.DataFrame, name: str) -> str:
     """Returns the gaps to one set, by base method; "" if it was run for none."""
     rows = frame[frame["set"] == name]
-    gaps = zip(rows["base"], format_frame(rows)["difference"], rows["difference_seeds"].fillna(0), strict=True)
-    texts = [f"{base.upper()} {f'{text} ({count_seeds(int(seeds))})' if seeds else 'not run'}" for base, text, seeds in gaps]
-    return ", ".join(texts) if rows["seeds"].any() else ""
+    if not rows["seeds"].any():
+        return ""
+    gaps = zip(rows["base"], format_frame(rows)["difference"], rows["difference_seeds"], strict=True)
+    parts = []
+    for base, text, seeds in gaps:
+        parts.append(f"{base.upper()} {text} ({count_seeds(seeds)})" if seeds else f"{base.upper()} not run")
+    return ", ".join(parts)
 
 
 def _seeds(frame: pd.DataFrame) -> str:

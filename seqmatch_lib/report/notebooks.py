@@ -152,8 +152,8 @@ def batch_parameters(
     Args:
         path: of the notebook; parameters that it does not have are left out.
         own: of the copy, see `list_copies`; a copy of a data set that the batch does not run shows the committed records.
-        scale: of the batch; and `datasets`, `seeds`, `results_dir`.
-        datasets: notebooks on one data set take CIFAR-10, or else the first.
+        scale: of the batch.
+        datasets: of the batch; notebooks on one data set take CIFAR-10, or else the first.
         seeds: of distillation.
         results_dir: folder of the batch.
     """

@@ -9,7 +9,7 @@ not say how much teachers differ.
 `seeds` counts distillations, `n` networks; `records` names each record by the last eight characters of its file name.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import exp, nan, sqrt
 from statistics import fmean, stdev
 from typing import Any
@@ -27,7 +27,7 @@ Values = Mapping[int, Sequence[float]]  # seed of distillation -> accuracies of 
 def mean_and_std(values: Values, name: str = "accuracy") -> dict[str, float]:
     """Returns the columns `name` and `name_std`: the one definition of a spread (see the head of this file)."""
     seeds = list(values.values())
-    parts = list(map(fmean, seeds)) if len(seeds) > 1 else [*seeds, []][0]
+    parts = seeds[0] if len(seeds) == 1 else [fmean(accuracies) for accuracies in seeds]
     return {name: fmean(parts) if parts else nan, f"{name}_std": stdev(parts) if len(parts) > 1 else nan}
 
 
@@ -85,14 +85,15 @@ def summarise(group: pd.DataFrame, name: str, reference: Values, by_seed: bool) 
         reference: accuracies that those of the group are compared with.
         by_seed: whether each seed has a row.
     """
-    for part in [group[group["seed"] == seed] for seed in sorted(group["seed"])] if by_seed else [group]:
+    parts = [({"seed": seed}, part) for seed, part in group.groupby("seed")] if by_seed else [({}, group)]
+    for key, part in parts:
         values = values_by_seed(part)
-        gap = difference(*((values, reference) if name == "gain" else (reference, values)), name)
-        yield ({"seed": part["seed"].iloc[0]} if by_seed else {}) | mean_and_std(values) | gap | _counts(part)
+        gap = difference(values, reference, name) if name == "gain" else difference(reference, values, name)
+        yield key | mean_and_std(values) | gap | _counts(part)
 
 
 def make_frame(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> pd.DataFrame:
-    """Returns rows as a frame; without rows, one with the columns that any would have."""
+    """Returns rows as a frame; without rows, one with the columns that tables show of any."""
     if rows:
         return pd.DataFrame(rows)
     empty = pd.DataFrame(columns=[*columns, "accuracy", "accuracy_std", "seeds", "n", "records"])
@@ -105,6 +106,6 @@ def of_common_seeds(rows: pd.DataFrame, column: str) -> pd.DataFrame:
     return rows[rows["seed"].isin(set.intersection(*seeds) if len(seeds) else ())]
 
 
-def where(rows: pd.DataFrame, chosen: Iterable[bool]) -> pd.DataFrame:
-    """Returns the chosen rows; of no rows none, with their columns."""
-    return rows[np.fromiter(chosen, bool)]
+def where(rows: pd.DataFrame, is_wanted: Callable[[Any], bool]) -> pd.DataFrame:
+    """Returns the rows for which a function of a row, as `itertuples` gives it, is true."""
+    return rows[np.fromiter(map(is_wanted, rows.itertuples()), bool)]  # keeps the columns of a frame without rows

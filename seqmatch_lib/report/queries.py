@@ -6,11 +6,9 @@ Queries that compare runs take `settings`, texts KEY=VALUE: then the runs compar
 and no others. With `by_seed`, for figures, every seed has a row of its own.
 """
 
-import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from itertools import accumulate
-from operator import or_
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -48,7 +46,7 @@ def baselines(evidence: Evidence, scale: str) -> pd.DataFrame:
 def changed(evidence: Evidence, dataset: str, scale: str) -> pd.DataFrame:
     """Runs with changed settings, one a row: ablations, equal compute, other protocols."""
     rows = evidence.select(KINDS, dataset=dataset, scale=scale)
-    rows = where(rows, map(bool, rows["changes"]))
+    rows = rows[rows["changes"].astype(bool)]
     rows = rows.assign(changed=[_describe(changes, "ipc") for changes in rows["changes"]])
     pooled = pool(rows, ["method", "ipc", "num_subsets", "changed", "record"], {kind: kind for kind in KINDS}, by_seed=True)
     return pooled.drop(columns=["seeds", "record"])
@@ -76,7 +74,7 @@ def of_one_interval(frame: pd.DataFrame) -> pd.DataFrame:
     It is that of the runs that stand for their preset; at other K, or without such runs, the one that most K were run with.
     """
     most = frame.groupby(["base", "teacher_epochs"])["num_subsets"].transform("nunique")
-    ranked = frame.assign(rank=-most).sort_values(["of_preset", "rank"], ascending=[False, True], kind="stable")
+    ranked = frame.assign(most=most).sort_values(["of_preset", "most"], ascending=False, kind="stable")
     chosen = ranked.groupby(["base", "num_subsets"])["teacher_epochs"].transform("first").reindex(frame.index)
     return frame[frame["teacher_epochs"] == chosen]
 
@@ -92,12 +90,12 @@ def gain_over_random(
     """
     rows = evidence.select(["last", "random"], dataset=dataset, scale=scale).rename(columns={"stands": "of_preset"})
     rows = rows[~rows["method"].isin(REFERENCES) & rows["even"]]
-    resized = (changes.keys() <= {"ipc", "subset_ipcs"} for changes in rows["changes"])
+    rows = where(rows, lambda row: (row.of_preset and cut_short) or row.changes.keys() <= {"ipc", "subset_ipcs"})
     by, pooled = ["method", "num_subsets", "ipc"], []
-    rows = where(rows, map(or_, rows["of_preset"] & cut_short, resized)).sort_values(by, kind="stable")
-    for key, group in rows.groupby(by, sort=False):
-        group = group[group["of_preset"] == group["of_preset"].max()]
-        pooled += _gains(group, dict(zip(by, key, strict=True)) | {"of_preset": bool(group["of_preset"].max())}, by_seed)
+    for key, group in rows.groupby(by):
+        of_preset = bool(group["of_preset"].any())
+        group = group[group["of_preset"] == of_preset]
+        pooled += _gains(group, dict(zip(by, key, strict=True)) | {"of_preset": of_preset}, by_seed)
     return make_frame(pooled, (*by, "of_preset", "gain"))
 
 
@@ -228,8 +226,8 @@ def transfer(evidence: Evidence, dataset: str, ipc: int, scale: str) -> pd.DataF
     """
     rows = evidence.accuracies
     rows = rows[(rows["dataset"] == dataset) & (rows["ipc"] == ipc) & (rows["scale"] == scale)]
-    rows = where(rows, map(or_, rows["stands"], (changes.keys() <= OF_NETWORKS for changes in rows["changes"])))
-    rows = where(rows, (asked.keys() <= OF_NETWORKS for asked in rows["asked"]))
+    rows = where(rows, lambda row: row.stands or row.changes.keys() <= OF_NETWORKS)
+    rows = where(rows, lambda row: row.asked.keys() <= OF_NETWORKS)
     rows = rows[(rows["trained"] != "jointly") & (rows["method"] != "random")]
     rows = rows.assign(kind=rows["kind"].str.split().str[0], n=rows["values"].str.len()).sort_values("n", kind="stable")
     rows = rows.drop_duplicates(["method", "network", "kind", "seed"], keep="last").sort_index()  # the answer of most networks
@@ -263,7 +261,7 @@ def robust(evidence: Evidence, dataset: str, scale: str) -> pd.DataFrame:
     kinds = {"accuracy": "last", "random": "random", "plain": "last again", "random_plain": "random again"}
     rows = evidence.select(list(kinds.values()), dataset=dataset, scale=scale)
     rows = rows[rows["trained"] != "jointly"]
-    rows = where(rows, map(_is_plain, rows["kind"], rows["asked"]))
+    rows = where(rows, _is_own_or_plain)
     rows = rows.assign(distilled_with=[_describe(changes, "ipc") for changes in rows["changes"]])
     by = ["method", "images", "distilled_with", "record"]
     scores = pool(rows, by, kinds, by_seed=True).dropna(subset=["plain", "random_plain"])
@@ -273,11 +271,11 @@ def robust(evidence: Evidence, dataset: str, scale: str) -> pd.DataFrame:
     return scores.drop(columns=["seeds", "record"])
 
 
-def _is_plain(kind: str, asked: Mapping[str, Any]) -> bool:
+def _is_own_or_plain(row: Any) -> bool:
     """Whether an accuracy is the run's own, or that of training without augmentation; CutMix, where it was, is off, too."""
-    if not kind.endswith("again"):
+    if not row.kind.endswith("again"):
         return True
-    return asked.get("training.augment") == "none" and asked.keys() <= {"training.augment", "training.cutmix"}
+    return row.asked.get("training.augment") == "none" and row.asked.keys() <= {"training.augment", "training.cutmix"}
 
 
 def trust(evidence: Evidence) -> pd.DataFrame:
@@ -285,7 +283,11 @@ def trust(evidence: Evidence) -> pd.DataFrame:
     rows = []
     for fault, row in evidence.trust.get("faults", {"rows": {}})["rows"].items():
         if not fault.endswith("goes on to its end"):  # what became of a run after its kills, and no kill itself
-            kind = re.match(r"clock jumps|files from|[^:]*", fault)[0].replace("files from", "files from another time")
+            kind = fault.split(":")[0]
+            if kind.startswith("clock jumps"):
+                kind = "clock jumps"
+            elif kind.startswith("files from"):
+                kind = "files from another time"
             rows.append((kind, row["injected"], row["crashes"] + row["other"], row["losses"], row["silent"]))
     targets = evidence.trust.get("fuzzing", {"targets": {}})["targets"]
     for row in targets.values():

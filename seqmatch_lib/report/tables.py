@@ -168,22 +168,18 @@ def readme_table(records: Sequence[RunRecord], published: pd.DataFrame) -> str:
     table = pd.concat(tables, ignore_index=True).sort_values("scale", key=lambda names: names.map(scales.index), kind="stable")
     table = table[(table["seeds"] > 0) & ~table["method"].isin(REFERENCES)]
     base = table["method"].str.removeprefix(SEQUENTIAL_PREFIX)
-    rows, kept = [], []
     at_short = table["teachers"].where(table["scale"] == "short")  # which are a pair's only if there are as many for both
-    for _, pair in table.groupby([table["scale"], table["dataset"], table["ipc"], base, at_short], sort=False, dropna=False):
-        first, shown = pair.iloc[0], format_table(pair).replace("", "-")
-        if len(pair) == 2 or first["scale"] in PUBLISHED_SETTINGS:
-            both = {
-                name: " / ".join(shown[name]) for name in ("method", "published", "ours", "random", "iterations", "seeds", "n")
-            }
-            kept.append(pair)
-            common = {name: ", ".join(dict.fromkeys(shown[name])) for name in ("dataset", "ipc", "scale", "teachers")}
-            rows.append(common | both)
-    names = {"dataset": "data set", "ipc": "ipc", "method": "method", "published": "published", "ours": "ours"}
-    names |= {"random": "random real", "scale": "scale", "teachers": "teachers", "iterations": "iterations"}
-    names |= {"seeds": "seeds", "n": "networks"}
-    shown = to_markdown(pd.DataFrame(rows, columns=list(names)).rename(columns=names))
-    return f"{shown}\n\n{README_NOTE}{_describe_images(kept)}\n"
+    groups = table.groupby([table["scale"], table["dataset"], table["ipc"], base, at_short], sort=False, dropna=False)
+    pairs = [pair for (scale, *_), pair in groups if len(pair) == 2 or scale in PUBLISHED_SETTINGS]
+    rows = []
+    for pair in pairs:
+        shown = format_table(pair).replace("", "-")
+        both = ("method", "published", "ours", "random", "iterations", "seeds", "n")
+        rows.append(shown.iloc[0].to_dict() | {name: " / ".join(shown[name]) for name in both})
+    columns = ["dataset", "ipc", "method", "published", "ours", "random", "scale", "teachers", "iterations", "seeds", "n"]
+    names = {"dataset": "data set", "random": "random real", "n": "networks"}
+    shown = to_markdown(pd.DataFrame(rows, columns=columns).rename(columns=names))
+    return f"{shown}\n\n{README_NOTE}{_describe_images(pairs)}\n"
 
 
 def _describe_images(tables: Sequence[pd.DataFrame]) -> str:

@@ -160,7 +160,7 @@ def _accuracies(evidence: Evidence, published: pd.DataFrame) -> Iterable[tuple[s
     for dataset, (part, scale) in product(DATASETS, evidence.parts_of(PUBLISHED_SETTINGS)):
         table = build_table(dataset, part.runs, published, [scale])
         table = table[(table["seeds"] > 0) & table["published"].notna()]
-        for (_, row), shown in zip(table.iterrows(), format_table(table).to_dict("records"), strict=True):
+        for row, shown in zip(table.to_dict("records"), format_table(table).to_dict("records"), strict=True):
             augmented = pd.notna(row["augmented"])
             mean, std = (row["augmented"], 0.0) if augmented else (row["published"], row["published_std"])
             control = "" if row["method"] == "random" else f"random real {shown['random']}"
@@ -274,8 +274,8 @@ def _coupling(evidence: Evidence, results_dir: Path) -> Iterable[tuple[str, ...]
     """What the coupling measurements of runs that stand for presets say: of losses, then of gradients."""
     for name, ask in (("losses", _hard_images), ("gradients", _repair)):
         for part, scale in evidence.parts_of(SCALES):
-            for run in (run for run in part.runs if run.scale == scale):
-                path = find_table(run, name, results_dir)
+            for run in part.runs:
+                path = find_table(run, name, results_dir) if run.scale == scale else None
                 if path is not None and part.stands(run):
                     claim, source, measured, control, seen = ask(path)
                     rehearsal = "" if scale in PUBLISHED_SETTINGS else "rehearsal: "
@@ -342,7 +342,8 @@ def _by_part(
         rows = query(part, *cell, scale)
         for column, value in equal.items():
             rows = rows[rows[column] == value]
-        found += [(part, scale, rows)] * (len(rows) > 0)
+        if len(rows):
+            found.append((part, scale, rows))
     return found or [(evidence, "", pd.DataFrame(columns=["set"]))]
 
 
