@@ -33,12 +33,13 @@ NOTE = f"""Test accuracy in per cent. {SPREAD}.
 - `selected`: the iterate that was best on validation images (at scale `paper` on test images, as in the papers).
 - `random`: as many random real images, same training. There is one draw for each seed, and draws differ by points.
 - `iterations`: of all subsets together.
+- `teachers`: of each stage.
 - `n`: number of networks.
 - `core hours`: of one processor core, for all seeds."""
 SETTINGS_NOTE = f"""- `difference`: ours minus the published mean. Random real images are compared with the published baseline
   with augmentation where there is one, since ours are augmented, too.
 - Scale `paper` is the published setting in full. Scale `short` has fewer teachers and iterations, runs in bfloat16, and
-  holds out a tenth of the training images.
+  holds out a tenth of the training images. A cell has a row there for each number of teachers that it was run with.
 - Earlier subsets of a sequence are always the selected iterates. So at scale `paper` the `ours` of a sequence has seen
   test images, and that of its base method has not.
 - {DAGGER}: written down from memory and not checked. doubtful: the same number is printed for another method."""
@@ -46,9 +47,9 @@ README_NOTE = (
     "Test accuracy in per cent of the last iterate: all sets distilled at scales `paper` and `short`, and in rehearsals "
     f"every pair of a base method and its sequence on these data sets. {SPREAD}. {DAGGER}: published number written down "
     "from memory, not checked. Published numbers of MTT are the best of all evaluations on test images. `short` has the "
-    "published network and learning rates, with fewer teachers and iterations. A rehearsal also has smaller networks, fewer "
-    "steps and other learning rates: do not compare it with published numbers. A sequence has more iterations in rehearsals: "
-    "its lead counts only if it remains over the controls in `10_tables`."
+    "published network and learning rates, with fewer teachers and iterations; teachers are those of each stage. A rehearsal "
+    "also has smaller networks, fewer steps and other learning rates: do not compare it with published numbers. A sequence "
+    "has more iterations in rehearsals: its lead counts only if it remains over the controls in `10_tables`."
 )
 REHEARSAL_NOTE = (
     "Smaller networks, fewer steps and other learning rates, for two CPU cores. Do not compare these accuracies with "
