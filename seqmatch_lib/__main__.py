@@ -30,7 +30,7 @@ from seqmatch_lib.engine.evaluation import format_accuracy
 from seqmatch_lib.errors import OutOfTime, SeqMatchError, first_line, require
 from seqmatch_lib.exchange.formats import FORMATS, export_sequence, import_sequence
 from seqmatch_lib.exchange.pixel_layouts import share_outside
-from seqmatch_lib.front import config_of, evaluate
+from seqmatch_lib.front import RESULTS, config_of, evaluate
 from seqmatch_lib.runs.config import SCALES, RunConfig, config_asked_for, parse_overrides, preset_names
 from seqmatch_lib.runs.experiment import record_shared_teachers, run_experiment
 from seqmatch_lib.runs.listing import format_records
@@ -39,8 +39,7 @@ from seqmatch_lib.runs.records import RunRecord, load_runs, record_path
 from seqmatch_lib.store.budget import Budget
 from seqmatch_lib.subsets import SubsetSequence, check_sequence, load_sequence
 
-RESULTS = Path("paper_results")
-EXECUTED = RESULTS / "executed"  # copies of all notebooks with their outputs, to be read where nothing can be run
+EXECUTED = Path(RESULTS) / "executed"  # copies of all notebooks with their outputs, to be read where nothing can be run
 EXIT_ERROR = 2
 EXIT_OUT_OF_TIME = 75  # EX_TEMPFAIL: the state is saved, the same command goes on
 GOES_ON = "the same command goes on from the last checkpoint"
@@ -264,7 +263,7 @@ def _run(options: argparse.Namespace) -> None:
 def _announce_hours(config: RunConfig) -> None:
     """Says on stderr how long a run will take, if a committed benchmark predicts an hour or more."""
     try:
-        model = CostModel.load(RESULTS, device="cuda" if torch.cuda.is_available() else "cpu")
+        model = CostModel.load(Path(RESULTS), device="cuda" if torch.cuda.is_available() else "cpu")
         hours = sum(model.predict(config).values()) / 3600
     except SeqMatchError:  # no benchmark of such a device, or one that does not cover the run
         return
@@ -385,7 +384,7 @@ def _tables(options: argparse.Namespace) -> None:
 
     records = _load_records(options.results)
     has_own = published_path(options.results).is_file()
-    published = load_published(options.results if has_own else find_folder(RESULTS / "published").parent)
+    published = load_published(options.results if has_own else find_folder(Path(RESULTS) / "published").parent)
     if options.readme:
         print(readme_table(records, published), end="")
         return

@@ -194,10 +194,13 @@ def run(
         ConfigError: an unknown preset, scale or key, or a value out of range.
         DataError: the data set is not there.
     """
-    config = preset if isinstance(preset, RunConfig) else config_asked_for(preset, scale, seed, as_overrides(set))
-    alone = config is not preset or (scale, seed, set) == ("paper", 0, None)
-    other = "or make another one with RunConfig.from_preset(preset, scale, seed, settings)"
-    require(alone, f"a RunConfig has its own scale, seed and settings; leave these out, {other}")
+    if isinstance(preset, RunConfig):
+        remedy = "leave these out, or make another one with RunConfig.from_preset(preset, scale, seed, settings)"
+        alone = (scale, seed, set) == ("paper", 0, None)
+        require(alone, f"a RunConfig has its own scale, seed and settings; {remedy}")
+        config = preset
+    else:
+        config = config_asked_for(preset, scale, seed, as_overrides(set))
     folder = _as_path(results_dir)
     record = run_experiment(config, folder, max_minutes=max_minutes, force=force, download=download)
     return Run(config, record, folder)
@@ -254,11 +257,10 @@ def distill(
         raise ConfigError(sizes) from error
     require(bool(ipcs) and min(ipcs) >= 1, sizes)
     base = str(method).removeprefix(SEQUENTIAL_PREFIX)
-    uses_teachers, method = get_method(base).uses_teachers, SEQUENTIAL_PREFIX * (len(ipcs) > 1) + base
-    names = (f"cifar10-ipc10-{base}", f"cifar10-ipc10-{method}")
-    preset, lender = (name if name in preset_names() else "cifar10-ipc10-random" for name in names)
-    # the run is recorded under the plain preset, so that the ids of earlier runs stay valid
-    config = replace(RunConfig.from_preset(lender, scale, seed), preset=preset)
+    uses_teachers = get_method(base).uses_teachers
+    method = f"{SEQUENTIAL_PREFIX}{base}" if len(ipcs) > 1 else base
+    config = RunConfig.from_preset(_preset_of(method), scale, seed)
+    config = replace(config, preset=_preset_of(base))  # under which earlier runs were recorded, so that their ids stay valid
     changes: dict[str, Any] = {
         "dataset": dataset.spec.name,
         "zca": False,
@@ -268,14 +270,20 @@ def distill(
         "intervals": [list(interval) for interval in config.intervals[:1]] if uses_teachers else [],
     }
     if iterations is not None:
-        one_for_all = config.options is not None and not isinstance(config.options.iterations, int)
-        changes[f"{base}.iterations"] = [iterations] if one_for_all else iterations
+        default = getattr(get_method(base).config_class, "iterations", None)
+        changes[f"{base}.iterations"] = [iterations] if isinstance(default, tuple) else iterations
     config = config.changed(changes | settings)
     with ExitStack() as stack:
         folder = _as_path(results_dir or stack.enter_context(TemporaryDirectory(prefix="seqmatch-")))
         run = Run(config, run_experiment(config, folder, force=force, dataset=dataset), folder, dataset)
         weakref.finalize(run, stack.pop_all().close)  # from here on the folder lives as long as the run
     return run
+
+
+def _preset_of(method: str) -> str:
+    """Returns the preset that lends its settings to images in memory; that of random images for a method without one."""
+    preset = f"cifar10-ipc10-{method}"
+    return preset if preset in preset_names() else "cifar10-ipc10-random"
 
 
 def evaluate(
@@ -367,7 +375,8 @@ def records(results_dir: Path | str = RESULTS) -> "DataFrame":
         (*(getattr(run, name) for name in names), kind.removesuffix(" real"), network, value)
         for run in runs
         for kind, accuracies in run.accuracies.items()
-        for network, accuracy in (accuracies or {"by_network": {}})["by_network"].items()
+        if accuracies is not None
+        for network, accuracy in accuracies["by_network"].items()
         for value in accuracy["values"]
     ]
     return DataFrame(rows, columns=[*names, "training", "network", "accuracy"])
@@ -410,6 +419,5 @@ def _load_published(results_dir: Path) -> dict[tuple[str, int, str], tuple[float
 
     if not (results_dir / "published").is_dir():
         return {}
-    table = load_published(results_dir)
-    rows = zip(*(table[name] for name in ("dataset", "ipc", "method", "mean", "check")), strict=True)
-    return {tuple(cell): (mean, check) for *cell, mean, check in rows}
+    rows = load_published(results_dir).itertuples()
+    return {(row.dataset, row.ipc, row.method): (row.mean, row.check) for row in rows}

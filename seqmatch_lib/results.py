@@ -1,5 +1,6 @@
 """What notebooks read: finished runs of a results folder. Missing runs are run if that is allowed."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -194,7 +195,7 @@ class Results:
             Results((self.work_dir,), self.work_dir).run(needed, with_sets=True)  # few are committed with their sets
             for config in missing:
                 measure_order(config, self.work_dir)
-        elif len(missing) == len(configs):
+        elif needed and len(missing) == len(configs):
             self._refuse(needed, len(needed), "distilled set")
         return self.evidence()
 
@@ -241,14 +242,13 @@ class Results:
         A set is not evaluated again on an architecture if accuracies of this many networks are known, as `queries.transfer`
         takes them: trained as in the run itself, together with those of random real images.
         """
-        known: dict[tuple[str, str], set[str]] = {}
+        known: dict[tuple[str, str], set[str]] = defaultdict(set)
         for row in self.evidence().accuracies.to_dict("records"):
             alike = row["trained"] != "jointly" and row["asked"].keys() <= OF_NETWORKS
             if alike and len(row["values"]) >= num_networks:
-                known.setdefault((row["record"], row["network"]), set()).add(row["kind"].split()[0])
+                known[row["record"], row["network"]].add(row["kind"].split()[0])
         for run in runs if self.work_dir is not None else ():
-            answered = [known.get((run.record.config_hash[:8], name), set()) for name in networks]
-            missing = [name for name, kinds in zip(networks, answered, strict=True) if not {"last", "random"} <= kinds]
+            missing = [name for name in networks if not {"last", "random"} <= known[run.record.config_hash[:8], name]]
             if missing:
                 run.evaluate(missing, random=True, set={"evaluation.num_networks": num_networks}, results_dir=self.work_dir)
         return self.evidence()

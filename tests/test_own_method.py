@@ -12,12 +12,14 @@ import torch
 from helpers import CLASSES, NETWORK, RECIPE, checkpoints, make_images, make_stage
 
 import seqmatch_lib as sm
+from seqmatch_lib import front
 from seqmatch_lib.__main__ import main
 from seqmatch_lib.data.datasets import Split
 from seqmatch_lib.engine.evaluation import EvaluationProtocol
 from seqmatch_lib.errors import ConfigError, StorageError
 from seqmatch_lib.methods import BaseConfig, BaseMethod, MethodState, get_method, register_method
 from seqmatch_lib.methods import base as registry
+from seqmatch_lib.methods.idc import IDC
 from seqmatch_lib.runs.config import REFERENCES, RunConfig
 from seqmatch_lib.runs.distillation import distill_stages
 from seqmatch_lib.runs.records import load_record, load_reevaluations
@@ -313,6 +315,15 @@ def test_a_folder_with_records_of_an_unknown_method_is_read_without_them(tmp_pat
         load_record(path)
     with pytest.raises(ConfigError, match=f"method 'means' is unknown.*{remedy}$"):
         sm.evaluate(tmp_path / "distilled" / f"{run.record.run_id}.safetensors")
+
+
+def test_a_method_that_extends_one_with_iterations_of_each_stage_takes_one_number_as_that_does(tmp_path, monkeypatch):
+    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
+    monkeypatch.setattr(front, "run_experiment", lambda *_, **__: None)
+    register_method("own_idc")(type("OwnIDC", (IDC,), {}))
+    images = torch.zeros(9, 1, 6, 6), torch.arange(9) % CLASSES
+    config = sm.distill(images, images, "own_idc", [1, 1], iterations=7, results_dir=tmp_path).config
+    assert config.options.iterations == (7,)
 
 
 def test_an_entry_point_whose_name_does_not_serve_is_named(tmp_path):

@@ -202,6 +202,7 @@ def test_some_records_are_enough_to_show_and_none_are_an_error():
     assert REDUCED.run_id in {run.run_id for run in Results.open().prepare(some).runs}
     with pytest.raises(StorageError, match="1 of 1 runs have no record"):
         Results.open().prepare(some[1:])
+    assert Results.open().measure_orders([]).orders  # no seeds are asked for: what there is
 
 
 def test_two_folders_are_read_as_one(tmp_path):

@@ -193,7 +193,8 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_good_state(tmp_path):
     config = replace(CONFIG, iterations=50, lr_img=1e30)
     with pytest.raises(DivergenceError, match="Lower lr_img"):
         distil(tmp_path, config)
-    saved, _ = checkpoints(tmp_path)(1).load(MTT(config).initialise(make_stage(tmp_path)))
+    stage = make_stage(tmp_path)
+    saved, _ = checkpoints(tmp_path)(1).load(MTT(config).initialise(stage), stage.frozen.sha256())
     assert saved.trainable.images.isfinite().all()
     assert len(saved.trainable.losses) == saved.trainable.iteration
 
@@ -243,9 +244,9 @@ def test_algorithm_1_alone_makes_the_set_that_the_runner_makes(tmp_path):
 
 def test_state_of_another_run_is_refused(tmp_path):
     distil(tmp_path)
-    fresh = MTT(CONFIG).initialise(make_stage(tmp_path))
+    stage = make_stage(tmp_path)
     with pytest.raises(StorageError, match="belongs to a run with other settings"):
-        checkpoints(tmp_path, owner="another")(1).load(fresh)
+        checkpoints(tmp_path, owner="another")(1).load(MTT(CONFIG).initialise(stage), stage.frozen.sha256())
 
 
 def test_distilled_images_beat_their_start(tmp_path):

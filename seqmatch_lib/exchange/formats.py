@@ -83,7 +83,7 @@ def import_sequence(
         spec: of the data set; it is loaded only where a folder calls classes by their names.
         preprocessing: of the data set; applied to what holds pixels.
         subset_ipcs: images per class of its subsets.
-        settings: of the run that it is an instance of, noted in its metadata; they say how networks are trained on it.
+        settings: of a run that could have made the set; kept in its metadata, they say how networks are trained on it.
         lrs: step size of each subset, or one for all, for layouts that do not hold them.
         formation: of the images in "idc"; the other layouts hold training images.
 
@@ -114,14 +114,20 @@ def import_sequence(
     origin = ", ".join(map(str, paths))
     check_sequence(sequence, origin, spec.shape, spec.num_classes)
     ipcs = [len(subset.images) // spec.num_classes for subset in sequence.subsets]
-    method = settings["method"]  # with a section of its settings, unless it is a sequence or a reference
-    sequence_of = f" --set method=seqmatch_{method}" * (len(ipcs) > 1 and method in settings)
-    if sequence_of and settings["intervals"]:  # that of the one subset stands for all
-        sequence_of += f" --set teachers.later_epochs={settings['teachers']['epochs']}"
     problem = f"{origin} has subsets of {ipcs} images per class, but its preset of {list(subset_ipcs)}"
-    remedy = f"add --set ipc={sum(ipcs)} --set subset_ipcs={json.dumps(ipcs, separators=(',', ':'))}{sequence_of}"
-    require(ipcs == list(subset_ipcs), f"{problem}; {remedy}")
+    require(ipcs == list(subset_ipcs), f"{problem}; add {_options_for(ipcs, settings)}")
     return sequence
+
+
+def _options_for(ipcs: Sequence[int], settings: dict[str, Any]) -> str:
+    """Returns the options of the command line that make the settings those of subsets of these sizes."""
+    options = f"--set ipc={sum(ipcs)} --set subset_ipcs={json.dumps(ipcs, separators=(',', ':'))}"
+    method = settings["method"]
+    if len(ipcs) > 1 and method in settings:  # a base method: settings have a section of its name
+        options += f" --set method=seqmatch_{method}"
+        if settings["intervals"]:  # that of the one subset stands for all
+            options += f" --set teachers.later_epochs={settings['teachers']['epochs']}"
+    return options
 
 
 def _check_kind(kind: str) -> None:

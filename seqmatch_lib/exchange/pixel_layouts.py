@@ -137,9 +137,9 @@ def _simplify(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "_", name.lower())
 
 
-def _shorten(names: Sequence[str], most: int = 5) -> str:
-    shown = ", ".join(f"{name:.40}" for name in map(ascii, names[:most]))
-    return shown + (f", … ({len(names)})" if len(names) > most else "")
+def _shorten(names: Sequence[str]) -> str:
+    shown = ", ".join(f"{name:.40}" for name in map(ascii, names[:5]))
+    return shown + (f", … ({len(names)})" if len(names) > 5 else "")
 
 
 def _pixels_of(sequence: SubsetSequence, preprocessing: Preprocessing) -> list[tuple[np.ndarray, torch.Tensor]]:

@@ -77,11 +77,11 @@ def _write_pt(path: Path, value: Any) -> Path:
     return path
 
 
-def read_pt(paths: Sequence[Path], soft: bool, lrs: Sequence[float], exported: Collection[Path] = ()) -> list[SyntheticSubset]:
+def read_pt(paths: Sequence[Path], soft: bool, lrs: Sequence[float], exported: Collection[Path]) -> list[SyntheticSubset]:
     """Reads what MTT and SeqMatch save, or DATM if `soft`; step sizes given go before those found.
 
-    The subsets lie in the folders given, or in `S_1`, `S_2`, … in the only one given. Values of files that we `exported` are
-    what the format stores, also where a bright set does not look like it, so they are not judged, here and in `read_idc`.
+    The subsets lie in the folders given, or in `S_1`, `S_2`, … in the only one given. The pixels of files that we `exported`
+    are taken as they are; others are refused if they do not look like what the format stores. `read_idc` does the same.
     """
     folders = list(paths)
     if len(paths) == 1 and (paths[0] / "S_1").is_dir():
@@ -108,7 +108,7 @@ def _read_pt_subset(folder: Path, soft: bool, lr: float | None, exported: Collec
 
 def read_idc(
     folder: Path, subset_ipcs: Sequence[int], formation: Formation, preprocessing: Preprocessing,
-    shape: tuple[int, int, int], lrs: Sequence[float], exported: Collection[Path] = (),
+    shape: tuple[int, int, int], lrs: Sequence[float], exported: Collection[Path],
 ) -> list[SyntheticSubset]:  # fmt: skip
     """Reads what IDC and SeqMatch-IDC save; how it is divided and stored stands in their options, and is given here."""
     path = next((folder / name for name in IDC_FILES if (folder / name).is_file()), None)
@@ -240,7 +240,7 @@ def _describe_objects(path: Path) -> str:
         names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     except Exception:  # as above
         names = []
-    if any(name.startswith("numpy") for name in names) and not [name for name in names if not name.startswith(_NUMPY)]:
+    if any(name.startswith("numpy.") for name in names) and all(name.startswith(_NUMPY) for name in names):
         return (
             "it holds arrays of numpy; load it where it was saved, and save tensors: torch.save(torch.as_tensor(array), path)"
         )

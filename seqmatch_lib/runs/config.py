@@ -1,9 +1,4 @@
-"""The configuration of a run: frozen dataclasses, built strictly from `presets.toml` and overrides.
-
-A preset's settings come in layers, each over the one before: `[defaults]`, `[method.<base method>]`, the preset itself; then
-for the scale `[scale.<scale>.all]`, `[scale.<scale>.<dataset>]`, `[scale.<scale>.<base method>]` and
-`[scale.<scale>.<preset>]`; and last the user's overrides.
-"""
+"""The configuration of a run: frozen dataclasses, built strictly from the layers of `presets.toml` and overrides."""
 
 import re
 import sys
@@ -208,14 +203,12 @@ class RunConfig:
         return f"{self.dataset}-{self.method}-ipc{self.ipc}-k{self.num_subsets}-seed{self.seed}-{self.hash[:8]}"
 
 
-def config_asked_for(preset: str, scale: str, seed: int, overrides: Mapping[str, Any]) -> "RunConfig":
-    """Returns `RunConfig.from_preset` of what a user asks for, without combinations that are hardly meant.
-
-    A method that has a preset of its own for this cell would get the scale's settings of neither, and a sequence of one subset
-    would be the base method under another name.
+def config_asked_for(preset: str, scale: str, seed: int, overrides: Mapping[str, Any]) -> RunConfig:
+    """Returns `RunConfig.from_preset` of what a user asks for, and refuses two things that are hardly meant.
 
     Raises:
-        ConfigError: one of these, or as `RunConfig.from_preset`.
+        ConfigError: another method than the preset's, although a preset has that method, with settings chosen for it; a
+            sequence of one subset, which is the base method under another name; or as `RunConfig.from_preset`.
     """
     method = overrides.get("method")
     other = "-".join([*str(preset).split("-")[:-1], str(method)])
@@ -389,8 +382,7 @@ def _build(kind: type, values: Mapping[str, Any], section: str) -> Any:
     """Builds a dataclass from a mapping: every key known, every value of the field's type."""
     _check_keys(kind, values, section)
     prefix = f"{section}." if section else ""
-    hints = get_type_hints(kind)  # also of a module in which annotations are texts
-    kinds = {field.name: hints[field.name] for field in fields(kind)}
+    kinds = get_type_hints(kind)  # also of a module in which annotations are texts
     needed = [field.name for field in fields(kind) if field.default is MISSING and field.default_factory is MISSING]
     missing = [f"{prefix}{name}" for name in needed if name not in values]
     require(not missing, f"the settings lack {', '.join(missing)}; take those of a preset and change them")

@@ -106,13 +106,13 @@ def measure_coupling(
 
 def _note_sets(folder: Path, joint: RunConfig, configs: Sequence[RunConfig], results_dir: Path) -> None:
     """Notes which sets are measured; raises StorageError if the tables that are there are of others."""
-    path, sets = folder / SETS, {}
-    for config in configs:
-        sets[config.run_id] = load_sequence(set_path(results_dir, config.run_id)).sha256()
+    path = folder / SETS
+    sets = {config.run_id: load_sequence(set_path(results_dir, config.run_id)).sha256() for config in configs}
     if path.is_file():
         noted = read_json(path)
         changed = [name for name, digest in sets.items() if noted["sets"].get(name, digest) != digest]
-        changed += [] if noted["joint"] == joint.run_id else [noted["joint"]]
+        if noted["joint"] != joint.run_id:
+            changed.append(noted["joint"])
         problem = f"{folder} was measured of another set of {', '.join(changed)}, or of another joint set"
         require(not changed, f"{problem}; delete it to measure again", StorageError)
         sets = noted["sets"] | sets

@@ -70,13 +70,7 @@ def distill_stage(
         return progress
     device = stage.images.device
     reset_peak_memory(device)
-    prepared = method.resume(stage, state) if state else method.prepare(stage)
-    is_state = isinstance(prepared, MethodState)
-    require(is_state, f"prepare of {type(method).__name__} returned a {type(prepared).__name__}; return a MethodState")
-    kind = type(prepared)
-    loses_state = kind.state is not MethodState.state and kind.load_state is MethodState.load_state
-    message = f"{kind.__name__} has `state`, but no `load_state` that a stopped run goes on with; write both"
-    require(not loses_state or type(method).resume is not BaseMethod.resume, message)
+    prepared = _prepare(method, stage, state)
     if stage.recipe.engine == "compiled":  # with which iterates are scored, and the set evaluated
         remedy = "set training.engine=eager and training.precision=float32, or "
         stage.check_statistics("training.engine 'compiled' does not train", remedy)
@@ -137,3 +131,15 @@ def _initialise(method: BaseMethod, stage: Stage) -> Trainable:
     remedy = "return stage.ipc of each class in the order of the classes, as super().initialise(stage) does"
     require(is_whole, f"{name} returned {found:.120}, but {rule}; {remedy}")
     return trainable
+
+
+def _prepare(method: BaseMethod, stage: Stage, state: dict[str, torch.Tensor]) -> MethodState:
+    """Returns what the method's steps work with, resumed if a state was saved; raises ConfigError if that could not be."""
+    prepared = method.resume(stage, state) if state else method.prepare(stage)
+    is_state = isinstance(prepared, MethodState)
+    require(is_state, f"prepare of {type(method).__name__} returned a {type(prepared).__name__}; return a MethodState")
+    kind = type(prepared)
+    loses_state = kind.state is not MethodState.state and kind.load_state is MethodState.load_state
+    message = f"{kind.__name__} has `state`, but no `load_state` that a stopped run goes on with; write both"
+    require(not loses_state or type(method).resume is not BaseMethod.resume, message)
+    return prepared

@@ -93,7 +93,7 @@ def _accuracy(finished: Mapping[str, list[Any]], prefix: str) -> dict[str, Any]:
 
 @contextmanager
 def state_folder(results_dir: Path | None, name: str, data: RealData) -> Iterator[Path]:
-    """Yields the folder for the state of a re-evaluation, which no other process uses; one that goes away if none is kept.
+    """Yields a folder for the state of a re-evaluation, and keeps others out of it; a temporary one without `results_dir`.
 
     Raises:
         StorageError: another process uses it, or its state is of other real data than these.

@@ -41,7 +41,7 @@ NVIDIA_DRIVER = Path("/dev/nvidiactl")  # there where the driver is, also in con
 
 def run_experiment(
     config: RunConfig,
-    results_dir: Path | str = "paper_results",
+    results_dir: Path | str,
     max_minutes: float | None = None,
     force: bool = False,
     device: torch.device | str | None = None,
@@ -60,7 +60,7 @@ def run_experiment(
         device: defaults to the first GPU, or the CPU.
         download: whether missing data may be downloaded.
         save_seconds: how old a checkpoint may grow.
-        dataset: the images, where they were not to be looked up by `config.dataset`.
+        dataset: the images; by default those that `config.dataset` names.
 
     Returns:
         The record, which is also in `results_dir/runs/<dataset>/<run_id>.json`; the distilled set is in
@@ -74,9 +74,9 @@ def run_experiment(
     results_dir = Path(results_dir)
     state_dir = results_dir / "state" / config.run_id
     path = record_path(results_dir, config)
-    # a set that was deleted is made again from what made it, if that is still there
-    has_set = config.method == "whole" or set_path(results_dir, config.run_id).is_file() or not state_dir.is_dir()
-    if path.is_file() and has_set and not force:  # before any lock: it may lie where nothing can be written
+    has_set = config.method == "whole" or set_path(results_dir, config.run_id).is_file()
+    remakes_set = not has_set and state_dir.is_dir()  # from what made it before
+    if path.is_file() and not (force or remakes_set):  # before any lock: it may lie where nothing can be written
         record = load_record(path)
         if dataset is None and find_dataset(config.dataset).folder is not None:
             dataset = load_dataset(config.dataset)  # a name of the user's own says little about what is in the folder
@@ -189,7 +189,7 @@ def choose_device(device: torch.device | str | None = None) -> torch.device:
 
 @cache
 def _tell_of_unseen_gpu() -> None:
-    """Prints a notice, once a process, if this machine has a GPU that torch cannot use, so that days pass on its CPU."""
+    """Prints a notice, once a process, if this machine has a GPU that torch cannot use."""
     if NVIDIA_DRIVER.exists():
         problem = f"notice: this machine has an NVIDIA GPU that torch {torch.__version__} cannot use, so the CPU computes"
         print(
@@ -253,7 +253,8 @@ def _make_sequences(config: RunConfig, data: RealData, stages: list[StageProgres
     """Returns the sequence with the last iterate of S_K, and the one with its selected iterate."""
     metadata = {"run_id": config.run_id, "config": config.as_dict(), "data": data.summary, "class_names": data.class_names}
     if not stages:
-        return (SubsetSequence(_reference(config, data).subsets, metadata),) * 2
+        reference = SubsetSequence(_reference(config, data).subsets, metadata)
+        return reference, reference
     earlier = tuple(stage.selected for stage in stages[:-1])
     last = SubsetSequence((*earlier, stages[-1].last), metadata)
     return last, SubsetSequence((*earlier, stages[-1].selected), metadata)

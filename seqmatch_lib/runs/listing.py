@@ -47,7 +47,8 @@ def _differing_changes(records: Sequence[RunRecord]) -> dict[str, dict[str, Any]
         group[record.run_id] = changes_of(record)
     varying: dict[str, dict[str, Any]] = {}
     for group in groups.values():
-        settings = {(key, str(value)) for changes in group.values() for key, value in changes.items()}
-        common = {key for key, text in settings if all(str(changes.get(key)) == text for changes in group.values())}
-        varying |= {run: {key: value for key, value in changes.items() if key not in common} for run, changes in group.items()}
+        for run, changes in group.items():
+            varying[run] = {
+                key: value for key, value in changes.items() if any(other.get(key) != value for other in group.values())
+            }
     return varying

@@ -51,8 +51,9 @@ def runs_of_order(config: RunConfig) -> dict[str, RunConfig]:
     half |= {"ipc": sizes[0], "subset_ipcs": [sizes[0]], "intervals": [list(interval) for interval in config.intervals[:1]]}
     half[f"{base}.syn_lr"] = get_method(base)(config.options).initial_lr(2)
     # where a setting has an entry for each stage, the other half has that of S_2, in whose place it stands
-    one_set, other_half = (plain.changed(_of_one_stage(of_set, base, stage)) for of_set, stage in ((changes, 1), (half, 2)))
-    return {"one set": one_set, "sequence": config, "other half": replace(other_half, seed=config.seed + OTHER_SEED)}
+    one_set = plain.changed(_of_one_stage(changes, base, 1))
+    other_half = replace(plain.changed(_of_one_stage(half, base, 2)), seed=config.seed + OTHER_SEED)
+    return {"one set": one_set, "sequence": config, "other half": other_half}
 
 
 def _under(settings: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
@@ -63,7 +64,7 @@ def _under(settings: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
 def _of_one_stage(settings: Mapping[str, Any], base: str, stage: int) -> dict[str, Any]:
     """Returns settings with one entry of those of the base method that have one for each stage; the last is for all later."""
     lists = {key: value for key, value in _under(settings, [base]).items() if isinstance(value, list | tuple)}
-    return settings | {key: value[min(stage, len(value)) - 1 :][:1] for key, value in lists.items()}
+    return settings | {key: value[:stage][-1:] for key, value in lists.items()}
 
 
 def measure_order(
@@ -120,13 +121,19 @@ def measure_order(
             accuracy={name: accuracies[network]["values"] for name, accuracies in found.items()},
             **describe_provenance(data.test.images.device),
         )
-        earlier = find_earlier(OrderRecord, record.path(results_dir))
-        if earlier is not None and (earlier.config, earlier.synthetic_sha256) == (record.config, record.synthetic_sha256):
-            ordered = max(record.accuracy, earlier.accuracy, key=len)  # tables list sets as the record does
-            accuracy = ordered | earlier.accuracy | record.accuracy
-            record = replace(record, accuracy=accuracy, other_half=record.other_half or earlier.other_half)
+        record = _with_earlier_parts(record, results_dir)
         record.save(results_dir)
     return record
+
+
+def _with_earlier_parts(record: OrderRecord, results_dir: Path) -> OrderRecord:
+    """Returns a record with the other sets that an earlier record of the same sequence has."""
+    earlier = find_earlier(OrderRecord, record.path(results_dir))
+    if earlier is None or (earlier.config, earlier.synthetic_sha256) != (record.config, record.synthetic_sha256):
+        return record
+    ordered = max(record.accuracy, earlier.accuracy, key=len)  # tables list sets as the record does
+    accuracy = ordered | earlier.accuracy | record.accuracy
+    return replace(record, accuracy=accuracy, other_half=record.other_half or earlier.other_half)
 
 
 def _for_second_turn(sequence: RunConfig, one_set: RunConfig) -> BaseMethod:

@@ -26,8 +26,8 @@ def changes_of(record: "RunRecord | OrderRecord") -> dict[str, Any]:
 def overrides_of(config: RunConfig) -> dict[str, Any]:
     """Returns what differs from the run's preset as it stands: dotted key -> value, as `RunConfig.from_preset` takes them.
 
-    One interval that stands for all subsets is the same for any number of them. A configuration that was not made from a
-    preset has no overrides.
+    Where all subsets have one interval, only that is compared, not how many they are. A configuration that was not made from
+    a preset has no overrides.
     """
     if config.preset not in preset_names():
         return {}

@@ -31,20 +31,20 @@ def load_pictures(config: RunConfig, results_dir: Path, dataset: ImageDataset | 
     sequence, sheet = load_sequence(path), path.with_suffix(".png")
     if config.zca and sheet.is_file():
         return read_sheet(sheet, config.subset_ipcs, spec.num_classes, tuple(sequence.subsets[0].images.shape[1:]))
-    inverse = preprocessing_of(sequence, config, dataset or spec).inverse
+    inverse = preprocessing_of(sequence, config, spec, dataset).inverse
     return [inverse(subset.images) for subset in sequence.subsets]
 
 
-def preprocessing_of(sequence: SubsetSequence, config: RunConfig, dataset: ImageDataset | DatasetSpec) -> Preprocessing:
-    """Returns what was done to the pixels of a set; only whitening needs the data set for that.
+def preprocessing_of(
+    sequence: SubsetSequence, config: RunConfig, spec: DatasetSpec, dataset: ImageDataset | None = None
+) -> Preprocessing:
+    """Returns what was done to the pixels of a set; only whitening needs the data set, which is loaded if it is not given.
 
     Raises:
         DataError: the data set is needed and not there, or the set was distilled from other images.
     """
-    spec = dataset if isinstance(dataset, DatasetSpec) else dataset.spec
     if not config.zca:
         return fit_preprocessing(spec, False)
-    images = load_dataset(spec) if dataset is spec else dataset
-    data = prepare_data(images, config.zca, config.select_on, torch.device("cpu"))
+    data = prepare_data(dataset or load_dataset(spec), config.zca, config.select_on, torch.device("cpu"))
     check_origin(sequence, data)  # whitening fitted on other images gives other colours
     return data.preprocessing

@@ -24,7 +24,12 @@ SCHEMA = 2
 VOLATILE = ("seconds", "peak_memory_mb", "started_at")  # differ between two runs that are otherwise equal
 AGAIN = "delete it to make it again"
 ACCURACY = {"mean": float, "std": float, "n": int, "values": list[float]}  # what an accuracy holds, beside `by_network`
-ACCURACIES = {kind: f"accuracy_{kind}" for kind in ("last", "selected", "joint")} | {"random real": "random_baseline"}
+ACCURACIES = {
+    "last": "accuracy_last",
+    "selected": "accuracy_selected",
+    "joint": "accuracy_joint",
+    "random real": "random_baseline",
+}  # of a `RunRecord`: what networks were trained on -> the field
 
 
 @dataclass(frozen=True, repr=False)
@@ -332,7 +337,7 @@ def _format_accuracy(accuracy: Mapping[str, Any]) -> str:
 
 
 def fields_of(config: RunConfig, *names: str) -> dict[str, Any]:
-    """Returns what a record says of the configuration: these attributes of it, itself, and how it differs from its preset."""
+    """Returns the fields that describe a configuration in a record: these attributes of it, all settings, the overrides."""
     return {
         "schema": SCHEMA,
         **{name: getattr(config, name) for name in names},

@@ -72,7 +72,7 @@ def reevaluate(
             **describe_provenance(device),
         )
         if results_dir is not None:
-            earlier = find_earlier(Reevaluation, record.path(results_dir))
+            earlier = find_earlier(Reevaluation, path)
             if record.random_baseline is None and earlier is not None:
                 record = replace(record, random_baseline=earlier.random_baseline)
             record.save(results_dir)

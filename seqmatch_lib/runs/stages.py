@@ -63,7 +63,7 @@ class StageProgress:
 class StageCheckpoint(Checkpoint):
     """The checkpoint of one stage; its owner is the hash of the run's configuration."""
 
-    def save(self, progress: StageProgress, state: dict[str, torch.Tensor], frozen: str = "") -> None:
+    def save(self, progress: StageProgress, state: dict[str, torch.Tensor], frozen: str) -> None:
         """Writes progress, the method's own state, and the digest of the earlier subsets, beside which it is distilled."""
         trainable, best = progress.trainable, progress.best
         tensors = trainable.state() | {f"method.{key}": value for key, value in state.items()}
@@ -82,14 +82,13 @@ class StageCheckpoint(Checkpoint):
         }
         self.write(tensors, notes)
 
-    def load(self, fresh: Trainable, frozen: str | None = None) -> tuple[StageProgress, dict[str, torch.Tensor]]:
+    def load(self, fresh: Trainable, frozen: str) -> tuple[StageProgress, dict[str, torch.Tensor]]:
         """Returns the saved progress put into a fresh trainable, and the method's own state.
 
         If nothing was saved, the fresh trainable itself and an empty state.
 
         Raises:
-            StorageError: the file is damaged, belongs to another run, or to earlier subsets of another digest than `frozen`,
-                where that is given.
+            StorageError: the file is damaged, belongs to another run, or to earlier subsets of another digest than `frozen`.
         """
         saved = self.read()
         if saved is None:
@@ -97,11 +96,9 @@ class StageCheckpoint(Checkpoint):
         tensors, notes, is_own = saved
         message = f"{self._path} belongs to a run with other settings; use another results folder or delete it"
         require(is_own, message, StorageError)
-        message = (
-            f"{self._path} was distilled beside other earlier subsets than those found; delete it to distil its stage again"
-        )
-        is_beside = frozen is None or notes.get("frozen", frozen) == frozen  # files of older versions do not tell
-        require(is_beside, message, StorageError)
+        problem = f"{self._path} was distilled beside other earlier subsets than those found"
+        is_beside = notes.get("frozen", frozen) == frozen  # files of older versions do not tell
+        require(is_beside, f"{problem}; delete it to distil its stage again", StorageError)
         with self.restoring("this stage"):
             return self._restore(fresh, tensors, notes)
 

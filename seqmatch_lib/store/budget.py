@@ -23,7 +23,7 @@ class Budget:
         self._last_save = time.monotonic()
 
     def apart(self) -> "Budget":
-        """Returns a budget of the same end for a part that saves itself: its saves do not count as saves of the whole."""
+        """Returns a budget with the same deadline for a part with a file of its own: its saves are no saves of the whole."""
         part = copy(self)
         part._last_save = time.monotonic()
         return part

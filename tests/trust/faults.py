@@ -388,8 +388,9 @@ class Harness:
 
     def _read_checkpoint(self, path: Path) -> list[Any]:
         index = int(path.stem.removeprefix("stage-"))
-        fresh = get_method("mtt")(MTT.config.options).initialise(self._stages[index - 1])
-        progress, state = StageCheckpoint(path, MTT.config.hash).load(fresh)
+        stage = self._stages[index - 1]
+        fresh = get_method("mtt")(MTT.config.options).initialise(stage)
+        progress, state = StageCheckpoint(path, MTT.config.hash).load(fresh, stage.frozen.sha256())
         parts = {"images": fresh.images, "labels": fresh.labels, "lr": fresh.lr, **state}
         for name, optimizer in fresh.optimizers.items():
             parts |= {f"{name} {key}": value for key, value in optimizer.state[getattr(fresh, name)].items()}

@@ -79,7 +79,7 @@ def write_checkpoint(folder: Path) -> None:
     trainable.iteration, trainable.losses = 1, [0.5]
     progress = StageProgress(trainable)
     progress.consider(40.0)
-    StageCheckpoint(folder / "stage-1.safetensors", "owner").save(progress, {"start": torch.arange(4.0)})
+    StageCheckpoint(folder / "stage-1.safetensors", "owner").save(progress, {"start": torch.arange(4.0)}, "frozen")
 
 
 def read_checkpoint(folder: Path) -> Any:
@@ -87,7 +87,7 @@ def read_checkpoint(folder: Path) -> Any:
     path = folder / "stage-1.safetensors"
     if not path.is_file():
         raise SeqMatchError(f"{path}: a stage without a checkpoint begins anew")
-    progress, state = StageCheckpoint(path, "owner").load(make_trainable())
+    progress, state = StageCheckpoint(path, "owner").load(make_trainable(), "frozen")
     trainable = progress.trainable
     memory = [dict(optimizer.state[optimizer.param_groups[0]["params"][0]]) for optimizer in trainable.optimizers.values()]
     numbers = (trainable.iteration, trainable.losses, progress.scores, progress.seconds, progress.peak_memory_mb)

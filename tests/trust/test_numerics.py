@@ -193,7 +193,8 @@ def test_what_is_not_finite_leaves_the_state_before_it(tmp_path, monkeypatch, na
     monkeypatch.setattr(type(method), "step", step)
     monkeypatch.setattr(type(method), "num_iterations", lambda self, index: good)
     (whole,) = distil(tmp_path / "whole", method)
-    found, _ = checkpoints(tmp_path / "spoiled")(1).load(method.initialise(make_stage(tmp_path / "spoiled")))
+    stage = make_stage(tmp_path / "spoiled")
+    found, _ = checkpoints(tmp_path / "spoiled")(1).load(method.initialise(stage), stage.frozen.sha256())
     for one in ("images", "labels", "lr"):
         ours, theirs = getattr(found.trainable, one), getattr(whole.trainable, one)
         assert torch.equal(ours, theirs), one
@@ -218,7 +219,8 @@ def test_a_step_size_that_is_no_number_leaves_the_state_before_it(tmp_path, monk
     monkeypatch.setattr(type(method), "step", spoiled)
     with pytest.raises(DivergenceError, match="the step is not finite; the state before this iteration is kept"):
         distil(tmp_path, method)
-    found, _ = checkpoints(tmp_path)(1).load(method.initialise(make_stage(tmp_path)))
+    stage = make_stage(tmp_path)
+    found, _ = checkpoints(tmp_path)(1).load(method.initialise(stage), stage.frozen.sha256())
     assert found.trainable.iteration == 1
     assert 0 < found.trainable.lr.item() < 1
     assert found.trainable.images.isfinite().all()
