@@ -1,12 +1,19 @@
-"""A tiny problem that every part of the library accepts, 6x6 noise with a class-dependent mean; and image files."""
+"""A tiny problem that every part of the library accepts, 6x6 noise with a class-dependent mean; image files and notebooks."""
 
 import io
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+import nbformat
 import numpy as np
+import pytest
 import torch
 from PIL import Image
+from torch.func import functional_call
 
+from seqmatch_lib.data import datasets
 from seqmatch_lib.data.preprocessing import Normalisation
 from seqmatch_lib.engine.networks import NetworkConfig
 from seqmatch_lib.engine.training import TrainingRecipe
@@ -31,6 +38,21 @@ class Impatient(Budget):
 
     def saved(self) -> None:
         raise OutOfTime
+
+
+def change_a_pixel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes the digits other images, as many."""
+    images, labels, names = datasets._BUILTIN["digits"]()
+    images[0, 0, 0, 0] += 1
+    monkeypatch.setitem(datasets._BUILTIN, "digits", lambda: (images, labels, names))
+
+
+def finish_in_parts(run: Callable[[], Any]) -> tuple[Any, int]:
+    """Calls what may be out of time until it is not; returns its result, and how often it was stopped before."""
+    for stops in range(1000):
+        with suppress(OutOfTime):
+            return run(), stops
+    raise AssertionError("it makes no progress")
 
 
 def make_images(count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -63,9 +85,24 @@ def make_stage(folder: Path, seed: int = 0) -> Stage:
     )
 
 
+def call_flat(network: torch.nn.Module, theta: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    """Returns a network's logits with the parameters of a flat vector, by torch alone."""
+    named = dict(network.named_parameters())
+    parts = theta.split([parameter.numel() for parameter in named.values()])
+    parameters = {name: part.view(named[name].shape) for name, part in zip(named, parts, strict=True)}
+    return functional_call(network, parameters, (images,))
+
+
 def checkpoints(folder: Path, owner: str = "test"):
     """Returns what `distill_stages` asks for: stage index -> its checkpoint."""
     return lambda index: StageCheckpoint(folder / f"stage-{index}.safetensors", owner)
+
+
+def flip(content: bytes, position: int, bit: int = 0) -> bytes:
+    """Returns the content of a file with one bit changed."""
+    changed = bytearray(content)
+    changed[position] ^= 1 << bit
+    return bytes(changed)
 
 
 def encode(pixels: np.ndarray, kind: str = "PNG") -> bytes:
@@ -73,3 +110,11 @@ def encode(pixels: np.ndarray, kind: str = "PNG") -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, kind)
     return buffer.getvalue()
+
+
+def write_notebook(path: Path, *cells: str) -> None:
+    """Writes a notebook of code, the first cell of which holds the parameters."""
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    notebook = nbformat.v4.new_notebook(cells=list(map(nbformat.v4.new_code_cell, cells)), metadata={"kernelspec": kernel})
+    notebook.cells[0].metadata["tags"] = ["parameters"]
+    nbformat.write(notebook, path)

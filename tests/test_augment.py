@@ -18,10 +18,6 @@ from seqmatch_lib.errors import ConfigError
 BATCH, SIZE = 6, (9, 8)
 
 
-def draw_many(operation: str, size: tuple[int, int], generator: torch.Generator) -> torch.Tensor:
-    return draw_augmentation(operation, 20000, size, generator)[0].values
-
-
 def test_color_is_brightness_then_saturation_then_contrast(generator):
     x = torch.randn(BATCH, 3, *SIZE, generator=generator)
     drawn = draw_augmentation("color", BATCH, SIZE, generator)
@@ -99,7 +95,7 @@ def test_scale_samples_the_grid_at_the_given_factors():
     ],
 )
 def test_parameters_fill_the_published_range(operation, size, low, high, generator):
-    values = draw_many(operation, size, generator)
+    values = draw_augmentation(operation, 20_000, size, generator)[0].values
     low, high = torch.tensor(low), torch.tensor(high)
     slack = 0.01 * (high - low)
     assert (values.amin(1) >= low - 1e-6).all()

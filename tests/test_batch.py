@@ -1,6 +1,5 @@
 """The batch: a plan, a failing cell that stops nothing else, what is missing alone on the next call, notebooks."""
 
-import json
 import os
 import shutil
 import signal
@@ -9,22 +8,15 @@ import sys
 import sysconfig
 from pathlib import Path
 
-import nbformat
 import pytest
 
 from seqmatch_lib.__main__ import main
 from seqmatch_lib.bench.batch import Batch
-from seqmatch_lib.errors import ConfigError, NotebookError
-from seqmatch_lib.report.notebooks import batch_parameters, list_copies, read_parameters, run_notebook
+from seqmatch_lib.report.notebooks import batch_parameters, list_copies
 from seqmatch_lib.runs.config import RunConfig
 
 ROOT = Path(__file__).parents[1]
-QUICKSTART = ROOT / "notebooks" / "00_quickstart.ipynb"
-# papermill and its kernel warn about their own internals
-pytestmark = [
-    pytest.mark.batch,
-    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::UserWarning"),
-]
+pytestmark = pytest.mark.batch
 
 
 def run_snakemake(results, *arguments, folder=ROOT, python=sys.executable):
@@ -131,37 +123,6 @@ def test_a_mistyped_name_stops_a_batch_before_anything_starts(tmp_path):
     assert done.returncode != 0
     assert done.stderr.splitlines()[-1].startswith("error: unknown notebook '10_table'; did you mean 10_tables_")
     assert not (tmp_path / "results").exists()
-
-
-def write_notebook(path, *cells):
-    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    notebook = nbformat.v4.new_notebook(metadata={"kernelspec": kernel})
-    notebook.cells = [nbformat.v4.new_markdown_cell("# A title & more"), *(nbformat.v4.new_code_cell(cell) for cell in cells)]
-    notebook.cells[1].metadata["tags"] = ["parameters"]
-    nbformat.write(notebook, path)
-    return path
-
-
-def test_a_mistyped_parameter_is_an_error_before_anything_runs(tmp_path, capsys):
-    assert read_parameters(QUICKSTART)["scale"] == '"reduced"'
-    with pytest.raises(ConfigError, match=r"unknown parameter of .*00_quickstart.ipynb 'scael'; did you mean scale\?"):
-        run_notebook(QUICKSTART, tmp_path / "out.ipynb", {"scael": "reduced"})
-    assert not (tmp_path / "out.ipynb").exists()
-    assert main(["notebook", str(QUICKSTART), "--set", "scael=reduced"]) == 2
-    assert "did you mean scale?" in capsys.readouterr().err
-    with pytest.raises(ConfigError, match="notebook nowhere.ipynb does not exist"):
-        run_notebook("nowhere.ipynb", tmp_path / "out.ipynb", {})
-
-
-def test_a_failing_cell_is_named_and_its_notebook_stays(tmp_path):
-    path = write_notebook(tmp_path / "broken.ipynb", "x = 1", "print('before')", "x / 0")
-    with pytest.raises(
-        NotebookError, match=r"cell \d+ of .*broken.ipynb failed: ZeroDivisionError: division by zero; .*failed"
-    ):
-        run_notebook(path, tmp_path / "out" / "broken.ipynb", {"x": 2})
-    cells = json.loads((tmp_path / "out" / "failed" / "broken.ipynb").read_text())["cells"]
-    assert any("before" in str(cell.get("outputs")) for cell in cells)
-    assert any("x = 2" in "".join(cell["source"]) for cell in cells)
 
 
 def test_shared_teachers_are_those_that_runs_find(tmp_path, capsys):

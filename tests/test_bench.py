@@ -12,15 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from seqmatch_lib.bench import benchmark as bench
 from seqmatch_lib.bench import cost
 from seqmatch_lib.bench.benchmark import Case, InnerLoop, run_benchmark
-from seqmatch_lib.bench.cost import (
-    CostModel,
-    count_network,
-    format_cost,
-    predict_seconds,
-    predict_work,
-    trajectory_bytes,
-)
+from seqmatch_lib.bench.cost import CostModel, format_cost, predict_seconds, predict_work, trajectory_bytes
 from seqmatch_lib.bench.floors import list_convolutions, list_copies
+from seqmatch_lib.bench.flops import count_network
 from seqmatch_lib.bench.report import format_benchmark, load_benchmark, newest_benchmark, save_benchmark, summarise_ratios
 from seqmatch_lib.data.datasets import DATASETS, find_dataset
 from seqmatch_lib.engine.networks import NetworkConfig, flatten_parameters, make_network

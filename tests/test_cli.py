@@ -87,12 +87,6 @@ def test_out_of_time_says_how_to_go_on(tmp_path, capsys):
     ("arguments", "words"),
     [
         (["run", "cifar10-ipc10-mt"], ["unknown preset 'cifar10-ipc10-mt'", "did you mean cifar10-ipc10-mtt"]),
-        (["run", "digits-ipc10-mtt", "--set", "mtt.syn_step=3"], ["unknown key 'mtt.syn_step'", "did you mean mtt.syn_steps"]),
-        (["run", "digits-ipc10-mtt", "--set", "ipc=-1"], ["ipc -1 must be at least 1"]),
-        (
-            ["run", "digits-ipc10-mtt", "--set", "intervals=[[0,99]]"],
-            ["exceeds the 42 epochs recorded", "raise teachers.epochs"],
-        ),
         (["run", "digits-ipc10-mtt", "--scale", "tiny"], ["invalid choice: 'tiny'", "see --help"]),
         (["run", "digits-ipc10-mtt", "--max-minutes", "-3"], ["max_minutes -3.0 must be a positive number"]),
         (["run"], ["required: PRESET"]),

@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
+from helpers import flip
 from PIL import Image
 from test_cli import fails_in_one_line
 
@@ -190,9 +191,8 @@ def test_the_subsets_of_seqmatch_may_lie_in_folders_of_any_name(tmp_path, genera
 def test_a_damaged_export_is_named(tmp_path, generator, kind):
     sequence = make_sequence(generator, (2,), soft=kind == "datm")
     files = export_sequence(sequence, kind, tmp_path, PLAIN, NAMES)
-    content = bytearray(files[0].read_bytes())
-    content[len(content) // 2] ^= 1
-    files[0].write_bytes(content)
+    content = files[0].read_bytes()
+    files[0].write_bytes(flip(content, len(content) // 2))
     with pytest.raises(DataError, match=rf"{re.escape(files[0].name)} does not match .*SHA256SUMS"):
         import_as(configure((2,)), [tmp_path], kind, [0.01])
 

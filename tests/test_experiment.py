@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from filelock import FileLock
+from helpers import change_a_pixel, finish_in_parts, flip
 from PIL import Image
 
 from seqmatch_lib.data import datasets as data
@@ -143,13 +144,6 @@ def test_what_begins_no_run_keeps_freed_memory_too(finished, monkeypatch):
     assert set(asked) == {memory.M_MMAP_THRESHOLD, memory.M_TRIM_THRESHOLD}
 
 
-def change_a_pixel(monkeypatch):
-    """Makes the digits others, as many."""
-    images, labels, names = data._BUILTIN["digits"]()
-    images[0, 0, 0, 0] += 1
-    monkeypatch.setitem(data._BUILTIN, "digits", lambda: (images, labels, names))
-
-
 def test_a_run_is_not_opened_with_other_images_than_it_had(finished, monkeypatch):
     folder, record = finished
     before = set(folder.rglob("*"))
@@ -209,25 +203,19 @@ def test_a_forced_run_goes_on_until_it_has_a_record(tmp_path, monkeypatch, capsy
     record = run_experiment(config, tmp_path)
     state = tmp_path / "state" / config.run_id
 
-    def force_in_parts():
-        parts = 0
-        while True:
-            try:
-                return parts, run_experiment(config, tmp_path, max_minutes=1e-9, force=True)
-            except OutOfTime:
-                parts += 1
-                assert parts < 20
+    def force():
+        return run_experiment(config, tmp_path, max_minutes=1e-9, force=True)
 
     capsys.readouterr()
-    parts, again = force_in_parts()
+    again, parts = finish_in_parts(force)
     assert parts == 2 * (3 + 1)  # as without force: after each epoch of each network, and when one is tested
     assert again.comparable() == record.comparable()
     assert capsys.readouterr().err.count(f"an unfinished run goes on; to begin it afresh, delete {state}\n") == parts
     with pytest.raises(OutOfTime):  # the record is there, so nothing is left of that run
-        run_experiment(config, tmp_path, max_minutes=1e-9, force=True)
+        force()
     assert not record.path(tmp_path).exists()
     shutil.rmtree(state)  # what the notice says
-    assert force_in_parts()[0] == parts
+    assert finish_in_parts(force)[1] == parts
 
 
 def test_runs_share_teachers_of_the_first_stage(finished):
@@ -277,10 +265,9 @@ def test_other_base_methods_leave_whole_records(tmp_path, monkeypatch, base, ima
     assert run_experiment(config, tmp_path, force=True).comparable() == record.comparable()
 
 
-def test_seeds_differ_and_repeat(tmp_path):
-    digests = [run_experiment(configure(seed=seed), tmp_path / name).synthetic_sha256 for seed, name in
-               ((0, "a"), (0, "b"), (1, "a"))]  # fmt: skip
-    assert digests[0] == digests[1] != digests[2]
+def test_another_seed_makes_another_set(tmp_path, finished):
+    _, record = finished
+    assert run_experiment(configure(seed=1), tmp_path).synthetic_sha256 != record.synthetic_sha256
 
 
 def test_random_is_the_baseline_of_the_others(tmp_path):
@@ -313,9 +300,9 @@ def test_validation_images_are_no_training_images():
 
 
 def test_the_whole_data_set_is_a_reference(tmp_path):
-    config = RunConfig.from_preset("digits-whole", "smoke", overrides={"network.width": 16, "training.epochs": 40})
+    config = RunConfig.from_preset("digits-whole", "smoke", overrides={"network.width": 16, "training.epochs": 15})
     record = run_experiment(config, tmp_path)
-    assert record.accuracy_last["mean"] > 90
+    assert record.accuracy_last["mean"] > 75, "chance is 10"
     assert record.accuracy_last["n"] == 2
     assert (record.random_baseline, record.accuracy_joint, record.stages) == (None, None, [])
     assert (record.data["train_images"], record.data["held_out"]) == (1347, 0)
@@ -325,13 +312,7 @@ def test_the_whole_data_set_is_a_reference(tmp_path):
 
 def test_a_budget_too_short_for_anything_still_brings_a_run_to_the_same_record(tmp_path, finished):
     _, expected = finished
-    stops = 0
-    while True:
-        try:
-            record = run_experiment(configure(), tmp_path, max_minutes=1e-9)  # stops wherever it can
-            break
-        except OutOfTime:
-            stops += 1
+    record, stops = finish_in_parts(lambda: run_experiment(configure(), tmp_path, max_minutes=1e-9))  # wherever it can
     assert stops > 50
     assert record.comparable() == expected.comparable()
     assert not list((tmp_path / "state").rglob("networks.safetensors"))
@@ -358,9 +339,8 @@ def test_a_damaged_checkpoint_is_named(tmp_path, finished):
     folder, record = finished
     state = tmp_path / "state" / record.run_id
     state.mkdir(parents=True)
-    data = bytearray((folder / "state" / record.run_id / "stage-1.safetensors").read_bytes())
-    data[len(data) // 2] ^= 1
-    (state / "stage-1.safetensors").write_bytes(data)
+    whole = (folder / "state" / record.run_id / "stage-1.safetensors").read_bytes()
+    (state / "stage-1.safetensors").write_bytes(flip(whole, len(whole) // 2))
     with pytest.raises(StorageError, match=r"stage-1\.safetensors does not match its checksum.*delete it"):
         run_experiment(configure(), tmp_path)
 

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from helpers import make_images
+from helpers import finish_in_parts, make_images
 from torch.utils.data import TensorDataset
 
 import seqmatch_lib as sm
@@ -44,16 +43,8 @@ TWO = as_pixels(90), as_pixels(30, 1)
 @pytest.fixture(scope="module")
 def mine(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mine")
-    return sm.distill(
-        as_pixels(90),
-        as_pixels(30, 1),
-        "mtt",
-        (2, 1),
-        iterations=3,
-        scale="smoke",
-        set=QUICK | {"mtt.lr_lr": 0.0},
-        results_dir=folder,
-    )
+    settings = QUICK | {"mtt.lr_lr": 0.0}
+    return sm.distill(*TWO, "mtt", (2, 1), iterations=3, scale="smoke", set=settings, results_dir=folder)
 
 
 def test_the_example_of_the_docstring_runs(tmp_path):
@@ -149,7 +140,7 @@ def test_a_sequence_has_the_settings_of_the_sequential_preset(method, scale, tmp
 
 def test_a_temporary_folder_goes_with_its_run_or_with_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    run = sm.distill(as_pixels(90), as_pixels(30, 1), "dm", (1,), 2, "smoke", set=QUICK)
+    run = sm.distill(*TWO, "dm", (1,), 2, "smoke", set=QUICK)
     folder = run.results_dir
     assert folder.parent == tmp_path
     assert len(run.distilled) == len(run.pictures()) == 1
@@ -157,12 +148,12 @@ def test_a_temporary_folder_goes_with_its_run_or_with_an_error(tmp_path, monkeyp
     gc.collect()
     assert not folder.exists()
     with pytest.raises(DataError, match="fewer than ipc 40"):
-        sm.distill(as_pixels(90), as_pixels(30, 1), "dm", (40,), 2, "smoke", set=QUICK)
+        sm.distill(*TWO, "dm", (40,), 2, "smoke", set=QUICK)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_was_given_stays(tmp_path):
-    sm.distill(as_pixels(90), as_pixels(30, 1), "dm", (1,), 2, "smoke", set=QUICK, results_dir=tmp_path)
+    sm.distill(*TWO, "dm", (1,), 2, "smoke", set=QUICK, results_dir=tmp_path)
     gc.collect()
     assert list((tmp_path / "distilled").iterdir())
 
@@ -170,8 +161,7 @@ def test_a_folder_that_was_given_stays(tmp_path):
 def test_a_set_of_arrays_is_evaluated_with_the_same_arrays_another_day(mine, tmp_path):
     path = tmp_path / "mine.safetensors"
     mine.distilled.save(path)
-    parts = as_pixels(90), as_pixels(30, 1)
-    for dataset in (parts, [TensorDataset(*part) for part in parts]):
+    for dataset in (TWO, [TensorDataset(*part) for part in TWO]):
         assert sm.evaluate(path, dataset=dataset).accuracy["convnet"]["values"] == mine.record.accuracy_last["values"]
     with pytest.raises(
         DataError, match=r"data set 'arrays' is unknown.*of your own give these again.*evaluate\(…, dataset=\(train, test\)"
@@ -180,7 +170,7 @@ def test_a_set_of_arrays_is_evaluated_with_the_same_arrays_another_day(mine, tmp
     with pytest.raises(DataError, match="distilled from other arrays images"):
         sm.evaluate(path, dataset=(as_pixels(90), as_pixels(30, 2)))
     with pytest.raises(ConfigError, match=r"dataset has 3 parts; give the pair \(train, test\)"):
-        sm.evaluate(path, dataset=(*parts, None))
+        sm.evaluate(path, dataset=(*TWO, None))
 
 
 def test_pictures_of_the_set_and_of_its_losses_are_drawn(mine):
@@ -191,7 +181,7 @@ def test_pictures_of_the_set_and_of_its_losses_are_drawn(mine):
 
 @pytest.mark.parametrize("method", ["idc", "dm", "krr"])
 def test_other_methods_take_arrays_too(method, tmp_path):
-    run = sm.distill(as_pixels(90), as_pixels(30, 1), method, (2,), 2, "smoke", set=QUICK, results_dir=tmp_path)
+    run = sm.distill(*TWO, method, (2,), 2, "smoke", set=QUICK, results_dir=tmp_path)
     assert run.record.method == method
     assert len(run.losses) == 2
 
@@ -481,13 +471,11 @@ def test_a_state_that_does_not_say_of_which_data_it_is_is_not_used(mine, tmp_pat
 
 def test_a_reevaluation_that_was_stopped_goes_on(tmp_path, monkeypatch):
     """Stopped after each network; the networks that are finished are not trained again."""
-    run = sm.run("digits-ipc10-dm", scale="smoke", results_dir=tmp_path, set={"evaluation.num_networks": 3})
+    short = {"evaluation.num_networks": 3, "training.epochs": 3}
+    run = sm.run("digits-ipc10-dm", scale="smoke", results_dir=tmp_path, set=short)
     whole = run.evaluate(seed=7, random=True)
-    parts = 0
-    while not (tmp_path / "reevaluations").is_dir():
-        parts += 1
-        with suppress(OutOfTime):
-            sm.evaluate(run.distilled, seed=7, random=True, results_dir=tmp_path, max_minutes=1e-6)
-    (resumed,) = load_reevaluations(tmp_path)
-    assert parts > 1
+    asked = {"seed": 7, "random": True, "results_dir": tmp_path, "max_minutes": 1e-6}
+    resumed, stops = finish_in_parts(lambda: sm.evaluate(run.distilled, **asked))
+    assert stops > 0
+    assert load_reevaluations(tmp_path) == [resumed]
     assert (resumed.accuracy, resumed.random_baseline) == (whole.accuracy, whole.random_baseline)

@@ -3,17 +3,15 @@
 On a machine without one the same tests run on the CPU, as a rehearsal.
 """
 
-from contextlib import suppress
-
 import pytest
 import torch
+from helpers import finish_in_parts
 
 from seqmatch_lib.data.datasets import load_dataset
 from seqmatch_lib.engine.augment import DSA_STRATEGY, draw_augmentation
 from seqmatch_lib.engine.inner_loop import InnerBatch, unroll
 from seqmatch_lib.engine.networks import NetworkConfig, flatten_parameters, make_network
 from seqmatch_lib.engine.step_functions import UNCOMPILED
-from seqmatch_lib.errors import OutOfTime
 from seqmatch_lib.methods.teachers import record_stage_teachers
 from seqmatch_lib.runs.config import RunConfig
 from seqmatch_lib.runs.experiment import choose_device, make_first_stage, run_experiment
@@ -72,13 +70,9 @@ def test_teachers_are_those_of_the_cpu(tmp_path):
 def test_a_run_in_parts_is_the_run_in_one_go_and_its_set_is_worth_as_much_on_the_cpu(tmp_path):
     """Stopped at every checkpoint. A GPU adds up in another order each time, so losses are near and not equal."""
     whole = run_experiment(CONFIG, tmp_path / "whole", device=DEVICE)
-    parts = 0
-    while not (tmp_path / "parts" / "runs").is_dir():
-        parts += 1
-        with suppress(OutOfTime):
-            run_experiment(CONFIG, tmp_path / "parts", device=DEVICE, max_minutes=1e-6, save_seconds=0)
-    resumed = run_experiment(CONFIG, tmp_path / "parts", device=DEVICE)
-    assert parts > 4
+    limits = {"max_minutes": 1e-6, "save_seconds": 0}
+    resumed, stops = finish_in_parts(lambda: run_experiment(CONFIG, tmp_path / "parts", device=DEVICE, **limits))
+    assert stops > 3
     for one, other in zip(whole.stages, resumed.stages, strict=True):
         assert other["losses"] == pytest.approx(one["losses"], rel=0.02)
     sequence = load_sequence(tmp_path / "whole" / "distilled" / f"{CONFIG.run_id}.safetensors")

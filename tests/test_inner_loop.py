@@ -8,9 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import SEED
+from helpers import call_flat
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
-from torch.func import functional_call, grad
+from torch.func import grad
 
 from seqmatch_lib.engine import step_functions
 from seqmatch_lib.engine.augment import DSA_STRATEGY, apply_augmentation, draw_augmentation
@@ -98,13 +99,9 @@ def test_gradients_equal_finite_differences(generator, engine, uncompiled):
 def test_gradients_equal_an_independent_unroll(generator, kind, engine, uncompiled):
     problem = Problem(generator, augment="color_scale", sizes=(3, 4, 2, 4))
     targets = problem.hard if kind == "hard" else problem.soft
-    names = [name for name, _ in problem.network.named_parameters()]
-    shapes = [parameter.shape for parameter in problem.network.parameters()]
-    sizes = [shape.numel() for shape in shapes]
 
     def step_loss(theta, x, y):
-        named = {name: part.view(shape) for name, part, shape in zip(names, theta.split(sizes), shapes, strict=True)}
-        return F.cross_entropy(functional_call(problem.network, named, (x,)), y)
+        return F.cross_entropy(call_flat(problem.network, theta, x), y)
 
     theta = problem.start
     for batch in problem.batches:
@@ -191,18 +188,10 @@ def test_the_adjoint_of_images_is_that_of_all_arguments(generator, name, uncompi
     assert_equal_gradients([alone], [expected])
     leaf = images.clone().requires_grad_()  # and twice through autograd
     theta = parameters.clone().requires_grad_()
-    parts = theta.split([p.numel() for p in network.parameters()])
-    named = {n: part.view(p.shape) for (n, p), part in zip(network.named_parameters(), parts, strict=True)}
-    loss = F.cross_entropy(functional_call(network, named, (leaf,)), targets)
+    loss = F.cross_entropy(call_flat(network, theta, leaf), targets)
     (gradient,) = torch.autograd.grad(loss, theta, create_graph=True)
     (twice,) = torch.autograd.grad(gradient @ direction, leaf)
     assert_equal_gradients([alone], [twice])
-
-
-def test_compiled_is_what_was_asked_for(generator):
-    network = make_network(ARCHITECTURES["convnet"], SHAPE, CLASSES, generator)
-    assert not isinstance(StepFunctions(network, compiled=False)._gradient, _Compiled)
-    assert isinstance(StepFunctions(network)._gradient, _Compiled)
 
 
 def test_bfloat16_is_near_and_tf32_is_float32_on_a_cpu(generator):
@@ -218,27 +207,6 @@ def test_bfloat16_is_near_and_tf32_is_float32_on_a_cpu(generator):
     error = (gradients["bfloat16"] - gradients["float32"]).norm() / gradients["float32"].norm()
     assert 0 < error < 0.3
     assert not UNCOMPILED
-
-
-@pytest.mark.parametrize("before", [False, True])
-def test_a_gpu_is_told_the_precision_that_was_asked_for_and_then_again_that_of_the_process(generator, before):
-    backends, seen = (torch.backends.cudnn, torch.backends.cuda.matmul), []
-
-    def note(*_):
-        seen.append([backend.allow_tf32 for backend in backends])
-
-    network = make_network(ARCHITECTURES["convnet"], SHAPE, CLASSES, generator)
-    network.register_forward_hook(note)
-    arguments = flatten_parameters(network), torch.randn(2, *SHAPE, generator=generator), torch.tensor([0, 1])
-    with step_functions._tf32(before):  # the setting of the process
-        for precision in ("tf32", "float32"):
-            functions = StepFunctions(network, precision, compiled=False)
-            functions.gradient(*arguments)
-            functions.adjoint(*arguments, arguments[0])
-            functions.image_adjoint(*arguments, arguments[0])
-            note()
-            assert seen == [[precision == "tf32"] * 2] * 3 + [[before] * 2]
-            seen.clear()
 
 
 def test_the_compiled_engine_keeps_one_vector_a_step(generator, uncompiled):

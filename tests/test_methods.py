@@ -1,18 +1,17 @@
 """Base methods against slow, literal transcriptions of their formulas in float64; how they resume; their part in SeqMatch."""
 
-from contextlib import suppress
 from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import CLASSES, NETWORK, RECIPE, TEACHERS, Impatient, checkpoints, make_stage
+from helpers import CLASSES, NETWORK, RECIPE, TEACHERS, Impatient, checkpoints, finish_in_parts, make_stage
 
 from seqmatch_lib.data.preprocessing import Normalisation, Whitening
 from seqmatch_lib.engine.augment import apply_augmentation, draw_augmentation
 from seqmatch_lib.engine.evaluation import train_staged
 from seqmatch_lib.engine.training import LoopTrainer, StackedTrainer, TrainingRecipe
-from seqmatch_lib.errors import ConfigError, OutOfTime
+from seqmatch_lib.errors import ConfigError
 from seqmatch_lib.methods import BaseConfig, Stage, get_method
 from seqmatch_lib.methods.dm import DM, DMConfig
 from seqmatch_lib.methods.idc import IDC, METRICS, IDCConfig
@@ -381,13 +380,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, name, starts):
     scoring = {"score": lambda sequence: [1.0], "num_selections": 4}  # the first one that is scored is selected
     whole = distil(tmp_path / "whole", name, **scoring)
     stage = replace(make_stage(tmp_path / "parts"), budget=Impatient())
-    stops = 0
-    while True:
-        try:
-            parts = distil(tmp_path / "parts", name, stage, **scoring)
-            break
-        except OutOfTime:
-            stops += 1
+    parts, stops = finish_in_parts(lambda: distil(tmp_path / "parts", name, stage, **scoring))
     teacher_epochs = TEACHERS.num_teachers * (TEACHERS.epochs + TEACHERS.later_epochs)
     expected = sum(METHODS[name].num_iterations(k) for k in (1, 2))
     assert stops == expected + starts * RECIPE.epochs + (teacher_epochs if METHODS[name].uses_teachers else 0)
@@ -406,10 +399,7 @@ def test_a_resumed_pool_is_not_trained_through_the_earlier_subsets_again(tmp_pat
         return networks
 
     monkeypatch.setattr(Stage, "start_networks", counted)
-    for _ in range(200):
-        with suppress(OutOfTime):
-            distil(tmp_path, "krr", stage)
-            break
+    finish_in_parts(lambda: distil(tmp_path, "krr", stage))
     assert sizes.count(KRR_CONFIG.num_networks) == 2  # once a stage; each other call replaces a network that is worn out
     assert sizes.count(1) == len(sizes) - 2 > 0
 
@@ -511,12 +501,16 @@ def test_the_gradient_of_soft_labels_equals_finite_differences(tmp_path, float64
         (IDCConfig, {"engine": "higher"}, "engine 'higher' is unknown; use one of eager, compiled"),
         (DMConfig, {"later_fix_iter": 0}, "dm.later_fix_iter 0"),
         (DMConfig, {"momentum_img": 1.0}, "momentum_img 1.0"),
-        (BaseConfig, {"iterations": -3}, "iterations -3 must be at least 1"),
-        (BaseConfig, {"lr_img": 0.0}, "lr_img 0.0 must be positive"),
         (BaseConfig, {"syn_lr": float("nan")}, "syn_lr nan must be positive"),
         (BaseConfig, {"momentum_img": -0.1}, r"momentum_img -0.1 must lie in \[0, 1\)"),
         (KRRConfig, {"num_networks": 0}, "krr.num_networks 0"),
         (KRRConfig, {"ridge": 0.0}, "krr.ridge 0.0 must be positive"),
+        (MTTConfig, {"iterations": 0}, "mtt.iterations 0 must be at least 1"),
+        (MTTConfig, {"lr_img": 0.0}, "mtt.lr_img 0.0 must be positive"),
+        (MTTConfig, {"syn_steps": -1}, "mtt.syn_steps -1"),
+        (MTTConfig, {"batch_syn": -1}, "mtt.batch_syn -1 must not be negative"),
+        (MTTConfig, {"engine": "jit"}, "engine 'jit' is unknown; use one of higher, compiled"),
+        (MTTConfig, {"augment": "color_blur"}, "blur"),
         (MTTConfig, {"lr_label": -1.0}, "mtt.lr_label -1.0 must not be negative"),
         (MTTConfig, {"label_epoch": -2}, "mtt.label_epoch -2"),
         (MTTConfig, {"max_grad_norm": -0.1}, "mtt.max_grad_norm -0.1 must not be negative; 0 is no bound"),

@@ -7,6 +7,7 @@ from pathlib import Path
 import nbformat
 import papermill
 import pytest
+from helpers import write_notebook
 
 from seqmatch_lib.__main__ import EXECUTED, main
 from seqmatch_lib.errors import NotebookError
@@ -187,12 +188,13 @@ def test_papermill_alone_stops_at_a_mistyped_parameter(tmp_path):
         papermill.execute_notebook(path, tmp_path / "executed.ipynb", {"datset": "digits"}, progress_bar=False)
 
 
-def test_another_error_keeps_its_traceback(tmp_path):
-    cell = nbformat.v4.new_code_cell("x = 1", metadata={"tags": ["parameters"]})
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    cells = [cell, nbformat.v4.new_code_cell("1 / 0")]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), tmp_path / "one.ipynb")
-    with pytest.raises(NotebookError, match="ZeroDivisionError"):
-        run_notebook(tmp_path / "one.ipynb", tmp_path / "out.ipynb", {})
-    (error,) = [one for cell in code_cells(tmp_path / "failed" / "out.ipynb") for one in cell["outputs"] if "ename" in one]
-    assert len(error["traceback"]) > 1
+def test_a_failing_cell_is_named_and_its_notebook_stays(tmp_path):
+    write_notebook(tmp_path / "broken.ipynb", "x = 1", "print('before')", "x / 0")
+    message = r"cell \d+ of .*broken.ipynb failed: ZeroDivisionError: division by zero; .*failed"
+    with pytest.raises(NotebookError, match=message):
+        run_notebook(tmp_path / "broken.ipynb", tmp_path / "out.ipynb", {"x": 2})
+    cells = code_cells(tmp_path / "failed" / "out.ipynb")
+    assert any("before" in str(cell["outputs"]) for cell in cells)
+    assert any("x = 2" in "".join(cell["source"]) for cell in cells)
+    (error,) = [one for cell in cells for one in cell["outputs"] if "ename" in one]
+    assert len(error["traceback"]) > 1, "nobody shortened it, as for errors of ours"

@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import Impatient
+from helpers import Impatient, change_a_pixel, finish_in_parts
 
-from seqmatch_lib.data import datasets
-from seqmatch_lib.errors import ConfigError, OutOfTime, StorageError
+from seqmatch_lib.errors import ConfigError, StorageError
 from seqmatch_lib.methods import get_method
 from seqmatch_lib.methods.mtt import MTT
 from seqmatch_lib.methods.teachers import record_stage_teachers
@@ -100,9 +99,7 @@ def test_some_of_the_sets_can_be_asked_about(tmp_path):
 def test_what_was_measured_on_other_images_is_not_used(tmp_path, monkeypatch):
     config = RunConfig.from_preset("digits-ipc10-seqmatch_dm", "smoke")
     measure_order(config, tmp_path, ["random real"])
-    images, labels, names = datasets._BUILTIN["digits"]()
-    images[0, 0, 0, 0] += 1
-    monkeypatch.setitem(datasets._BUILTIN, "digits", lambda: (images, labels, names))
+    change_a_pixel(monkeypatch)
     run_experiment(config, tmp_path, force=True)
     with pytest.raises(
         StorageError, match=r"-order.data\.json belongs to other images of digits .*; use another results folder"
@@ -110,11 +107,10 @@ def test_what_was_measured_on_other_images_is_not_used(tmp_path, monkeypatch):
         measure_order(config, tmp_path, ["random real"])
 
 
-@pytest.mark.parametrize("base", ["mtt", "krr"])
-def test_every_set_gets_its_accuracies_and_the_record_is_kept(tmp_path, base):
-    config = RunConfig.from_preset(f"digits-ipc10-seqmatch_{base}", "smoke")
+def test_every_set_gets_its_accuracies_and_the_record_is_kept(tmp_path):
+    config = RunConfig.from_preset("digits-ipc10-seqmatch_krr", "smoke")
     record = measure_order(config, tmp_path)
-    assert list(record.accuracy) == [base.upper(), *SETS]
+    assert list(record.accuracy) == ["KRR", *SETS]
     assert all(len(found) == 2 and all(0 <= value <= 100 for value in found) for found in record.accuracy.values())
     assert load_orders(tmp_path) == [record]
     assert record.config == config.as_dict()
@@ -129,7 +125,7 @@ def test_sets_are_what_they_are_called(tmp_path, monkeypatch):
 
     monkeypatch.setattr(order, "evaluate_sets", note)
     config = RunConfig.from_preset("digits-ipc10-seqmatch_mtt", "smoke")
-    measure_order(config, tmp_path)
+    assert list(measure_order(config, tmp_path).accuracy) == ["MTT", *SETS]
     (first, second), (plain,), (half,) = (
         load_sequence(set_path(tmp_path, run.run_id)).subsets
         for run in map(runs_of_order(config).get, ("sequence", "one set", "other half"))
@@ -167,13 +163,8 @@ def test_the_second_turn_begins_with_the_finished_set_and_its_own_step_size(tmp_
     method = get_method("mtt")(config.options)
     moved = distil_again(method, stage, stage.interval, plain, second)
     assert not torch.equal(moved.images, plain.subsets[0].images)
-    stops = 0
-    while True:  # killed at every save
-        try:
-            resumed = distil_again(method, replace(stage, budget=Impatient()), stage.interval, plain, third)
-            break
-        except OutOfTime:
-            stops += 1
+    stopped = replace(stage, budget=Impatient())  # at every save
+    resumed, stops = finish_in_parts(lambda: distil_again(method, stopped, stage.interval, plain, third))
     assert stops >= config.options.iterations
     assert torch.equal(resumed.images, moved.images)
     assert resumed.lr == moved.lr

@@ -12,7 +12,7 @@ from seqmatch_lib.engine.networks import NetworkConfig, flatten_parameters, make
 from seqmatch_lib.engine.training import measure_accuracy
 from seqmatch_lib.errors import ConfigError
 from seqmatch_lib.front import evaluate
-from seqmatch_lib.runs.config import RunConfig
+from seqmatch_lib.runs.config import RunConfig, preset_names
 from seqmatch_lib.runs.experiment import run_experiment
 from seqmatch_lib.subsets import load_sequence
 
@@ -59,6 +59,7 @@ def test_they_load_as_data_sets(name):
     pixels = torch.cat([dataset.train.images, dataset.test.images]).double() / 255
     assert (pixels.mean().item(), pixels.std().item()) == pytest.approx((spec.mean[0], spec.std[0]), abs=1e-4)
     assert load_dataset(name).fingerprint == dataset.fingerprint
+    assert f"{name}-whole" in preset_names(), "the reference of its notebook"
 
 
 def test_pixels_that_are_ignored_count_neither_as_right_nor_as_wrong():

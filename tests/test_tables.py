@@ -1,10 +1,10 @@
 """Tables: every cell has its row, missing ones say so, nothing is compared that should not be, files follow the records."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pytest
+from made_records import COMMITTED, PUBLISHED, RESULTS, TEMPLATE, make_run
 
 from seqmatch_lib.__main__ import main
 from seqmatch_lib.bench.cost import CostModel, format_pending
@@ -23,26 +23,15 @@ from seqmatch_lib.report.tables import (
     to_markdown,
     write_tables,
 )
-from seqmatch_lib.runs.config import RunConfig, preset_names
-from seqmatch_lib.runs.overrides import overrides_of
-from seqmatch_lib.runs.records import load_runs
+from seqmatch_lib.runs.config import preset_names
 
-RESULTS = Path(__file__).parents[1] / "paper_results"
-RECORDS = load_runs(RESULTS)
-PUBLISHED = load_published(RESULTS)
+RECORDS = COMMITTED.runs
 
 
-def as_run_of(preset, scale="paper", seed=0, mean=60.0):
-    """A record of a preset, with made-up accuracies."""
-    config = RunConfig.from_preset(preset, scale, seed)
-    accuracy = {"mean": mean, "std": 1.0, "n": 2, "values": [mean - 1, mean + 1]}
-    accuracy |= {"by_network": {"convnet": dict(accuracy)}}
-    return replace(
-        RECORDS[0], run_id=config.run_id, dataset=config.dataset, preset=preset, scale=scale, seed=seed,
-        method=config.method, ipc=config.ipc, config=config.as_dict(), config_hash=config.hash, overrides={},
-        seconds={"evaluation": 120.0},
-        **dict.fromkeys(("accuracy_last", "accuracy_selected", "random_baseline"), accuracy), stages=[{"iterations": 1500}],
-    )  # fmt: skip
+def as_run_of(preset, scale="paper", seed=0, mean=60.0, overrides=None, iterations=1500):
+    """A record of two networks that reach this accuracy on average, of two minutes."""
+    run = make_run(preset, seed, (mean - 1, mean + 1), None, overrides, (iterations,), scale)
+    return replace(run, seconds={"evaluation": 120.0})
 
 
 def row_of(table, preset, scale):
@@ -101,7 +90,7 @@ def test_only_published_settings_stand_beside_published_numbers():
     assert set(table["scale"]) == {"paper", "short"}
     paper, short = (row_of(table, preset, scale) for scale in ("paper", "short"))
     assert (paper["ours"], paper["n"], paper["teachers"]) == (60.0, 2, 100)
-    assert paper["core_hours"] == pytest.approx(2 * RECORDS[0].threads / 60)
+    assert paper["core_hours"] == pytest.approx(2 * TEMPLATE.threads / 60)
     assert (paper["difference"], short["difference"], short["teachers"]) == (pytest.approx(-5.3), pytest.approx(-1.3), 5)
     rehearsal = build_table("cifar10", records, PUBLISHED, ("reduced",))
     assert rehearsal["ours"].tolist() == [40.0]
@@ -128,8 +117,7 @@ def test_a_part_of_a_data_set_is_told_from_the_whole():
 
 def test_seeds_are_pooled_and_other_settings_left_out():
     preset = "cifar10-ipc10-seqmatch_mtt"
-    other = RunConfig.from_preset(preset, overrides={"mtt.syn_steps": 3})
-    changed = replace(as_run_of(preset, mean=99.0), config=other.as_dict(), overrides=overrides_of(other))
+    changed = as_run_of(preset, mean=99.0, overrides={"mtt.syn_steps": 3})
     records = [as_run_of(preset, seed=0, mean=60.0), as_run_of(preset, seed=1, mean=64.0), changed]
     row = row_of(build_table("cifar10", records, PUBLISHED), preset, "paper")
     assert (row["seeds"], row["n"], row["ours"]) == (2, 4, 62.0)
@@ -228,9 +216,8 @@ def test_the_command_writes_tables_and_lists_what_is_pending(tmp_path, capsys, m
 
 def test_a_run_with_changed_settings_leaves_its_cell_pending():
     benchmark = load_benchmark(newest_benchmark(RESULTS / "benchmarks"))
-    changed = RunConfig.from_preset("svhn-ipc10-mtt", overrides={"mtt.iterations": 10})
-    other = replace(as_run_of("svhn-ipc10-mtt"), config=changed.as_dict(), overrides=overrides_of(changed))
-    records = [as_run_of("svhn-ipc10-random"), as_run_of("svhn-ipc50-random"), other]
+    changed = as_run_of("svhn-ipc10-mtt", overrides={"mtt.iterations": 10})
+    records = [as_run_of("svhn-ipc10-random"), as_run_of("svhn-ipc50-random"), changed]
     lines = [line.split() for line in format_pending("paper", CostModel(benchmark, records)).splitlines()]
     assert ["svhn", "mtt", "10,", "50"] in [line[:4] for line in lines]
     assert ["svhn", "random"] not in [line[:2] for line in lines]
@@ -238,26 +225,18 @@ def test_a_run_with_changed_settings_leaves_its_cell_pending():
 
 def test_at_scale_short_the_longest_run_stands_for_a_preset_that_was_not_run():
     """And its numbers of iterations and teachers stand beside it."""
-
-    def change(mean, **overrides):
-        run = as_run_of("svhn-ipc10-mtt", "short", mean=mean)
-        overrides = {key.replace("__", "."): value for key, value in overrides.items()}
-        changed = RunConfig.from_preset("svhn-ipc10-mtt", "short", overrides=overrides)
-        stages = [{"iterations": changed.options.iterations}]
-        return replace(run, config=changed.as_dict(), overrides=overrides_of(changed), stages=stages)
-
+    preset, two = "svhn-ipc10-mtt", {"teachers.num_teachers": 2}
     runs = [
-        change(50.0, teachers__num_teachers=2, mtt__iterations=100),
-        change(55.0, teachers__num_teachers=2, mtt__iterations=300),
-        change(90.0, mtt__syn_steps=7),
+        as_run_of(preset, "short", 0, 50.0, two | {"mtt.iterations": 100}, 100),
+        as_run_of(preset, "short", 0, 55.0, two | {"mtt.iterations": 300}, 300),
+        as_run_of(preset, "short", 0, 90.0, {"mtt.syn_steps": 7}),
     ]
-    row = row_of(build_table("svhn", runs, PUBLISHED), "svhn-ipc10-mtt", "short")
+    row = row_of(build_table("svhn", runs, PUBLISHED), preset, "short")
     assert (row["ours"], row["iterations"], row["teachers"], row["seeds"]) == (55, 300, 2, 1)
-    runs.append(as_run_of("svhn-ipc10-mtt", "short", mean=70.0))
+    runs.append(as_run_of(preset, "short", mean=70.0))
     table = build_table("svhn", runs, PUBLISHED)
-    assert table[table["seeds"] > 0][["ours", "teachers"]].to_numpy().tolist() == [[70, 5], [55, 2]], (
-        "with the scale's own first"
-    )
+    both = table[table["seeds"] > 0][["ours", "teachers"]].to_numpy().tolist()
+    assert both == [[70, 5], [55, 2]], "the scale's own number first"
     assert build_table("svhn", runs[2:3], PUBLISHED)["seeds"].sum() == 0
 
 
@@ -276,17 +255,16 @@ def draw(published, records, dataset="svhn"):
 
 
 def test_the_figure_shows_runs_of_the_presets_alone():
-    changed = RunConfig.from_preset("svhn-ipc10-mtt", overrides={"mtt.iterations": 10})
     plain = as_run_of("svhn-ipc10-mtt", mean=60.0)
-    other = replace(as_run_of("svhn-ipc10-mtt", mean=80.0), config=changed.as_dict(), overrides=overrides_of(changed))
-    assert draw(PUBLISHED, [plain, other])["10 images per class"][1] == [("mtt", 60.0)]
+    changed = as_run_of("svhn-ipc10-mtt", mean=80.0, overrides={"mtt.iterations": 10})
+    assert draw(PUBLISHED, [plain, changed])["10 images per class"][1] == [("mtt", 60.0)]
 
 
 def test_rehearsals_are_never_drawn_over_published_bars():
     records = [as_run_of(f"svhn-ipc10-{method}", "reduced", mean=mean) for method, mean in (("mtt", 70.0), ("dm", 60.0))]
     panels = draw(PUBLISHED, [*records, as_run_of("svhn-ipc10-idc", "short", mean=80.0)])
     assert panels["10 images per class"][1] == [("idc", 80.0)]
-    assert panels["rehearsal (reduced), 10 images per class"][1] == [("dm", 60.0), ("dm", 60.0), ("mtt", 70.0), ("mtt", 70.0)]
+    assert panels["rehearsal (reduced), 10 images per class"][1] == [("dm", 21.0), ("dm", 60.0), ("mtt", 21.0), ("mtt", 70.0)]
 
 
 def test_methods_without_a_published_number_have_a_fixed_order_in_the_figure():

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import Impatient, make_images, make_stage
+from helpers import Impatient, finish_in_parts, flip, make_images, make_stage
 
 from seqmatch_lib.engine.evaluation import train_staged
 from seqmatch_lib.engine.networks import NetworkConfig, flatten_parameters, make_network
@@ -40,12 +40,7 @@ def train(recipe, norm="instance", checkpoint=None):
 
 def train_in_parts(path, recipe, norm="instance"):
     """Stops after every epoch; returns what `train` does, and how often training was stopped."""
-    stops = 0
-    while True:
-        try:
-            return train(recipe, norm, TrainingCheckpoint(path, OWNER, Impatient())), stops
-        except OutOfTime:
-            stops += 1
+    return finish_in_parts(lambda: train(recipe, norm, TrainingCheckpoint(path, OWNER, Impatient())))
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -99,8 +94,7 @@ def test_a_damaged_file_is_named(tmp_path):
     with pytest.raises(OutOfTime):
         train(RECIPE, checkpoint=TrainingCheckpoint(path, OWNER, Impatient()))
     tensors, notes = load_tensors(path)
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    path.write_bytes(flip(path.read_bytes(), -1))
     with pytest.raises(StorageError, match=r"networks\.safetensors does not match its checksum.*delete it"):
         TrainingCheckpoint(path, OWNER, Budget())
     for lost in ("trainer.0.network.0.weight", "generator.1"):
@@ -115,19 +109,14 @@ def test_networks_that_a_stage_starts_from_go_on_where_they_were_stopped(tmp_pat
     stage = replace(make_stage(tmp_path), index=3, frozen=earlier)
     purposes = ("pool", 0), ("pool", 1)
     expected = torch.cat([flatten_parameters(network) for network in stage.start_networks(0, *purposes)])
-    stopped, stops, epochs, epoch = replace(stage, budget=Impatient()), 0, [], LoopTrainer.epoch
+    stopped, epochs, epoch = replace(stage, budget=Impatient()), [], LoopTrainer.epoch
 
     def counted(self, *arguments):
         epochs.append(len(arguments))
         return epoch(self, *arguments)
 
     monkeypatch.setattr(LoopTrainer, "epoch", counted)
-    for _ in range(100):
-        try:
-            found = stopped.start_networks(0, *purposes)
-            break
-        except OutOfTime:
-            stops += 1
+    found, stops = finish_in_parts(lambda: stopped.start_networks(0, *purposes))
     assert torch.equal(torch.cat([flatten_parameters(network) for network in found]), expected)
     assert stops == len(epochs) == 2 * stage.recipe.epochs
     assert not list((stage.folder / "starts").iterdir())

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers import Impatient, make_stage
+from helpers import Impatient, flip, make_stage
 
 from seqmatch_lib.engine import training
 from seqmatch_lib.engine.networks import NetworkConfig, count_parameters, flatten_parameters, make_network
@@ -102,8 +102,7 @@ def test_a_second_run_trains_only_what_is_missing(tmp_path):
 def test_a_damaged_row_is_noticed_and_others_still_read(tmp_path):
     teachers = record(tmp_path)
     path = tmp_path / "teacher-002.npy"
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
+    data = flip(path.read_bytes(), -1)
     path.write_bytes(data)
     teachers.segment(2, 0, 1)
     with pytest.raises(StorageError, match="epoch 4 of .*teacher-002.npy does not match its checksum"):
@@ -124,7 +123,7 @@ def test_every_damaged_bit_of_the_header_is_noticed(tmp_path):
     unnoticed = []
     for position, bit in itertools.product(range(header), range(8)):
         path.unlink()  # what is mapped into memory keeps the old file
-        path.write_bytes(whole[:position] + bytes([whole[position] ^ 1 << bit]) + whole[position + 1 :])
+        path.write_bytes(flip(whole, position, bit))
         with warnings.catch_warnings(), contextlib.suppress(StorageError):
             warnings.simplefilter("ignore")
             found = teachers.segment(0, 0, 4)

@@ -2,19 +2,15 @@
 
 from dataclasses import replace
 from math import nan
-from pathlib import Path
 
 import pandas as pd
 import pytest
-from made_records import COMMITTED, make_order, make_reevaluation, make_run, make_sequence, make_short
+from made_records import COMMITTED, PUBLISHED, RESULTS, make_order, make_reevaluation, make_run, make_sequence, make_short
 
 from seqmatch_lib.report.evidence import Evidence
-from seqmatch_lib.report.tables import load_published
 from seqmatch_lib.report.verdicts import Gap, judge_accuracy, judge_difference, list_verdicts, summarise
 from seqmatch_lib.runs.records import load_orders
 
-RESULTS = Path(__file__).parents[1] / "paper_results"
-PUBLISHED = load_published(RESULTS)
 AHEAD, BEHIND, LEVEL = Gap(2.0, 1.0, 3.0, 3), Gap(-2.0, -3.0, -1.0, 3), Gap(0.1, -1.0, 1.0, 3)
 FEW = Gap(5.0, nan, nan, 2)
 NONE = Gap(nan, nan, nan, 0)

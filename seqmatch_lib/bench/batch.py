@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import cached_property
-from math import ceil, inf
+from math import ceil, inf, nan
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -273,9 +273,11 @@ def _read_seed(text: str) -> int:
 
 
 def _read_number(name: str, value: Any) -> float | None:
+    if value is None:
+        return None
     try:
-        number = None if value is None else float(value)
+        number = float(value)
     except (TypeError, ValueError):
-        number = -1.0
-    require(number is None or 0 < number < inf, f"{name} {value!r:.120} must be a number above 0")
+        number = nan
+    require(0 < number < inf, f"{name} {value!r:.120} must be a number above 0")
     return number

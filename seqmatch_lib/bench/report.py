@@ -86,8 +86,8 @@ def format_benchmark(result: Benchmark) -> str:
 def summarise_ratios(result: Benchmark) -> dict[str, float]:
     """Returns how many times faster ours are at the largest width and batch 100, and how memory grows from 10 to 80 steps."""
     width = max(row["width"] for row in result["inner_steps"])
-    steps = chain(_inner_step_ratios(result, width), _floor_ratios(result, width), _memory_ratios(result))
-    return dict(chain(steps, _training_ratios(result, width)))
+    ratios = _inner_step_ratios(result, width), _floor_ratios(result, width), _memory_ratios(result)
+    return dict(chain(*ratios, _training_ratios(result, width)))
 
 
 def _inner_step_ratios(result: Benchmark, width: int) -> Iterator[tuple[str, float]]:

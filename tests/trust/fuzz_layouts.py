@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,23 +54,27 @@ def fits_set(sequence: SubsetSequence) -> bool:
     )
 
 
+def write_layout(kind: str, folder: Path) -> None:
+    """Exports a set."""
+    export_sequence(make_set(soft=kind == "datm"), kind, folder, PLAIN, NAMES)
+
+
+def write_unsummed(kind: str, folder: Path) -> None:
+    """Exports a set without its checksums."""
+    write_layout(kind, folder)
+    (folder / "SHA256SUMS").unlink()
+
+
 def layout_targets(kind: str) -> list[Target]:
     """Returns the targets of one layout, with its checksums and without."""
-
-    def write(folder: Path) -> None:
-        export_sequence(make_set(soft=kind == "datm"), kind, folder, PLAIN, NAMES)
-
-    def write_unsummed(folder: Path) -> None:
-        write(folder)
-        (folder / "SHA256SUMS").unlink()
 
     def read(folder: Path) -> SubsetSequence:
         sequence = read_layout(kind, folder)
         return replace(sequence, metadata={})  # it names the folder
 
     return [
-        file_target(f"layout {kind}", write_unsummed, read, accepts=fits_set, share=1.5),
-        file_target(f"layout {kind}, summed", write, read, checksummed=True, share=0.7),
+        file_target(f"layout {kind}", partial(write_unsummed, kind), read, accepts=fits_set, share=1.5),
+        file_target(f"layout {kind}, summed", partial(write_layout, kind), read, checksummed=True, share=0.7),
     ]
 
 
@@ -118,18 +123,6 @@ def odd_objects(draw: st.DrawFn) -> Any:
         case "deep":
             return [[[[tensor]]]] * 3
     return tensor
-
-
-def write_mtt(folder: Path) -> None:
-    """Writes the layout of MTT without checksums."""
-    export_sequence(make_set(), "mtt", folder, PLAIN, NAMES)
-    (folder / "SHA256SUMS").unlink()
-
-
-def write_idc(folder: Path) -> None:
-    """Writes the layout of IDC without checksums."""
-    export_sequence(make_set(), "idc", folder, PLAIN, NAMES)
-    (folder / "SHA256SUMS").unlink()
 
 
 def read_odd_mtt(folder: Path, drawn: tuple[str, Any, bool]) -> SubsetSequence:
@@ -211,14 +204,14 @@ LAYOUTS = [
         "layout mtt, other values",
         st.tuples(st.sampled_from(["images_best.pt", "labels_best.pt", "best_lr.pt"]), odd_objects(), st.booleans()),
         read_odd_mtt,
-        write_mtt,
+        partial(write_unsummed, "mtt"),
         accepts=fits_set,
     ),
     Target(
         "layout idc, other values",
         st.tuples(st.one_of(st.just(...), odd_objects()), st.one_of(st.just(...), odd_objects()), st.booleans()),
         read_odd_idc,
-        write_idc,
+        partial(write_unsummed, "idc"),
         accepts=fits_set,
     ),
     Target("layout parquet, other values", odd_tables(), read_odd_layout, accepts=fits_set),

@@ -18,14 +18,15 @@ from hypothesis import strategies as st
 
 from seqmatch_lib.__main__ import EXIT_ERROR
 from seqmatch_lib.__main__ import main as command_line
-from seqmatch_lib.bench.report import SCHEMA, load_benchmark, newest_benchmark
+from seqmatch_lib.bench.benchmark import SCHEMA as BENCHMARK_SCHEMA
+from seqmatch_lib.bench.report import load_benchmark, newest_benchmark
 from seqmatch_lib.data.datasets import DATASETS
 from seqmatch_lib.errors import SeqMatchError
 from seqmatch_lib.exchange.formats import FORMATS
 from seqmatch_lib.methods.base import Trainable
 from seqmatch_lib.methods.teachers import TrajectorySet
 from seqmatch_lib.runs.listing import format_records
-from seqmatch_lib.runs.records import Reevaluation, RunRecord, load_record, load_reevaluations
+from seqmatch_lib.runs.records import SCHEMA, Reevaluation, RunRecord, load_record, load_reevaluations
 from seqmatch_lib.runs.stages import StageCheckpoint, StageProgress, read_progress
 from seqmatch_lib.store.files import load_tensors, read_json, save_tensors, write_json
 from seqmatch_lib.subsets import load_sequence
@@ -134,7 +135,7 @@ def read_teacher(folder: Path) -> Any:
 
 def write_benchmark(folder: Path) -> None:
     """Writes what `newest_benchmark` looks at."""
-    write_json(folder / "cpu-quick.json", {"schema": SCHEMA, "measured_at": "2025-01-01T00:00:00", "quick": True})
+    write_json(folder / "cpu-quick.json", {"schema": BENCHMARK_SCHEMA, "measured_at": "2025-01-01T00:00:00", "quick": True})
 
 
 OUR_FILES = [
@@ -294,7 +295,7 @@ CHECKED_VALUES = [
     ),
     Target(
         "benchmark, other values",
-        changed({"schema": SCHEMA, "measured_at": "2025-01-01", "quick": True}),
+        changed({"schema": BENCHMARK_SCHEMA, "measured_at": "2025-01-01", "quick": True}),
         read_odd_benchmark,
         share=0.5,
     ),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import helpers
 import nbformat
 import pandas as pd
 import papermill
@@ -80,10 +81,7 @@ NOTEBOOK = {"scale": '"smoke"', "seed": "0", "subsets": "[5, 5]", "results_dir":
 
 def write_notebook(folder: Path) -> None:
     """Writes a notebook of one cell with parameters."""
-    cell = nbformat.v4.new_code_cell("\n".join(f"{name} = {value}" for name, value in NOTEBOOK.items()))
-    cell.metadata["tags"] = ["parameters"]
-    kernel = {"kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"}}
-    nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata=kernel), folder / "one.ipynb")
+    helpers.write_notebook(folder / "one.ipynb", "\n".join(f"{name} = {value}" for name, value in NOTEBOOK.items()))
 
 
 def read_parameter(folder: Path, drawn: tuple[str, str]) -> Any:

@@ -76,6 +76,12 @@ PICKLES = {
 }
 
 
+def export_unsummed(folder: Path, kind: str = "mtt") -> None:
+    """Writes one subset in a layout of others, without the checksums that would tell of any change."""
+    export_sequence(SubsetSequence(make_set(soft=kind == "datm").subsets[:1]), kind, folder, PLAIN, NAMES)
+    (folder / "SHA256SUMS").unlink()
+
+
 @pytest.mark.parametrize("form", PICKLES)
 @pytest.mark.parametrize(
     ("kind", "name"),
@@ -83,8 +89,7 @@ PICKLES = {
 )
 def test_a_pickle_that_runs_a_command_is_not_run(tmp_path, form, kind, name):
     folder, canary = tmp_path / "set", tmp_path / "canary"
-    export_sequence(SubsetSequence(make_set(soft=kind == "datm").subsets[:1]), kind, folder, PLAIN, NAMES)
-    (folder / "SHA256SUMS").unlink()
+    export_unsummed(folder, kind)
     PICKLES[form](Touch(canary) if kind != "idc" else [Touch(canary), torch.zeros(1)], folder / name)
     with pytest.raises(StorageError, match=rf"{name} is damaged or holds more than tensors \(.*\); it is not read"):
         read_layout(kind, folder)
@@ -93,8 +98,7 @@ def test_a_pickle_that_runs_a_command_is_not_run(tmp_path, form, kind, name):
 
 @pytest.mark.parametrize("name", ["images_best.pt", "labels_best.pt", "best_lr.pt"])
 def test_a_tensor_that_claims_to_be_larger_than_its_file_is_refused(tmp_path, name):
-    export_sequence(SubsetSequence(make_set().subsets[:1]), "mtt", tmp_path, PLAIN, NAMES)
-    (tmp_path / "SHA256SUMS").unlink()
+    export_unsummed(tmp_path)
     torch.save(torch.zeros(1).expand(10**12), tmp_path / name)
     with pytest.raises(StorageError, match=f"{name} holds an unusual tensor"):
         read_layout("mtt", tmp_path)
@@ -102,8 +106,7 @@ def test_a_tensor_that_claims_to_be_larger_than_its_file_is_refused(tmp_path, na
 
 @pytest.mark.parametrize("prefix", [b"", b"PK"])
 def test_a_few_bytes_that_ask_for_gigabytes_are_refused(tmp_path, prefix):
-    export_sequence(SubsetSequence(make_set().subsets[:1]), "mtt", tmp_path, PLAIN, NAMES)
-    (tmp_path / "SHA256SUMS").unlink()
+    export_unsummed(tmp_path)
     path = tmp_path / "images_best.pt"
     ask = prefix + pickle.PROTO + b"\x02" + pickle.BINUNICODE + (2**31 - 2).to_bytes(4, "little")
     path.write_bytes(ask + path.read_bytes())  # the end of the file is that of a zip, by which Python would know one
@@ -118,8 +121,7 @@ def test_a_few_bytes_that_ask_for_gigabytes_are_refused(tmp_path, prefix):
 
 
 def test_a_set_that_torch_saved_in_its_old_format_is_refused_with_the_remedy(tmp_path):
-    export_sequence(SubsetSequence(make_set().subsets[:1]), "mtt", tmp_path, PLAIN, NAMES)
-    (tmp_path / "SHA256SUMS").unlink()
+    export_unsummed(tmp_path)
     PICKLES["legacy"](torch.zeros(3), tmp_path / "labels_best.pt")
     with pytest.raises(StorageError, match="save it with a newer"):
         read_layout("mtt", tmp_path)
@@ -135,8 +137,7 @@ def rewrite(path: Path, change, compression: int = zipfile.ZIP_STORED) -> None:
 
 
 def test_a_file_that_unfolds_to_any_size_is_refused(tmp_path):
-    export_sequence(SubsetSequence(make_set().subsets[:1]), "mtt", tmp_path, PLAIN, NAMES)
-    (tmp_path / "SHA256SUMS").unlink()
+    export_unsummed(tmp_path)
     path = tmp_path / "images_best.pt"
     torch.save(torch.zeros(10**7), path)
     rewrite(path, lambda name, content: content, zipfile.ZIP_DEFLATED)
@@ -147,8 +148,7 @@ def test_a_file_that_unfolds_to_any_size_is_refused(tmp_path):
 
 def test_a_storage_longer_than_its_record_is_refused(tmp_path):
     """The pickle says 200 numbers, the record beside it holds 6: reading on would show this process's memory."""
-    export_sequence(SubsetSequence(make_set().subsets[:1]), "mtt", tmp_path, PLAIN, NAMES)
-    (tmp_path / "SHA256SUMS").unlink()
+    export_unsummed(tmp_path)
     path = tmp_path / "labels_best.pt"
     torch.save(torch.arange(6), path)
     rewrite(path, lambda name, content: content.replace(b"K\x06", b"K\xc8") if name.endswith("data.pkl") else content)
@@ -172,27 +172,29 @@ def floats(shape: list[int], *offsets: int) -> dict[str, Any]:
 META = {"__metadata__": {"metadata": "{}", "sha256_metadata": "0", "sha256_tensors": "0"}}
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        head(META, length=2**63),
-        head(META, length=2**64 - 1),
-        head(META, length=10**6),
-        head(META | {"a": floats([10**12], 0, 4 * 10**12)}),
-        head(META | {"a": floats([2**62, 2**62], 0, 16)}),
-        head(META | {"a": floats([4], 8, 24)}),
-        head(META | {"a": floats([4], 16, 0)}),
-        head(META | {"a": floats([4], -16, 0)}),
-        head(META | {"a": floats([4], 0, 16), "b": floats([4], 0, 16)}),
-        head(META | {"a": floats([2], 0, 8), "b": floats([2], 4, 12), "c": floats([1], 12, 16)}),
-        head(json.dumps(META)[:-1].encode() + b', "a": %b, "a": %b}' % ((json.dumps(floats([4], 0, 16)).encode(),) * 2)),
-        head(META | {"../../evil": floats([4], 0, 16)}),
-        head({"__metadata__": {"metadata": 1}}),
-        head({"__metadata__": {"metadata": "[" * 100_000, "sha256_metadata": "0", "sha256_tensors": "0"}}),
-        head(b"[" * 10_000),
-        head({}),
-    ],
-)
+HEADERS = {
+    "length beyond 63 bits": head(META, length=2**63),
+    "greatest length": head(META, length=2**64 - 1),
+    "longer than the file": head(META, length=10**6),
+    "terabytes of one tensor": head(META | {"a": floats([10**12], 0, 4 * 10**12)}),
+    "shape whose size overflows": head(META | {"a": floats([2**62, 2**62], 0, 16)}),
+    "end beyond the file": head(META | {"a": floats([4], 8, 24)}),
+    "end before the start": head(META | {"a": floats([4], 16, 0)}),
+    "negative start": head(META | {"a": floats([4], -16, 0)}),
+    "two tensors at one place": head(META | {"a": floats([4], 0, 16), "b": floats([4], 0, 16)}),
+    "tensors that overlap": head(META | {"a": floats([2], 0, 8), "b": floats([2], 4, 12), "c": floats([1], 12, 16)}),
+    "one name twice": head(
+        json.dumps(META)[:-1].encode() + b', "a": %b, "a": %b}' % ((json.dumps(floats([4], 0, 16)).encode(),) * 2)
+    ),
+    "name of a path": head(META | {"../../evil": floats([4], 0, 16)}),
+    "metadata that are a number": head({"__metadata__": {"metadata": 1}}),
+    "nested metadata": head({"__metadata__": {"metadata": "[" * 100_000, "sha256_metadata": "0", "sha256_tensors": "0"}}),
+    "nested lists": head(b"[" * 10_000),
+    "nothing": head({}),
+}
+
+
+@pytest.mark.parametrize("content", HEADERS.values(), ids=HEADERS)
 def test_a_hostile_safetensors_header_is_refused(tmp_path, content):
     (tmp_path / "set.safetensors").write_bytes(content)
     with limits(), pytest.raises(StorageError, match=r"set\.safetensors"):

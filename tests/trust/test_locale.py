@@ -13,8 +13,6 @@ import pytest
 import seqmatch_lib
 from seqmatch_lib.__main__ import main
 
-pytestmark = pytest.mark.trust
-
 ROOT = Path(__file__).parents[2]
 ASCII = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}  # the encoding of files where nobody names one
 
@@ -28,12 +26,20 @@ def test_accuracies_are_printed_in_every_encoding(monkeypatch, encoding):
         assert (b"\\xb1" if encoding == "ascii" else "±".encode(encoding)) in written.getvalue()
 
 
+WRITE_TABLES = """
+import sys
+from pathlib import Path
+from seqmatch_lib.report.tables import load_published, write_tables
+write_tables(Path(sys.argv[1]), load_published(sys.argv[1]))
+"""
+
+
 def test_tables_are_the_same_in_every_locale(tmp_path):
     results = tmp_path / "paper_results"
     for name in ("runs/svhn", "published"):
         shutil.copytree(ROOT / "paper_results" / name, results / name)
-    command = [sys.executable, "-m", "seqmatch_lib", "tables"]
-    done = subprocess.run(command, capture_output=True, cwd=tmp_path, env=os.environ | ASCII, check=False)
+    command = [sys.executable, "-c", WRITE_TABLES, str(results)]
+    done = subprocess.run(command, capture_output=True, env=os.environ | ASCII, check=False)
     assert done.returncode == 0, done.stderr
     wanted = (ROOT / "paper_results" / "tables" / "svhn.md").read_bytes()
     assert "±".encode() in wanted

@@ -11,7 +11,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import torch
-from fuzz_settings import write_notebook
+from helpers import write_notebook
 
 from seqmatch_lib.engine import step_functions
 from seqmatch_lib.engine.augment import apply_augmentation, draw_augmentation
@@ -21,8 +21,6 @@ from seqmatch_lib.errors import ConfigError
 from seqmatch_lib.report.notebooks import run_notebook
 from seqmatch_lib.runs import experiment, provenance
 from seqmatch_lib.runs.experiment import choose_device
-
-pytestmark = pytest.mark.trust
 
 # --- memory layouts
 
@@ -141,10 +139,7 @@ def test_a_notebook_runs_in_this_python_whatever_other_kernels_are_called(tmp_pa
     argv = ["/bin/false", "-f", "{connection_file}"]
     (foreign / "kernel.json").write_text(json.dumps({"argv": argv, "display_name": "Python 3", "language": "python"}))
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
-    write_notebook(tmp_path)
-    notebook = nbformat.read(tmp_path / "one.ipynb", 4)
-    notebook.cells.append(nbformat.v4.new_code_cell("import sys; print(sys.executable)"))
-    nbformat.write(notebook, tmp_path / "one.ipynb")
+    write_notebook(tmp_path / "one.ipynb", "x = 1", "import sys; print(sys.executable)")
     run_notebook(tmp_path / "one.ipynb", tmp_path / "out.ipynb", {})
     assert nbformat.read(tmp_path / "out.ipynb", 4).cells[-1].outputs[0].text.strip() == sys.executable
 
@@ -217,14 +212,18 @@ def own_precisions():
         operation.fp32_precision = value
 
 
-def gradient_of_a_step(precision: str, generator: torch.Generator) -> list[bool]:
-    """Computes one and returns where TF32 was allowed meanwhile."""
+def steps_in_tf32(precision: str, generator: torch.Generator) -> set[bool]:
+    """Computes a gradient and both of its adjoints; returns whether TF32 was allowed in each of them."""
     seen: list[bool] = []
     network = make_network(NetworkConfig(width=4, depth=1), (1, 4, 4), 2, generator)
     network[0].register_forward_hook(lambda *_: seen.extend(operation.fp32_precision == "tf32" for operation in OPERATIONS))
     functions = StepFunctions(network, precision, compiled=False)
-    functions.gradient(flatten_parameters(network), torch.ones(3, 1, 4, 4), torch.tensor([0, 1, 0]))
-    return seen
+    arguments = flatten_parameters(network), torch.ones(3, 1, 4, 4), torch.tensor([0, 1, 0])
+    functions.gradient(*arguments)
+    functions.adjoint(*arguments, arguments[0])
+    functions.image_adjoint(*arguments, arguments[0])
+    assert len(seen) == 3 * len(OPERATIONS)
+    return set(seen)
 
 
 @pytest.mark.parametrize("own", [*product(["tf32", "ieee", "none"], ["tf32", "ieee"])])
@@ -233,7 +232,7 @@ def test_a_step_has_its_own_precision_and_gives_back_that_of_the_process(own, pr
     """Where torch's newer way of setting it was used, the older one, `allow_tf32`, raises an error even when it is read."""
     for operation, value in zip(OPERATIONS, own, strict=True):
         operation.fp32_precision = value
-    assert gradient_of_a_step(precision, generator) == [precision == "tf32"] * 2
+    assert steps_in_tf32(precision, generator) == {precision == "tf32"}
     assert [operation.fp32_precision for operation in OPERATIONS] == list(own)
 
 
@@ -242,8 +241,8 @@ def test_a_step_gives_back_what_was_set_in_torch_s_older_way(allowed, own_precis
     backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
     for backend in backends:
         backend.allow_tf32 = allowed
-    assert gradient_of_a_step("tf32", generator) == [True, True]
-    assert gradient_of_a_step("float32", generator) == [False, False]
+    assert steps_in_tf32("tf32", generator) == {True}
+    assert steps_in_tf32("float32", generator) == {False}
     assert [backend.allow_tf32 for backend in backends] == [allowed, allowed]
 
 

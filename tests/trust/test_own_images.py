@@ -12,15 +12,13 @@ from fuzz_engine import limits
 from helpers import encode
 from PIL import Image
 from test_cli import fails_in_one_line
-from test_data import random_pixels, write_cifar_batches
+from test_data import random_pixels
 
 from seqmatch_lib.__main__ import main
 from seqmatch_lib.data import datasets as data
 from seqmatch_lib.data.datasets import DATASETS, DatasetSpec, ImageDataset, load_dataset
 from seqmatch_lib.data.readers import IMAGE_FORMATS, list_images, read_header, read_image_files
 from seqmatch_lib.errors import DataError
-
-pytestmark = pytest.mark.trust
 
 ORIENTATION = 0x0112  # the tag of EXIF
 QUICK = ["--scale", "smoke", "--set", "training.epochs=1", "--set", "evaluation.num_networks=1"]
@@ -358,11 +356,3 @@ def test_tiny_imagenet_without_validation_images_is_told(tmp_path, place):
     (tmp_path / "tiny-imagenet-200" / "val" / "val_annotations.txt").write_text("")
     with pytest.raises(DataError, match="holds no images, or none that its annotations name; unpack the archive again"):
         load_dataset("tiny_imagenet", tmp_path)
-
-
-def test_a_part_of_any_layout_is_announced(tmp_path, monkeypatch, capsys):
-    write_cifar_batches(tmp_path, monkeypatch)
-    notices = load_dataset("cifar10", tmp_path).notices
-    assert notices == tuple(f"cifar10 {name}: 20 of {whole} images, 2 per class" for name, whole in
-                            (("train", "50,000"), ("test", "10,000")))  # fmt: skip
-    assert notices[0] in capsys.readouterr().err
