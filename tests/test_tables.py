@@ -143,11 +143,13 @@ def test_the_readme_has_what_ran_at_published_settings_and_every_rehearsed_pair(
 
 def test_the_table_in_words():
     runs = [as_run_of("cifar10-ipc10-mtt", "short", seed, 64.0) for seed in range(3)]
+    runs.append(as_run_of("cifar10-ipc10-mtt", "short", 0, 65.0, {"teachers.num_teachers": 20}))
     settings, rehearsal = (build_table("cifar10", runs, PUBLISHED, scales) for scales in (("paper", "short"), ("reduced",)))
     text = describe_table(settings, rehearsal)
     assert "22 cells have a published number. We ran 0 of them at scale `paper` and 1 of them at scale `short`" in text
     assert "mtt at ipc 10, short, 5 teachers: 64.0 (-1.3)" in text
-    assert "3 at scales `paper` and `short`, 0 in rehearsals" in text
+    assert "mtt at ipc 10, short, 20 teachers: 65.0 (-0.3)" in text
+    assert "1 to 3 at scales `paper` and `short`, 0 in rehearsals" in text
 
 
 def test_the_committed_tables_and_figures_are_what_the_records_say(tmp_path):

@@ -222,7 +222,8 @@ def describe_table(settings: pd.DataFrame, rehearsal: pd.DataFrame) -> str:
         + f": {row.ours:.1f} ({row.difference:+.1f})"
         for row in compared.itertuples()
     )
-    counts = " and ".join(f"{(compared['scale'] == scale).sum()} of them at scale `{scale}`" for scale in PUBLISHED_SETTINGS)
+    cells = compared.groupby("scale")["preset"].nunique()
+    counts = " and ".join(f"{cells.get(scale, 0)} of them at scale `{scale}`" for scale in PUBLISHED_SETTINGS)
     published, rehearsed = (format_range(rows["seeds"]) if len(rows) else "0" for rows in (run, rehearsal))
     return (
         f"**What we find.** {printed['preset'].nunique()} cells have a published number. We ran {counts} (fewer teachers and "

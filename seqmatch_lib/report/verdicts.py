@@ -1,4 +1,4 @@
-"""The paper's claims, a row for each claim and scale: what was measured, the controls, and the verdict that one rule gives.
+"""The paper's claims: what was measured at each scale, the controls, and the verdict that one rule gives.
 
 The rule: three seeds of distillation or more decide a claim, at scale "paper", or at scale "short" with all its teachers and
 iterations.
@@ -121,7 +121,8 @@ def judge_accuracy(
 def list_verdicts(evidence: Evidence, published: pd.DataFrame, results_dir: Path) -> pd.DataFrame:
     """Returns every claim with its setting, what was measured, the controls, the verdict, and the records behind it.
 
-    A claim has a row for each scale at which it was asked. The scale that decides comes first, and so do the paper's claims.
+    A claim has a row for each scale at which it was asked, and at scale "short" for each number of teachers, see
+    `Evidence.parts`. The scale that decides comes first, and so do the paper's claims.
 
     Args:
         evidence: the records.
