@@ -63,6 +63,7 @@ def test_numbers_are_shown_with_their_spread_and_interval():
     shown = format_frame(frame)
     assert shown.columns.tolist() == ["num subsets", "accuracy", "gain", "seeds"]
     assert shown.to_numpy().tolist() == [["1", "47.2 ± 0.6", "+1.1 [+0.1, +2.2]", "3"], ["2,000", "not run", "-2.0", "0"]]
+    assert format_gap(-0.04, float("nan"), float("nan")) == "+0.0"
     assert format_gap(1.7, 0.008, 3.3) == "+1.7 [+0.01, +3.3]", "an interval above 0 does not read as one that holds it"
 
 

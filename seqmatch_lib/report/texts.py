@@ -72,9 +72,9 @@ def format_range(counts: pd.Series) -> str:
 
 
 def format_gap(value: float, low: float, high: float) -> str:
-    """Returns a difference and its interval, NaN for none, as "+1.1 [+0.1, +2.2]"; an end near 0 has two digits."""
+    """Returns a difference, and its interval if there is one: "+1.1 [+0.1, +2.2]"; an end near 0 has two digits."""
     ends = ", ".join(f"{end:+.2f}" if abs(end) < 0.05 else f"{end:+.1f}" for end in (low, high))
-    return f"{value:+.1f}" + ("" if pd.isna(low) else f" [{ends}]")
+    return f"{value:+z.1f}" + ("" if pd.isna(low) else f" [{ends}]")  # z: no -0.0
 
 
 def format_frame(frame: pd.DataFrame) -> pd.DataFrame:
