@@ -11,7 +11,7 @@ from pandas import DataFrame
 from seqmatch_lib.bench.cost import CostModel
 from seqmatch_lib.errors import StorageError, require
 from seqmatch_lib.front import RESULTS, Run
-from seqmatch_lib.report.evidence import Evidence, of_these_sets
+from seqmatch_lib.report.evidence import Evidence, of_these_sets, runs_of
 from seqmatch_lib.report.queries import OF_NETWORKS
 from seqmatch_lib.report.texts import name_run
 from seqmatch_lib.runs.config import SCALES, RunConfig, config_of_subsets, preset_names
@@ -215,15 +215,17 @@ class Results:
         """
         measured: dict[str, tuple[RunRecord, dict[str, DataFrame]]] = {}  # by run id
         for folder in reversed(self.folders):
-            evidence = Evidence(load_runs(folder))
-            for run in evidence.runs:
-                wanted = (run.dataset, run.seed) == (dataset, seed) and any(find_table(run, name, folder) for name in TABLES)
-                if wanted and evidence.stands(run):
-                    measured[run.run_id] = run, load_coupling(run.run_id, folder)
+            for part, of_scale in Evidence(load_runs(folder)).parts_of(SCALES):
+                for run in part.runs:
+                    wanted = (run.dataset, run.scale, run.seed) == (dataset, of_scale, seed)
+                    has_tables = wanted and any(find_table(run, name, folder) for name in TABLES)
+                    if has_tables and run in runs_of(run.preset, of_scale, part.runs):
+                        measured[run.run_id] = run, load_coupling(run.run_id, folder)
         joint, sequential, divided = runs = list_configs(dataset, ["mtt"], [[10], [5, 5], [2] * 5], scale, seed)
         begun = self.work_dir is not None and (self.work_dir / "coupling" / sequential.run_id).is_dir()
-        known = {run.scale: tables for run, tables in measured.values()}
-        if scale not in known or (begun and len(known[scale]) < len(TABLES)):  # begun, and stopped before its end
+        _, own = measured.get(sequential.run_id, (None, {}))
+        is_known = scale in {run.scale for run, _ in measured.values()}
+        if not is_known or (begun and len(own) < len(TABLES)):  # begun, and stopped before its end
             if self.work_dir is None:
                 self._refuse(runs, len(runs), "coupling measurement")
             _, made, _ = Results((self.work_dir,), self.work_dir).run(runs, with_sets=True)

@@ -335,6 +335,6 @@ def test_growth_of_coupling_is_a_mean_over_seeds(tmp_path):
         path = tmp_path / "coupling" / run.run_id / "gradients.csv"
         path.parent.mkdir(parents=True)
         rows.to_csv(path, index=False)
-    found = findings.find_growth(tmp_path, "cifar10", "reduced")
+    found = findings.find_growth(Evidence.load(tmp_path), tmp_path, "cifar10", "reduced")
     assert "at 2 and at 10 images per class is 0.40 and 0.80 at start epoch 0." in found
     assert "Means over 2 seeds; one teacher." in found

@@ -91,7 +91,9 @@ def _draw_published(axis: Axes, methods: Sequence[str], known: pd.DataFrame, our
     for scale, face, note in zip(PUBLISHED_SETTINGS, (color, "white"), ("", ", few teachers and iterations"), strict=True):
         _draw_means(axis, methods, ours[ours["scale"] == scale], "ours", color, "o", f"ours, scale {scale}{note}", face)
     for row in ours[(ours["scale"] == "short") & ours["iterations"].notna()].itertuples():
-        axis.text(row.ours + 3, methods.index(row.method), f"{row.iterations:,} iterations", va="center", fontsize=8)
+        teachers = "" if pd.isna(row.teachers) else f"{row.teachers} teachers, "
+        text = f"{teachers}{row.iterations:,} iterations"
+        axis.text(row.ours + 3, methods.index(row.method), text, va="center", fontsize=7)
 
 
 def _draw_rehearsal(axis: Axes, methods: Sequence[str], rehearsal: pd.DataFrame) -> None:
@@ -153,7 +155,7 @@ def plot_effort(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figur
     frame = controls.efforts(evidence, dataset, ipc, scale, by_seed=True)
     frame = frame[frame["base"].isin(frame[frame["num_subsets"] > 1]["base"])]
     sets = [f"{row.images} {row.trained}, {row.iterations:,} iterations, {row.epochs:,} epochs" for row in frame.itertuples()]
-    return _plot_seeds(frame.assign(set=sets), None, name_setting(dataset, ipc, scale))
+    return _plot_seeds(frame.assign(set=sets), None, name_runs(evidence, dataset, ipc, scale))
 
 
 def _in_panels(
@@ -167,8 +169,11 @@ def _in_panels(
     found = [(part, frame) for part, frame in found if len(frame)] or found[:1]
     if len(found) == 1:
         return found[0][1], name_runs(found[0][0], dataset, ipc, scale)
-    names = [name_scale(part, dataset, ipc, scale).removeprefix(f"{label_scale(scale)}, ") for part, _ in found]
-    frames = [frame.assign(base=frame["base"] + f"\n{name}") for (_, frame), name in zip(found, names, strict=True)]
+
+    def name_panel(part: Evidence, base: str) -> str:
+        return f"{base}\n{name_scale(part, dataset, ipc, scale, [base]).removeprefix(f'{label_scale(scale)}, ')}"
+
+    frames = [frame.assign(base=[name_panel(part, base) for base in frame["base"]]) for part, frame in found]
     return pd.concat(frames), name_setting(dataset, ipc, scale)
 
 
@@ -261,7 +266,7 @@ def plot_subsets(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figu
         axis.set(title=base, xlabel="K, number of subsets", ylabel="test accuracy, %")
         axis.label_outer()
     whole_ticks(axes[0])
-    _legend_below(figure, axes[0], name_setting(dataset, ipc, scale))
+    _legend_below(figure, axes[0], name_runs(evidence, dataset, ipc, scale))
     return figure
 
 
@@ -289,7 +294,7 @@ def plot_gain(evidence: Evidence, dataset: str, scale: str) -> Figure:
     ticks = sorted(set(frame["ipc"]))
     axis.set_xticks(ticks, [str(tick) for tick in ticks])
     axis.minorticks_off()
-    _legend_below(figure, [axis], name_setting(dataset, None, scale))
+    _legend_below(figure, [axis], name_runs(evidence, dataset, None, scale))
     return figure
 
 
@@ -310,8 +315,8 @@ def plot_curves(
     colors = dict(zip((base, SEQUENTIAL_PREFIX + base, HALVES, *more), sns.color_palette(PALETTE), strict=False))
     below = 0.26 * len(final) + 1
     figure = plt.figure(figsize=(9.5, 5 + below))
-    parts = figure.subfigures(2, height_ratios=(3.4, below))  # so that long names below take no width from the panel above
-    axis, ends = (part.subplots() for part in parts)
+    panels = figure.subfigures(2, height_ratios=(3.4, below))  # so that long names below take no width from the panel above
+    axis, ends = (panel.subplots() for panel in panels)
     _draw_scores(axis, frame, colors, bool(more))
     known = published[(published["dataset"] == dataset) & (published["ipc"] == ipc)].set_index("method")
     for method in known.index.intersection(list(colors)) if scale in PUBLISHED_SETTINGS else ():
@@ -353,9 +358,11 @@ def _last_iterates(evidence: Evidence, dataset: str, ipc: int, scale: str, base:
     runs, sequence = queries.by_teachers(evidence, dataset, ipc, scale, base), SEQUENTIAL_PREFIX + base
     compared = controls.comparison(evidence, dataset, ipc, scale, bases=[base])
     compared = compared[(compared["seeds"] > 0) & (compared["set"] != RANDOM)]
-    if len(compared):
+    if len(compared) and runs["of_preset"].any():
         compared = compared.assign(num_teachers=runs[runs["of_preset"]]["num_teachers"].iloc[0])
         runs = runs[~runs["of_preset"]]
+    else:
+        compared = compared[:0]
     whose = [HALVES if "halves" in name else sequence if "sequence" in name else base for name in compared["set"]]
     runs = runs.assign(set=runs["method"].map({base: ONE_SET, sequence: STAGED}), colored=runs["method"])
     compared = compared.assign(colored=whose, seed_names=None)

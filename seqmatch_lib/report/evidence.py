@@ -87,7 +87,9 @@ class Evidence:
         That scale leaves the number open, and sets distilled with few teachers are worse than others. The part with the
         scale's own number comes first, then those of most to fewest teachers. Other scales are one part, with all records.
         """
-        return self._by_teachers or [self] if scale == "short" else [self]
+        if scale != "short":
+            return [self]
+        return self._by_teachers or [self]
 
     def parts_of(self, scales: Iterable[str]) -> list[tuple["Evidence", str]]:
         """Returns the `parts` of several scales, each with its scale."""
@@ -96,13 +98,9 @@ class Evidence:
     @cached_property
     def _by_teachers(self) -> list["Evidence"]:
         """The records of scale "short", in parts of as many teachers."""
-        runs, orders = (_group_by_teachers(records) for records in (self.runs, self.orders))
-        numbers = sorted(runs, key=lambda number: (number != OWN_NUMBER, -number))
-        return [replace(self, runs=runs[number], orders=orders.get(number, [])) for number in numbers]
-
-    def stands(self, run: RunRecord) -> bool:
-        """Whether a run stands for its preset among those with as many teachers, see `runs_of`."""
-        return any(run in runs_of(run.preset, run.scale, part.runs) for part in self.parts(run.scale))
+        runs, orders = _group_by_teachers(self.runs), _group_by_teachers(self.orders)
+        numbers = sorted({*runs, *orders}, key=lambda number: (number != OWN_NUMBER, -number))
+        return [replace(self, runs=runs.get(number, []), orders=orders.get(number, [])) for number in numbers]
 
     def select(self, kinds: Collection[str], **equal: Any) -> pd.DataFrame:
         """Returns the rows of `accuracies` of these kinds, of each run's first architecture, equal in these columns."""
@@ -191,7 +189,9 @@ def with_settings(rows: pd.DataFrame, settings: Collection[str], compared: Seque
     """Returns the rows of runs that differ from their preset in exactly these settings; settings in `compared` are ignored.
 
     `iterations` in `compared` stands for the base method's own setting. A run that changes the `ipc` of its preset is left out
-    if its size has a preset of its own, because the two presets may differ in anything.
+    if its size has a preset of its own, because the two presets may differ in anything. At scale "short" two more are ignored:
+    the number of networks, and how often the iterates of one set are scored, since the last one does not depend on it. Later
+    subsets do: they are distilled beside the iterate that was selected before them.
     """
     presets = set(preset_names())
 
@@ -199,7 +199,10 @@ def with_settings(rows: pd.DataFrame, settings: Collection[str], compared: Seque
         if "ipc" in run.changes and f"{run.dataset}-ipc{run.ipc}-{run.method}" in presets:
             return False
         ignored = {f"{run.base}.{key}" if key == "iterations" else key for key in compared}
-        return {f"{key}={value}" for key, value in run.changes.items() if key not in ignored} == set(settings)
+        if run.scale == "short":
+            ignored |= {"evaluation.num_networks"} | ({"evaluation.num_selections"} if run.num_subsets == 1 else set())
+        changes = {f"{key}={value}" for key, value in run.changes.items() if key not in ignored}
+        return changes == {text for text in settings if text.split("=")[0] not in ignored}
 
     return where(rows, has_these)
 

@@ -24,7 +24,7 @@ from seqmatch_lib.report.controls import (
     comparison,
     order,
 )
-from seqmatch_lib.report.evidence import Evidence
+from seqmatch_lib.report.evidence import Evidence, runs_of
 from seqmatch_lib.report.numbers import of_common_seeds
 from seqmatch_lib.report.texts import (
     count_seeds,
@@ -37,7 +37,7 @@ from seqmatch_lib.report.texts import (
 )
 from seqmatch_lib.runs.config import REFERENCES, SCALES, SEQUENTIAL_PREFIX
 from seqmatch_lib.runs.coupling_measurements import find_table
-from seqmatch_lib.runs.records import RunRecord, load_runs
+from seqmatch_lib.runs.records import RunRecord
 
 CHANGES = {  # of a sequence: set of `order` -> in words
     "sequence, S_2 first": "trained on S_2 first",
@@ -93,7 +93,7 @@ def find_subsets(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str:
             courses.append(f"{base.upper()} {' and '.join(ends)}")
     compared = comparison(evidence, dataset, ipc, scale)
     counts = compared[compared["set"] == STAGED]["num_subsets"]
-    found = _minus(compared, DECIDING)
+    found = _minus(compared, DECIDING) if len(compared) else "Only one K was run, and no sequence beside one set."
     if courses:
         found = (
             "Accuracy in stages, in per cent, over the seeds that were run at every K (seed "
@@ -128,7 +128,7 @@ def find_order(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str:
 def find_gains(evidence: Evidence, dataset: str, scale: str) -> str:
     """How MTT's lead over random real images changes as the set grows, alone and in sequence."""
     if (frame := queries.gains_at_several_sizes(evidence, dataset, scale)).empty:
-        return _finding(name_setting(dataset, None, scale), scale)
+        return _finding(name_runs(evidence, dataset, None, scale), scale)
     alone, sequence = (frame[frame["method"] == name] for name in ("mtt", "seqmatch_mtt"))
 
     def course(rows: pd.DataFrame) -> str:
@@ -144,16 +144,15 @@ def find_gains(evidence: Evidence, dataset: str, scale: str) -> str:
     given = f"{counts[0]:,} at every size" if len(set(counts)) == 1 else given
     settings = "equal at all sizes" if alone["equal"].all() else "those of each size's preset, which differ in more"
     sure = f"Seeds of distillation: {_seeds_by(alone, 'ipc', 'ipc {}')}. Settings of MTT: {settings}. Iterations: {given}."
-    return _finding(name_setting(dataset, None, scale), scale, found, sure)
+    return _finding(name_runs(evidence, dataset, None, scale), scale, found, sure)
 
 
-def find_growth(results_dir: Path, dataset: str, scale: str) -> str:
+def find_growth(evidence: Evidence, results_dir: Path, dataset: str, scale: str) -> str:
     """Whether coupling grows with the number of images, as far as it was measured."""
-    evidence = Evidence(load_runs(results_dir))
     paths = [
         find_table(run, "gradients", results_dir)
         for run in evidence.runs
-        if (run.dataset, run.scale) == (dataset, scale) and evidence.stands(run)
+        if (run.dataset, run.scale) == (dataset, scale) and run in runs_of(run.preset, scale, evidence.runs)
     ]
     tables = [pd.read_csv(path) for path in paths if path is not None]
     if not tables:

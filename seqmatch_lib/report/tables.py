@@ -44,7 +44,7 @@ SETTINGS_NOTE = f"""- `difference`: ours minus the published mean. Random real i
   test images, and that of its base method has not.
 - {DAGGER}: written down from memory and not checked. doubtful: the same number is printed for another method."""
 README_NOTE = (
-    "Test accuracy in per cent of the last iterate: all sets distilled at scales `paper` and `short`, and in rehearsals "
+    "Test accuracy in per cent of the last iterate: all presets run at scales `paper` and `short`, and in rehearsals "
     f"every pair of a base method and its sequence on these data sets. {SPREAD}. {DAGGER}: published number written down "
     "from memory, not checked. Published numbers of MTT are the best of all evaluations on test images. `short` has the "
     "published network and learning rates, with fewer teachers and iterations; teachers are those of each stage. A rehearsal "
@@ -169,8 +169,8 @@ def readme_table(records: Sequence[RunRecord], published: pd.DataFrame) -> str:
     table = pd.concat(tables, ignore_index=True).sort_values("scale", key=lambda names: names.map(scales.index), kind="stable")
     table = table[(table["seeds"] > 0) & ~table["method"].isin(REFERENCES)]
     base = table["method"].str.removeprefix(SEQUENTIAL_PREFIX)
-    at_short = table["teachers"].where(table["scale"] == "short")  # which are a pair's only if there are as many for both
-    groups = table.groupby([table["scale"], table["dataset"], table["ipc"], base, at_short], sort=False, dropna=False)
+    teachers = table["teachers"].where(table["scale"] == "short")  # a pair has as many for both
+    groups = table.groupby([table["scale"], table["dataset"], table["ipc"], base, teachers], sort=False, dropna=False)
     pairs = [pair for (scale, *_), pair in groups if len(pair) == 2 or scale in PUBLISHED_SETTINGS]
     rows = []
     for pair in pairs:

@@ -37,8 +37,8 @@ def name_setting(dataset: str, ipc: int | None, scale: str) -> str:
     return f"{name_cell(dataset, ipc)}, {label_scale(scale)}"
 
 
-def name_runs(evidence: Evidence, dataset: str, ipc: int, scale: str, bases: Collection[str] = ()) -> str:
-    """Returns the heading of the runs that stand for presets, by default of all base methods; see `runs_of`."""
+def name_runs(evidence: Evidence, dataset: str, ipc: int | None, scale: str, bases: Collection[str] = ()) -> str:
+    """Returns the heading of the runs that stand for presets, by default of all base methods; `ipc` as in `name_cell`."""
     return f"{name_cell(dataset, ipc)}, {name_scale(evidence, dataset, ipc, scale, bases)}"
 
 
@@ -47,8 +47,10 @@ def name_run(run: RunRecord) -> str:
     return f"{name_cell(run.dataset, run.ipc)}, {name_scale_of([run], run.scale)}"
 
 
-def name_scale(evidence: Evidence, dataset: str, ipc: int, scale: str, bases: Collection[str] = ()) -> str:
+def name_scale(evidence: Evidence, dataset: str, ipc: int | None, scale: str, bases: Collection[str] = ()) -> str:
     """Returns the name of a scale; at scale "short", which leaves the number of teachers open, with that number."""
+    if ipc is None:
+        return name_scale_of([run for run in evidence.runs if (run.dataset, run.scale) == (dataset, scale)], scale)
     presets = [f"{dataset}-ipc{ipc}-{prefix}{base}" for base in bases or method_names() for prefix in ("", SEQUENTIAL_PREFIX)]
     return name_scale_of([run for preset in presets for run in runs_of(preset, scale, evidence.runs)[:1]], scale)
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from seqmatch_lib.methods import method_names
+from seqmatch_lib.methods import get_method, method_names
 from seqmatch_lib.report.controls import (
     EQUAL,
     HALVES,
@@ -33,14 +33,14 @@ from seqmatch_lib.report.controls import (
     comparison,
     order,
 )
-from seqmatch_lib.report.evidence import PUBLISHED_SETTINGS, Evidence, runs_of
+from seqmatch_lib.report.evidence import PUBLISHED_SETTINGS, Evidence, iterations_of, runs_of
 from seqmatch_lib.report.numbers import SEEDS_FOR_AN_INTERVAL
 from seqmatch_lib.report.queries import gain_over_random, transfer
 from seqmatch_lib.report.tables import DATASETS, build_table, format_table, mark_published
 from seqmatch_lib.report.texts import count_seeds, format_gap, name_cell, name_scale, name_scale_of
-from seqmatch_lib.runs.config import SEQUENTIAL_PREFIX
+from seqmatch_lib.runs.config import REFERENCES, SEQUENTIAL_PREFIX, RunConfig
 from seqmatch_lib.runs.coupling_measurements import find_table
-from seqmatch_lib.runs.overrides import changes_of
+from seqmatch_lib.runs.records import RunRecord
 
 CONFIRMED, NOT_CONFIRMED, NOT_DECIDED = "confirmed", "not confirmed", "not decided"
 SCALES = (*PUBLISHED_SETTINGS, "reduced")  # the one that decides first
@@ -138,7 +138,10 @@ def list_verdicts(evidence: Evidence, published: pd.DataFrame, results_dir: Path
         *_over_random(evidence, known),
         *_accuracies(evidence, published),
     ]
-    rows.sort(key=lambda row: (PAPER, BASE, OURS).index(row[0]))
+    places: dict[tuple[str, str], int] = {}  # so that the rows of one claim on one setting follow each other
+    for _, claim, setting, *_ in rows:
+        places.setdefault((claim, setting), len(places))
+    rows.sort(key=lambda row: ((PAPER, BASE, OURS).index(row[0]), places[row[1], row[2]]))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -166,7 +169,7 @@ def _accuracies(evidence: Evidence, published: pd.DataFrame) -> Iterable[tuple[s
             mean, std = (row["augmented"], 0.0) if augmented else (row["published"], row["published_std"])
             control = "" if row["method"] == "random" else f"random real {shown['random']}"
             runs = runs_of(row["preset"], scale, part.runs)
-            cut_short = any(changes_of(run) for run in runs)
+            cut_short = any(map(_is_cut_short, runs))
             yield (
                 PAPER if row["method"].startswith(SEQUENTIAL_PREFIX) else BASE,
                 f"{_name(row['method'])}: the published accuracy is reached",
@@ -199,7 +202,7 @@ def _sequences(evidence: Evidence, known: pd.DataFrame) -> Iterable[tuple[str, .
                 name_cell(dataset, ipc), name_scale(part, dataset, ipc, scale, [base]), printed,
                 f"{gap} ({one_set})" if one_set == LONGER else str(gap),
                 "; ".join(f"{name} {control}" for name, control in controls.items()) if gap.seeds else "",
-                judge_difference(gap, scale, controls, _is_cut_short(part, dataset, ipc, scale, base)),
+                judge_difference(gap, scale, controls, _any_cut_short(part, dataset, ipc, scale, base)),
                 ", ".join(sets.loc[[one_set, STAGED], "records"] if gap.seeds else []),
             )  # fmt: skip
 
@@ -220,9 +223,9 @@ def _over_random(evidence: Evidence, known: pd.DataFrame) -> Iterable[tuple[str,
                 gap = Gap.read(row, "gain")
                 yield (
                     BASE, "MTT is ahead of random real images", name_cell("cifar10", ipc),
-                    name_scale(part, "cifar10", ipc, scale, ["mtt"]),
+                    name_scale_of(runs_of(f"cifar10-ipc{ipc}-mtt", scale, part.runs), scale),
                     printed, str(gap), f"random real {row['accuracy'] - row['gain']:.1f}, same training",
-                    judge_difference(gap, scale, None, _is_cut_short(part, "cifar10", ipc, scale, "mtt", ("",))),
+                    judge_difference(gap, scale, None, _any_cut_short(part, "cifar10", ipc, scale, "mtt", ("",))),
                     row["records"],
                 )  # fmt: skip
 
@@ -245,7 +248,7 @@ def _knowing(evidence: Evidence) -> Iterable[tuple[str, ...]]:
                     f"SeqMatch-{_name(base)}: an S_2 that knows S_1 is ahead of an independent half",
                     name_cell("cifar10", 10), name_scale(part, "cifar10", 10, scale, [base]), "argument",
                     str(gap), f"both jointly {joint:+.1f}; trained on S_2 first {wrong_way}",
-                    judge_difference(gap, scale, None, _is_cut_short(part, "cifar10", 10, scale, base)),
+                    judge_difference(gap, scale, None, _any_cut_short(part, "cifar10", 10, scale, base)),
                     sets.loc[HALVES, "records"],
                 )  # fmt: skip
 
@@ -266,7 +269,7 @@ def _transfer(evidence: Evidence) -> Iterable[tuple[str, ...]]:
                     PAPER, f"{_name(method)} keeps its lead over {_name(base)} on another architecture",
                     ", ".join(filter(None, (name_cell(*cell), network))), name_scale(part, *cell, scale, [base]), "–",
                     str(gap), f"on the ConvNet {own}; halves: not run" if gap.seeds else "",
-                    judge_difference(gap, scale, {"halves": Gap()}, _is_cut_short(part, *cell, scale, base)),
+                    judge_difference(gap, scale, {"halves": Gap()}, _any_cut_short(part, *cell, scale, base)),
                     records,
                 )  # fmt: skip
 
@@ -277,7 +280,7 @@ def _coupling(evidence: Evidence, results_dir: Path) -> Iterable[tuple[str, ...]
         for part, scale in evidence.parts_of(SCALES):
             for run in part.runs:
                 path = find_table(run, name, results_dir) if run.scale == scale else None
-                if path is not None and part.stands(run):
+                if path is not None and run in runs_of(run.preset, scale, part.runs):
                     claim, source, measured, control, seen = ask(path)
                     rehearsal = "" if scale in PUBLISHED_SETTINGS else "rehearsal: "
                     yield (
@@ -323,12 +326,23 @@ def _growth_of_repair(path: Path) -> tuple[pd.Series, str]:
     return growth, f"repair(B) {'; '.join(words)}" + f"; means of {teachers} teachers" * (teachers > 1)
 
 
-def _is_cut_short(
+def _any_cut_short(
     evidence: Evidence, dataset: str, ipc: int, scale: str, base: str, prefixes: Sequence[str] = ("", SEQUENTIAL_PREFIX)
 ) -> bool:
-    """Whether a preset, alone or in sequence, is represented by runs with other numbers of teachers or iterations."""
+    """Whether a preset, alone or in sequence, is represented by runs that are cut short."""
     runs = [run for prefix in prefixes for run in runs_of(f"{dataset}-ipc{ipc}-{prefix}{base}", scale, evidence.runs)]
-    return any(changes_of(run) for run in runs)
+    return any(map(_is_cut_short, runs))
+
+
+def _is_cut_short(run: RunRecord) -> bool:
+    """Whether a run has fewer teachers or iterations than its preset has at its scale."""
+    if run.method in REFERENCES:
+        return False
+    config, preset = RunConfig.from_dict(run.config), RunConfig.from_preset(run.preset, run.scale, run.seed)
+    if config.uses_teachers and config.teachers.num_teachers < preset.teachers.num_teachers:
+        return True
+    method = get_method(preset.base_method)(preset.options)
+    return iterations_of(run) < sum(method.num_iterations(k) for k in range(1, preset.num_subsets + 1))
 
 
 def _by_part(
