@@ -263,7 +263,7 @@ def test_a_finding_without_records_says_so(name):
 
 def test_a_finding_on_k_without_any_sequence_says_what_was_not_run():
     found = findings.find_subsets(Evidence([make_run("cifar10-ipc10-mtt")]), *CELL)
-    assert "independent halves, jointly*: not run" in found
+    assert "Only one K was run, and no sequence beside one set." in found
     assert "Seeds of distillation: 1 at K = 1." in found
 
 

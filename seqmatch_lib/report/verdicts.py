@@ -33,7 +33,7 @@ from seqmatch_lib.report.controls import (
     comparison,
     order,
 )
-from seqmatch_lib.report.evidence import PUBLISHED_SETTINGS, Evidence, iterations_of, runs_of
+from seqmatch_lib.report.evidence import PUBLISHED_SETTINGS, Evidence, runs_of
 from seqmatch_lib.report.numbers import SEEDS_FOR_AN_INTERVAL
 from seqmatch_lib.report.queries import gain_over_random, transfer
 from seqmatch_lib.report.tables import DATASETS, build_table, format_table, mark_published
@@ -341,8 +341,12 @@ def _is_cut_short(run: RunRecord) -> bool:
     config, preset = RunConfig.from_dict(run.config), RunConfig.from_preset(run.preset, run.scale, run.seed)
     if config.uses_teachers and config.teachers.num_teachers < preset.teachers.num_teachers:
         return True
-    method = get_method(preset.base_method)(preset.options)
-    return iterations_of(run) < sum(method.num_iterations(k) for k in range(1, preset.num_subsets + 1))
+    return _count_iterations(config) < _count_iterations(preset)
+
+
+def _count_iterations(config: RunConfig) -> int:
+    method = get_method(config.base_method)(config.options)
+    return sum(method.num_iterations(k) for k in range(1, config.num_subsets + 1))
 
 
 def _by_part(
