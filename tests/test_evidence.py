@@ -133,6 +133,21 @@ def test_a_control_that_was_scored_or_evaluated_more_often_counts(runs):
     assert frame.loc["sequence, in stages", "seeds"] == 1
 
 
+def test_every_last_iterate_is_drawn_once(tmp_path, runs):
+    runs.append(make_short("seqmatch_mtt", 0, (62.0, 64.0), (1500, 1500), {}))
+    runs.append(make_short("mtt", 0, (61.0, 62.0), (3000,), {"mtt.iterations": 3000}))
+    for run in runs:
+        run.stages[0]["test_scores"] = [[100, 50.0]]
+    _, ends = charts.plot_curves(Evidence(runs), PUBLISHED, tmp_path, *CELL).axes
+    names = [text.get_text() for text in ends.get_yticklabels()]
+    assert len(names) == len(set(names))
+    assert [name for name in names if "one set" in name] == [
+        "one set, 5 teachers, 1,500 iterations", "one set, as many iterations, 5 teachers, 3,000 iterations",
+        "one set, 20 teachers, 400 iterations, seed 0", "one set, as many iterations, 2 teachers, 400 iterations",
+    ]  # fmt: skip
+    plt.close("all")
+
+
 @pytest.mark.parametrize(
     ("changes", "iterations", "is_short"),
     [

@@ -360,7 +360,8 @@ def _last_iterates(evidence: Evidence, dataset: str, ipc: int, scale: str, base:
     compared = compared[(compared["seeds"] > 0) & (compared["set"] != RANDOM)]
     if len(compared) and runs["of_preset"].any():
         compared = compared.assign(num_teachers=runs[runs["of_preset"]]["num_teachers"].iloc[0])
-        runs = runs[~runs["of_preset"]]
+        known = set(", ".join(compared["records"]).split(", "))
+        runs = runs[[not known.issuperset(records.split(", ")) for records in runs["records"]]]
     else:
         compared = compared[:0]
     whose = [HALVES if "halves" in name else sequence if "sequence" in name else base for name in compared["set"]]
