@@ -252,6 +252,8 @@ def test_a_record_with_an_unknown_setting_is_refused():
     for section, message in (({"nonsense": 1}, "unknown key 'krr.nonsense'"), (3, "krr must be a table of settings, not 3")):
         with pytest.raises(ConfigError, match=message):  # also in the section of another method
             RunConfig.from_dict(settings | {"krr": section})
+    with pytest.raises(ConfigError, match="unknown key 'options'"):  # a field, but no setting
+        RunConfig.from_dict(settings | {"options": {"syn_steps": 3}})
     assert RunConfig.from_dict(settings | {"krr": {"ridge": 0.1}}).as_dict() == settings
     settings["mtt"]["momentum"] = 0.9
     with pytest.raises(ConfigError, match="unknown key 'mtt.momentum'; did you mean mtt.momentum_"):
