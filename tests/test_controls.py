@@ -39,20 +39,20 @@ def test_a_comparison_carries_its_controls(tmp_path):
     sequence = [make_sequence(seed) for seed in range(3)]
     longer = make_run("cifar10-ipc10-mtt", 0, (47.0, 49.0), None, {"mtt.iterations": 600}, (600,))
     for seed in (0, 1):
-        make_order(tmp_path, seed, {"SeqMatch": [51.0], "divided, staged": [52.0, 54.0], "divided, joint": [48.0]})
+        longer_halves = {"divided, joint, as many epochs": [49.0]}
+        halves = {"divided, staged": [52.0, 54.0], "divided, joint": [48.0]}
+        make_order(tmp_path, seed, {"SeqMatch": [51.0]} | halves | (longer_halves if seed else {}))
     again = [make_reevaluation(longer, epochs=600), make_reevaluation(longer, epochs=600, augment="none")]
     evidence = Evidence([*plain, *sequence, longer], again, load_orders(tmp_path))
     found = controls.comparison(evidence, *CELL).set_index("set")
     assert found.index.tolist() == list(controls.SETS)
-    assert found["accuracy"].round(1).fillna(0).tolist() == [21, 42, 48, 0, 31, 53, 48, 51, 45, 0]
-    assert found["difference"].round(1).fillna(0).tolist() == [30, 9, 3, 0, 20, -2, 3, 0, 6, 0]
-    assert found["seeds"].tolist() == [3, 3, 1, 0, 1, 2, 2, 3, 3, 0]
+    assert found["accuracy"].round(1).fillna(0).tolist() == [21, 42, 48, 0, 31, 53, 48, 49, 51, 45, 0]
+    assert found["difference"].round(1).fillna(0).tolist() == [30, 9, 3, 0, 20, -2, 3, 2, 0, 6, 0]
+    assert found["seeds"].tolist() == [3, 3, 1, 0, 1, 2, 2, 1, 3, 3, 0]
     assert found.loc[ONE_SET, "difference_low"] > 0
-    assert found[["iterations", "epochs"]].loc[[ONE_SET, EQUAL, STAGED]].to_numpy().tolist() == [
-        [300, 300],
-        [600, 600],
-        [600, 600],
-    ]
+    halves = [name for name in found.index if name.startswith("independent halves")]
+    costs = found[["iterations", "epochs"]].loc[[ONE_SET, EQUAL, STAGED, *halves]].to_numpy().tolist()
+    assert costs == [[300, 300], [600, 600], [600, 600], [600, 600], [600, 300], [600, 600]]
     assert format_frame(found.reset_index())["accuracy"].tolist().count("not run") == 2
     assert len(controls.comparison(evidence, *CELL, by_seed=True)) == found["seeds"].sum()
 

@@ -23,6 +23,7 @@ RESULTS = Path(__file__).parents[1] / "paper_results"
 SETS = [
     "SeqMatch, $S_2$ first", "SeqMatch, $S_2$ undistilled", "SeqMatch, $S_1$ twice",
     "divided, staged", "divided, joint", "undivided, staged", "undivided, last", "random real",
+    "divided, joint, as many epochs",
 ]  # fmt: skip
 
 
@@ -83,14 +84,15 @@ def test_some_of_the_sets_can_be_asked_about(tmp_path):
     assert measure_order(config, tmp_path, ["random real"]).other_half is None
     (tmp_path / "order" / f"{config.run_id}.json").unlink()
     halves = measure_order(config, tmp_path, ["halves"])
-    assert list(halves.accuracy) == ["divided, staged", "divided, joint"]
+    of_halves = [name for name in SETS if name.startswith("divided")]
+    assert list(halves.accuracy) == of_halves
     assert {run.run_id for run in load_runs(tmp_path)} == {config.run_id, halves.other_half}
     both = measure_order(config, tmp_path, ["random real"])
     assert both.other_half == halves.other_half
-    assert list(both.accuracy) == ["divided, staged", "divided, joint", "random real"]  # what was measured before is kept
+    assert list(both.accuracy) == [*of_halves, "random real"]  # what was measured before is kept
     assert load_orders(tmp_path) == [both]
     more = measure_order(config, tmp_path, ["sequence", "random real"])
-    assert list(more.accuracy) == [*SETS[:3], "random real", "divided, staged", "divided, joint"]
+    assert set(more.accuracy) == {*SETS[:3], "random real", *of_halves}
     assert {name: more.accuracy[name] for name in both.accuracy} == both.accuracy
     with pytest.raises(ConfigError, match=r"parts \['half'\] are unknown; use any of sequence, halves"):
         measure_order(config, tmp_path, ["half"])
@@ -117,10 +119,11 @@ def test_every_set_gets_its_accuracies_and_the_record_is_kept(tmp_path):
 
 
 def test_sets_are_what_they_are_called(tmp_path, monkeypatch):
-    sets = {}
+    sets, epochs = {}, {}
 
     def note(found, config, *_):
         sets.update(found)
+        epochs.update(dict.fromkeys(found, config.training.epochs))
         return {name: {config.network.name: {"values": [0.0]}} for name in found}, 0.0
 
     monkeypatch.setattr(order, "evaluate_sets", note)
@@ -139,10 +142,14 @@ def test_sets_are_what_they_are_called(tmp_path, monkeypatch):
         "SeqMatch, $S_1$ twice": SubsetSequence((first, replace(first, lr=second.lr))),
         "divided, staged": divided,
         "divided, joint": divided.joint(),
+        "divided, joint, as many epochs": divided.joint(),
         "undivided, staged": SubsetSequence((plain, again)),
     }
     assert {name: sets[name].sha256() for name in expected} == {name: one.sha256() for name, one in expected.items()}
     assert not torch.equal(again.images, plain.images)
+    longer = {name for name, count in epochs.items() if count != config.training.epochs}
+    assert longer == {"divided, joint, as many epochs"}
+    assert {epochs[name] for name in longer} == {2 * config.training.epochs}, "as many as in two stages"
 
 
 def test_the_second_turn_begins_with_the_finished_set_and_its_own_step_size(tmp_path, monkeypatch):

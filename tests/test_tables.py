@@ -77,6 +77,7 @@ def test_published_numbers_stand_as_printed_with_a_dagger_if_unchecked():
     assert shown("cifar10", "cifar10-ipc10-mtt")["published"] == "65.3 ± 0.7"
     assert shown("cifar10", "cifar10-ipc50-seqmatch_mtt")["published"] == "74.4 ± 0.5†"
     assert shown("cifar10", "cifar10-ipc10-random")["published"] == "26.0 ± 1.2; augmented 31.0"
+    assert shown("cifar10", "cifar10-ipc500-random")["published"] == "73.2 ± 0.3, augmented", "known with augmentation alone"
     assert (shown("cifar10", "cifar10-whole")["ipc"], shown("cifar10", "cifar10-whole")["published"]) == ("all", "84.8 ± 0.1")
     assert shown("cifar10", "cifar10-ipc10-seqmatch_dm")["published"] == ""
     assert shown("svhn", "svhn-ipc1-idc")["published"] == "68.5"

@@ -8,7 +8,7 @@ import pytest
 from made_records import COMMITTED, PUBLISHED, RESULTS, make_order, make_reevaluation, make_run, make_sequence, make_short
 
 from seqmatch_lib.report.evidence import Evidence
-from seqmatch_lib.report.verdicts import Gap, judge_accuracy, judge_difference, list_verdicts, summarise
+from seqmatch_lib.report.verdicts import CONTROLS, Gap, judge_accuracy, judge_difference, list_verdicts, summarise
 from seqmatch_lib.runs.records import load_orders
 
 AHEAD, BEHIND, LEVEL = Gap(2.0, 1.0, 3.0, 3), Gap(-2.0, -3.0, -1.0, 3), Gap(0.1, -1.0, 1.0, 3)
@@ -82,7 +82,7 @@ def test_a_claim_shows_every_scale_that_it_was_asked_at_and_its_halves_in_both_t
     claim = "SeqMatch-MTT is ahead of MTT", "10 images per class"
     short, rehearsal = (find(found, *claim, scale) for scale in ("short", "rehearsal"))
     for row in (short, rehearsal):
-        assert all(name in row["control"] for name in ("as many iterations and epochs", "halves in stages", "halves jointly"))
+        assert all(name in row["control"] for name in CONTROLS)
     assert rehearsal["measured"].startswith("-1.1 [")
 
 
@@ -106,7 +106,7 @@ def test_records_at_published_settings_lead_and_are_judged():
     cell = "10 images per class", "short"
     gain = find(found, "SeqMatch-MTT is ahead of MTT", *cell)
     assert gain["measured"].startswith("+3.0 [")
-    assert gain["verdict"] == "not decided (ahead; as many iterations and epochs, halves in stages, halves jointly: not run)"
+    assert gain["verdict"] == f"not decided (ahead; {', '.join(CONTROLS)}: not run)"
     assert found["claim"].iloc[0] == gain["claim"]
     assert found["scale"].iloc[0].startswith("short")
     assert find(found, "MTT is ahead of random real images", *cell)["verdict"] == "confirmed"
@@ -134,7 +134,10 @@ def test_halves_are_compared_over_the_seeds_that_have_them_and_with_one_sign(tmp
     row = find(found, claim, "10 images per class", "rehearsal")
     assert (row["measured"], row["control"]) == ("+3.0, 1 seed", "both jointly -2.5; trained on S_2 first +5.0")
     gain = find(found, "SeqMatch-MTT is ahead of MTT", "10 images per class", "rehearsal")
-    assert gain["control"].endswith("halves in stages +3.0, 1 seed; halves jointly +3.5, 1 seed")
+    assert gain["control"] == (
+        "halves in stages +3.0, 1 seed; halves jointly +3.5, 1 seed; "
+        "not run: as many iterations and epochs, halves jointly for as many epochs"
+    )
 
 
 def test_a_sequence_with_fewer_teachers_names_the_set_that_it_is_compared_with():
@@ -215,7 +218,7 @@ def test_where_the_control_of_equal_effort_is_missing_those_of_a_part_of_it_are_
     longer = make_reevaluation(runs[0], epochs=600)  # of accuracy 31
     found = list_verdicts(Evidence(runs, [longer]), PUBLISHED, RESULTS)
     row = find(found, "SeqMatch-MTT is ahead of MTT", "10 images per class", "rehearsal")
-    assert row["control"].endswith("halves jointly not run; as many epochs +20.0, 1 seed")
+    assert row["control"] == f"as many epochs +20.0, 1 seed; not run: {', '.join(CONTROLS)}"
     assert row["verdict"].endswith("as many epochs: 1 seed)")
     longest = make_run("cifar10-ipc10-mtt", 0, overrides={"mtt.iterations": 600}, iterations=(600,))
     equal = replace(make_reevaluation(longest, epochs=600), seed=1)

@@ -24,6 +24,7 @@ from seqmatch_lib.report.figures import PALETTE, save_figure, set_style, show_pi
 from seqmatch_lib.report.numbers import of_common_seeds
 from seqmatch_lib.report.tables import DATASETS, UNVERIFIED, build_table
 from seqmatch_lib.report.texts import (
+    count_seeds,
     format_range,
     label_scale,
     name_cell,
@@ -374,14 +375,15 @@ def _draw_last_iterates(
     axis: Axes, final: pd.DataFrame, colors: Mapping[str | tuple[str, int], Any], name_teachers: bool
 ) -> None:
     """Draws rows of `_last_iterates`: a line each, a point with its spread."""
-    names = []
+    names, unequal = [], final[final["seed_names"].isna()]["seeds"].nunique() > 1
     for row in final.itertuples():
         color = colors.get((row.colored, row.num_teachers), colors[row.colored])
         style = {"color": color, "mfc": "none" if "joint" in row.set else color}
         axis.errorbar(row.accuracy, len(names), xerr=row.accuracy_std, fmt="o", capsize=3, **style)
         is_compared = pd.isna(row.seed_names)
         cost = f", {row.num_teachers} teachers, {row.iterations:,} iterations" if name_teachers or not is_compared else ""
-        names.append(row.set + cost + ("" if is_compared else f", seed {row.seed_names}"))
+        seeds = f", {count_seeds(row.seeds)}" * unequal if is_compared else f", seed {row.seed_names}"
+        names.append(row.set + cost + seeds)
     networks = f", {format_range(final['n'])} networks" if len(final) else ""
     axis.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5), xlabel="test accuracy, %")
     title = f"last iterate{networks}; ± over seeds, or over networks of one seed"

@@ -23,12 +23,13 @@ LONGER = "one set, as many iterations"
 MORE_EPOCHS = "one set, as many epochs"
 EQUAL = "one set, as many iterations and epochs"
 HALVES, HALVES_JOINTLY = "independent halves, in stages", "independent halves, jointly"
+HALVES_LONGER = "independent halves, jointly, as many epochs"
 JOINTLY = "sequence, jointly"
 SETS = (
-    RANDOM, ONE_SET, LONGER, MORE_EPOCHS, EQUAL, HALVES, HALVES_JOINTLY,
+    RANDOM, ONE_SET, LONGER, MORE_EPOCHS, EQUAL, HALVES, HALVES_JOINTLY, HALVES_LONGER,
     STAGED, JOINTLY, "sequence, jointly, as many epochs",
 )  # fmt: skip
-OF_ORDER = {  # name in the records of order and division -> name here
+OF_ORDER = {  # name in the records of order and division -> name here, in the order of tables
     **{base.upper(): ONE_SET for base in method_names()},
     "SeqMatch": STAGED,
     "SeqMatch, joint": JOINTLY,
@@ -37,10 +38,12 @@ OF_ORDER = {  # name in the records of order and division -> name here
     "SeqMatch, $S_1$ twice": "sequence, S_1 twice",
     "divided, staged": HALVES,
     "divided, joint": HALVES_JOINTLY,
+    "divided, joint, as many epochs": HALVES_LONGER,
     "undivided, staged": "one set and its second version, in stages",
     "undivided, last": "one set, its second version alone",
+    "random real": RANDOM,
 }
-DECIDING = (EQUAL, HALVES, HALVES_JOINTLY)  # the controls that a gain of the sequence must pass
+DECIDING = (EQUAL, HALVES, HALVES_JOINTLY, HALVES_LONGER)  # the controls that a gain of the sequence must pass
 
 
 class Cost(NamedTuple):
@@ -96,6 +99,7 @@ def comparison(
             RANDOM: random[random["record"].isin(groups.get(plain, groups[alone[0]])["record"])],
             HALVES: _of_order(ablations, "divided, staged"),
             HALVES_JOINTLY: _of_order(ablations, "divided, joint"),
+            HALVES_LONGER: _of_order(ablations, "divided, joint, as many epochs"),
         }
         for name, effort in sets.items():
             cost = {"iterations": effort.iterations, "epochs": effort.epochs}
@@ -122,7 +126,8 @@ def _plain(groups: Mapping[Cost, pd.DataFrame], alone: Sequence[Cost], sequence:
 def _sets(plain: Cost, sequence: Cost) -> dict[str, Cost]:
     """Returns set of `SETS` -> what it costs, whether it was run or not."""
     longer, epochs = plain._replace(iterations=sequence.iterations, by_subset=str(sequence.iterations)), sequence.epochs
-    jointly = sequence._replace(trained="jointly", epochs=epochs // sequence.num_subsets)
+    jointly_longer = sequence._replace(trained="jointly")
+    jointly = jointly_longer._replace(epochs=epochs // sequence.num_subsets)
     return {
         RANDOM: plain._replace(iterations=0),
         ONE_SET: plain,
@@ -131,9 +136,10 @@ def _sets(plain: Cost, sequence: Cost) -> dict[str, Cost]:
         EQUAL: longer._replace(epochs=epochs),
         HALVES: sequence,
         HALVES_JOINTLY: jointly,
+        HALVES_LONGER: jointly_longer,
         STAGED: sequence,
         JOINTLY: jointly,
-        "sequence, jointly, as many epochs": sequence._replace(trained="jointly"),
+        "sequence, jointly, as many epochs": jointly_longer,
     }
 
 
@@ -210,7 +216,8 @@ def order(
     rows = []
     for base, records in groups.items():
         sequence = values_by_seed(_of_order(records, "SeqMatch"))
-        for name in dict.fromkeys(name for record in records for name in record.accuracy):
+        found, places = dict.fromkeys(name for record in records for name in record.accuracy), list(OF_ORDER)
+        for name in sorted(found, key=lambda name: places.index(name) if name in OF_ORDER else -1):
             gap = {} if name == "SeqMatch" else sequence
             common = {"base": base, "set": OF_ORDER.get(name, name)}
             rows += [common | row for row in summarise(_of_order(records, name), "difference", gap, by_seed)]

@@ -16,6 +16,7 @@ from seqmatch_lib.report.controls import (
     EQUAL,
     HALVES,
     HALVES_JOINTLY,
+    HALVES_LONGER,
     JOINTLY,
     LONGER,
     MORE_EPOCHS,
@@ -111,15 +112,15 @@ def find_order(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str:
         return _finding(name_runs(evidence, dataset, ipc, scale), scale)
     lines = []
     for base, rows in frame.set_index("set").groupby("base", sort=False):
-        names = [name for name in (STAGED, HALVES, HALVES_JOINTLY, ONE_SET) if name in rows.index]
+        names = [name for name in (STAGED, HALVES, HALVES_JOINTLY, HALVES_LONGER, ONE_SET) if name in rows.index]
         parts = [f"{rows.loc[name, 'accuracy']:.1f} ({name})" for name in names]
         if HALVES not in names:
             parts.append("independent halves: not run")
         leads = [f"{rows.loc[name, 'difference']:+.1f} ({text})" for name, text in CHANGES.items() if name in rows.index]
         lines.append(f"\n- {base.upper()}: {'; '.join(parts)}." + (f" *Lead*: {'; '.join(leads)}." if leads else ""))
     found = (
-        "Accuracy in per cent, and in points the *lead* of the sequence in stages over the same sequence with one "
-        f"change:\n{''.join(lines)}"
+        "Accuracy in per cent, and in points the *lead* of the sequence in stages over the same sequence with one change "
+        f"(trained on jointly, it also has half the epochs and one step size):\n{''.join(lines)}"
     )
     sure = f"{_seeds(frame)}; leads are over the seeds that both sides have."
     return _finding(name_runs(evidence, dataset, ipc, scale), scale, found, sure)

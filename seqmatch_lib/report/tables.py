@@ -35,7 +35,8 @@ NOTE = f"""Test accuracy in per cent. {SPREAD}.
 - `iterations`: of all subsets together.
 - `teachers`: of each stage.
 - `n`: number of networks.
-- `core hours`: of one processor core, for all seeds."""
+- `core hours`: threads times time on the clock, for all seeds. Other machines, and other work on them, change it by up to
+  three times, so do not compare rows."""
 SETTINGS_NOTE = f"""- `difference`: ours minus the published mean. Random real images are compared with the published baseline
   with augmentation where there is one, since ours are augmented, too.
 - Scale `paper` is the published setting in full. Scale `short` has fewer teachers and iterations, runs in bfloat16, and
@@ -99,7 +100,7 @@ def build_table(
 
     Returns:
         `COLUMNS`, and `difference`, ours minus published. `ipc` 0 means all images, `augmented` is the published random
-        baseline with augmentation, `mark` what stands beside a published number, see `mark_published`.
+        baseline with augmentation beside the one without, `mark` what stands beside a published number.
 
     Raises:
         StorageError: runs of one scale on different images, such as a part of the data set and the whole.
@@ -131,9 +132,12 @@ def _cells_of(dataset: str) -> list[RunConfig]:
 
 
 def _published(known: pd.DataFrame, config: RunConfig) -> dict[str, Any]:
-    cell = config.ipc, config.method
+    cell, with_augmentation = (config.ipc, config.method), (config.ipc, f"{config.method}_augmented")
+    augmented = known["mean"].get(with_augmentation, nan)
+    if cell not in known.index and with_augmentation in known.index:
+        mean, std, check = known.loc[with_augmentation, ["mean", "std", "check"]]
+        return {"published": mean, "published_std": std, "mark": f"{mark_published(check)}, augmented", "augmented": nan}
     mean, std, check = known.loc[cell, ["mean", "std", "check"]] if cell in known.index else (nan, nan, "")
-    augmented = known["mean"].get((config.ipc, f"{config.method}_augmented"), nan)
     return {"published": mean, "published_std": std, "mark": mark_published(check), "augmented": augmented}
 
 

@@ -25,6 +25,7 @@ from seqmatch_lib.report.controls import (
     EQUAL,
     HALVES,
     HALVES_JOINTLY,
+    HALVES_LONGER,
     JOINTLY,
     LONGER,
     MORE_EPOCHS,
@@ -47,7 +48,12 @@ SCALES = (*PUBLISHED_SETTINGS, "reduced")  # the one that decides first
 COLUMNS = ("whose", "claim", "setting", "scale", "published", "measured", "control", "verdict", "records")
 PAPER, BASE, OURS = "the paper", "base methods", "our own questions"  # whose claim it is, in the order of the page
 PAPER_BASES = ("mtt", "idc")  # base methods that the paper puts its sequence on
-CONTROLS = {"as many iterations and epochs": EQUAL, "halves in stages": HALVES, "halves jointly": HALVES_JOINTLY}
+CONTROLS = {
+    "as many iterations and epochs": EQUAL,
+    "halves in stages": HALVES,
+    "halves jointly": HALVES_JOINTLY,
+    "halves jointly for as many epochs": HALVES_LONGER,
+}
 PARTIAL = {"as many iterations": LONGER, "as many epochs": MORE_EPOCHS}  # for want of the first of them
 
 
@@ -201,10 +207,17 @@ def _sequences(evidence: Evidence, known: pd.DataFrame) -> Iterable[tuple[str, .
                 PAPER if base in PAPER_BASES else OURS, f"{_name(method)} is ahead of {_name(base)}",
                 name_cell(dataset, ipc), name_scale(part, dataset, ipc, scale, [base]), printed,
                 f"{gap} ({one_set})" if one_set == LONGER else str(gap),
-                "; ".join(f"{name} {control}" for name, control in controls.items()) if gap.seeds else "",
+                _list_controls(controls) if gap.seeds else "",
                 judge_difference(gap, scale, controls, _any_cut_short(part, dataset, ipc, scale, base)),
                 ", ".join(sets.loc[[one_set, STAGED], "records"] if gap.seeds else []),
             )  # fmt: skip
+
+
+def _list_controls(controls: Mapping[str, Gap]) -> str:
+    """Returns the differences from controls, then the names of those that were not run."""
+    run = [f"{name} {control}" for name, control in controls.items() if control.seeds]
+    missing = ", ".join(name for name, control in controls.items() if not control.seeds)
+    return "; ".join([*run, *([f"not run: {missing}"] if missing else [])])
 
 
 def _printed(known: pd.DataFrame, dataset: str, ipc: int, method: str) -> str:

@@ -136,7 +136,8 @@ class RunConfig:
         """
         require(isinstance(settings, Mapping), f"settings must be a table, not {settings!r:.200}")
         values, base = dict(settings), _base_method(settings)
-        require("options" not in values, "unknown key 'options'; the settings of a base method stand under its name, such as 'mtt'")
+        message = "unknown key 'options'; the settings of a base method stand under its name, such as 'mtt'"
+        require("options" not in values, message)
         sections = {name: values.pop(name, {}) for name in method_names()}
         for name, section in sections.items():
             if name != base and section:  # of another method, for example in settings whose method was changed

@@ -19,6 +19,7 @@ from seqmatch_lib.runs.provenance import describe_provenance
 from seqmatch_lib.runs.records import OrderRecord, fields_of, find_earlier
 from seqmatch_lib.runs.stages import StageCheckpoint
 from seqmatch_lib.store.budget import Budget
+from seqmatch_lib.store.files import remove_leftovers
 from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset, load_sequence, sample_real_sequence, set_path
 
 OTHER_SEED = 1000  # what is added to a run's seed for the second of two independent halves
@@ -78,8 +79,8 @@ def measure_order(
         config: of a SeqMatch run with two equal subsets.
         results_dir: of all runs, and of the record.
         parts: which sets: "sequence": its subsets backwards, and something else in the place of S_2 (the accuracy of the
-            sequence itself is in the record of its run); "halves": S_1 and the other half; "one set": the base method's,
-            and the same distilled once more; "random real".
+            sequence itself is in the record of its run); "halves": S_1 and the other half, in stages, jointly, and jointly
+            for as many epochs as in stages; "one set": the base method's, and the same distilled once more; "random real".
             Other sets that were measured before stay in the record.
         device: defaults to the first GPU, or the CPU.
 
@@ -113,7 +114,12 @@ def measure_order(
             lr = config.evaluation.real_lr
             sets["random real"] = sample_real_sequence(data.train, data.num_classes, config.subset_ipcs, lr, config.seed)
         network = config.network.name
-        found, _ = evaluate_sets(sets, config.changed({"evaluation.networks": [network]}), data, folder, Budget())
+        asked = config.changed({"evaluation.networks": [network]})
+        found, _ = evaluate_sets(sets, asked, data, folder, Budget())
+        if "halves" in parts:  # joint training has the epochs of one stage
+            longer, as_long = asked.changed({"training.epochs": 2 * asked.training.epochs}), folder / "as-many-epochs"
+            remove_leftovers(as_long)
+            found |= evaluate_sets({"divided, joint, as many epochs": divided.joint()}, longer, data, as_long, Budget())[0]
         record = OrderRecord(
             **fields_of(config, "dataset", "ipc", "scale", "seed"),
             synthetic_sha256=sequence.sha256(),
@@ -131,9 +137,7 @@ def _with_earlier_parts(record: OrderRecord, results_dir: Path) -> OrderRecord:
     earlier = find_earlier(OrderRecord, record.path(results_dir))
     if earlier is None or (earlier.config, earlier.synthetic_sha256) != (record.config, record.synthetic_sha256):
         return record
-    ordered = max(record.accuracy, earlier.accuracy, key=len)  # tables list sets as the record does
-    accuracy = ordered | earlier.accuracy | record.accuracy
-    return replace(record, accuracy=accuracy, other_half=record.other_half or earlier.other_half)
+    return replace(record, accuracy=earlier.accuracy | record.accuracy, other_half=record.other_half or earlier.other_half)
 
 
 def _for_second_turn(sequence: RunConfig, one_set: RunConfig) -> BaseMethod:
