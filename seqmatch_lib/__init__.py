@@ -10,14 +10,14 @@ if TYPE_CHECKING:  # so that editors know them
     from seqmatch_lib.data.datasets import ImageDataset
     from seqmatch_lib.engine.inner_loop import unroll
     from seqmatch_lib.errors import OutOfTime, SeqMatchError
-    from seqmatch_lib.front import Run, distill, evaluate, load, presets, records, run
+    from seqmatch_lib.front import Run, distill, evaluate, load, presets, records, reevaluations, run
     from seqmatch_lib.methods import BaseMethod, method_names, register_method
     from seqmatch_lib.results import Results
     from seqmatch_lib.runs.config import RunConfig
     from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset
 
 _NAMES = {
-    "front": ("Run", "distill", "evaluate", "load", "presets", "records", "run"),
+    "front": ("Run", "distill", "evaluate", "load", "presets", "records", "reevaluations", "run"),
     "results": ("Results",),
     "methods": ("BaseMethod", "method_names", "register_method"),
     "runs.config": ("RunConfig",),
@@ -29,7 +29,8 @@ _NAMES = {
 _HOMES = {name: home for home, names in _NAMES.items() for name in names}
 __all__ = [
     "BaseMethod", "ImageDataset", "OutOfTime", "Results", "Run", "RunConfig", "SeqMatchError", "SubsetSequence",
-    "SyntheticSubset", "distill", "evaluate", "load", "method_names", "presets", "records", "register_method", "run", "unroll",
+    "SyntheticSubset", "distill", "evaluate", "load", "method_names", "presets", "records", "reevaluations", "register_method",
+    "run", "unroll",
 ]  # fmt: skip
 
 

@@ -28,14 +28,14 @@ from seqmatch_lib.data.datasets import (
 from seqmatch_lib.data.multi_formation import AS_STORED
 from seqmatch_lib.engine.evaluation import format_accuracy
 from seqmatch_lib.errors import OutOfTime, SeqMatchError, first_line, require
-from seqmatch_lib.exchange.formats import FORMATS, export_sequence, import_sequence
+from seqmatch_lib.exchange.formats import FORMATS, PREPROCESSED, export_sequence, import_sequence
 from seqmatch_lib.exchange.pixel_layouts import share_outside
 from seqmatch_lib.front import RESULTS, config_of, evaluate
 from seqmatch_lib.runs.config import SCALES, RunConfig, config_asked_for, parse_overrides, preset_names
 from seqmatch_lib.runs.experiment import record_shared_teachers, run_experiment
-from seqmatch_lib.runs.listing import format_records
+from seqmatch_lib.runs.listing import format_records, format_reevaluations
 from seqmatch_lib.runs.pictures import preprocessing_of
-from seqmatch_lib.runs.records import RunRecord, load_runs, record_path
+from seqmatch_lib.runs.records import RunRecord, load_reevaluations, load_runs, record_path
 from seqmatch_lib.store.budget import Budget
 from seqmatch_lib.subsets import SubsetSequence, check_sequence, load_sequence
 
@@ -152,7 +152,7 @@ def _add_sets(commands: Any) -> None:
 
 def _add_results(commands: Any) -> None:
     """Adds the commands that read records: all of them, as tables, in notebooks."""
-    show = _add_command(commands, "show", _show, "print the accuracies of all records of a results folder")
+    show = _add_command(commands, "show", _show, "print the accuracies of all runs and re-evaluations of a results folder")
     show.add_argument("results", type=Path, nargs="?", default=RESULTS, metavar="DIR")
 
     text = "write the paper's tables and figures, which show presets; `show`, and sm.records in Python, show every run"
@@ -335,7 +335,8 @@ def _export(options: argparse.Namespace) -> None:
 def _import(options: argparse.Namespace) -> None:
     config = _read_config(options)
     spec, lrs, method = find_dataset(config.dataset), options.lr, config.options
-    preprocessing, formation = fit_preprocessing(spec, config.zca), AS_STORED
+    formation, is_preprocessed = AS_STORED, options.kind in PREPROCESSED
+    preprocessing = None if is_preprocessed else fit_preprocessing(spec, config.zca)
     if options.kind == "idc":  # its files say neither
         lrs = lrs or [getattr(method, "syn_lr", config.evaluation.real_lr)]
         formation = getattr(method, "formation", AS_STORED)
@@ -343,11 +344,17 @@ def _import(options: argparse.Namespace) -> None:
         options.paths, options.kind, spec, preprocessing, config.subset_ipcs, config.as_dict(), lrs, formation
     )
     sequence.save(options.out)
+    if is_preprocessed:
+        taken, other = ("ZCA whitened", "false") if config.zca else ("normalised and not ZCA whitened", "true")
+        print(f"notice: the images are taken as {taken}; if they are not, import them with --set zca={other}", file=sys.stderr)
     print(f"imported: {options.out}")
 
 
 def _show(options: argparse.Namespace) -> None:
-    print(format_records(_load_records(options.results)))
+    again = load_reevaluations(options.results)
+    runs = load_runs(options.results) if again else _load_records(options.results)
+    tables = [format_records(runs)] * bool(runs) + [format_reevaluations(again)] * bool(again)
+    print("\n\n".join(tables))
 
 
 def _load_records(results_dir: Path) -> list[RunRecord]:

@@ -21,8 +21,8 @@ class StorageError(SeqMatchError):
     """A file of this library (trajectory, checkpoint, distilled set, record) is damaged or does not fit the run."""
 
 
-class UnknownMethodError(ConfigError, StorageError):
-    """Settings, or a record, of a method that is not registered here; nothing is wrong with them."""
+class NotRegisteredError(ConfigError, StorageError):
+    """Settings, or a record, of a method or network that is not registered here, or not as it was; nothing is wrong there."""
 
 
 class DivergenceError(SeqMatchError):

@@ -35,7 +35,7 @@ from seqmatch_lib.runs.config import SEQUENTIAL_PREFIX, RunConfig, as_overrides,
 from seqmatch_lib.runs.experiment import choose_device, run_experiment
 from seqmatch_lib.runs.pictures import load_pictures
 from seqmatch_lib.runs.real_data import prepare_data
-from seqmatch_lib.runs.records import Reevaluation, RunRecord, list_scores, load_runs
+from seqmatch_lib.runs.records import Reevaluation, RunRecord, list_scores, load_reevaluations, load_runs
 from seqmatch_lib.runs.reevaluation import reevaluate
 from seqmatch_lib.store.budget import Budget
 from seqmatch_lib.subsets import SubsetSequence, load_sequence, set_path
@@ -222,6 +222,7 @@ def distill(
     set: Mapping[str, Any] | None = None,
     results_dir: Path | str | None = None,
     force: bool = False,
+    max_minutes: float | None = None,
 ) -> Run:
     """Distils images that are in memory, without a preset or a folder.
 
@@ -241,11 +242,13 @@ def distill(
             temporary folder, which is removed when the call fails or the returned run is no longer used. Then
             `run.distilled.save(path)` keeps the set.
         force: discard the record, if there is one, and distil again; an unfinished run goes on, see `run_experiment`.
+        max_minutes: stop at the first checkpoint after this time, with `OutOfTime`; it needs `results_dir`.
 
     Raises:
         DataError: images or labels do not have this form; the message says what was found.
         ConfigError: an unknown method, or a setting out of range.
     """
+    _check_kept(max_minutes, results_dir)
     dataset, settings = dataset_from_arrays(train, test), as_overrides(set)
     named = f"dataset {settings.get('dataset')!r:.120} cannot be set, since the images are those given; leave it out"
     require("dataset" not in settings, named)
@@ -275,9 +278,16 @@ def distill(
     config = config.changed(changes | settings)
     with ExitStack() as stack:
         folder = _as_path(results_dir or stack.enter_context(TemporaryDirectory(prefix="seqmatch-")))
-        run = Run(config, run_experiment(config, folder, force=force, dataset=dataset), folder, dataset)
+        record = run_experiment(config, folder, force=force, dataset=dataset, max_minutes=max_minutes)
+        run = Run(config, record, folder, dataset)
         weakref.finalize(run, stack.pop_all().close)  # from here on the folder lives as long as the run
     return run
+
+
+def _check_kept(max_minutes: float | None, results_dir: Path | str | None) -> None:
+    """Raises ConfigError if work may stop where nothing is kept."""
+    is_kept = max_minutes is None or results_dir is not None
+    require(is_kept, "max_minutes needs a folder that keeps the state; give results_dir (on the command line --results DIR)")
 
 
 def _preset_of(method: str) -> str:
@@ -322,8 +332,7 @@ def evaluate(
     require(is_list, f"networks {networks!r:.120} must be a list of names, such as ['convnet', 'resnet18']")
     for name, flag in (("joint", joint), ("random", random)):
         require(isinstance(flag, bool), f"{name} {flag!r:.120} must be True or False")
-    is_kept = max_minutes is None or results_dir is not None
-    require(is_kept, "max_minutes needs a folder that keeps the state; give results_dir (on the command line --results DIR)")
+    _check_kept(max_minutes, results_dir)
     sequence = distilled if isinstance(distilled, SubsetSequence) else load(distilled)
     changes = as_overrides(set) | ({} if networks is None else {"evaluation.networks": list(networks)})
     of_distillation = [key for key in changes if not str(key).startswith(("training.", "evaluation.", "network."))]
@@ -380,6 +389,31 @@ def records(results_dir: Path | str = RESULTS) -> "DataFrame":
         for value in accuracy["values"]
     ]
     return DataFrame(rows, columns=[*names, "training", "network", "accuracy"])
+
+
+def reevaluations(results_dir: Path | str = RESULTS) -> "DataFrame":
+    """Returns a row for each network of each re-evaluation that `evaluate` has kept, with its accuracy in per cent.
+
+    Returns:
+        Columns `dataset`, `run_id` (of the set; "imported" for one from elsewhere), `joint`, `seed`, `training` ("set", or
+        "random" for random real images), `network`, `accuracy`.
+
+    Raises:
+        ConfigError: the folder holds no re-evaluations.
+    """
+    from pandas import DataFrame
+
+    found = load_reevaluations(_as_path(results_dir))
+    remedy = "make one with `evaluate(…, results_dir=…)` or give another folder"
+    require(bool(found), f"{results_dir} holds no re-evaluations; {remedy}")
+    rows = [
+        (again.config["dataset"], again.run_id, again.joint, again.seed, training, network, value)
+        for again in found
+        for training, accuracies in (("set", again.accuracy), ("random", again.random_baseline or {}))
+        for network, accuracy in accuracies.items()
+        for value in accuracy["values"]
+    ]
+    return DataFrame(rows, columns=["dataset", "run_id", "joint", "seed", "training", "network", "accuracy"])
 
 
 def presets(dataset: str | None = None, scale: str = "paper", results_dir: Path | str = RESULTS) -> "DataFrame":

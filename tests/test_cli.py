@@ -52,6 +52,15 @@ def test_run_then_show_then_evaluate(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "vit: " in out
     assert os.path.isfile(out.strip().splitlines()[-1].removeprefix("record: "))
+    assert main(["show", results]) == 0
+    runs, again = capsys.readouterr().out.split("\n\n")
+    assert runs.splitlines() == shown
+    head, _, row = again.splitlines()
+    assert head.split()[:4] == ["set", "trained", "seed", "network"]
+    assert row.split()[:4] == [distilled.stem, "jointly", "0", "vit"]
+    (tmp_path / "runs").rename(tmp_path / "elsewhere")
+    assert main(["show", results]) == 0
+    assert capsys.readouterr().out == again
 
 
 def test_bench_leaves_a_record_and_figures_that_cost_reads(tmp_path, capsys, monkeypatch, uncompiled):

@@ -14,6 +14,7 @@ from helpers import flip
 from PIL import Image
 from test_cli import fails_in_one_line
 
+from seqmatch_lib import __main__ as command_line
 from seqmatch_lib.__main__ import main
 from seqmatch_lib.data import datasets
 from seqmatch_lib.data.datasets import DATASETS, fit_preprocessing, load_dataset
@@ -268,6 +269,20 @@ def test_the_remedy_for_another_division_works(tmp_path, generator, capsys, pres
     arguments = ["import", str(tmp_path / "mtt"), "--from", "mtt", "--preset", preset, "--out", out]
     error = fails_in_one_line(capsys, *arguments)
     assert main([*arguments, *error.partition("; add ")[2].split()]) == 0
+
+
+@pytest.mark.parametrize("zca", [False, True])
+def test_images_that_do_not_say_how_they_were_preprocessed_are_taken_with_a_notice(
+    tmp_path, generator, capsys, zca, monkeypatch
+):
+    """And no data set is read for them, as whitening would need."""
+    monkeypatch.setattr(command_line, "fit_preprocessing", None)
+    export_sequence(make_sequence(generator), "mtt", tmp_path / "mtt", PLAIN, NAMES)
+    given = [str(tmp_path / "mtt"), "--from", "mtt", "--preset", "digits-ipc10-seqmatch_mtt", "--out", str(tmp_path / "set")]
+    settings = ("ipc=3", "subset_ipcs=[2,1]", f"zca={str(zca).lower()}")
+    assert main(["import", *given, *(part for setting in settings for part in ("--set", setting))]) == 0
+    taken = ("normalised and not ZCA whitened", "ZCA whitened")[zca]
+    assert f"notice: the images are taken as {taken}; if they are not, import them with --set zca=" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["images_best.pt", "mine.safetensors"])

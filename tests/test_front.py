@@ -122,6 +122,23 @@ def test_a_distilled_set_is_saved_loaded_and_evaluated(mine, tmp_path):
     assert other.joint
 
 
+def test_kept_re_evaluations_are_listed(mine, tmp_path):
+    with pytest.raises(ConfigError, match="holds no re-evaluations; make one with"):
+        sm.reevaluations(tmp_path)
+    kept = mine.evaluate(joint=True, random=True, seed=3, set={"training.epochs": 1}, results_dir=tmp_path)
+    found = sm.reevaluations(tmp_path)
+    assert found[["joint", "seed", "network"]].drop_duplicates().to_numpy().tolist() == [[True, 3, "convnet"]]
+    values = {"set": kept.accuracy, "random": kept.random_baseline}
+    for training, rows in found.groupby("training"):
+        assert rows["accuracy"].tolist() == values.pop(training)["convnet"]["values"]
+    assert not values
+
+
+def test_work_is_not_stopped_where_nothing_is_kept():
+    with pytest.raises(ConfigError, match="max_minutes needs a folder that keeps the state; give results_dir"):
+        sm.distill(*TWO, "dm", max_minutes=1)
+
+
 @pytest.mark.parametrize("scale", ["smoke", "reduced", "short", "paper"])
 @pytest.mark.parametrize("method", ["mtt", "idc", "dm", "krr"])
 def test_a_sequence_has_the_settings_of_the_sequential_preset(method, scale, tmp_path, monkeypatch):

@@ -4,18 +4,19 @@ import re
 import subprocess
 import sys
 import textwrap
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields, make_dataclass, replace
 from types import ModuleType
 
 import pytest
 import torch
-from helpers import CLASSES, NETWORK, RECIPE, checkpoints, make_images, make_stage
+from helpers import CLASSES, NETWORK, RECIPE, Impatient, checkpoints, finish_in_parts, make_images, make_stage
 
 import seqmatch_lib as sm
 from seqmatch_lib import front
 from seqmatch_lib.__main__ import main
 from seqmatch_lib.data.datasets import Split
 from seqmatch_lib.engine.evaluation import EvaluationProtocol
+from seqmatch_lib.engine.networks import NETWORKS
 from seqmatch_lib.errors import ConfigError, StorageError
 from seqmatch_lib.methods import BaseConfig, BaseMethod, MethodState, get_method, register_method
 from seqmatch_lib.methods import base as registry
@@ -23,6 +24,7 @@ from seqmatch_lib.methods.idc import IDC
 from seqmatch_lib.runs.config import REFERENCES, RunConfig
 from seqmatch_lib.runs.distillation import distill_stages
 from seqmatch_lib.runs.records import load_record, load_reevaluations
+from seqmatch_lib.store.budget import Budget
 from seqmatch_lib.subsets import SubsetSequence
 
 
@@ -89,9 +91,22 @@ def starts_with(rows):
     return {"initialise": initialise}
 
 
+def black_images(self, stage):
+    trainable = BaseMethod.initialise(self, stage)
+    return replace(trainable, images=torch.zeros_like(trainable.images).requires_grad_())
+
+
 class Counting(MethodState):
     def state(self):
         return {"count": torch.tensor(0)}
+
+
+class Numbering(MethodState):
+    def state(self):
+        return {"count": 0}
+
+    def load_state(self, state):
+        pass
 
 
 @pytest.mark.parametrize("name", ["images", "labels"])
@@ -119,11 +134,20 @@ def test_a_step_that_changes_frozen_subsets_is_refused(name, tmp_path):
             "class by class; return stage.ipc of each class in the order of the classes, as super",
         ),
         (starts_with([0, 0, 1, 2]), r"returned images of shape \(4, 1, 6, 6\) with labels of shape \(4,\), but stage 1 has 3"),
+        (
+            {"initialise": black_images},
+            r"initialise of Changed returned images that their optimiser does not change; make it anew for them, as in "
+            r"trainable.optimizers\['images'\] = self.image_optimizer\(trainable.images\)",
+        ),
         ({"step": lambda self, *_: torch.tensor(0.5)}, "step of Changed left no gradient of images; call loss.backward"),
         ({"step": lambda self, *_: 0.5}, "step of Changed returned 0.5; return the detached loss"),
         ({"step": lambda self, *_: None}, "step of Changed returned None; return the detached loss"),
         ({"step": lambda self, *_: torch.ones(2)}, r"step of Changed returned tensor\(\[1., 1.\]\); return the"),
         ({"prepare": lambda self, stage: Counting(0.0)}, "Counting has `state`, but no `load_state` .*; write both"),
+        (
+            {"prepare": lambda self, stage: Numbering(0.0)},
+            "`state` of Numbering returned {'count': 0}; return a dictionary of",
+        ),
         ({"prepare": lambda self, stage: None}, "prepare of Changed returned a NoneType; return a MethodState"),
     ],
 )
@@ -131,6 +155,25 @@ def test_a_method_that_breaks_a_rule_is_told_which(change, message, tmp_path):
     method = type("Changed", (Means,), change)(MeansConfig())
     with pytest.raises(ConfigError, match=message):
         distill_stages(method, make_stage(tmp_path), (1,), (None,), checkpoints(tmp_path))
+
+
+class Slowing(torch.optim.SGD):
+    def step(self, closure=None):
+        super().step(closure)
+        self.param_groups[0]["lr"] /= 3
+
+
+def test_a_stopped_run_goes_on_with_the_learning_rate_that_its_optimiser_had(tmp_path):
+    method = type("Slow", (Means,), {"image_optimizer": lambda self, images: Slowing([images], lr=0.5)})(MeansConfig())
+
+    def distil(folder, budget):
+        stage = replace(make_stage(tmp_path), budget=budget)
+        return distill_stages(method, stage, (1,), (None,), checkpoints(folder))
+
+    whole = distil(tmp_path / "whole", Budget())
+    parts, stops = finish_in_parts(lambda: distil(tmp_path / "parts", Impatient()))
+    assert stops > 1
+    assert whole[0].trainable.losses == parts[0].trainable.losses
 
 
 def test_names_are_registered_once(monkeypatch):
@@ -315,6 +358,34 @@ def test_a_folder_with_records_of_an_unknown_method_is_read_without_them(tmp_pat
         load_record(path)
     with pytest.raises(ConfigError, match=f"method 'means' is unknown.*{remedy}$"):
         sm.evaluate(tmp_path / "distilled" / f"{run.record.run_id}.safetensors")
+
+
+def test_records_of_a_method_whose_settings_have_changed_are_left_out_with_a_notice(tmp_path, monkeypatch, capsys):
+    """They are no damaged files, and those of other methods are listed."""
+    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
+    register_method("means")(Fading)
+    quick = {"training.epochs": 1, "evaluation.num_networks": 1}
+    run = sm.run("digits-ipc10-random", "smoke", set={"method": "means", "means.iterations": 1, **quick}, results_dir=tmp_path)
+    known = sm.run("digits-ipc10-random", "smoke", set=quick, results_dir=tmp_path)
+    registry._METHODS["means"] = type("Fading", (Fading,), {"config_class": make_dataclass("C", ["fresh"])})
+    assert set(sm.records(tmp_path)["run_id"]) == {known.record.run_id}
+    assert re.search(
+        rf"left out: .*{run.record.run_id}.json does not fit method 'means' as it is now: ", capsys.readouterr().err
+    )
+
+
+def test_records_of_a_network_that_is_not_entered_are_left_out_with_a_notice(tmp_path, monkeypatch, capsys):
+    quick = {"training.epochs": 1, "evaluation.num_networks": 1}
+    known = sm.run("digits-ipc10-random", "smoke", set=quick, results_dir=tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setitem(NETWORKS, "own", NETWORKS["convnet"])
+        sm.run("digits-ipc10-random", "smoke", set={**quick, "evaluation.networks": ["own"]}, results_dir=tmp_path)
+        known.evaluate(networks=["own"], results_dir=tmp_path)
+    assert set(sm.records(tmp_path)["run_id"]) == {known.record.run_id}
+    assert load_reevaluations(tmp_path) == []
+    notices = capsys.readouterr().err
+    assert notices.count("unknown names ['own']; use any of convnet") == 2
+    assert notices.count("enter one of your own in NETWORKS first") == 2
 
 
 def test_a_method_that_extends_one_with_iterations_of_each_stage_takes_one_number_as_that_does(tmp_path, monkeypatch):

@@ -50,7 +50,8 @@ def _to_split(part: Arrays | Dataset, which: str) -> Split:
     if len(shape) != 4 or shape[1] not in (1, 3):
         rule = "they must be (N, C, H, W) with 1 or 3 channels C"
         remedy = "; add the channels with images[:, None]" if len(shape) == 3 else ""
-        remedy = "; put the channels first with images.permute(0, 3, 1, 2)" if shape[3:] in ((1,), (3,)) else remedy
+        if shape[3:] in ((1,), (3,)):
+            remedy = "; put the channels first with torch.as_tensor(images).permute(0, 3, 1, 2)"
         raise DataError(f"{which} has images of shape {shape}; {rule}{remedy}")
     whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype is torch.bool)
     if not (labels.dim() == 1 and whole and len(labels) > 0):

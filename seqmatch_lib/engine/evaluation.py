@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from seqmatch_lib.data.datasets import Split
-from seqmatch_lib.engine.networks import NETWORKS, NetworkConfig, make_network
+from seqmatch_lib.engine.networks import NETWORKS, REGISTER_NETWORK, NetworkConfig, make_network
 from seqmatch_lib.engine.step_functions import batch_loss
 from seqmatch_lib.engine.training import TrainingCheckpoint, TrainingRecipe, compute_logits, measure_accuracy, train_stage
-from seqmatch_lib.errors import require
+from seqmatch_lib.errors import NotRegisteredError, require
 from seqmatch_lib.seeds import make_generator
 from seqmatch_lib.store.settings import omit_default
 from seqmatch_lib.subsets import SubsetSequence
@@ -41,7 +41,8 @@ class EvaluationConfig:
         require(self.num_networks >= 1, f"evaluation.num_networks {self.num_networks} must be at least 1")
         require(len(self.networks) >= 1, "evaluation.networks is empty; name at least one network")
         unknown = sorted(set(self.networks) - set(NETWORKS))
-        require(not unknown, f"evaluation.networks has unknown names {unknown}; use any of {', '.join(NETWORKS)}")
+        problem = f"evaluation.networks has unknown names {unknown}; use any of {', '.join(NETWORKS)}"
+        require(not unknown, f"{problem}; {REGISTER_NETWORK}", NotRegisteredError)
         require(self.real_lr > 0, f"evaluation.real_lr {self.real_lr} must be positive")
         require(self.num_selections >= 1, f"evaluation.num_selections {self.num_selections} must be at least 1")
 

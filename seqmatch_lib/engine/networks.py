@@ -13,10 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from seqmatch_lib.errors import require
+from seqmatch_lib.errors import NotRegisteredError, require
 
 NORMS = ("instance", "group", "layer", "batch", "none")
 POOLINGS = ("avg", "max", "none")
+REGISTER_NETWORK = "enter one of your own in NETWORKS first"
 GROUPS = 4  # of norm "group", as in the public code
 _DRAWN = (nn.Conv2d, nn.Linear, nn.GroupNorm, nn.LayerNorm, nn.BatchNorm2d)  # whose parameters `draw_parameters` fills
 _DRAWN_NAMES = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
@@ -41,7 +42,8 @@ class NetworkConfig:
     pooling: str = "avg"
 
     def __post_init__(self) -> None:
-        require(self.name in NETWORKS, f"network name {self.name!r} is unknown; use one of {', '.join(NETWORKS)}")
+        problem = f"network name {self.name!r} is unknown; use one of {', '.join(NETWORKS)}"
+        require(self.name in NETWORKS, f"{problem}; {REGISTER_NETWORK}", NotRegisteredError)
         require(self.norm in NORMS, f"network norm {self.norm!r} is unknown; use one of {', '.join(NORMS)}")
         require(self.pooling in POOLINGS, f"network pooling {self.pooling!r} is unknown; use one of {', '.join(POOLINGS)}")
         require(self.width >= 1, f"network width {self.width} must be at least 1")

@@ -36,6 +36,7 @@ from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset, check_sequence
 
 WRITERS = {"mtt": write_mtt, "datm": write_datm, "idc": write_idc, "parquet": write_parquet, "folder": write_folder}
 FORMATS = tuple(WRITERS)
+PREPROCESSED = ("mtt", "datm")  # formats of images as networks see them, which do not say how they were preprocessed
 
 
 def export_sequence(
@@ -72,7 +73,7 @@ def export_sequence(
 
 
 def import_sequence(
-    paths: Sequence[Path], kind: str, spec: DatasetSpec, preprocessing: Preprocessing, subset_ipcs: Sequence[int],
+    paths: Sequence[Path], kind: str, spec: DatasetSpec, preprocessing: Preprocessing | None, subset_ipcs: Sequence[int],
     settings: dict[str, Any], lrs: Sequence[float] = (), formation: Formation = AS_STORED,
 ) -> SubsetSequence:  # fmt: skip
     """Reads a distilled set in another layout. Nothing in the files is run: pickles are read with `weights_only=True`.
@@ -81,7 +82,7 @@ def import_sequence(
         paths: the folder that holds the set or its `S_1` … `S_K`; or one folder a subset, in order, as in SeqMatch's code.
         kind: one of `FORMATS`.
         spec: of the data set; it is loaded only where a folder calls classes by their names.
-        preprocessing: of the data set; applied to what holds pixels.
+        preprocessing: of the data set; applied to what holds pixels, so not to the formats in `PREPROCESSED`.
         subset_ipcs: images per class of its subsets.
         settings: of a run that could have made the set; kept in its metadata, they say how networks are trained on it.
         lrs: step size of each subset, or one for all, for layouts that do not hold them.
@@ -99,7 +100,7 @@ def import_sequence(
         if (folder / NAME).is_file():
             files = sorted(file for file in folder.rglob("*") if file.is_file())
             exported.update(set(files).difference(check_files(folder, files)))
-    if kind in ("mtt", "datm"):
+    if kind in PREPROCESSED:
         subsets = read_pt(paths, kind == "datm", lrs, exported)
     else:
         require(len(paths) == 1, f"format {kind!r} has all subsets in one place; give one path instead of {len(paths)}")

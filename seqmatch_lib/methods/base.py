@@ -151,11 +151,12 @@ class Trainable:
         return {"images": self.images, "labels": self.labels, "lr": self.lr}
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Returns the leaves and the optimisers' states."""
+        """Returns the leaves, and the optimisers' states and learning rates."""
         tensors = self.leaves
         for name, optimizer in self.optimizers.items():
             optimizer_state = optimizer.state[self.leaves[name]].items()
             tensors |= {f"optimizer.{name}.{key}": value for key, value in optimizer_state}
+            tensors[f"learning_rate.{name}"] = torch.tensor(float(optimizer.param_groups[0]["lr"]), dtype=torch.float64)
         return tensors
 
     def load_state(self, state: dict[str, torch.Tensor], losses: list[float]) -> None:
@@ -175,6 +176,8 @@ class Trainable:
                 key: saved_like(value, leaves[name]).to(leaves[name].device) if value.dim() or name == "lr" else value
                 for key, value in tensors_under(state, f"optimizer.{name}.").items()
             }
+            if f"learning_rate.{name}" in state:  # not in files of older versions; a schedule of one's own changes it
+                optimizer.param_groups[0]["lr"] = state[f"learning_rate.{name}"].item()
         self.losses = losses
         self.iteration = len(losses)
 

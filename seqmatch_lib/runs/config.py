@@ -16,7 +16,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from seqmatch_lib.engine.evaluation import EvaluationConfig
 from seqmatch_lib.engine.networks import NetworkConfig
 from seqmatch_lib.engine.training import TrainingRecipe
-from seqmatch_lib.errors import ConfigError, UnknownMethodError, require
+from seqmatch_lib.errors import ConfigError, NotRegisteredError, require
 from seqmatch_lib.methods import get_method, method_names
 from seqmatch_lib.methods.teachers import TeacherConfig
 from seqmatch_lib.store.files import digest_json
@@ -322,13 +322,13 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _base_method(settings: Mapping[str, Any]) -> str:
-    """Returns the base method of settings, or their reference; raises UnknownMethodError if there is none of that name."""
+    """Returns the base method of settings, or their reference; raises NotRegisteredError if there is none of that name."""
     method = settings.get("method")
     base = str(method).removeprefix(SEQUENTIAL_PREFIX)
     known = f"use {' or '.join(REFERENCES)}, or {', '.join(method_names())}, alone or after '{SEQUENTIAL_PREFIX}'"
     remedy = f"{known}; if it is one of your own, import the module that registers it, or install its package"
     is_known = base in method_names() or method in REFERENCES
-    require(is_known, f"method {method!r:.120} is unknown; {remedy}", UnknownMethodError)
+    require(is_known, f"method {method!r:.120} is unknown; {remedy}", NotRegisteredError)
     return base
 
 

@@ -114,7 +114,8 @@ def _initialise(method: BaseMethod, stage: Stage) -> Trainable:
     """Returns the subset before its first iteration; raises ConfigError unless its images lie class by class, all of them.
 
     Later code finds the images of a class by their place, see `SyntheticSubset.of_class`. Soft labels do not tell which class
-    an image was made for, so for them only the number of images is checked.
+    an image was made for, so for them only the number of images is checked. And each optimiser must change the leaf of its
+    name: that of images which were replaced would change the old ones.
     """
     trainable = method.initialise(stage)
     name = f"initialise of {type(method).__name__}"
@@ -130,6 +131,11 @@ def _initialise(method: BaseMethod, stage: Stage) -> Trainable:
     rule = f"stage {stage.index} has {stage.num_classes} classes * ipc {stage.ipc} = {len(expected)} images, class by class"
     remedy = "return stage.ipc of each class in the order of the classes, as super().initialise(stage) does"
     require(is_whole, f"{name} returned {found:.120}, but {rule}; {remedy}")
+    for leaf, optimizer in trainable.optimizers.items():
+        changed = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        is_own = [id(parameter) for parameter in changed] == [id(trainable.leaves.get(leaf))]
+        remedy = f"make it anew for them, as in trainable.optimizers[{leaf!r}] = self.image_optimizer(trainable.images)"
+        require(is_own, f"{name} returned {leaf} that their optimiser does not change; {remedy}")
     return trainable
 
 
@@ -142,4 +148,8 @@ def _prepare(method: BaseMethod, stage: Stage, state: dict[str, torch.Tensor]) -
     loses_state = kind.state is not MethodState.state and kind.load_state is MethodState.load_state
     message = f"{kind.__name__} has `state`, but no `load_state` that a stopped run goes on with; write both"
     require(not loses_state or type(method).resume is not BaseMethod.resume, message)
+    saved = prepared.state()
+    are_tensors = isinstance(saved, dict) and all(isinstance(value, torch.Tensor) for value in saved.values())
+    remedy = 'return a dictionary of tensors, such as {"count": torch.tensor(count)}'
+    require(are_tensors, f"`state` of {kind.__name__} returned {saved!r:.120}; {remedy}")
     return prepared

@@ -1,10 +1,11 @@
-"""Records as a plain-text table, one run a line."""
+"""Records as plain-text tables: a run a line, and a re-evaluation and architecture a line."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from seqmatch_lib.runs.overrides import changes_of
-from seqmatch_lib.runs.records import ACCURACIES, RunRecord, mark_failed
+from seqmatch_lib.runs.records import ACCURACIES, Reevaluation, RunRecord, mark_failed
 
 
 def format_records(records: Iterable[RunRecord]) -> str:
@@ -17,15 +18,28 @@ def format_records(records: Iterable[RunRecord]) -> str:
     rows = [("dataset", "ipc", "method", "K", "scale", "seed", *ACCURACIES, "n", "run", "changed")]
     for record in records:
         names = (record.dataset, record.ipc or "all", record.method, record.num_subsets, record.scale, record.seed)
-        cells = [
-            "-" if value is None else f"{value['mean']:.1f} ± {value['std']:.1f}{mark_failed(value)}"
-            for value in record.accuracies.values()
-        ]
+        cells = map(_format_accuracy, record.accuracies.values())
         changed = ", ".join(f"{key}={value}" for key, value in told_apart[record.run_id].items())
         rows.append((*names, *cells, record.accuracy_last["n"], record.config_hash[:8], changed))
     if not any(row[-1] for row in rows[1:]):
         rows = [row[:-1] for row in rows]
     return format_columns(rows, left=len(rows[0]))
+
+
+def format_reevaluations(records: Iterable[Reevaluation]) -> str:
+    """Returns a plain-text table of re-evaluations: accuracies in per cent, a line for each architecture of each set."""
+    rows = [("set", "trained", "seed", "network", "accuracy", "random real", "n", "question")]
+    for record in records:
+        trained, question = "jointly" if record.joint else "in stages", record.path(Path()).stem.rpartition("-")[2]
+        for network, accuracy in record.accuracy.items():
+            random = (record.random_baseline or {}).get(network)
+            cells = (_format_accuracy(accuracy), _format_accuracy(random), accuracy["n"], question)
+            rows.append((record.run_id, trained, record.seed, network, *cells))
+    return format_columns(rows, left=len(rows[0]))
+
+
+def _format_accuracy(accuracy: Mapping[str, Any] | None) -> str:
+    return "-" if accuracy is None else f"{accuracy['mean']:.1f} ± {accuracy['std']:.1f}{mark_failed(accuracy)}"
 
 
 def format_columns(rows: Sequence[Sequence[Any]], left: int) -> str:

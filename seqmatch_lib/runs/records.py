@@ -13,8 +13,9 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin
 
-from seqmatch_lib.errors import ConfigError, StorageError, UnknownMethodError, require
-from seqmatch_lib.runs.config import RunConfig
+from seqmatch_lib.errors import ConfigError, NotRegisteredError, StorageError, require
+from seqmatch_lib.methods import get_method, method_names
+from seqmatch_lib.runs.config import SEQUENTIAL_PREFIX, RunConfig
 from seqmatch_lib.runs.overrides import changes_of, overrides_of
 from seqmatch_lib.runs.provenance import Provenance
 from seqmatch_lib.store.files import digest_json, read_json
@@ -235,7 +236,8 @@ def load_record(path: Path) -> RunRecord:
 def load_runs(results_dir: Path) -> list[RunRecord]:
     """Reads all records below `results_dir/runs`, sorted by data set, ipc, scale, method and seed.
 
-    Records of methods that are not registered are left out, with a notice that names them; so below.
+    Records of methods and networks that are not registered, or of a method of your own whose settings have changed since, are
+    left out, with a notice that names them; so below.
     """
     records = _load_known(load_record, (results_dir / "runs").rglob("*.json"))
     return sorted(records, key=lambda record: (record.dataset, record.ipc, record.scale, record.method, record.seed))
@@ -256,7 +258,7 @@ def _load_known(load: Callable[[Path], Record], paths: Iterable[Path]) -> list[R
     for path in sorted(paths):
         try:
             records.append(load(path))
-        except UnknownMethodError as error:
+        except NotRegisteredError as error:
             print(f"notice: left out: {error}", file=sys.stderr)
     return records
 
@@ -279,9 +281,12 @@ def _load(kind: type[Record], path: Path) -> Record:
     require(not wrong, f"{path} is no valid record: {wrong} hold values of another type; {AGAIN}", StorageError)
     try:
         RunConfig.from_dict(values["config"])
-    except UnknownMethodError as error:
-        raise UnknownMethodError(f"{path}: {error}") from error
+    except NotRegisteredError as error:
+        raise NotRegisteredError(f"{path}: {error}") from error
     except ConfigError as error:
+        base = str(values["config"].get("method")).removeprefix(SEQUENTIAL_PREFIX)
+        if base in method_names() and not get_method(base).__module__.startswith("seqmatch_lib."):  # its class has changed
+            raise NotRegisteredError(f"{path} does not fit method {base!r} as it is now: {error}") from error
         raise StorageError(f"{path} is no valid record: {error}; {AGAIN}") from error
     return kind(**values)
 

@@ -66,7 +66,8 @@ class StageCheckpoint(Checkpoint):
     def save(self, progress: StageProgress, state: dict[str, torch.Tensor], frozen: str) -> None:
         """Writes progress, the method's own state, and the digest of the earlier subsets, beside which it is distilled."""
         trainable, best = progress.trainable, progress.best
-        tensors = trainable.state() | {f"method.{key}": value for key, value in state.items()}
+        own = {f"method.{key}": value.clone() for key, value in state.items()}  # apart, should some share their memory
+        tensors = trainable.state() | own
         if best is not None:
             tensors |= {"best.images": best.images, "best.labels": best.labels}
             tensors["best.lr"] = torch.tensor(best.lr, dtype=torch.float64)
