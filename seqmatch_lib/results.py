@@ -11,14 +11,14 @@ from pandas import DataFrame
 from seqmatch_lib.bench.cost import CostModel
 from seqmatch_lib.errors import StorageError, require
 from seqmatch_lib.front import RESULTS, Run
-from seqmatch_lib.report.evidence import Evidence, of_these_sets, runs_of
+from seqmatch_lib.report.evidence import Evidence, runs_of
 from seqmatch_lib.report.queries import OF_NETWORKS
 from seqmatch_lib.report.texts import name_run
 from seqmatch_lib.runs.config import SCALES, RunConfig, config_of_subsets, preset_names
 from seqmatch_lib.runs.coupling_measurements import TABLES, find_table, load_coupling, measure_coupling
 from seqmatch_lib.runs.experiment import run_experiment
 from seqmatch_lib.runs.order import measure_order, runs_of_order
-from seqmatch_lib.runs.records import RunRecord, check_same_images, load_record, load_runs, record_path
+from seqmatch_lib.runs.records import RunRecord, load_record, load_runs, record_path
 from seqmatch_lib.store.files import digest_json
 from seqmatch_lib.subsets import set_path
 
@@ -126,18 +126,8 @@ class Results:
         return list({run.run_id: run for run in runs}.values())
 
     def evidence(self) -> Evidence:
-        """Returns the records of all folders together, for the queries and figures of `report`.
-
-        Raises:
-            StorageError: a damaged record, or runs of one data set and scale on different images.
-        """
-        parts = [Evidence.load(folder) for folder in self.folders]
-        orders = {digest_json(record.config): record for part in reversed(parts) for record in part.orders}
-        again = {one.path(Path()): one for part in reversed(parts) for one in part.reevaluations}
-        runs = list({run.run_id: run for part in reversed(parts) for run in part.runs}.values())
-        check_same_images(runs)
-        measured = (of_these_sets(records.values(), runs, self.folders[-1]) for records in (again, orders))
-        return Evidence(runs, *measured, parts[0].trust)
+        """Returns the records of all folders together, as `Evidence.load` does, for the queries and figures of `report`."""
+        return Evidence.load(*self.folders)
 
     def run(self, configs: Sequence[RunConfig], with_sets: bool = False) -> list[Run]:
         """Returns finished runs, in this order. Runs those that are missing, and first says how long that will take.

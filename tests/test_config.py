@@ -4,6 +4,7 @@ import json
 from dataclasses import FrozenInstanceError
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from seqmatch_lib.data.datasets import DATASETS
@@ -96,6 +97,15 @@ def test_the_order_of_changes_does_not_matter():
     assert plain.changed(changes) == plain.changed(backwards)
     with pytest.raises(ConfigError, match="method 'mttt' is unknown"):
         plain.changed({"mtt.syn_steps": 3, "method": "mttt"})
+
+
+@pytest.mark.parametrize("number", [np.float64(0.5), np.float32(0.5), np.int64(1)])
+def test_numbers_of_numpy_are_numbers(number):
+    config = RunConfig.from_preset("digits-ipc10-mtt", "smoke", overrides={"mtt.syn_lr": number})
+    assert config == RunConfig.from_preset("digits-ipc10-mtt", "smoke", overrides={"mtt.syn_lr": float(number)})
+    assert type(config.options.syn_lr) is float
+    with pytest.raises(ConfigError, match=r"mtt.syn_lr = np.True_ has the wrong type"):
+        RunConfig.from_preset("digits-ipc10-mtt", "smoke", overrides={"mtt.syn_lr": np.True_})
 
 
 def test_even_subsets():

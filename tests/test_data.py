@@ -58,6 +58,21 @@ def parquet_cifar(tmp_path):
     return tmp_path, pixels, labels
 
 
+@pytest.mark.parametrize("file", ["train-00001-of-00003", "test-00000-of-00001"])
+def test_class_names_are_those_of_any_shard_that_has_them_and_must_agree(parquet_cifar, file):
+    root, pixels, labels = parquet_cifar
+    path, images = root / f"cifar10/{file}.parquet", [encode(image) for image in pixels]
+    write_shard(path, images, labels)
+    assert load_dataset("cifar10", root).class_names[3] == "name3"
+    write_shard(path, images, labels, list("abcdefghij"))
+    with pytest.raises(DataError, match=f"{file}.parquet calls the classes a, b, .* others call them name0, .*one version"):
+        load_dataset("cifar10", root)
+    for shard in (root / "cifar10").iterdir():
+        write_shard(shard, images, labels, ["only", "two"])
+    with pytest.raises(DataError, match="names 2 classes, but the data set has 10"):
+        load_dataset("cifar10", root)
+
+
 def test_parquet_is_decoded_in_order_and_partial_sets_are_announced(parquet_cifar, capsys):
     root, pixels, labels = parquet_cifar
     dataset = load_dataset("cifar10", root)
@@ -123,7 +138,7 @@ def test_a_damaged_image_in_a_shard_is_named(parquet_cifar):
         (32, [i % 10 - 1 for i in range(20)], None, "labels from -1 to 8, but they must lie in 0 … 9"),
         (32, [i % 11 for i in range(20)], None, "labels from 0 to 10"),
         (32, [i % 9 for i in range(20)], None, r"no images of classes \[9\]"),
-        (32, [i % 10 for i in range(20)], ["only", "two"], "names 2 classes, but the data set has 10"),
+        (32, [i % 10 for i in range(20)], ["only", "two"], "calls the classes only, two, but others call them name0, "),
     ],
 )
 def test_what_does_not_fit_the_data_set_is_named(parquet_cifar, size, labels, names, message):

@@ -231,14 +231,21 @@ def test_parameters_of_notebooks_of_another_kind_are_named():
             list_configs("digits", ["mtt"], divisions, "smoke", 0)
 
 
-def test_an_ablation_of_another_set_than_the_one_shown_is_left_out(tmp_path, capsys):
-    """Runs come from the first folder; the second has the same run with another outcome, and measured that."""
-    shown, run = tmp_path / "shown", make_sequence()
-    replace(run, synthetic_sha256="a" * 64).save(shown)
-    again = replace(run, synthetic_sha256="b" * 64)
-    again.save(tmp_path / "own")
-    make_reevaluation(again).save(tmp_path / "own")
-    evidence = Results((shown, tmp_path / "own"), tmp_path / "own").evidence()
-    assert (len(evidence.runs), evidence.reevaluations) == (1, [])
-    assert f"is of another set than {run.run_id} has here" in capsys.readouterr().err
-    assert len(Results((tmp_path / "own",)).evidence().reevaluations) == 1
+def test_of_a_run_that_was_made_twice_the_set_that_was_measured_is_shown_with_what_was_measured_on_it(tmp_path, capsys):
+    """As where a committed record came without its set, and an ablation had to distil that again. Two sets are never mixed."""
+    folders = tmp_path / "committed", tmp_path / "own"
+    first, again = runs = [replace(make_sequence(), synthetic_sha256=letter * 64) for letter in "ab"]
+    for run, folder in zip(runs, folders, strict=True):
+        run.save(folder)
+    results = Results(folders)
+    assert results.evidence().runs == [first]
+    make_reevaluation(again).save(folders[1])
+    evidence = results.evidence()
+    assert evidence.runs == [again]
+    assert [one.synthetic_sha256 for one in evidence.reevaluations] == [again.synthetic_sha256]
+    assert not capsys.readouterr().err
+    make_reevaluation(first).save(folders[0])
+    evidence = results.evidence()
+    assert evidence.runs == [first]
+    assert [one.synthetic_sha256 for one in evidence.reevaluations] == [first.synthetic_sha256]
+    assert f"is of another set than {first.run_id} has here" in capsys.readouterr().err

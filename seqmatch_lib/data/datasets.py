@@ -24,7 +24,15 @@ from seqmatch_lib.data.folders import (
 )
 from seqmatch_lib.data.labels import IGNORED, Split, image_classes
 from seqmatch_lib.data.preprocessing import Normalisation, Preprocessing, Whitening
-from seqmatch_lib.data.readers import READABLE, count_shards, find_shards, list_images, read_header, read_shards
+from seqmatch_lib.data.readers import (
+    READABLE,
+    agree_on_names,
+    count_shards,
+    find_shards,
+    list_images,
+    read_header,
+    read_shards,
+)
 from seqmatch_lib.errors import DataError, require
 from seqmatch_lib.seeds import make_generator
 from seqmatch_lib.store.checksums import NAME as SHA256SUMS
@@ -277,7 +285,8 @@ def _read_parquet(spec: DatasetSpec, root: Path, train_shards: list[Path], test_
     splits, notices, names = [], [], ()
     unchecked = check_files(root, [*train_shards, *test_shards])
     for split, shards, whole in (("train", train_shards, spec.train_size), ("test", test_shards, spec.test_size)):
-        images, labels, names = read_shards(shards, spec.shape)
+        images, labels, found = read_shards(shards, spec.shape)
+        names = agree_on_names(names, found, shards[0])
         splits.append(Split(images, labels))
         total = count_shards(shards)
         if len(images) < whole:

@@ -78,10 +78,23 @@ def read_shards(shards: list[Path], shape: tuple[int, int, int]) -> tuple[torch.
         images.append(shard_images)
         labels.append(shard_labels)
         try:
-            names = _class_names(metadata, _find_column(table, LABEL_COLUMNS))
+            found = _class_names(metadata, _find_column(table, LABEL_COLUMNS))
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise DataError(f"{path} has damaged class names ({first_line(error)}); get the file again") from error
+        names = agree_on_names(names, found, path)
     return torch.cat(images), torch.cat(labels), names
+
+
+def agree_on_names(names: tuple[str, ...], found: tuple[str, ...], path: Path) -> tuple[str, ...]:
+    """Returns those of two lists of class names that are known; raises DataError, which names a file, if they differ."""
+    agree = not names or not found or names == found
+    remedy = "get all files of one version"
+    require(
+        agree,
+        f"{path} calls the classes {', '.join(found):.80}, but others call them {', '.join(names):.80}; {remedy}",
+        DataError,
+    )
+    return names or found
 
 
 def _class_names(metadata: dict[bytes, bytes], label: str) -> tuple[str, ...]:

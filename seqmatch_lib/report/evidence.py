@@ -52,18 +52,25 @@ class Evidence:
     trust: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, results_dir: Path) -> "Evidence":
-        """Reads a results folder. Measurements of a set that its run no longer has are left out, with a notice.
+    def load(cls, *folders: Path) -> "Evidence":
+        """Reads results folders; of records of one name that of the first folder stands.
+
+        Of several runs of one name whose sets differ it is the first one whose set was asked about again, so that what was
+        measured on a set that was made again is shown. Measurements of other sets are left out, with a notice.
 
         Raises:
             StorageError: a damaged record, or runs of one data set and scale on different images.
         """
-        runs = load_runs(results_dir)
-        check_same_images(runs)
-        trust = {path.stem: read_json(path) for path in sorted((results_dir / "trust").glob("*.json"))}
-        reevaluations = of_these_sets(load_reevaluations(results_dir), runs, results_dir)
-        orders = of_these_sets(load_orders(results_dir), runs, results_dir)
-        return cls(runs, reevaluations, orders, trust)
+        reevaluations, orders = ([(home, load(home)) for home in folders] for load in (load_reevaluations, load_orders))
+        measured = {record.synthetic_sha256 for _, records in (*reevaluations, *orders) for record in records}
+        runs: dict[str, RunRecord] = {}
+        for run in (run for home in folders for run in load_runs(home)):
+            first = runs.setdefault(run.run_id, run)
+            if run.synthetic_sha256 in measured and first.synthetic_sha256 not in measured:
+                runs[run.run_id] = run
+        check_same_images(runs.values())
+        trust = {path.stem: read_json(path) for path in sorted((folders[0] / "trust").glob("*.json"))}
+        return cls(list(runs.values()), _of_these_sets(reevaluations, runs), _of_these_sets(orders, runs), trust)
 
     @cached_property
     def accuracies(self) -> pd.DataFrame:
@@ -115,16 +122,16 @@ Measured = TypeVar("Measured", Reevaluation, OrderRecord)
 Grouped = TypeVar("Grouped", RunRecord, OrderRecord)
 
 
-def of_these_sets(records: Iterable[Measured], runs: Iterable[RunRecord], results_dir: Path) -> list[Measured]:
-    """Returns the records whose set is still that of their run. A notice names the others, for example after `run --force`."""
-    sets, kept = {run.run_id: run.synthetic_sha256 for run in runs}, []
-    for record in records:
-        if sets.get(record.run_id, record.synthetic_sha256) == record.synthetic_sha256:
-            kept.append(record)
+def _of_these_sets(found: Iterable[tuple[Path, list[Measured]]], runs: Mapping[str, RunRecord]) -> list[Measured]:
+    """Returns the records whose set is that of their run. A notice names the others, for example after `run --force`."""
+    kept: dict[Path, Measured] = {}
+    for home, record in ((home, record) for home, records in found for record in records):
+        if runs.get(record.run_id, record).synthetic_sha256 == record.synthetic_sha256:
+            kept.setdefault(record.path(Path()), record)
         else:
-            path = record.path(results_dir)
+            path = record.path(home)
             print(f"notice: left out: {path} is of another set than {record.run_id} has here", file=sys.stderr)
-    return kept
+    return list(kept.values())
 
 
 def _group_by_teachers(records: Iterable[Grouped]) -> dict[int, list[Grouped]]:

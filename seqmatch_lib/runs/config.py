@@ -9,6 +9,7 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
+from numbers import Real
 from operator import index
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -119,8 +120,10 @@ class RunConfig:
         settings = _read_name(preset)
         dataset, base = settings["dataset"], settings["method"].removeprefix(SEQUENTIAL_PREFIX)
         scaled = table["scale"].get(scale, {})
-        layers = [table["defaults"], table["method"].get(base, {}), table["dataset"].get(dataset, {}), table["preset"][preset]]
-        layers += [scaled.get(name, {}) for name in ("all", dataset, base, preset)]
+        own = preset.replace(SEQUENTIAL_PREFIX, ""), preset  # a sequence has what its base method has, and its own over that
+        layers = [table["defaults"], table["method"].get(base, {}), table["dataset"].get(dataset, {})]
+        layers += [table["preset"].get(name, {}) for name in own]
+        layers += [scaled.get(name, {}) for name in ("all", dataset, base, *own)]
         for layer in layers:
             settings = _merge(settings, layer)
         if not _has_intervals(base):
@@ -416,6 +419,8 @@ def _coerce(value: Any, kind: Any, key: str) -> Any:
     if kind is int and hasattr(value, "__index__") and type(value) is not bool:
         value = index(value)  # also of numpy's
         require(abs(value) <= LARGEST_INT, f"{key} = {value!r:.40} must be a number of at most 63 bits")
+    if kind is float and isinstance(value, Real) and hasattr(value, "item"):
+        value = value.item()  # of numpy
     if kind is float and type(value) in (int, float):
         require(abs(value) <= sys.float_info.max, f"{key} = {value!r:.40} must be a finite number")
         return float(value)
