@@ -100,7 +100,7 @@ class DatasetSpec:
         files = [file for folder in classes for file in list_images(folder)]
         if not files:
             raise DataError(f"the class folders of {path / 'train'} hold no images that can be read ({READABLE}); add some")
-        (width, height), grey = read_header(files[0])
+        (width, height), grey = read_header(files[0], decode=True)
         if image_size is not None:
             width = height = image_size
         channels = 1 if grey and all(read_header(file)[1] for file in files) else 3  # one coloured image makes a coloured set

@@ -8,13 +8,14 @@ import re
 import warnings
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from seqmatch_lib.errors import DataError, first_line, require
 
@@ -26,9 +27,6 @@ SHARD_BYTES, SHARD_PIXELS = 2**24, 2**28  # a shard may always unfold to this mu
 SHARD_GROWTH = 100  # … and, where that is more, to this many times the size of its file
 MODES_OF_16_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 GREY = ("1", "L", *MODES_OF_16_BITS)
-_TURNS = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90"
-# EXIF orientation -> what brings a picture upright; from 5 on it lies on its side
-TURNS = {orientation: Image.Transpose[turn] for orientation, turn in enumerate(_TURNS.split(), start=2)}
 SHARD_NAME = re.compile(r"-(\d{5})-of-(\d{5})(-[0-9a-f]+)?\.parquet$")
 SHARD_FOLDERS = ("", "plain_text", "data", "default", "cropped_digits")  # below a data set's folder, as Hugging Face has them
 IMAGE_COLUMNS, LABEL_COLUMNS = ("img", "image"), ("label", "fine_label")  # the first that is there
@@ -192,8 +190,8 @@ def _image_suffixes() -> frozenset[str]:
     return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in IMAGE_FORMATS)
 
 
-def read_header(path: Path) -> tuple[tuple[int, int], bool]:
-    """Returns the (width, height) of an image file, upright, and whether it is grey; decodes nothing.
+def read_header(path: Path, decode: bool = False) -> tuple[tuple[int, int], bool]:
+    """Returns the (width, height) of an image file, upright if it is decoded, and whether it is grey.
 
     Raises:
         DataError: it is no image.
@@ -203,8 +201,7 @@ def read_header(path: Path) -> tuple[tuple[int, int], bool]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image = _open_image(content)
-            size = _upright_size(image)
-        return size, image.mode in GREY
+            return (convert(image, "L") if decode else image).size, image.mode in GREY
     except Exception as error:  # as in `decode_images`
         raise DataError(f"{path} cannot be decoded ({first_line(error)}); get the file again") from error
 
@@ -266,15 +263,12 @@ def decode_images(
     def decode(item: tuple[bytes, str]) -> np.ndarray:
         content, origin = item
         try:
-            image = _open_image(content)
-            size = _upright_size(image)
-            fits = resize or size == (width, height)
-            image = convert(image, "L" if channels == 1 else "RGB") if fits else image
+            image = convert(_open_image(content), "L" if channels == 1 else "RGB")
         except Exception as error:  # Pillow's readers end in all kinds of exceptions on damaged files
             raise DataError(f"{origin} cannot be decoded ({first_line(error)}); get the file again") from error
         remedy = "give image_size (--image-size PIXELS) if they are your own, or get the files again"
-        found = f"{origin} is {size[0]}x{size[1]}, but the data set has {width}x{height} images"
-        require(fits, f"{found}; {remedy}", DataError)
+        found = f"{origin} is {image.width}x{image.height}, but the data set has {width}x{height} images"
+        require(resize or image.size == (width, height), f"{found}; {remedy}", DataError)
         return np.asarray(ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC) if resize else image)
 
     with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -283,28 +277,15 @@ def decode_images(
     return torch.from_numpy(pixels).view(-1, height, width, channels).permute(0, 3, 1, 2).contiguous()
 
 
-def _orientation(image: Image.Image) -> int:
-    """Returns how EXIF says that a picture which is not decoded yet lies: a key of `TURNS`, or 1 for upright."""
-    if image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info):
-        return 1  # Pillow turns the first itself, and would decode the second to look for more
-    try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # damaged EXIF data say nothing, and the pixels may be whole
-        return 1
-    return orientation if orientation in TURNS else 1
-
-
-def _upright_size(image: Image.Image) -> tuple[int, int]:
-    return image.size if _orientation(image) < 5 else image.size[::-1]
-
-
 def convert(image: Image.Image, mode: str) -> Image.Image:
     """Returns a picture in mode "L" or "RGB", decoded to 8 bits a colour, upright; raises ValueError for 32 bits a pixel."""
-    turn = TURNS.get(_orientation(image))
-    if image.mode in MODES_OF_16_BITS or (image.mode == "I" and image.format in ("PNG", "PPM")):
+    is_16_bits = image.mode in MODES_OF_16_BITS or (image.mode == "I" and image.format in ("PNG", "PPM"))
+    image.load()
+    with suppress(Exception):  # damaged EXIF data say nothing, and the pixels may be whole
+        image = ImageOps.exif_transpose(image)
+    if is_16_bits:
         pixels = np.asarray(image) >> 8  # Pillow would cut them off at 255 instead of dividing them
         image = Image.fromarray(pixels.astype(np.uint8))
     if image.mode in ("I", "F"):
         raise ValueError("it has 32 bits a pixel, of which no value is known to be white; save it with 8 or 16")
-    image = image.convert(mode)
-    return image if turn is None else image.transpose(turn)
+    return image.convert(mode)
