@@ -63,8 +63,8 @@ def make_images(count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     return patterns[labels] + 0.7 * torch.randn(count, *SHAPE, generator=generator), labels
 
 
-def make_stage(folder: Path, seed: int = 0) -> Stage:
-    """Returns a first stage on 60 images."""
+def make_stage(folder: Path, seed: int = 3) -> Stage:
+    """Returns a first stage on 60 images; the seed is not that of its teachers."""
     images, labels = make_images(60)
     return Stage(
         index=1,

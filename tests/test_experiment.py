@@ -23,7 +23,7 @@ from seqmatch_lib.methods.teachers import record_stage_teachers
 from seqmatch_lib.runs import experiment
 from seqmatch_lib.runs.config import RunConfig
 from seqmatch_lib.runs.evaluation import evaluate_sets
-from seqmatch_lib.runs.experiment import open_run, run_experiment
+from seqmatch_lib.runs.experiment import open_run, record_shared_teachers, run_experiment
 from seqmatch_lib.runs.listing import format_records
 from seqmatch_lib.runs.order import measure_order
 from seqmatch_lib.runs.real_data import prepare_data
@@ -224,6 +224,12 @@ def test_runs_share_teachers_of_the_first_stage(finished):
     run_experiment(configure("digits-ipc10-mtt", seed=1), folder)
     after = {path: path.stat().st_mtime_ns for path in (folder / "teachers").rglob("teacher-*.npy")}
     assert after == before
+
+
+def test_teachers_of_images_that_were_whitened_or_held_out_are_others(tmp_path):
+    changes = ({"select_on": "none"}, {"select_on": "none", "zca": True}, {"select_on": "validation"})
+    configs = [configure("digits-ipc10-mtt", **{"teachers.num_teachers": 1, **more}) for more in changes]
+    assert len({record_shared_teachers(config, tmp_path) for config in configs}) == 3
 
 
 @pytest.mark.parametrize("base", ["mtt", "idc", "dm", "krr"])

@@ -115,8 +115,6 @@ def test_a_distilled_set_is_saved_loaded_and_evaluated(mine, tmp_path):
     mine.distilled.save(tmp_path / "mine.safetensors")
     again = sm.load(tmp_path / "mine.safetensors")
     assert again.sha256() == mine.distilled.sha256()
-    staged = mine.evaluate()
-    assert staged.accuracy["convnet"]["values"] == mine.record.accuracy_last["values"]  # the same networks, trained alike
     other = sm.evaluate(tmp_path / "mine.safetensors", ["vit"], joint=True, dataset=mine.dataset, set={"training.epochs": 1})
     assert list(other.accuracy) == ["vit"]
     assert other.joint
@@ -137,6 +135,18 @@ def test_kept_re_evaluations_are_listed(mine, tmp_path):
 def test_work_is_not_stopped_where_nothing_is_kept():
     with pytest.raises(ConfigError, match="max_minutes needs a folder that keeps the state; give results_dir"):
         sm.distill(*TWO, "dm", max_minutes=1)
+
+
+def test_a_reevaluation_trains_as_the_run_did_in_stages_or_jointly_or_with_another_seed(mine):
+    def evaluate(**asked):
+        found = mine.evaluate(random=True, **asked)
+        return [accuracy["convnet"]["values"] for accuracy in (found.accuracy, found.random_baseline)]
+
+    staged, joint, other = evaluate(), evaluate(joint=True), evaluate(seed=1)
+    assert staged == [mine.record.accuracy_last["values"], mine.record.random_baseline["values"]]
+    assert joint[0] == mine.record.accuracy_joint["values"]
+    for changed in (joint, other):
+        assert all(one != same for one, same in zip(changed, staged, strict=True))
 
 
 @pytest.mark.parametrize("scale", ["smoke", "reduced", "short", "paper"])

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import Impatient, change_a_pixel, finish_in_parts
+from made_records import make_order
 
 from seqmatch_lib.errors import ConfigError, StorageError
 from seqmatch_lib.methods import get_method
@@ -96,6 +97,13 @@ def test_some_of_the_sets_can_be_asked_about(tmp_path):
     assert {name: more.accuracy[name] for name in both.accuracy} == both.accuracy
     with pytest.raises(ConfigError, match=r"parts \['half'\] are unknown; use any of sequence, halves"):
         measure_order(config, tmp_path, ["half"])
+
+
+def test_a_record_of_another_set_has_nothing_of_an_earlier_one(tmp_path):
+    make_order(tmp_path, 0, {"SeqMatch": [40.0], "divided, staged": [30.0]})
+    (earlier,) = load_orders(tmp_path)
+    other = replace(earlier, synthetic_sha256="other", accuracy={"random real": [20.0]})
+    assert order._with_earlier_parts(other, tmp_path) == other
 
 
 def test_what_was_measured_on_other_images_is_not_used(tmp_path, monkeypatch):

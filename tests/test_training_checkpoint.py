@@ -122,6 +122,16 @@ def test_networks_that_a_stage_starts_from_go_on_where_they_were_stopped(tmp_pat
     assert not list((stage.folder / "starts").iterdir())
 
 
+def test_networks_that_another_first_subset_began_are_not_gone_on_with(tmp_path):
+    one, other = (SubsetSequence((SyntheticSubset(*make_images(6, seed), lr=0.05),)) for seed in range(2))
+    stage = replace(make_stage(tmp_path), index=2, frozen=one)
+    (expected,) = stage.start_networks(0, ("pool", 0))
+    with pytest.raises(OutOfTime):
+        replace(stage, frozen=other, budget=Impatient()).start_networks(0, ("pool", 0))
+    (found,) = stage.start_networks(0, ("pool", 0))
+    assert torch.equal(flatten_parameters(found), flatten_parameters(expected))
+
+
 def test_saves_of_networks_that_a_stage_starts_from_are_no_saves_of_the_stage(tmp_path, monkeypatch):
     """Else a method that starts often and long would save its iterations hardly ever; its time ends with that of the run."""
     now, saved, save = [1000.0], [], TrainingCheckpoint.write
