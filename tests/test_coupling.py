@@ -61,19 +61,14 @@ def test_gradients_equal_finite_differences(problem):
         assert gradient[index].item() == pytest.approx((sides[0] - sides[1]) / 2e-7, rel=1e-4, abs=1e-8)
 
 
-def test_coupling_is_its_definition(problem):
+def test_coupling_is_its_definition_and_that_with_copies_is_their_share(problem):
+    """Beside copies of A the mean loss is that of A, and each image has a smaller share in it."""
     match, _, _, a, b = problem
     alone = match.gradient(*a)
     together = match.gradient(torch.cat([a[0], b[0]]), torch.cat([a[1], b[1]]))
-    expected = (together[:3] - alone).norm() / alone.norm()
-    assert match.coupling(a, b) == pytest.approx(expected.item())
-    assert match.coupling(a, b) > 0.1
-
-
-def test_a_set_beside_its_own_copy_halves_its_gradient(problem):
-    """With B = A the mean loss of A ∪ B is that of A, so every image has half of its influence."""
-    match, _, _, a, _ = problem
-    assert match.coupling(a, a) == pytest.approx(0.5)
+    assert match.coupling(a, b) == pytest.approx(((together[:3] - alone).norm() / alone.norm()).item())
+    for copies, share in ((1, 1 / 2), (2, 2 / 3)):
+        assert match.coupling(a, (a[0].repeat(copies, 1, 1, 1), a[1].repeat(copies))) == pytest.approx(share)
 
 
 def test_repair_is_all_that_a_powerless_second_half_can_do(problem):
@@ -126,13 +121,16 @@ def test_real_training_is_watched_image_by_image():
     assert easy.sum() == 30
     drop = losses[0] - losses[1]
     assert drop[easy].min() >= drop[~easy].max()
-    frame = coupling.mean_losses(losses, easy, "real")
-    assert len(frame) == 12
-    first = frame[(frame["images"] == "easy") & (frame["step"] == 1)].iloc[0]
-    assert first["rate"] == pytest.approx(drop[easy].mean().item(), rel=1e-4)
     deciles = coupling.difficulty_deciles(losses)
     assert torch.bincount(deciles).tolist() == [6] * 10
     assert losses[1:, deciles == 0].mean() < losses[1:, deciles == 9].mean()
+
+
+def test_mean_losses_of_easy_and_hard_images_by_hand():
+    losses = torch.tensor([[2.0, 4.0, 6.0], [1.0, 3.5, 2.5]])
+    frame = coupling.mean_losses(losses, torch.tensor([True, False, False]), "real").set_index(["images", "step"])
+    assert frame["loss"].to_dict() == {("easy", 0): 2, ("easy", 1): 1, ("hard", 0): 5, ("hard", 1): 3}
+    assert frame["rate"].dropna().to_dict() == {("easy", 1): 1, ("hard", 1): 2}
 
 
 def test_staged_training_is_that_of_the_evaluation():
@@ -198,7 +196,6 @@ def test_a_pair_of_runs_is_measured_and_the_tables_are_kept(tmp_path):
     assert len(measured["real_errors"]) == 2 / 3 * len(measured["errors"]), (
         "at the same start epochs, of the teachers of stage 1"
     )
-    assert not set(measured["real_errors"]["error"]) & set(measured["errors"]["error"])
     seen, unseen = (set(measured[name]["teacher"]) for name in ("errors", "unseen_errors"))
     assert len(unseen) == 3
     assert min(unseen) == max(seen) + 1, "teachers that no set was distilled with"
@@ -210,16 +207,29 @@ def test_a_pair_of_runs_is_measured_and_the_tables_are_kept(tmp_path):
     (_, joint, _), (_, sequence, stages) = (open_run(config, tmp_path) for config in configs)
     first, mtt, last = SubsetSequence(sequence.subsets[:1]), configs[1].options, measured["errors"]["epoch"].max()
 
-    def match(stage, epoch, sequence):
-        """The second teacher of a stage, and the last step size of a set."""
-        segment = record_stage_teachers(stage).segment(1, epoch, epoch + mtt.expert_epochs)
+    def match(stage, epoch, sequence, teacher=1):
+        """A teacher of a stage, and the last step size of a set."""
+        teachers = record_stage_teachers(replace(stage, teachers=replace(stage.teachers, num_teachers=teacher + 1)))
+        segment = teachers.segment(teacher, epoch, epoch + mtt.expert_epochs)
         return MatchingLoss(stage.make_network(0, "any"), segment, mtt.syn_steps, sequence.subsets[-1].lr)
 
-    errors = measured["errors"].set_index(["set", "epoch", "teacher"])["error"]
-    cases = {"MTT, 10 images": (0, joint), "$S_1$": (0, first), "$S_1 \\cup S_2$, after $S_1$": (1, sequence)}
-    for name, (stage, measured_set) in cases.items():
-        error = match(stages[stage], last, measured_set).error(*measured_set.union())
-        assert errors[name, last, 1] == pytest.approx(error, abs=1e-4)
+    given, lr = (stages[0].images, stages[0].labels, 10, 5), first.subsets[0].lr
+    real = SubsetSequence((sample_real_subset(*given, lr, 0, "matching error", 5),))
+    for table, name, stage, measured_set, teacher in (
+        ("errors", "MTT, 10 images", 0, joint, 1),
+        ("errors", "$S_1$", 0, first, 1),
+        ("errors", "$S_1 \\cup S_2$, after $S_1$", 1, sequence, 1),
+        ("unseen_errors", "MTT, 10 images, unseen teachers", 0, joint, max(unseen)),
+        ("unseen_errors", "$S_1$, unseen teachers", 0, first, max(unseen)),
+        ("real_errors", "5 random real, step size of $S_1$", 0, real, 1),
+    ):
+        found = measured[table].set_index(["set", "epoch", "teacher"])["error"][name, last, teacher]
+        error = match(stages[stage], last, measured_set, teacher).error(*measured_set.union())
+        assert found == pytest.approx(error, abs=1e-5)
+    images, labels = joint.union()
+    halves = (images[::10], labels[::10]), (images[1::10], labels[1::10])
+    found = measured["gradients"].set_index(["ipc", "start epoch", "teacher"]).loc[2, last, 1]
+    assert found["coupling"] == pytest.approx(match(stages[0], last, joint).coupling(*halves), rel=1e-3)
     parts = [(subset.images, subset.labels) for subset in sequence.subsets]
     found = measured["subsets"].set_index("teacher").loc[1]
     assert found["coupling_of_earlier"] == pytest.approx(match(stages[1], 0, sequence).coupling(*parts), rel=1e-3)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from helpers import CLASSES, NETWORK, RECIPE, TEACHERS, Impatient, checkpoints, finish_in_parts, make_stage
 
 from seqmatch_lib.data.preprocessing import Normalisation, Whitening
+from seqmatch_lib.engine import step_functions
 from seqmatch_lib.engine.augment import apply_augmentation, draw_augmentation
 from seqmatch_lib.engine.evaluation import train_staged
 from seqmatch_lib.engine.training import LoopTrainer, StackedTrainer, TrainingRecipe
@@ -486,6 +487,15 @@ def test_the_gradient_of_soft_labels_equals_finite_differences(tmp_path, float64
 
 
 # --- settings
+
+
+@pytest.mark.parametrize("name", ["mtt", "idc", "krr"])
+def test_the_precision_that_is_asked_for_is_the_one_that_is_used(tmp_path, monkeypatch, uncompiled, name):
+    monkeypatch.setattr(step_functions, "_CACHE", {})
+    method, stage = METHODS[name], make_stage(tmp_path)
+    method = type(method)(replace(method.config, engine="compiled", precision="bfloat16"))
+    method.step(method.prepare(stage), method.initialise(stage), stage.frozen, make_generator(0))
+    assert {precision for _, precision, *_ in step_functions._CACHE} == {"bfloat16"}
 
 
 @pytest.mark.parametrize(

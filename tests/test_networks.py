@@ -155,6 +155,14 @@ def test_a_block_of_the_resnet_is_that_of_torchvision():
     torch.testing.assert_close(block(images), resnet(images))
 
 
+def test_the_layers_of_the_vgg_are_those_of_torchvision():
+    vgg, ours = import_torchvision().models.vgg, build("vgg11", CIFAR, 10, norm="none")[:-2].double()
+    theirs = vgg.make_layers(vgg.cfgs["A"]).double()
+    theirs.load_state_dict(dict(zip(theirs.state_dict(), ours.state_dict().values(), strict=True)))
+    images = torch.randn(2, *CIFAR, generator=torch.Generator().manual_seed(SEED), dtype=torch.float64)
+    torch.testing.assert_close(ours(images), theirs(images))
+
+
 @pytest.mark.parametrize("name", [name for name in NETWORKS if not name.startswith("resnet")])
 def test_gradients_of_gradients_exist(name):
     network = build(name, CIFAR, 3)

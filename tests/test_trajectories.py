@@ -72,14 +72,18 @@ def test_rows_are_copies_of_the_weights_after_each_epoch(tmp_path):
     assert teachers.train_losses(1)[-1] < teachers.train_losses(1)[0]
 
 
-def test_one_epoch_is_plain_sgd(tmp_path):
-    config = replace(CONFIG, num_teachers=1, epochs=1, augment="none", batch_size=40)
-    _, end = record(tmp_path, config).segment(0, 0, 1)
-    network = make_start(0)
-    images, labels = make_data()
-    torch.nn.functional.cross_entropy(network(images), labels).backward()
-    expected = torch.cat([(p - 0.1 * p.grad).detach().reshape(-1) for p in network.parameters()])
-    torch.testing.assert_close(end, expected)
+def test_two_epochs_are_plain_sgd_with_momentum_and_weight_decay(tmp_path):
+    config = replace(CONFIG, num_teachers=1, epochs=2, augment="none", batch_size=16, momentum=0.5, weight_decay=0.1, seed=3)
+    _, end = record(tmp_path, config).segment(0, 0, 2)
+    network, (images, labels) = make_start(0), make_data()
+    sgd = torch.optim.SGD(network.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay)
+    for epoch in range(2):
+        order = torch.randperm(len(images), generator=make_generator(config.seed, "teacher", 0, "epoch", epoch))
+        for rows in order.split(config.batch_size):
+            sgd.zero_grad()
+            torch.nn.functional.cross_entropy(network(images[rows]), labels[rows]).backward()
+            sgd.step()
+    torch.testing.assert_close(end, flatten_parameters(network))
 
 
 def test_every_epoch_of_every_teacher_has_an_order_of_its_own(tmp_path, monkeypatch):
