@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -48,6 +49,7 @@ from fault_runs import (
 from seqmatch_lib.errors import SeqMatchError
 from seqmatch_lib.methods import get_method
 from seqmatch_lib.runs.experiment import open_run
+from seqmatch_lib.runs.listing import format_columns
 from seqmatch_lib.runs.records import load_record
 from seqmatch_lib.runs.stages import StageCheckpoint, read_progress
 from seqmatch_lib.store.files import load_tensors, read_json, write_json
@@ -56,66 +58,37 @@ from seqmatch_lib.subsets import load_sequence
 PAGE = 4096
 DISK = "4m"
 CRASH, LOSS, SILENT, OTHER = "crashes", "losses", "silent", "other"  # kinds of wrong outcomes
+COUNTS = ("injected", "right", CRASH, LOSS, SILENT, OTHER)  # of each kind of fault: made, ended as it must, ended wrong
 Problem = tuple[str, str]
-
-
-@dataclass
-class Row:
-    """What became of one kind of fault.
-
-    Args:
-        injected: how often it was made.
-        right: how often it ended as it must.
-        crashes: tracebacks.
-        losses: finished work that was lost, changed or damaged.
-        silent: wrong results without an error.
-        other: wrong exit codes, messages that name no file or no remedy, files left over.
-    """
-
-    injected: int = 0
-    right: int = 0
-    crashes: int = 0
-    losses: int = 0
-    silent: int = 0
-    other: int = 0
 
 
 @dataclass
 class Table:
     """Counts by kind of fault, and a line for everything that went wrong."""
 
-    rows: dict[str, Row] = field(default_factory=dict)
+    rows: dict[str, Counter[str]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
     def add(self, fault: str, problems: list[Problem]) -> None:
         """Counts one fault."""
-        row = self.rows.setdefault(fault, Row())
-        row.injected += 1
-        row.right += not problems
-        for kind in {kind for kind, _ in problems}:
-            setattr(row, kind, getattr(row, kind) + 1)
+        self.rows.setdefault(fault, Counter()).update({"injected", *({kind for kind, _ in problems} or {"right"})})
         self.problems += [f"{fault}: {kind}: {text}" for kind, text in problems]
 
     def merge(self, other: dict[str, Any]) -> None:
         """Adds another table, as `as_dict` gives it."""
         for fault, counts in other["rows"].items():
-            row = self.rows.setdefault(fault, Row())
-            for name, count in counts.items():
-                setattr(row, name, getattr(row, name) + count)
+            self.rows.setdefault(fault, Counter()).update(counts)
         self.problems += other["problems"]
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the counts and the problems as JSON values."""
-        return {"rows": {fault: asdict(row) for fault, row in self.rows.items()}, "problems": self.problems}
+        rows = {fault: {name: row[name] for name in COUNTS} for fault, row in self.rows.items()}
+        return {"rows": rows, "problems": self.problems}
 
     def __str__(self) -> str:
-        names = list(asdict(Row()))
-        total = Row(*(sum(getattr(row, name) for row in self.rows.values()) for name in names))
-        width = max(map(len, [*self.rows, "fault"]))
-        lines = [f"{'fault':{width}}  " + "  ".join(f"{name:>8}" for name in names)]
-        for fault, row in [*self.rows.items(), ("all", total)]:
-            lines.append(f"{fault:{width}}  " + "  ".join(f"{getattr(row, name):8}" for name in names))
-        return "\n".join([*lines, *self.problems])
+        rows = [*self.rows.items(), ("all", sum(self.rows.values(), Counter()))]
+        cells = [("fault", *COUNTS), *((fault, *(row[name] for name in COUNTS)) for fault, row in rows)]
+        return "\n".join([format_columns(cells, left=1), *self.problems])
 
 
 @dataclass(frozen=True)

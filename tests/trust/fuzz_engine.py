@@ -33,6 +33,7 @@ from hypothesis import seed as seeded
 from hypothesis import strategies as st
 
 from seqmatch_lib.errors import SeqMatchError
+from seqmatch_lib.runs.listing import format_columns
 
 SECONDS, WALL_SECONDS = 5.0, 60.0  # of this process's own time, and of a clock, as others may be at the same cores
 MEMORY, ADDRESSES = 2**30, 3 * 2**30  # bytes that one input may touch, and that it may ask for at all
@@ -530,23 +531,12 @@ def _run_jobs(
 
 def format_table(tallies: dict[str, Tally]) -> str:
     """Returns the table of all targets, its total, and the faults in words."""
-    columns = ("target", "inputs", "refused", "read", "crashes", "silent", "hangs", "memory")
-    rows = [(name, *_numbers(tally)) for name, tally in tallies.items()]
-    total = Tally()
-    for tally in tallies.values():
-        total.counts += tally.counts
-    rows.append(("total", *_numbers(total)))
-    width = max(len(name) for name, *_ in rows)
-    lines = ["  ".join([columns[0].ljust(width), *(column.rjust(8) for column in columns[1:])])]
-    lines.append("-" * len(lines[0]))
-    lines += ["  ".join([name.ljust(width), *(f"{number:,}".rjust(8) for number in numbers)]) for name, *numbers in rows]
+    counts = {name: tally.counts for name, tally in tallies.items()}
+    counts["total"] = sum(counts.values(), Counter())
+    kinds = ("refused", "read", *FAULTS)
+    rows = [(name, *(f"{number:,}" for number in (one.total(), *map(one.__getitem__, kinds)))) for name, one in counts.items()]
     faults = [f"{name}: {detail}" for name, tally in tallies.items() for detail in tally.examples]
-    return "\n".join([*lines, *faults])
-
-
-def _numbers(tally: Tally) -> tuple[int, ...]:
-    counts = tally.counts
-    return (counts.total(), *(counts[kind] for kind in ("refused", "read", "crash", "silent", "hang", "memory")))
+    return "\n".join([format_columns([("target", "inputs", *kinds), *rows], left=1), *faults])
 
 
 def count_faults(tallies: dict[str, Tally]) -> int:

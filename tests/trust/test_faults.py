@@ -34,7 +34,7 @@ def test_a_run_killed_at_twenty_random_moments_loses_nothing(harness):
     harness.kill_at_random_moments(MTT, 14)
     harness.kill_at_random_moments(KRR, 6)
     assert all_right(harness.table)
-    kills = {fault.removeprefix("killed at random: "): row.injected for fault, row in harness.table.rows.items()}
+    kills = {fault.removeprefix("killed at random: "): row["injected"] for fault, row in harness.table.rows.items()}
     assert set(phases(MTT)) <= kills.keys()
     assert sum(kills[phase] for phase in phases(MTT)) >= 20
 
