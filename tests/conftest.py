@@ -1,4 +1,4 @@
-"""Shared fixtures: a seed that is printed, and small stand-ins for real data."""
+"""Shared fixtures: the seed of all random tests, which is printed; float64; compiled engines without a compiler."""
 
 import os
 import secrets
@@ -28,6 +28,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if {"slow", "slurm", "browser"} & {marker.name for marker in item.iter_markers()}:
             item.add_marker(pytest.mark.timeout(0))
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Seeds torch's global generator before each test, for those that draw from it."""
+    torch.manual_seed(SEED)
 
 
 @pytest.fixture

@@ -1,8 +1,10 @@
-"""A tiny problem that every part of the library accepts, 6x6 noise with a class-dependent mean; image files and notebooks."""
+"""A tiny problem that every part of the library accepts, 6x6 noise with a class-dependent mean; files; waiting."""
 
 import io
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +112,27 @@ def encode(pixels: np.ndarray, kind: str = "PNG") -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, kind)
     return buffer.getvalue()
+
+
+def write_class_folders(
+    root: Path, classes: Mapping[str, Sequence[np.ndarray]], splits: Sequence[str] = ("train",), suffix: str = ".png"
+) -> None:
+    """Writes an image folder: (H, W) or (H, W, 3) uint8 pictures of each class, numbered, the same in each split."""
+    for split, (name, pictures) in product(splits, classes.items()):
+        folder = root / split / name
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, pixels in enumerate(pictures):
+            Image.fromarray(pixels).save(folder / f"{number}{suffix}")
+
+
+def wait_until(condition: Callable[[], Any], seconds: float, what: str) -> Any:
+    """Waits for something that other processes do; returns the first true value of the condition."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"no {what} after {seconds} seconds")
+        time.sleep(0.1)
+    return value
 
 
 def write_notebook(path: Path, *cells: str) -> None:

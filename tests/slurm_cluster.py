@@ -4,10 +4,11 @@ import os
 import shutil
 import socket
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+
+from helpers import wait_until
 
 SYSTEM_CONFIG = Path("/etc/slurm/slurm.conf")  # the one place where a job step looks for it
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue")
@@ -68,19 +69,10 @@ def start_cluster(folder: Path) -> Iterator[None]:
             process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
             ending.callback(_end, process)
             if "munged" in command[0]:
-                wait_until((folder / "munge.socket").exists, seconds=60)
-        wait_until(lambda: ask("sinfo", "--noheader", "--format=%t") == "idle", seconds=60)
+                wait_until((folder / "munge.socket").exists, 60, "munge.socket")
+        wait_until(lambda: ask("sinfo", "--noheader", "--format=%t") == "idle", 60, "idle node")
         ending.callback(end_jobs)
         yield
-
-
-def wait_until(condition: Callable[[], bool], seconds: float) -> None:
-    """Waits for something that other processes do."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{condition} is not true after {seconds:.0f} seconds")
-        time.sleep(0.1)
 
 
 def ask(*command: str) -> str:
@@ -92,7 +84,7 @@ def end_jobs() -> None:
     """Ends whatever is queued or runs."""
     subprocess.run(["scancel", "--full", "--signal=KILL", "--state=RUNNING"], check=False)
     subprocess.run(["scancel", "--state=PENDING"], check=False)
-    wait_until(lambda: ask("squeue", "--noheader") == "", seconds=60)
+    wait_until(lambda: ask("squeue", "--noheader") == "", 60, "empty queue")
 
 
 def _configure(folder: Path) -> Path:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from helpers import wait_until
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
@@ -61,16 +62,6 @@ def chromium():
     driver.quit()
 
 
-def wait_for(condition, seconds, what):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        value = condition()
-        if value:
-            return value
-        time.sleep(0.5)
-    raise AssertionError(f"no {what} after {seconds} seconds")
-
-
 OUTPUTS = """
 const model = window.jupyterapp.shell.currentWidget.content.model;
 const cells = Array.from({length: model.cells.length}, (_, i) => model.cells.get(i).toJSON());
@@ -96,9 +87,9 @@ last?.scrollIntoView({block: 'center'}); return last?.naturalWidth;
 def run_notebook(chromium, address, name):
     """Opens a notebook in JupyterLab, runs its cells and waits for the last."""
     chromium.get(f"{address}/lab/tree/notebooks/{name}.ipynb")
-    wait_for(lambda: chromium.execute_script(READY) == "idle", 240, "kernel")
+    wait_until(lambda: chromium.execute_script(READY) == "idle", 240, "kernel")
     chromium.execute_script("window.jupyterapp.commands.execute('notebook:run-all-cells')")
-    wait_for(lambda: chromium.execute_script(FINISHED), 900, "last cell")
+    wait_until(lambda: chromium.execute_script(FINISHED), 900, "last cell")
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
@@ -112,7 +103,7 @@ def test_it_runs_in_jupyterlab_without_any_data(lab, chromium, name):
     assert '"image/png"' in outputs
     if name != "00_quickstart":
         assert used < PROCESSOR_SECONDS
-    assert wait_for(lambda: chromium.execute_script(SHOW_LAST), 60, "picture on the page") > 200
+    assert wait_until(lambda: chromium.execute_script(SHOW_LAST), 60, "picture on the page") > 200
     time.sleep(1)  # let it be drawn where it was scrolled to
     save_screenshot(chromium, name)
 
@@ -131,8 +122,8 @@ def test_menus_change_what_is_shown(lab, chromium):
 
     address, _ = lab
     run_notebook(chromium, address, "30_explore")
-    wait_for(lambda: chromium.execute_script(MENUS) == 7, 60, "menus")
-    seen = [wait_for(lambda: chromium.execute_script(SHOWN), 60, "pictures below the menus")]
+    wait_until(lambda: chromium.execute_script(MENUS) == 7, 60, "menus")
+    seen = [wait_until(lambda: chromium.execute_script(SHOWN), 60, "pictures below the menus")]
     method, run, subset, label = 3, 4, 5, 6
 
     def menus():
@@ -140,7 +131,7 @@ def test_menus_change_what_is_shown(lab, chromium):
 
     for menu, text in ((method, "seqmatch_idc"), (subset, "2"), (label, "8")):
         Select(menus()[menu]).select_by_visible_text(text)
-        wait_for(lambda: chromium.execute_script(SHOWN) not in (None, *seen), 60, f"new picture after choosing {text}")
+        wait_until(lambda: chromium.execute_script(SHOWN) not in (None, *seen), 60, f"new picture after choosing {text}")
         seen.append(chromium.execute_script(SHOWN))
     chosen = [Select(menu).first_selected_option.text for menu in menus()]
     assert chosen[run].startswith("cifar10-seqmatch_idc-ipc10-k2-")

@@ -11,8 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import SEED
-from helpers import encode, flip
-from PIL import Image
+from helpers import encode, flip, write_class_folders
 
 from seqmatch_lib.data import datasets as data
 from seqmatch_lib.data.datasets import (
@@ -297,13 +296,11 @@ def test_layout_of_tiny_imagenet(tmp_path, monkeypatch):
 
 
 def write_own_folder(root: Path, sizes: tuple[tuple[int, int], ...] = ((12, 12),), splits=("train", "test")) -> None:
-    for split in splits:
-        for name in ("cats", "dogs"):
-            (root / split / name).mkdir(parents=True)
-            for i in range(5):
-                height, width = sizes[i % len(sizes)]
-                pixels = np.full((height, width, 3), 40 * i + (name == "dogs"), dtype=np.uint8)
-                (root / split / name / f"{i}.png").write_bytes(encode(pixels))
+    classes = {
+        name: [np.full((*sizes[i % len(sizes)], 3), 40 * i + label, dtype=np.uint8) for i in range(5)]
+        for label, name in enumerate(("cats", "dogs"))
+    }
+    write_class_folders(root, classes, splits)
 
 
 def test_own_image_folder(tmp_path):
@@ -465,10 +462,8 @@ def test_checksums_beside_shards_notice_every_damaged_byte(parquet_cifar):
 
 
 def test_one_coloured_image_makes_a_coloured_set(tmp_path):
-    for label, mode in (("grey", "L"), ("mixed", "RGB")):
-        (tmp_path / "train" / label).mkdir(parents=True)
-        for number in range(5):
-            Image.new("L" if number else mode, (4, 4), 9).save(tmp_path / "train" / label / f"{number}.png")
+    grey, coloured = (np.full(size, 9, dtype=np.uint8) for size in ((4, 4), (4, 4, 3)))
+    write_class_folders(tmp_path, {"grey": [grey] * 5, "mixed": [coloured, *[grey] * 4]})
     assert DatasetSpec.from_folder(tmp_path, name="some").shape == (3, 4, 4)
     (tmp_path / "train" / "mixed" / "0.png").unlink()
     assert DatasetSpec.from_folder(tmp_path, name="some").shape == (1, 4, 4)

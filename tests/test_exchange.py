@@ -4,13 +4,12 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import torch
-from helpers import flip
+from helpers import flip, write_class_folders
 from PIL import Image
 from test_cli import fails_in_one_line
 
@@ -112,11 +111,9 @@ def test_whitened_sets_are_exported_in_true_colours(tmp_path, generator):
 def test_whitened_sets_are_not_exported_in_the_colours_of_other_images(tmp_path, capsys, monkeypatch, generator):
     """Whitening fitted on other images than the set's own would turn it into other pictures, which nobody would notice."""
     monkeypatch.setattr(datasets, "DATASETS", dict(DATASETS))
-    for name, label, number in product(("own", "other"), ("cat", "dog"), range(12)):
-        folder = tmp_path / name / "train" / label
-        folder.mkdir(parents=True, exist_ok=True)
-        pixels = torch.randint(256, (8, 8, 3), dtype=torch.uint8, generator=generator)
-        Image.fromarray(pixels.numpy()).save(folder / f"{number}.png")
+    for name in ("own", "other"):
+        cats, dogs = torch.randint(256, (2, 12, 8, 8, 3), dtype=torch.uint8, generator=generator).numpy()
+        write_class_folders(tmp_path / name, {"cat": cats, "dog": dogs})
     settings = [part for setting in ("ipc=1", "zca=true", "training.epochs=1") for part in ("--set", setting)]
     images, results = ["--images", str(tmp_path / "own")], ["--results", str(tmp_path / "results")]
     assert main(["run", "cifar10-ipc10-random", "--scale", "smoke", *images, *settings, *results]) == 0

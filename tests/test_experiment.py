@@ -5,11 +5,11 @@ import sys
 from dataclasses import asdict
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from filelock import FileLock
-from helpers import change_a_pixel, finish_in_parts, flip
-from PIL import Image
+from helpers import change_a_pixel, finish_in_parts, flip, write_class_folders
 
 from seqmatch_lib.data import datasets as data
 from seqmatch_lib.data.datasets import DatasetSpec, load_dataset, register_dataset
@@ -424,15 +424,13 @@ def test_comparable_leaves_out_only_what_may_differ(finished):
 
 def test_other_images_under_the_same_name_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "DATASETS", dict(data.DATASETS))
-    for label, shade in (("dark", 40), ("light", 200)):
-        (tmp_path / "own" / "train" / label).mkdir(parents=True)
-        for number in range(20):
-            Image.new("L", (8, 8), shade + number).save(tmp_path / "own" / "train" / label / f"{number:02d}.png")
+    shades = np.arange(20, dtype=np.uint8).repeat(64).reshape(20, 8, 8)
+    write_class_folders(tmp_path / "own", {"dark": 40 + shades, "light": 200 + shades})
     register_dataset(DatasetSpec.from_folder(tmp_path / "own"))
     config = configure("digits-ipc10-random", dataset="own", ipc=2, subset_ipcs=[2])
     record = run_experiment(config, tmp_path / "results")
     assert run_experiment(config, tmp_path / "results") == record
-    Image.new("L", (8, 8), 0).save(tmp_path / "own" / "train" / "light" / "00.png")
+    write_class_folders(tmp_path / "own", {"light": shades[:1]})
     with pytest.raises(StorageError, match=r"own-random.*\.json belongs to other images of own.*--force"):
         run_experiment(config, tmp_path / "results")
     (tmp_path / "results" / "runs" / "own" / f"{record.run_id}.json").unlink()

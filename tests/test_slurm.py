@@ -7,7 +7,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from slurm_cluster import ask, end_jobs, start_cluster, wait_until, why_not
+from helpers import wait_until
+from slurm_cluster import ask, end_jobs, start_cluster, why_not
 
 from seqmatch_lib.runs.config import RunConfig
 from seqmatch_lib.runs.records import load_record
@@ -106,7 +107,7 @@ def test_a_cancelled_run_goes_on_from_its_checkpoint(tmp_path):
         second = state / "stage-2.safetensors"
         first = state / "stage-1.safetensors"
         teachers = batch.results / "teachers" / "digits"
-        wait_until(lambda: any(teachers.glob("*-stage2-*")) or second.is_file(), seconds=900)  # stage 1 is finished
+        wait_until(lambda: any(teachers.glob("*-stage2-*")) or second.is_file(), 900, "finished stage 1")
         written = first.stat().st_mtime_ns
         (log,) = (batch.job_logs / "rule_run").rglob("*.log")
         subprocess.run(["scancel", log.stem], check=True)

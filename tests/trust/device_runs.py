@@ -26,7 +26,7 @@ from seqmatch_lib.runs.order import measure_order, runs_of_order
 from seqmatch_lib.runs.real_data import prepare_data
 from seqmatch_lib.runs.reevaluation import reevaluate
 from seqmatch_lib.seeds import make_generator
-from seqmatch_lib.subsets import load_sequence
+from seqmatch_lib.subsets import load_sequence, set_path
 
 MOST_PARTS = 100  # of a run that is stopped at every checkpoint
 # Every base method under SeqMatch. Trajectories by both engines; `compiled` on images as they are, because the pretended GPU
@@ -57,7 +57,7 @@ def distill(config: RunConfig, folder: Path, device: torch.device, in_parts: boo
     for parts in range(MOST_PARTS):
         with suppress(OutOfTime):
             record = run_experiment(config, folder, device=device, max_minutes=limit, save_seconds=0)
-            subsets = load_sequence(distilled(config, folder)).subsets
+            subsets = load_sequence(set_path(folder, config.run_id)).subsets
             return {
                 "accuracy": record.accuracy_last["values"] + record.random_baseline["values"],
                 "losses": [stage["losses"] for stage in record.stages],
@@ -67,15 +67,10 @@ def distill(config: RunConfig, folder: Path, device: torch.device, in_parts: boo
     raise RuntimeError(f"{config.run_id} made no progress in {MOST_PARTS} parts")
 
 
-def distilled(config: RunConfig, folder: Path) -> Path:
-    """Returns where a run leaves its set."""
-    return folder / "distilled" / f"{config.run_id}.safetensors"
-
-
 def look_at(config: RunConfig, folder: Path, device: torch.device) -> dict[str, Any]:
     """Judges a set jointly, and measures the coupling of its images; then all that notebooks measure of finished runs."""
     data = prepare_data(load_dataset("digits"), config.zca, config.select_on, device)
-    sequence = load_sequence(distilled(config, folder))
+    sequence = load_sequence(set_path(folder, config.run_id))
     reevaluation = reevaluate(sequence, config, data, joint=True)
     first = sequence.subsets[0].to(device)
     network = make_network(config.network, (1, 8, 8), data.num_classes, make_generator(0)).to(device)

@@ -30,10 +30,10 @@ from seqmatch_lib.methods.teachers import TrajectorySet
 from seqmatch_lib.runs import experiment
 from seqmatch_lib.runs.config import RunConfig, parse_override
 from seqmatch_lib.runs.experiment import run_experiment
-from seqmatch_lib.runs.records import load_record
+from seqmatch_lib.runs.records import load_record, record_path
 from seqmatch_lib.store import files as storage
 from seqmatch_lib.store.files import load_tensors, read_json
-from seqmatch_lib.subsets import load_sequence
+from seqmatch_lib.subsets import load_sequence, set_path
 
 PRELOADED = ["__main__", "seqmatch_lib.__main__", "sklearn.datasets", "higher"]
 KILL_POINTS = ("before the write", "in the middle of it", "before the rename", "after the rename")
@@ -71,21 +71,14 @@ class Case:
         settings = [word for override in self.overrides for word in ("--set", override)]
         return ["run", self.preset, "--scale", "smoke", "--seed", str(self.seed), "--results", str(results), *settings]
 
-    def record_path(self, results: Path) -> Path:
-        """Returns where the record belongs."""
-        return results / "runs" / "digits" / f"{self.config.run_id}.json"
-
-    def set_path(self, results: Path) -> Path:
-        """Returns where the distilled set belongs."""
-        return results / "distilled" / f"{self.config.run_id}.safetensors"
-
     def state_dir(self, results: Path) -> Path:
         """Returns where the state is kept."""
         return results / "state" / self.config.run_id
 
     def outcome(self, results: Path) -> tuple[dict[str, Any], bytes]:
         """Returns what must be equal between two finished runs: the record and the bytes of the distilled set."""
-        return load_record(self.record_path(results)).comparable(), self.set_path(results).read_bytes()
+        record = load_record(record_path(results, self.config))
+        return record.comparable(), set_path(results, self.config.run_id).read_bytes()
 
 
 _SHORT_TEACHERS = ("teachers.epochs=2", "teachers.later_epochs=2", "intervals=[[0,2],[0,2]]")
@@ -286,7 +279,7 @@ def phases(case: Case) -> list[str]:
 def find_phase(case: Case, results: Path) -> str:
     """Returns the phase that a run is in, or was in when it was killed, by its files."""
     state, config = case.state_dir(results), case.config
-    if case.record_path(results).is_file():
+    if record_path(results, config).is_file():
         return "finished"
     if not (state / "start.json").is_file():
         return "before the start"
@@ -377,8 +370,8 @@ class Watch:
     def _read_the_rest(self) -> list[str]:
         for path in self.results.rglob("*.json"):
             read_json(path)
-        if self.case.set_path(self.results).is_file():
-            load_sequence(self.case.set_path(self.results))
+        if (path := set_path(self.results, self.case.config.run_id)).is_file():
+            load_sequence(path)
         return []
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from helpers import write_class_folders
 from test_cli import fails_in_one_line
 from test_exchange import DIGITS, NAMES, PLAIN, configure, import_as, make_sequence
 
@@ -201,10 +201,8 @@ def test_arrays_of_numpy_are_named_and_the_advice_works(tmp_path, name):
 
 def put_pictures(folder: Path, names: list[str], shape: tuple[int, int, int] = DIGITS.shape) -> Path:
     """Writes a picture into each class folder, whose brightness says at which place of the list the folder was."""
-    for place, name in enumerate(names):
-        (folder / "train" / name).mkdir(parents=True)
-        grey = np.full(shape[1:], place, dtype=np.uint8)
-        Image.fromarray(grey if shape[0] == 1 else np.stack([grey] * 3, axis=2)).save(folder / "train" / name / "0.png")
+    size = shape[1:] if shape[0] == 1 else (*shape[1:], 3)
+    write_class_folders(folder, {name: [np.full(size, place, dtype=np.uint8)] for place, name in enumerate(names)})
     return folder
 
 

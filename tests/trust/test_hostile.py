@@ -27,7 +27,7 @@ from fuzz_layouts import read_layout
 from fuzz_own_files import set_metadata, write_teacher
 from fuzz_samples import NAMES, PLAIN, make_set
 from fuzz_settings import NOTEBOOK, fits_parameter, read_parameter, write_notebook
-from helpers import encode
+from helpers import encode, write_class_folders
 from PIL import EpsImagePlugin, Image
 from test_cli import fails_in_one_line
 from test_data import random_pixels, write_shard
@@ -275,10 +275,7 @@ def test_class_names_of_a_shard_never_lead_out_of_the_folder(tmp_path):
 
 
 def write_classes(folder: Path, names: list[str]) -> None:
-    for name in names:
-        for split in ("train", "test"):
-            (folder / split / name).mkdir(parents=True)
-            (folder / split / name / "0.png").write_bytes(encode(random_pixels(1, 6)[0]))
+    write_class_folders(folder, dict.fromkeys(names, random_pixels(1, 6)), ("train", "test"))
 
 
 def test_odd_names_of_classes_are_only_names(tmp_path):

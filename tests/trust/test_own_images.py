@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fuzz_engine import limits
-from helpers import encode
+from helpers import encode, write_class_folders
 from PIL import Image
 from test_cli import fails_in_one_line
 from test_data import random_pixels
@@ -34,11 +34,8 @@ def registry(monkeypatch):
 
 def write_pictures(root: Path, count: int = 4, classes=("cats", "dogs"), splits=("train", "test"), suffix=".png") -> None:
     """Writes that many random pictures of 8x8 a class."""
-    for split in splits:
-        for number, name in enumerate(classes):
-            (root / split / name).mkdir(parents=True, exist_ok=True)
-            for i, image in enumerate(random_pixels(count, 8, seed=number)):
-                Image.fromarray(image).save(root / split / name / f"{i}{suffix}")
+    pictures = {name: random_pixels(count, 8, seed=number) for number, name in enumerate(classes)}
+    write_class_folders(root, pictures, splits, suffix)
 
 
 def read(root: Path) -> ImageDataset:
