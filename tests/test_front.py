@@ -274,7 +274,7 @@ def items(*items):
     ("change", "message"),
     [
         (lambda x, y: (x[:, 0], y), r"images of shape \(30, 6, 6\); they must be \(N, C, H, W\) .*images\[:, None\]"),
-        (lambda x, y: (x.permute(0, 2, 3, 1), y), r"\(30, 6, 6, 1\); they must be .*images.permute\(0, 3, 1, 2\)"),
+        (lambda x, y: (x.permute(0, 2, 3, 1), y), r"\(30, 6, 6, 1\); they must be .*images\).permute\(0, 3, 1, 2\)"),
         (lambda x, y: (x[:0], y[:0]), r"images of shape \(0, 1, 6, 6\), so none; give at least one of each class"),
         (lambda x, y: (x, torch.eye(3)[y]), r"they must be \(N,\) whole numbers; take labels.argmax\(1\) of one-hot rows"),
         (lambda x, y: torch.utils.data.DataLoader(TensorDataset(x, y)), "it is a DataLoader; give its `dataset`"),
