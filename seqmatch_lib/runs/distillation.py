@@ -8,7 +8,7 @@ import torch
 
 from seqmatch_lib.data.labels import image_classes
 from seqmatch_lib.engine.memory import reset_peak_memory
-from seqmatch_lib.errors import DivergenceError, require
+from seqmatch_lib.errors import ConfigError, DivergenceError, require
 from seqmatch_lib.methods.base import BaseMethod, MethodState, Stage, Trainable
 from seqmatch_lib.progress import progress_bar
 from seqmatch_lib.runs.stages import StageCheckpoint, StageProgress
@@ -150,6 +150,7 @@ def _prepare(method: BaseMethod, stage: Stage, state: dict[str, torch.Tensor]) -
     require(not loses_state or type(method).resume is not BaseMethod.resume, message)
     saved = prepared.state()
     are_tensors = isinstance(saved, dict) and all(isinstance(value, torch.Tensor) for value in saved.values())
-    remedy = 'return a dictionary of tensors, such as {"count": torch.tensor(count)}'
-    require(are_tensors, f"`state` of {kind.__name__} returned {saved!r:.120}; {remedy}")
+    if not are_tensors:  # no message is made of whole tensors
+        remedy = 'return a dictionary of tensors, such as {"count": torch.tensor(count)}'
+        raise ConfigError(f"`state` of {kind.__name__} returned {saved!r:.120}; {remedy}")
     return prepared
