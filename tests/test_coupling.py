@@ -225,7 +225,7 @@ def test_a_pair_of_runs_is_measured_and_the_tables_are_kept(tmp_path):
     ):
         found = measured[table].set_index(["set", "epoch", "teacher"])["error"][name, last, teacher]
         error = match(stages[stage], last, measured_set, teacher).error(*measured_set.union())
-        assert found == pytest.approx(error, abs=1e-5)
+        assert found == pytest.approx(error, abs=1e-4)
     images, labels = joint.union()
     halves = (images[::10], labels[::10]), (images[1::10], labels[1::10])
     found = measured["gradients"].set_index(["ipc", "start epoch", "teacher"]).loc[2, last, 1]
