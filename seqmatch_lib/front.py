@@ -253,6 +253,25 @@ def distill(
     named = f"dataset {settings.get('dataset')!r:.120} cannot be set, since the images are those given; leave it out"
     require("dataset" not in settings, named)
     require("method" not in settings, f"method cannot be set like a setting; give method={settings.get('method')!r:.120}")
+    config = _config_of_arrays(dataset.spec.name, method, subset_ipcs, iterations, scale, seed, settings)
+    with ExitStack() as stack:
+        folder = _as_path(results_dir or stack.enter_context(TemporaryDirectory(prefix="seqmatch-")))
+        record = run_experiment(config, folder, force=force, dataset=dataset, max_minutes=max_minutes)
+        run = Run(config, record, folder, dataset)
+        weakref.finalize(run, stack.pop_all().close)  # from here on the folder lives as long as the run
+    return run
+
+
+def _config_of_arrays(
+    dataset: str,
+    method: str,
+    subset_ipcs: Sequence[int],
+    iterations: int | None,
+    scale: str,
+    seed: int,
+    settings: Mapping[str, Any],
+) -> RunConfig:
+    """Returns the run that `distill` makes of images of this name; the other arguments are those of `distill`."""
     sizes = f"subset_ipcs {subset_ipcs!r:.120} must be a list of whole numbers of at least 1, such as [5, 5]"
     try:
         ipcs = [index(ipc) for ipc in subset_ipcs]
@@ -265,7 +284,7 @@ def distill(
     config = RunConfig.from_preset(_preset_of(method), scale, seed)
     config = replace(config, preset=_preset_of(base))  # under which earlier runs were recorded, so that their ids stay valid
     changes: dict[str, Any] = {
-        "dataset": dataset.spec.name,
+        "dataset": dataset,
         "zca": False,
         "method": method,
         "ipc": sum(ipcs),
@@ -275,13 +294,7 @@ def distill(
     if iterations is not None:
         default = getattr(get_method(base).config_class, "iterations", None)
         changes[f"{base}.iterations"] = [iterations] if isinstance(default, tuple) else iterations
-    config = config.changed(changes | settings)
-    with ExitStack() as stack:
-        folder = _as_path(results_dir or stack.enter_context(TemporaryDirectory(prefix="seqmatch-")))
-        record = run_experiment(config, folder, force=force, dataset=dataset, max_minutes=max_minutes)
-        run = Run(config, record, folder, dataset)
-        weakref.finalize(run, stack.pop_all().close)  # from here on the folder lives as long as the run
-    return run
+    return config.changed(changes | settings)
 
 
 def _check_kept(max_minutes: float | None, results_dir: Path | str | None) -> None:

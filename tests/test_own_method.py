@@ -136,8 +136,8 @@ def test_a_step_that_changes_frozen_subsets_is_refused(name, tmp_path):
         (starts_with([0, 0, 1, 2]), r"returned images of shape \(4, 1, 6, 6\) with labels of shape \(4,\), but stage 1 has 3"),
         (
             {"initialise": black_images},
-            r"initialise of Changed returned images that their optimiser does not change; make it anew for them, as in "
-            r"trainable.optimizers\['images'\] = self.image_optimizer\(trainable.images\)",
+            r"initialise of Changed returned a Trainable whose images its optimiser does not change; make "
+            r"trainable.optimizers\['images'\] anew, that of images with self.image_optimizer\(trainable.images\)",
         ),
         ({"step": lambda self, *_: torch.tensor(0.5)}, "step of Changed left no gradient of images; call loss.backward"),
         ({"step": lambda self, *_: 0.5}, "step of Changed returned 0.5; return the detached loss"),

@@ -86,12 +86,8 @@ def read_shards(shards: list[Path], shape: tuple[int, int, int]) -> tuple[torch.
 def agree_on_names(names: tuple[str, ...], found: tuple[str, ...], path: Path) -> tuple[str, ...]:
     """Returns those of two lists of class names that are known; raises DataError, which names a file, if they differ."""
     agree = not names or not found or names == found
-    remedy = "get all files of one version"
-    require(
-        agree,
-        f"{path} calls the classes {', '.join(found):.80}, but others call them {', '.join(names):.80}; {remedy}",
-        DataError,
-    )
+    problem = f"{path} calls the classes {', '.join(found):.80}, but others call them {', '.join(names):.80}"
+    require(agree, f"{problem}; get all files of one version", DataError)
     return names or found
 
 

@@ -134,8 +134,8 @@ def _initialise(method: BaseMethod, stage: Stage) -> Trainable:
     for leaf, optimizer in trainable.optimizers.items():
         changed = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         is_own = [id(parameter) for parameter in changed] == [id(trainable.leaves.get(leaf))]
-        remedy = f"make it anew for them, as in trainable.optimizers[{leaf!r}] = self.image_optimizer(trainable.images)"
-        require(is_own, f"{name} returned {leaf} that their optimiser does not change; {remedy}")
+        remedy = f"make trainable.optimizers[{leaf!r}] anew, that of images with self.image_optimizer(trainable.images)"
+        require(is_own, f"{name} returned a Trainable whose {leaf} its optimiser does not change; {remedy}")
     return trainable
 
 
