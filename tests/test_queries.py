@@ -324,7 +324,8 @@ def test_what_was_measured_is_told_of_hard_images_the_last_stage_and_the_last_ep
     assert "+2.0 points on the easiest tenth of test images, by -1.0 on the hardest, and by +0.1 on average" in said
     rows = [(0, 0, 0.9, "MTT"), (4, 0, 0.5, "MTT"), (4, 1, 0.7, "MTT"), (4, 0, 0.4, "$S_1$")]
     measured["errors"] = pd.DataFrame(rows, columns=["epoch", "teacher", "error", "set"])
-    assert "at epoch 4, the matching error is 0.60 for MTT; 0.40 for S_1 (" in findings.find_errors(measured, "x")
+    said = findings.find_errors(measured, "x")
+    assert said.endswith("at epoch 4, the matching error is (means over teachers):\n\n- 0.60 for MTT\n- 0.40 for S_1")
 
 
 def test_growth_of_coupling_is_a_mean_over_seeds(tmp_path):

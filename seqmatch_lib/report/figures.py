@@ -209,7 +209,7 @@ def plot_gradients(frame: pd.DataFrame, title: str) -> Figure:
         axes[0].set_ylabel(quantity)
     whole_ticks(grid.axes.flat)
     measured = frame["teacher"].nunique()
-    grid.figure.suptitle(f"{title}; measured at {measured} teacher{'s' * (measured > 1)}", y=1.03)
+    grid.figure.suptitle(f"{title}; measured with {measured} teacher{'s' * (measured > 1)}", y=1.03)
     return grid.figure
 
 

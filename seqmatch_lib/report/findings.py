@@ -41,8 +41,8 @@ from seqmatch_lib.runs.coupling_measurements import find_table
 from seqmatch_lib.runs.records import RunRecord
 
 CHANGES = {  # of a sequence: set of `order` -> in words
-    "sequence, S_2 first": "trained on S_2 first",
-    JOINTLY: "trained on jointly",
+    "sequence, S_2 first": "networks trained on S_2 first",
+    JOINTLY: "networks trained jointly",
     "sequence, S_2 undistilled": "S_2 replaced by the real images that it began as",
     "sequence, S_1 twice": "S_2 replaced by S_1",
 }
@@ -119,8 +119,8 @@ def find_order(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str:
         leads = [f"{rows.loc[name, 'difference']:+.1f} ({text})" for name, text in CHANGES.items() if name in rows.index]
         lines.append(f"\n- {base.upper()}: {'; '.join(parts)}." + (f" *Lead*: {'; '.join(leads)}." if leads else ""))
     found = (
-        "Accuracy in per cent, and in points the *lead* of the sequence in stages over the same sequence with one change "
-        f"(trained on jointly, it also has half the epochs and one step size):\n{''.join(lines)}"
+        "Accuracies are in per cent. *Lead* is the sequence in stages minus the same sequence with one change, in points. "
+        f"Where networks are trained jointly, they also have half the epochs and one step size.\n{''.join(lines)}"
     )
     sure = f"{_seeds(frame)}; leads are over the seeds that both sides have."
     return _finding(name_runs(evidence, dataset, ipc, scale), scale, found, sure)
@@ -136,8 +136,8 @@ def find_gains(evidence: Evidence, dataset: str, scale: str) -> str:
         return ", ".join(f"{row.gain:+.1f} at {row.ipc}" for row in rows.itertuples())
 
     found = (
-        f"MTT's lead over as many random real images, in points, by images per class: {course(alone)}. "
-        f"Its sequence: {course(sequence) or 'not run at two sizes'}."
+        f"MTT's lead over the same number of random real images, in points, by images per class: {course(alone)}. "
+        f"The lead of its sequence: {course(sequence) or 'not run at two sizes'}."
     )
     records = evidence.accuracies.set_index("record")["iterations"]
     counts = [records.loc[row.records.split(", ")].max() for row in alone.itertuples()]
@@ -189,7 +189,7 @@ def find_transfer(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str
     leads = frame[frame["lead"].notna()]
     cell = [run for run in evidence.runs if (run.dataset, run.ipc, run.scale) == (dataset, ipc, scale)]
     missing = sorted({run.method for run in cell if run.method not in REFERENCES} - set(frame["method"]))
-    found = f"Points over random real images under the same training: {'; '.join(parts)}. "
+    found = f"Lead over random real images under the same training, in points: {'; '.join(parts)}. "
     for method, rows in leads.groupby("method", sort=False):
         found += f"{method} minus {method.removeprefix(SEQUENTIAL_PREFIX)}: {_by_network(rows, 'lead')}. "
     if missing:
@@ -212,7 +212,7 @@ def find_digits(runs: Mapping[str, RunRecord]) -> str:
     found = (
         f"Random real images reach {random['mean']:.1f} %; distilled ones are ahead of them by {gains[0]:.1f} (MTT) and "
         f"{gains[1]:.1f} points (SeqMatch), and the whole data set reaches {whole['mean']:.1f} %. SeqMatch minus MTT is "
-        f"{gap:+.1f} points, where networks of one set have a standard deviation of up to {spread:.1f}."
+        f"{gap:+.1f} points; networks trained on one set have a standard deviation of up to {spread:.1f}."
     )
     sure = (
         f"One seed of distillation, {mtt['n']} networks each: enough to see that distillation works, and not to rank MTT and "
@@ -228,7 +228,7 @@ def find_task(runs: Mapping[str, RunRecord], dataset: str, scale: str) -> str:
         return f"**What we find** ({where}). Nothing yet: no run has a record. With compute = True they are run."
     reached = ", ".join(f"{run.accuracy_last['mean']:.1f} for {name}" for name, run in runs.items())
     counts = ", ".join(map(str, sorted({run.accuracy_last["n"] for run in runs.values()})))
-    sure = f"One seed of distillation, {counts} networks each; no control of as many iterations and epochs."
+    sure = f"One seed of distillation, {counts} networks each; no control with as many iterations and epochs."
     found = f"Test accuracy in per cent, by training data: {reached}."
     return _finding(name_setting(dataset, None, scale), scale, found, sure)
 
@@ -255,9 +255,9 @@ def find_coupling(measured: dict[str, pd.DataFrame], setting: str) -> str:
             means = rows[rows["start epoch"] == rows["start epoch"].min()].groupby("ipc")["value"].mean()
             courses.append(f"{means.iloc[0]:.2f} to {means.iloc[-1]:.2f} for the {images}")
         parts.append(
-            "*Repair* says how much one half of a set only mends the error that the other half leaves (1: it does nothing "
-            f"else). Where teachers begin untrained, it goes from {', and from '.join(courses)}, as the set grows from "
-            f"{sizes.min()} to {sizes.max()} images per class."
+            "*Repair* is 1 where one half of a set only mends the error that the other half leaves, and 0 where it ignores "
+            f"that error. Where teachers begin untrained, repair goes from {', and from '.join(courses)}, as the set grows "
+            f"from {sizes.min()} to {sizes.max()} images per class."
         )
     sure = (
         "One joint and one sequential set, one seed. What a second stage of training does to these losses by itself was not "
@@ -286,8 +286,8 @@ def find_errors(measured: dict[str, pd.DataFrame], setting: str) -> str:
     """Matching errors at the last start epoch."""
     errors, last = list_errors(measured), measured["errors"]["epoch"].max()
     late = errors[errors["epoch"] == last].groupby("set", sort=False)["error"].mean()
-    means = "; ".join(f"{value:.2f} for {name}" for name, value in late.items()).replace("$", "").replace("\\cup", "∪")
-    return f"**{setting}**. Where teachers begin at epoch {last}, the matching error is {means} (means over teachers)."
+    means = "".join(f"\n- {value:.2f} for {name}" for name, value in late.items()).replace("$", "").replace("\\cup", "∪")
+    return f"**{setting}**. Where teachers begin at epoch {last}, the matching error is (means over teachers):\n{means}"
 
 
 def find_deciles(measured: dict[str, pd.DataFrame], setting: str) -> str:

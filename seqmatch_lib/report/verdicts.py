@@ -310,7 +310,7 @@ def _hard_images(path: Path) -> tuple[str, str, str, str, bool]:
     measured = (f"{name} {', then '.join(map('{:+.2f}'.format, steps))}" for name, steps in changes.items())
     claim = "One set raises the loss of hard real images, a later subset lowers it"
     seen = changes["MTT"][0] > 0 > changes["SeqMatch"][-1]
-    return claim, "figure 1", "; ".join(measured), "one set trained on for as long: not run", seen
+    return claim, "figure 1", "; ".join(measured), "training on one set for as many epochs: not run", seen
 
 
 def _repair(path: Path) -> tuple[str, str, str, str, bool]:
