@@ -64,7 +64,7 @@ def render_block(translator: HTML5Translator, node: nodes.math_block) -> None:
 
 
 def write_api_pages(app: Sphinx) -> None:
-    """Writes one page for each folder of the library, with the docstrings of its modules; `front.md` shows the front door."""
+    """Writes one page for each folder of the library, with the docstrings of its modules; `front.md` shows the interface."""
     pages = Path(app.srcdir) / "api"
     pages.mkdir(exist_ok=True)
     for page in pages.glob("*.rst"):

@@ -1,4 +1,4 @@
-"""SeqMatch: sequential subset matching for dataset distillation. The names below are the front door, see `front`.
+"""SeqMatch: sequential subset matching for dataset distillation. The names below are its interface, see `front`.
 
 `import seqmatch_lib as sm` is quick: everything, even torch, is imported when it is first used.
 """

@@ -1,4 +1,4 @@
-"""The front door: one call each to run a preset, distil your own images, evaluate a set, and list records and presets.
+"""The Python interface: one call each to run a preset, distil your own images, evaluate a set, and list records and presets.
 
 >>> import seqmatch_lib as sm
 >>> run = sm.run("digits-ipc10-seqmatch_mtt", scale="smoke", results_dir=folder)
@@ -181,8 +181,8 @@ def run(
 
     Args:
         preset: a name from `presets()`; or a `RunConfig`, which has its own scale, seed and settings: then leave these out.
-        scale: "smoke" (seconds, means nothing), "reduced" (a rehearsal, minutes), "short" (the published settings, fewer
-            iterations; hours) or "paper".
+        scale: "smoke" (seconds, means nothing), "reduced" (a rehearsal, minutes), "short" (the published networks and
+            training, fewer teachers and iterations; hours to days on a CPU) or "paper" (the published settings).
         seed: of initial images, batches and evaluation networks.
         set: settings that differ from the preset, by dotted keys: `{"mtt.syn_steps": 20, "subset_ipcs": [5, 5]}`.
         results_dir: folder of records and distilled sets.
@@ -207,7 +207,7 @@ def run(
 
 
 def _as_path(path: Path | str) -> Path:
-    require(isinstance(path, PathLike | str), f"path {path!r:.120} must be a text or a Path, such as 'build/own'")
+    require(isinstance(path, PathLike | str), f"path {path!r:.120} must be a string or a Path, such as 'build/own'")
     return Path(path)
 
 
@@ -330,14 +330,15 @@ def evaluate(
         seed: of the networks and of these random images.
         set: settings that differ from those of the set's own run, by dotted keys: `{"training.epochs": 600}`.
         dataset: the real images, or (train, test) as `distill` takes them; by default the data set whose name the set holds.
-        results_dir: folder that keeps the record, and the state, so that the same call can go on after a kill.
+        results_dir: folder that keeps the record, and the state, so that the same call can go on after it was stopped.
         max_minutes: stop at the first checkpoint after this time, with `OutOfTime`; it needs `results_dir`.
 
     Returns:
         `accuracy` and `random_baseline` in per cent, by architecture.
 
     Raises:
-        ConfigError: the set does not say how it was made, `networks` is no list of names, or a setting is for distillation.
+        ConfigError: the set does not say how it was made, `networks` is not a list of names, or `set` has a setting of
+            distillation.
         DataError: the set was distilled from other images than those found.
         StorageError: `results_dir` holds the same evaluation of a set with other images.
     """
@@ -349,13 +350,13 @@ def evaluate(
     sequence = distilled if isinstance(distilled, SubsetSequence) else load(distilled)
     changes = as_overrides(set) | ({} if networks is None else {"evaluation.networks": list(networks)})
     of_distillation = [key for key in changes if not str(key).startswith(("training.", "evaluation.", "network."))]
-    rule = "a finished set is asked about training, evaluation and network alone"
+    rule = "of a finished set only settings of training, evaluation and network can be changed"
     require(not of_distillation, f"{rule}; leave out {', '.join(map(str, of_distillation))}, or distil another set with it")
     config = config_of(sequence, "the set" if sequence is distilled else distilled).changed(changes)
     seed = RunConfig.from_dict(config.as_dict() | {"seed": seed}).seed  # a whole number, or a ConfigError
     if dataset is not None and not isinstance(dataset, ImageDataset):
         pair = "give the pair (train, test) that `distill` was given"
-        require(isinstance(dataset, tuple | list), f"dataset {dataset!r:.120} is no pair; {pair}")
+        require(isinstance(dataset, tuple | list), f"dataset {dataset!r:.120} is not a pair; {pair}")
         require(len(dataset) == 2, f"dataset has {len(dataset)} parts; {pair}")
         dataset = dataset_from_arrays(*dataset)
     real = prepare_data(dataset or load_dataset(config.dataset), config.zca, config.select_on, choose_device())

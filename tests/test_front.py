@@ -1,4 +1,4 @@
-"""The front door does what its docstrings say, from arrays and data sets in memory as from presets."""
+"""The interface does what its docstrings say, from arrays and data sets in memory as from presets."""
 
 import doctest
 import gc
@@ -349,7 +349,7 @@ def test_what_cannot_be_distilled_is_refused(tmp_path):
 
 NO_LIST = r"must be a list of whole numbers of at least 1, such as \[5, 5\]"
 NO_TABLE = r"settings 'dm.lr_img=1' must be a dictionary, such as \{\"mtt.syn_steps\": 20"
-NO_PATH = "path 3 must be a text or a Path, such as 'build/own'"
+NO_PATH = "path 3 must be a string or a Path, such as 'build/own'"
 
 
 @pytest.mark.parametrize(
@@ -391,11 +391,11 @@ NO_PATH = "path 3 must be a text or a Path, such as 'build/own'"
         (lambda run: run.evaluate(random="no"), "random 'no' must be True or False"),
         (lambda run: run.evaluate(seed=1.5), "seed = 1.5 has the wrong type; it must be int"),
         (lambda run: run.evaluate(seed=True), "seed = True has the wrong type; it must be int"),
-        (lambda run: run.evaluate(set={"zca": True}), "is asked about training, evaluation and network alone; leave out zca"),
+        (lambda run: run.evaluate(set={"zca": True}), "training, evaluation and network can be changed; leave out zca"),
         (lambda run: run.evaluate(set={"mtt.syn_lr": 0.5}), "leave out mtt.syn_lr, or distil another set with it"),
         (lambda run: sm.evaluate(run.distilled, max_minutes=1), r"a folder that keeps the state; give results_dir \(on"),
         (lambda run: sm.evaluate(run.distilled, max_minutes="1", results_dir="x", dataset=TWO), "'1' must be a positive"),
-        (lambda run: sm.evaluate(run.distilled, dataset="digits"), "dataset 'digits' is no pair; give"),
+        (lambda run: sm.evaluate(run.distilled, dataset="digits"), "dataset 'digits' is not a pair; give"),
         (lambda run: run.config.changed({"scale": "paper"}), "scale cannot be set like a setting; give it .* --scale"),
     ],
 )

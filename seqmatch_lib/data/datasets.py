@@ -76,7 +76,7 @@ class DatasetSpec:
                 "give another one (--name NAME on the command line)"
             )
         problem = f"data set {self.name!r} has {self.num_classes} class{'es' * (self.num_classes != 1)}"
-        require(self.num_classes >= 2, f"{problem}; it takes two to tell them apart", DataError)
+        require(self.num_classes >= 2, f"{problem}; at least two are needed", DataError)
 
     @classmethod
     def from_folder(cls, path: Path | str, image_size: int | None = None, name: str | None = None) -> "DatasetSpec":

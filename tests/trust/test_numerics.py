@@ -449,7 +449,7 @@ def test_grey_images_in_a_colour_folder_and_coloured_ones_in_a_grey_set(tmp_path
 
 def test_a_folder_of_one_class_is_refused(tmp_path):
     folder = write_folder(tmp_path / "pets", {"train": {"cats": 3}})
-    with pytest.raises(DataError, match="data set 'pets' has 1 class; it takes two to tell them apart"):
+    with pytest.raises(DataError, match="data set 'pets' has 1 class; at least two are needed"):
         DatasetSpec.from_folder(folder)
 
 
