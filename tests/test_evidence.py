@@ -86,7 +86,7 @@ def test_tables_have_a_row_for_each_number_of_teachers_and_pairs_only_of_equal_o
     ]  # fmt: skip
     lines = readme_table(runs, PUBLISHED).split("\n\n")[0].splitlines()[2:]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    assert [(cell[2], cell[7], cell[8]) for cell in cells] == [
+    assert [(cell[2], cell[8], cell[9]) for cell in cells] == [
         ("mtt", "5", "1,500"), ("mtt", "20", "400"), ("mtt / seqmatch_mtt", "2", "400 / 400"),
     ]  # fmt: skip
 

@@ -138,8 +138,8 @@ def test_the_readme_has_what_ran_at_published_settings_and_every_rehearsed_pair(
         ["cifar10", "10", "mtt", "65.3 ± 0.7", "64.0 ± 1.4"],
         ["svhn", "10", "dm / seqmatch_dm", "- / -", "60.0 ± 1.4 / 50.0 ± 1.4"],
     ]
-    assert rows[1][6:] == ["short", "5", "1,500", "1", "2"]
-    assert rows[2][6:9] == ["rehearsal (reduced)", "-", "1,500 / 1,500"]
+    assert rows[1][6:] == ["21.0 ± 1.4", "short", "5", "1,500", "1 (2)"]
+    assert rows[2][7:10] == ["rehearsal (reduced)", "-", "1,500 / 1,500"]
 
 
 def test_the_table_in_words():

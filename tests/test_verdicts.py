@@ -5,7 +5,7 @@ from math import nan
 
 import pandas as pd
 import pytest
-from made_records import COMMITTED, PUBLISHED, RESULTS, make_order, make_reevaluation, make_run, make_sequence
+from made_records import COMMITTED, PUBLISHED, RESULTS, accuracy, make_order, make_reevaluation, make_run, make_sequence
 
 from seqmatch_lib.report.evidence import Evidence
 from seqmatch_lib.report.verdicts import CONTROLS, Gap, judge_accuracy, judge_difference, list_verdicts, summarise
@@ -107,11 +107,24 @@ def test_records_at_published_settings_lead_and_are_judged():
     cell = "10 images per class", "short"
     gain = find(found, "SeqMatch-MTT is ahead of MTT", *cell)
     assert gain["measured"].startswith("+3.0 [")
-    assert gain["verdict"] == f"not decided (ahead; {', '.join(CONTROLS)}: not run)"
+    assert gain["verdict"] == f"not decided (ahead; both by selected iterates: ahead; {', '.join(CONTROLS)}: not run)"
     assert found["claim"].iloc[0] == gain["claim"]
     assert found["scale"].iloc[0].startswith("short")
     assert find(found, "MTT is ahead of random real images", *cell)["verdict"] == "confirmed"
     assert find(found, "MTT: the published accuracy is reached", *cell)["verdict"] == "not decided (-3.8)"
+
+
+def test_a_lead_over_a_spoiled_last_iterate_confirms_nothing():
+    """The last iterate of MTT may come after a leap of its loss; the published code reports the best one."""
+    plain = [make_run("cifar10-ipc10-mtt", seed, (58.0, 59.0), iterations=(1500,), scale="short") for seed in range(3)]
+    plain = [replace(run, accuracy_selected=accuracy(61.0, 63.0)) for run in plain]
+    sequence = ("cifar10-ipc10-seqmatch_mtt", (60.0, 61.0), (60.0, 61.0), None, (1500, 1500), "short")
+    runs = plain + [make_run(sequence[0], seed, *sequence[1:]) for seed in range(3)]
+    found = list_verdicts(Evidence(runs), PUBLISHED, RESULTS)
+    gain = find(found, "SeqMatch-MTT is ahead of MTT", "10 images per class", "short")
+    assert gain["measured"].startswith("+2.0 [")
+    assert gain["control"].startswith("both by selected iterates -1.5 [-1.5, -1.5], 3 seeds; not run")
+    assert gain["verdict"].startswith("not confirmed (ahead; both by selected iterates: behind; ")
 
 
 def test_seeds_that_only_one_side_has_decide_nothing():
@@ -136,7 +149,7 @@ def test_halves_are_compared_over_the_seeds_that_have_them_and_with_one_sign(tmp
     assert (row["measured"], row["control"]) == ("+3.0, 1 seed", "both jointly -2.5; trained on S_2 first +5.0")
     gain = find(found, "SeqMatch-MTT is ahead of MTT", "10 images per class", "rehearsal")
     assert gain["control"] == (
-        "halves in stages +3.0, 1 seed; halves jointly +3.5, 1 seed; "
+        "both by selected iterates +10.0, 1 seed; halves in stages +3.0, 1 seed; halves jointly +3.5, 1 seed; "
         "not run: as many iterations and epochs, halves jointly for as many epochs"
     )
 
@@ -207,7 +220,10 @@ def test_where_the_control_of_equal_effort_is_missing_those_of_a_part_of_it_are_
     longer = make_reevaluation(runs[0], epochs=600)  # of accuracy 31
     found = list_verdicts(Evidence(runs, [longer]), PUBLISHED, RESULTS)
     row = find(found, "SeqMatch-MTT is ahead of MTT", "10 images per class", "rehearsal")
-    assert row["control"] == f"as many epochs +20.0, 1 seed; not run: {', '.join(CONTROLS)}"
+    missing = ", ".join(CONTROLS)
+    assert row["control"] == (
+        f"both by selected iterates +10.0 [+10.0, +10.0], 3 seeds; as many epochs +20.0, 1 seed; not run: {missing}"
+    )
     assert row["verdict"].endswith("as many epochs: 1 seed)")
     longest = make_run("cifar10-ipc10-mtt", 0, overrides={"mtt.iterations": 600}, iterations=(600,))
     equal = replace(make_reevaluation(longest, epochs=600), seed=1)

@@ -18,7 +18,7 @@ from seqmatch_lib.data.datasets import DatasetSpec, find_dataset
 from seqmatch_lib.errors import StorageError, require
 from seqmatch_lib.methods import method_names
 from seqmatch_lib.report import controls, queries
-from seqmatch_lib.report.controls import HALVES, ONE_SET, RANDOM, SETS, STAGED
+from seqmatch_lib.report.controls import HALVES, ONE_SET, RANDOM, SELECTED, SETS, STAGED
 from seqmatch_lib.report.evidence import PUBLISHED_SETTINGS, Evidence, runs_of
 from seqmatch_lib.report.figures import PALETTE, save_figure, set_style, show_pictures, whole_ticks
 from seqmatch_lib.report.numbers import of_common_seeds
@@ -137,8 +137,8 @@ def _legend_below(figure: Figure, axes: Sequence[Axes], title: str) -> None:
 def plot_comparison(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figure:
     """Draws every base method, its sequence and the controls of `controls.comparison`: a panel a method, a point a seed."""
     frame, title = _in_panels(controls.comparison, evidence, dataset, ipc, scale)
-    names = [name for name in SETS if name in set(frame["set"])]
-    return _plot_seeds(frame, names, title)
+    names = [name for name in SETS if name in set(frame["set"]) - set(SELECTED.values())]  # these have other sequences
+    return _plot_seeds(frame[frame["set"].isin(names)], names, title)
 
 
 def plot_order(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figure:
@@ -358,7 +358,7 @@ def _last_iterates(evidence: Evidence, dataset: str, ipc: int, scale: str, base:
     """
     runs, sequence = queries.by_teachers(evidence, dataset, ipc, scale, base), SEQUENTIAL_PREFIX + base
     compared = controls.comparison(evidence, dataset, ipc, scale, bases=[base])
-    compared = compared[(compared["seeds"] > 0) & (compared["set"] != RANDOM)]
+    compared = compared[(compared["seeds"] > 0) & ~compared["set"].isin([RANDOM, *SELECTED.values()])]
     if len(compared) and runs["of_preset"].any():
         compared = compared.assign(num_teachers=runs[runs["of_preset"]]["num_teachers"].iloc[0])
         known = set(", ".join(compared["records"]).split(", "))

@@ -25,8 +25,9 @@ EQUAL = "one set, as many iterations and epochs"
 HALVES, HALVES_JOINTLY = "independent halves, in stages", "independent halves, jointly"
 HALVES_LONGER = "independent halves, jointly, as many epochs"
 JOINTLY = "sequence, jointly"
+SELECTED = {name: f"{name}, both by selected iterates" for name in (ONE_SET, LONGER)}  # the sequence's, too
 SETS = (
-    RANDOM, ONE_SET, LONGER, MORE_EPOCHS, EQUAL, HALVES, HALVES_JOINTLY, HALVES_LONGER,
+    RANDOM, ONE_SET, SELECTED[ONE_SET], LONGER, SELECTED[LONGER], MORE_EPOCHS, EQUAL, HALVES, HALVES_JOINTLY, HALVES_LONGER,
     STAGED, JOINTLY, "sequence, jointly, as many epochs",
 )  # fmt: skip
 OF_ORDER = {  # name in the records of order and division -> name here, in the order of tables
@@ -82,9 +83,10 @@ def comparison(
 
     Returns:
         Columns `base`, `num_subsets`, `set` (one of `SETS`), `iterations`, `epochs`, `accuracy`, `difference` (the sequence in
-        stages minus this set), `seeds` (0: not run), `n` and `records`.
+        stages minus this set), `seeds` (0: not run), `n` and `records`. Accuracies are of last iterates; in the rows of
+        `SELECTED` the set and the sequence are both those of the selected iterates.
     """
-    rows = []
+    rows, selected = [], evidence.select(["selected"], dataset=dataset)
     for base in bases or method_names():
         changed = leading_settings(evidence, dataset, ipc, scale, base) if settings is None else settings
         groups = _efforts(evidence, dataset, ipc, scale, changed)
@@ -96,17 +98,24 @@ def comparison(
         ablations = [record for record in evidence.orders if digest_json(record.config)[:8] in of_sequence]
         random, sets = evidence.select(["random"], dataset=dataset), _sets(plain, sequence)
         known = {name: groups[effort] for name, effort in sets.items() if effort in groups} | {
-            RANDOM: random[random["record"].isin(groups.get(plain, groups[alone[0]])["record"])],
+            RANDOM: _of_runs(random, groups.get(plain, groups[alone[0]])),
             HALVES: _of_order(ablations, "divided, staged"),
             HALVES_JOINTLY: _of_order(ablations, "divided, joint"),
             HALVES_LONGER: _of_order(ablations, "divided, joint, as many epochs"),
         }
+        known |= {SELECTED[name]: _of_runs(selected, known[name]) for name in SELECTED if name in known}
+        staged, staged_selected = (values_by_seed(each) for each in (groups[sequence], _of_runs(selected, groups[sequence])))
         for name, effort in sets.items():
             cost = {"iterations": effort.iterations, "epochs": effort.epochs}
             common = {"base": base, "num_subsets": effort.num_subsets, "set": name} | cost
-            gap = {} if name == STAGED else values_by_seed(groups[sequence])
+            gap = {} if name == STAGED else staged_selected if name in SELECTED.values() else staged
             rows += [common | row for row in summarise(known.get(name, random.iloc[:0]), "difference", gap, by_seed)]
     return make_frame(rows, ("base", "num_subsets", "set", "iterations", "epochs", "difference"))
+
+
+def _of_runs(accuracies: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+    """Returns the accuracies of the same runs as these rows."""
+    return accuracies[accuracies["record"].isin(rows["record"])]
 
 
 def leading_settings(evidence: Evidence, dataset: str, ipc: int, scale: str, base: str) -> list[str]:
@@ -131,7 +140,9 @@ def _sets(plain: Cost, sequence: Cost) -> dict[str, Cost]:
     return {
         RANDOM: plain._replace(iterations=0),
         ONE_SET: plain,
+        SELECTED[ONE_SET]: plain,
         LONGER: longer,
+        SELECTED[LONGER]: longer,
         MORE_EPOCHS: plain._replace(epochs=epochs),
         EQUAL: longer._replace(epochs=epochs),
         HALVES: sequence,

@@ -21,6 +21,7 @@ from seqmatch_lib.report.controls import (
     LONGER,
     MORE_EPOCHS,
     ONE_SET,
+    SELECTED,
     STAGED,
     comparison,
     order,
@@ -174,9 +175,10 @@ def find_bases(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str:
     if (frame := comparison(evidence, dataset, ipc, scale)).empty:
         return _finding(name_runs(evidence, dataset, ipc, scale), scale)
     first = ONE_SET if _gaps(frame, ONE_SET) else LONGER
+    selected = [name for name in SELECTED.values() if _gaps(frame, name)]
     without = frame[~frame["base"].isin(frame[(frame["set"] == EQUAL) & (frame["seeds"] > 0)]["base"])]
     partial = [name for name in (LONGER, MORE_EPOCHS) if name != first and _gaps(without, name)]  # for want of both at once
-    found = _minus(frame, (first, *partial, *DECIDING))
+    found = _minus(frame, (first, *selected, *partial, *DECIDING))
     sure = f"{_seeds(frame[frame['set'] == STAGED])} for the sequences. A difference is over the seeds that both sides have."
     return _finding(name_runs(evidence, dataset, ipc, scale), scale, found, sure)
 

@@ -45,12 +45,12 @@ SETTINGS_NOTE = f"""- `difference`: ours minus the published mean. Random real i
   test images, and that of its base method has not.
 - {DAGGER}: written down from memory and not checked. doubtful: the same number is printed for another method."""
 README_NOTE = (
-    "Test accuracy in per cent of the last iterate: all presets run at scales `paper` and `short`, and in rehearsals "
-    f"every pair of a base method and its sequence on these data sets. {SPREAD}. {DAGGER}: published number written down "
-    "from memory, not checked. Published numbers of MTT are the best of all evaluations on test images. `short` has the "
-    "published network and learning rates, with fewer teachers and iterations; teachers are those of each stage. A rehearsal "
-    "also has smaller networks, fewer steps and other learning rates: do not compare it with published numbers. A sequence "
-    "has more iterations in rehearsals: its lead counts only if it remains over the controls in `10_tables`."
+    "Accuracies are in per cent, on test images. `ours` is after the last iteration, `selected` after the one that was best "
+    "on validation images. Published numbers of MTT are the best of all evaluations on test images. The table has all presets "
+    "run at scales `paper` and `short`, and in rehearsals every pair of a base method and its sequence on these data sets. A "
+    "rehearsal has smaller networks, fewer steps and other learning rates: do not compare it with published numbers. "
+    f"{SPREAD}. {DAGGER}: published number written down from memory, not checked. `teachers` are those of each stage. A "
+    "sequence has more iterations in rehearsals: its lead counts only if it remains over the controls in `10_tables`."
 )
 REHEARSAL_NOTE = (
     "Smaller networks, fewer steps and other learning rates, for two CPU cores. Do not compare these accuracies with "
@@ -176,13 +176,13 @@ def readme_table(records: Sequence[RunRecord], published: pd.DataFrame) -> str:
     teachers = table["teachers"].where(table["scale"] == "short")  # a pair has as many for both
     groups = table.groupby([table["scale"], table["dataset"], table["ipc"], base, teachers], sort=False, dropna=False)
     pairs = [pair for (scale, *_), pair in groups if len(pair) == 2 or scale in PUBLISHED_SETTINGS]
-    rows = []
+    rows, both = [], ("method", "published", "ours", "selected", "random", "iterations", "seeds")
     for pair in pairs:
         shown = format_table(pair).replace("", "-")
-        both = ("method", "published", "ours", "random", "iterations", "seeds", "n")
+        shown["seeds"] += " (" + shown["n"] + ")"
         rows.append(shown.iloc[0].to_dict() | {name: " / ".join(shown[name]) for name in both})
-    columns = ["dataset", "ipc", "method", "published", "ours", "random", "scale", "teachers", "iterations", "seeds", "n"]
-    names = {"dataset": "data set", "random": "random real", "n": "networks"}
+    columns = ["dataset", "ipc", *both[:5], "scale", "teachers", *both[5:]]
+    names = {"dataset": "data set", "random": "random real", "seeds": "seeds (networks)"}
     shown = to_markdown(pd.DataFrame(rows, columns=columns).rename(columns=names))
     return f"{shown}\n\n{README_NOTE}{_describe_images(pairs)}\n"
 
