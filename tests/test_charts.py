@@ -7,7 +7,7 @@ import pytest
 from made_records import CELL, HALF, make_order, make_reevaluation, make_run, make_sequence
 
 from seqmatch_lib.report import charts
-from seqmatch_lib.report.controls import ONE_SET, STAGED
+from seqmatch_lib.report.controls import JOINTLY, ONE_SET, STAGED
 from seqmatch_lib.report.evidence import Evidence
 from seqmatch_lib.runs.records import load_orders
 
@@ -62,8 +62,8 @@ def test_the_figure_of_the_subsets_has_the_control_of_equal_epochs():
     (axis,) = charts.plot_subsets(evidence, *CELL).axes
     lines = {line.get_label(): line.get_xydata().tolist() for line in axis.lines}
     assert axis.get_title() == "mtt"
-    assert lines["in stages"] == [[1, 41], [2, 51], [3, 37]], "lines are of seed 0, which every K has"
-    assert lines["jointly"] == [[1, 41], [2, 45], [3, 45]], "one subset is trained on at once in any case"
+    assert lines[STAGED] == [[1, 41], [2, 51], [3, 37]], "lines are of seed 0, which every K has"
+    assert lines[JOINTLY] == [[1, 41], [2, 45], [3, 45]], "one subset is trained on at once in any case"
     assert lines["one set, as many epochs"] == [[1, 41], [2, 31]]
     assert lines["random real, in stages"] == [[1, 21], [2, 21], [3, 21]]
     assert axis.collections[1].get_offsets().tolist() == [[1, 41], [1, 41.5], [2, 51], [3, 37]]

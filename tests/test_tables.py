@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import matplotlib.pyplot as plt
+import pandas as pd
 import pytest
 from made_records import COMMITTED, PUBLISHED, RESULTS, TEMPLATE, make_run
 
@@ -271,6 +272,13 @@ def test_methods_without_a_published_number_have_a_fixed_order_in_the_figure():
     unknown = PUBLISHED[~PUBLISHED["method"].isin(names)]
     panels = draw(unknown, [as_run_of(f"svhn-ipc10-{name}", mean=60.0) for name in reversed(names)])
     assert panels["10 images per class"][0][: len(names)] == names
+
+
+def test_a_method_without_the_smallest_size_is_not_ahead_by_that_alone():
+    found = [("a", 1, 50.0), ("b", 1, 40.0), ("a", 10, 70.0), ("c", 10, 65.0), ("b", 10, 60.0)]
+    rows = pd.DataFrame(found, columns=["method", "ipc", "mean"])
+    published = rows.assign(dataset="svhn", std=1.0, check="read in", source="")
+    assert draw(published, [])["10 images per class"][0] == ["b", "c", "a"]
 
 
 def test_a_data_set_without_any_number_makes_no_figure():

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from itertools import product
-from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,18 @@ from seqmatch_lib.data.datasets import DatasetSpec, find_dataset
 from seqmatch_lib.errors import StorageError, require
 from seqmatch_lib.methods import method_names
 from seqmatch_lib.report import controls, queries
-from seqmatch_lib.report.controls import HALVES, ONE_SET, RANDOM, SELECTED, SETS, STAGED
+from seqmatch_lib.report.controls import HALVES, JOINTLY, ONE_SET, RANDOM, SELECTED, SETS, STAGED
 from seqmatch_lib.report.evidence import PUBLISHED_SETTINGS, Evidence, runs_of
-from seqmatch_lib.report.figures import PALETTE, save_figure, set_style, show_pictures, whole_ticks
+from seqmatch_lib.report.figures import (
+    PALETTE,
+    SPREAD,
+    WHITE_BOX,
+    legend_below,
+    save_figure,
+    set_style,
+    show_pictures,
+    whole_ticks,
+)
 from seqmatch_lib.report.numbers import of_common_seeds
 from seqmatch_lib.report.tables import DATASETS, UNVERIFIED, build_table
 from seqmatch_lib.report.texts import (
@@ -37,8 +45,6 @@ from seqmatch_lib.runs.config import SEQUENTIAL_PREFIX, RunConfig
 from seqmatch_lib.runs.pictures import load_pictures
 from seqmatch_lib.runs.records import RunRecord, load_runs
 from seqmatch_lib.subsets import load_sequence, set_path
-
-LEGEND_ROWS = 8  # for which the figures below have room
 
 
 class NothingToDraw(StorageError):
@@ -72,15 +78,17 @@ def plot_table(published: pd.DataFrame, records: Sequence[RunRecord], dataset: s
     ]
     rows = [row for row in rows if row[0]]
     heights = [0.24 * len(methods) + 0.9 for methods, *_ in rows]
-    size = (3.6 * len(ipcs), sum(heights) + 0.8)
-    figure, axes = plt.subplots(len(rows), len(ipcs), figsize=size, sharey="row", squeeze=False, height_ratios=heights)
+    grid = {"sharex": True, "sharey": "row", "squeeze": False, "height_ratios": heights}
+    figure, axes = plt.subplots(len(rows), len(ipcs), figsize=(max(6.0, 3.6 * len(ipcs)), sum(heights) + 0.8), **grid)
     for line, (methods, draw, tables, prefix) in zip(axes, rows, strict=True):
         for axis, ipc in zip(line, ipcs, strict=True):
             draw(axis, methods, *(table[table["ipc"] == ipc] for table in tables))
-            axis.set(xlim=(0, 100), xlabel="test accuracy, %", yticks=range(len(methods)), yticklabels=methods)
+            axis.set(xlabel="test accuracy, %", yticks=range(len(methods)), yticklabels=methods)
             axis.set_title(f"{prefix}{ipc} image{'s' if ipc > 1 else ''} per class", fontsize=10)
             axis.grid(axis="y", visible=False)
-    _legend_below(figure, axes.flat, dataset)
+            axis.label_outer()
+    axes[0, 0].set_xlim(left=0)  # and that of all others
+    legend_below(figure, axes.flat, dataset, SPREAD)
     return figure
 
 
@@ -91,10 +99,12 @@ def _draw_published(axis: Axes, methods: Sequence[str], known: pd.DataFrame, our
     color = sns.color_palette(PALETTE)[3]
     for scale, face, note in zip(PUBLISHED_SETTINGS, (color, "white"), ("", ", few teachers and iterations"), strict=True):
         _draw_means(axis, methods, ours[ours["scale"] == scale], "ours", color, "o", f"ours, scale {scale}{note}", face)
-    for row in ours[(ours["scale"] == "short") & ours["iterations"].notna()].itertuples():
-        teachers = "" if pd.isna(row.teachers) else f"{row.teachers} teachers, "
-        text = f"{teachers}{row.iterations:,} iterations"
-        axis.text(row.ours + 3, methods.index(row.method), text, va="center", fontsize=7)
+    short = ours[(ours["scale"] == "short") & ours["iterations"].notna()]
+    if len(short):
+        teachers = ["" if pd.isna(count) else f"{count} teachers,\n" for count in short["teachers"]]
+        efforts = dict.fromkeys(f"{one}{count:,} iterations" for one, count in zip(teachers, short["iterations"], strict=True))
+        corner = {"ha": "right", "va": "bottom", "fontsize": 9, "transform": axis.transAxes}  # beside the shortest bars
+        axis.text(0.98, 0.03, "\n".join(["scale short:", *efforts]), **corner)
 
 
 def _draw_rehearsal(axis: Axes, methods: Sequence[str], rehearsal: pd.DataFrame) -> None:
@@ -106,9 +116,12 @@ def _draw_rehearsal(axis: Axes, methods: Sequence[str], rehearsal: pd.DataFrame)
 
 
 def _by_accuracy(table: pd.DataFrame, column: str, also: Sequence[str] = ()) -> list[str]:
-    """Returns the methods of a table from the least mean accuracy to the best; those without a number come first."""
-    means = table.groupby("method")[column].mean()
-    return sorted({*table["method"], *also}, key=lambda method: (means.get(method, float("-inf")), method))
+    """Returns the methods of a table from the least to the most accurate; those without a number come first.
+
+    It goes by the mean rank at the sizes that a method has, so that one without the smallest is not ahead by that alone.
+    """
+    ranks = table.groupby("ipc")[column].rank(pct=True).groupby(table["method"]).mean()
+    return sorted({*table["method"], *also}, key=lambda method: (ranks.get(method, float("-inf")), method))
 
 
 def _draw_means(
@@ -117,21 +130,6 @@ def _draw_means(
     if len(table):
         places, spread = [methods.index(method) for method in table["method"]], table[f"{column}_std"].fillna(0)
         axis.errorbar(table[column], places, xerr=spread, fmt=marker, color=color, mfc=face, capsize=2, label=label)
-
-
-def _legend_below(figure: Figure, axes: Sequence[Axes], title: str) -> None:
-    """Puts one legend for all axes below them and a title above."""
-    handles = {}
-    for axis in axes:
-        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
-            handles.setdefault(label, handle)
-    handles = {label: handles[label] for label in sorted(handles, key=lambda label: label == "mean")}
-    columns = max(1, min(len(handles), int(figure.get_figwidth() / (0.7 + 0.085 * max(map(len, handles))))))
-    more = max(0, ceil(len(handles) / columns) - LEGEND_ROWS)
-    figure.set_figheight(figure.get_figheight() + 0.25 * more)  # a long legend takes no height from the panels
-    figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.06)
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, frameon=False)
-    figure.suptitle(title, fontsize=12)
 
 
 def plot_comparison(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figure:
@@ -194,12 +192,12 @@ def _plot_seeds(frame: pd.DataFrame, names: list[str] | None, title: str) -> Fig
     require(bool(panels), f"there are no records to draw of {title}", NothingToDraw)
     rows = [names or list(dict.fromkeys(panel["set"])) for panel in panels.values()]
     if names:
-        size = (max(7.0, 3.2 + 2.1 * len(panels)), 1.3 + 0.3 * len(names))
+        size = (max(7.0, 3.2 + 2.1 * len(panels)), 1.6 + 0.3 * len(names))
         figure, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False, sharey=True)
     else:
         size, heights = (9, sum(0.8 + 0.3 * len(own) for own in rows)), [len(own) + 1.5 for own in rows]
         figure, axes = plt.subplots(len(panels), figsize=size, squeeze=False, sharex=True, height_ratios=heights)
-    seeds, networks = sorted(set(frame["seed"])), f"± over {format_range(frame['n'])} networks"
+    seeds, note = sorted(set(frame["seed"])), f"error bars: standard deviation over {format_range(frame['n'])} networks"
     colors = dict(zip(seeds, sns.color_palette(PALETTE, len(seeds)), strict=True))
     for axis, own, (base, panel) in zip(axes.flat, rows, panels.items(), strict=True):
         means = panel.groupby("set")["accuracy"].mean().reindex(own)
@@ -207,28 +205,27 @@ def _plot_seeds(frame: pd.DataFrame, names: list[str] | None, title: str) -> Fig
             shift = 0.2 * (seeds.index(seed) - (len(seeds) - 1) / 2)  # so that bars of one row do not lie on each other
             places = [own.index(name) + shift for name in part["set"]]
             style = {"fmt": "o", "markersize": 5, "elinewidth": 1, "color": colors[seed]}
-            axis.errorbar(part["accuracy"], places, xerr=part["accuracy_std"], label=f"seed {seed}, {networks}", **style)
+            axis.errorbar(part["accuracy"], places, xerr=part["accuracy_std"], label=f"seed {seed}", **style)
         if len(seeds) > 1:
             several = panel.groupby("set")["seed"].nunique().reindex(own) > 1
             drawn = means.where(several & (means.index != RANDOM))
             axis.plot(drawn, range(len(own)), "|", color="0.3", markersize=14, label="mean")
         if pd.notna(means.get(RANDOM)):
             place = (0.02, own.index(RANDOM))
-            style = {"va": "center", "fontsize": 9, "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 1}}
+            style = {"va": "center", "fontsize": 9, "bbox": WHITE_BOX, "zorder": 1.5}
             axis.annotate(f"← {means[RANDOM]:.1f}, off the axis", place, xycoords=axis.get_yaxis_transform(), **style)
         lines = panel[panel["set"] == STAGED]
         for row in lines.itertuples():  # a seed's points are to be compared with its own line
-            axis.axvline(row.accuracy, color=colors[row.seed], linewidth=0.8, linestyle=":")
+            axis.axvline(row.accuracy, color=colors[row.seed], linewidth=0.8, linestyle=":", zorder=1)  # below text
         if len(lines):
-            label = f"{STAGED}, in the colour of its seed" if len(seeds) > 1 else STAGED
-            axis.plot([], [], ":", color="0.3" if len(seeds) > 1 else colors[seeds[0]], linewidth=0.8, label=label)
+            axis.plot([], [], ":", color="0.3" if len(seeds) > 1 else colors[seeds[0]], linewidth=0.8, label=STAGED)
         axis.set(yticks=range(len(own)), yticklabels=own, ylim=(len(own) - 0.5, -0.5), title=base, xlabel="test accuracy, %")
         axis.tick_params(labelbottom=True)
     widest = max(right - left for left, right in (axis.get_xlim() for axis in axes.flat))
     for axis in axes.flat:
         centre = sum(axis.get_xlim()) / 2
         axis.set_xlim(centre - widest / 2, centre + widest / 2)
-    _legend_below(figure, axes.flat, title)
+    legend_below(figure, axes.flat, title, note)
     return figure
 
 
@@ -248,18 +245,20 @@ def plot_subsets(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figu
     require(bool(panels), message, NothingToDraw)
     size = (max(6.0, 1.5 + 2.4 * len(panels)), 3.8)  # room for the title above one panel
     figure, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False)
+    one, sequence, joint = sns.color_palette(PALETTE)[:3]
+    colors = ("0.5", sequence, joint, one)
     for axis, (base, rows) in zip(axes[0], panels.items(), strict=True):
         alone = effort[(effort["base"] == base) & (effort["num_subsets"] == 1)]
         alone = alone[alone["iterations"] == alone[alone["of_preset"]]["iterations"].min()]
         longer = alone.assign(num_subsets=alone["epochs"] / alone["epochs"].min())
         lines = {
             "random real, in stages": rows.assign(accuracy=rows["random"]),
-            "in stages": rows,
-            "jointly": rows.assign(accuracy=rows["joint"].fillna(rows["accuracy"])),
+            STAGED: rows,
+            JOINTLY: rows.assign(accuracy=rows["joint"].fillna(rows["accuracy"])),
             "one set, as many epochs": longer[longer["num_subsets"].isin(rows["num_subsets"])],
         }
         seeds = set(of_common_seeds(rows, "num_subsets")["seed"])
-        for (kind, points), marker, color in zip(lines.items(), "osD^", sns.color_palette(PALETTE), strict=False):
+        for (kind, points), marker, color in zip(lines.items(), "osD^", colors, strict=True):
             common = of_common_seeds(points, "num_subsets")
             means = common[common["seed"].isin(seeds)].groupby("num_subsets")["accuracy"].mean()
             axis.plot(means.index, means, color=color, label=kind, marker=marker, markersize=4, markevery=[])
@@ -267,7 +266,8 @@ def plot_subsets(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figu
         axis.set(title=base, xlabel="K, number of subsets", ylabel="test accuracy, %")
         axis.label_outer()
     whole_ticks(axes[0])
-    _legend_below(figure, axes[0], name_runs(evidence, dataset, ipc, scale))
+    note = "points: seeds; lines: means over the seeds that were run at every K"
+    legend_below(figure, axes[0], name_runs(evidence, dataset, ipc, scale), note)
     return figure
 
 
@@ -295,7 +295,7 @@ def plot_gain(evidence: Evidence, dataset: str, scale: str) -> Figure:
     ticks = sorted(set(frame["ipc"]))
     axis.set_xticks(ticks, [str(tick) for tick in ticks])
     axis.minorticks_off()
-    _legend_below(figure, [axis], name_runs(evidence, dataset, None, scale))
+    legend_below(figure, [axis], name_runs(evidence, dataset, None, scale), "points: seeds; lines: means")
     return figure
 
 
@@ -314,7 +314,7 @@ def plot_curves(
     pairs = {*zip(frame["method"], frame["teachers"], strict=True)} if len(final) else set()
     more = sorted((method, teachers) for method, teachers in pairs if teachers != final["num_teachers"].iloc[0])
     colors = dict(zip((base, SEQUENTIAL_PREFIX + base, HALVES, *more), sns.color_palette(PALETTE), strict=False))
-    below = 0.26 * len(final) + 1
+    below = 0.26 * len(final) + 1.2
     figure = plt.figure(figsize=(9.5, 5 + below))
     panels = figure.subfigures(2, height_ratios=(3.4, below))  # so that long names below take no width from the panel above
     axis, ends = (panel.subplots() for panel in panels)
@@ -326,9 +326,10 @@ def plot_curves(
         axis.axhline(mean, color=colors[method], linewidth=1, linestyle="--", label=label)
         axis.axhspan(mean - std, mean + std, color=colors[method], alpha=0.1, linewidth=0)
     axis.set(xlabel="iteration of distillation, over all subsets", ylabel="accuracy, %", title="scores of one network")
+    axis.xaxis.set_major_formatter("{x:,.0f}")
     _draw_last_iterates(ends, final, colors, bool(more))
     title = name_setting(dataset, ipc, scale) if more else name_runs(evidence, dataset, ipc, scale, [base])
-    _legend_below(figure, [axis], title)
+    legend_below(figure, [axis], title)
     return figure
 
 
@@ -374,20 +375,20 @@ def _last_iterates(evidence: Evidence, dataset: str, ipc: int, scale: str, base:
 def _draw_last_iterates(
     axis: Axes, final: pd.DataFrame, colors: Mapping[str | tuple[str, int], Any], name_teachers: bool
 ) -> None:
-    """Draws rows of `_last_iterates`: a line each, a point with its spread."""
-    names, unequal = [], final[final["seed_names"].isna()]["seeds"].nunique() > 1
+    """Draws rows of `_last_iterates`: a line each, a point with its spread; what all rows share stands in the title."""
+    names, costs, unequal = [], [], final[final["seed_names"].isna()]["seeds"].nunique() > 1
     for row in final.itertuples():
         color = colors.get((row.colored, row.num_teachers), colors[row.colored])
         style = {"color": color, "mfc": "none" if "joint" in row.set else color}
         axis.errorbar(row.accuracy, len(names), xerr=row.accuracy_std, fmt="o", capsize=3, **style)
         is_compared = pd.isna(row.seed_names)
-        cost = f", {row.num_teachers} teachers, {row.iterations:,} iterations" if name_teachers or not is_compared else ""
-        seeds = f", {count_seeds(row.seeds)}" * unequal if is_compared else f", seed {row.seed_names}"
-        names.append(row.set + cost + seeds)
+        costs.append(f", {row.num_teachers} teachers, {row.iterations:,} iterations" * (name_teachers or not is_compared))
+        names.append([row.set, f", {count_seeds(row.seeds)}" * unequal if is_compared else f", seed {row.seed_names}"])
+    shared = costs[0] if len(set(costs)) == 1 else ""
+    names = [name + cost * (not shared) + seeds for (name, seeds), cost in zip(names, costs, strict=True)]
     networks = f", {format_range(final['n'])} networks" if len(final) else ""
     axis.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5), xlabel="test accuracy, %")
-    title = f"last iterate{networks}; ± over seeds, or over networks of one seed"
-    axis.figure.suptitle(title, fontsize=12)  # wider than the panel
+    axis.figure.suptitle(f"last iterate{shared}{networks}\n{SPREAD}")  # wider than the panel
 
 
 def plot_distilled(

@@ -1,6 +1,7 @@
 """Figures of the notebooks: distilled images, loss curves, accuracy bars, and the sketch of the method."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,15 @@ from seqmatch_lib.errors import StorageError, require
 from seqmatch_lib.runs.records import RunRecord
 
 PALETTE = "colorblind"
+WHITE_BOX = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # behind a text, so that no grid crosses it
+LEGEND_ROWS = 8  # for which the figures with a legend below have room
+SPREAD = "error bars: standard deviation over seeds, or over networks of one seed"
 
 
 def set_style() -> None:
     """Sets seaborn's style for all figures: white ground, colours that colour-blind readers can tell apart."""
-    options = {"figure.dpi": 110, "savefig.dpi": 200, "svg.hashsalt": "seqmatch"}  # without salt, ids in SVG files are random
+    options = {"figure.dpi": 110, "savefig.dpi": 200, "figure.titlesize": 12}
+    options["svg.hashsalt"] = "seqmatch"  # without salt, ids in SVG files are random
     sns.set_theme(style="whitegrid", context="notebook", palette=PALETTE, rc=options)
 
 
@@ -40,6 +45,22 @@ def whole_ticks(axes: Iterable[Axes]) -> None:
     """Puts ticks at whole numbers on the x axis, for counts such as epochs, stages and images."""
     for axis in axes:
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+
+
+def legend_below(figure: Figure, axes: Iterable[Axes], title: str, note: str = "") -> None:
+    """Puts one legend for all axes below them, with a note on how to read it, and a title above."""
+    handles = {}
+    for axis in axes:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    handles = {label: handles[label] for label in sorted(handles, key=lambda label: label == "mean")}
+    columns = max(1, min(len(handles), int(figure.get_figwidth() / (0.7 + 0.085 * max(map(len, handles))))))
+    more = max(0, ceil(len(handles) / columns) + bool(note) - LEGEND_ROWS)
+    figure.set_figheight(figure.get_figheight() + 0.25 * more)  # a long legend takes no height from the panels
+    figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.06)
+    place = {"loc": "outside lower center", "ncols": columns, "frameon": False}
+    figure.legend(handles.values(), handles.keys(), title=note, title_fontsize="medium", **place)
+    figure.suptitle(title)
 
 
 def show_examples(
@@ -69,7 +90,7 @@ def show_examples(
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
         axis.grid(False)
-    axes[0, 0].set_yticks(range(len(rows)), rows, fontsize=6)
+    axes[0, 0].set_yticks(range(len(rows)), rows, fontsize=7)
     for axis, name in zip(axes[:, 0], ("image", "labels") if dense else (), strict=False):
         axis.set_ylabel(name)
     figure.tight_layout()
@@ -134,7 +155,7 @@ def plot_losses(records: Mapping[str, RunRecord], window: int = 20, axis: Axes |
             style = ("-", "--", ":", "-.")[(k - 1) % 4]
             axis.plot(np.arange(len(smooth)) + first + width, smooth, style, color=color, label=name)
             first += len(losses)
-    axis.set(xlabel="iteration", ylabel=f"matching loss, mean over {window} iterations", title=title)
+    axis.set(xlabel="iteration", ylabel=f"matching loss\n(mean over {window} iterations)", title=title)
     axis.legend(frameon=False)
     return axis
 
@@ -154,15 +175,14 @@ def plot_accuracies(
         title: of the axes.
     """
     axis = axis or plt.subplots(figsize=(7, 3.5))[1]
-    colors = sns.color_palette(PALETTE, len(accuracies))
-    for place, (one, color) in enumerate(zip(accuracies.values(), colors, strict=True)):
-        axis.errorbar(place, one["mean"], one["std"], fmt="o", color=color, capsize=4)
+    near = {"textcoords": "offset points", "fontsize": 9, "bbox": WHITE_BOX}
+    for place, one in enumerate(accuracies.values()):
+        axis.errorbar(place, one["mean"], one["std"], fmt="o", color="0.2", capsize=4)
         text = f"{one['mean']:.1f} ± {one['std']:.1f}\nn = {one['n']}"
-        axis.annotate(text, (place, one["mean"]), xytext=(9, 0), textcoords="offset points", va="center", fontsize=9)
+        axis.annotate(text, (place, one["mean"]), xytext=(9, 0), va="center", **near)
     if reference is not None:
         axis.axhline(reference["mean"], color="black", linestyle="--", linewidth=1)
-        axis.annotate(f"whole data set {reference['mean']:.1f} %", (-0.4, reference["mean"]), xytext=(0, 3),
-                      textcoords="offset points", fontsize=9)  # fmt: skip
+        axis.annotate(f"whole data set {reference['mean']:.1f} %", (-0.4, reference["mean"]), xytext=(0, 4), **near)
     places = range(len(accuracies))
     axis.set(ylabel="test accuracy, %", title=title, xlim=(-0.5, len(accuracies) - 0.3), xticks=places)
     axis.set_xticklabels(accuracies)
@@ -175,17 +195,16 @@ def plot_transfer(frame: pd.DataFrame, title: str) -> Figure:
     """Draws a frame of `queries.transfer`: accuracies of several architectures, beside random real images."""
     names, methods = list(dict.fromkeys(frame["network"])), list(dict.fromkeys(frame["method"]))
     require(bool(methods), "no set was evaluated on two architectures; run the notebook with compute = True", StorageError)
-    figure, axes = plt.subplots(1, len(methods), figsize=(1.6 + 2.8 * len(methods), 3.2), sharey=True, squeeze=False)
+    figure, axes = plt.subplots(1, len(methods), figsize=(2.2 + 2.8 * len(methods), 3.6), sharey=True, squeeze=False)
     for axis, method in zip(axes[0], methods, strict=True):
         rows = frame[frame["method"] == method].set_index("network").reindex(names)
         for kind, shift, color, label in (("accuracy", -0.08, 0, "distilled"), ("random", 0.08, 7, "random real")):
             places, spread = [place + shift for place in range(len(names))], rows[f"{kind}_std"].fillna(0)
             axis.errorbar(places, rows[kind], spread, fmt="o", color=sns.color_palette(PALETTE)[color], capsize=2, label=label)
-        axis.set(title=method, ylabel="test accuracy, %", xticks=range(len(names)), xticklabels=names)
+        axis.set(title=method, ylabel="test accuracy, %", xlim=(-0.5, len(names) - 0.5))
+        axis.set_xticks(range(len(names)), names)
         axis.label_outer()
-    axes[0, 0].legend(frameon=False)
-    figure.suptitle(title)
-    figure.tight_layout()
+    legend_below(figure, axes.flat, title, SPREAD)
     return figure
 
 
@@ -226,7 +245,7 @@ def plot_errors(frame: pd.DataFrame, title: str) -> Figure:
     grid.set_titles("{col_name}").set_axis_labels("start epoch of the teacher", "matching error (1: not moved)")
     grid.refline(y=1, color="black", linestyle="-", linewidth=1)
     grid.legend.set_title(None)
-    whole_ticks(grid.axes.flat)
+    grid.set(xticks=sorted(frame["epoch"].unique()))
     grid.figure.suptitle(title, y=1.04)
     return grid.figure
 
@@ -274,11 +293,11 @@ def plot_idea() -> Figure:
     for axis, (title, begin, name, color) in zip(axes, rows, strict=True):
         axis.annotate("", (1.03, 0), (begin, 0), arrowprops={"arrowstyle": "->", "color": "black"})
         axis.plot([begin + 0.01, 1.0], [0.5, 0.5], linewidth=14, color=color, solid_capstyle="butt", alpha=0.85)
-        axis.annotate(name, ((begin + 1) / 2, 0.5), ha="center", va="center", color="white")
+        axis.annotate(name, ((begin + 1) / 2, 0.5), ha="center", va="center", color="black")
         axis.set_title(title, fontsize=10, loc="left")
         axis.set(xlim=(0, 1.05), ylim=(-0.2, 1))
         axis.set_axis_off()
-    axes[-1].annotate("what a network knows in training on real data: easy, low-level features first, hard ones later",
+    axes[-1].annotate("epochs of training on real data: networks learn easy, low-level features first, hard ones later",
                       (0.5, -0.5), xycoords="axes fraction", ha="center", fontsize=9)  # fmt: skip
     figure.tight_layout()
     return figure

@@ -104,12 +104,17 @@ def _format_cell(row: Mapping[str, Any], name: str) -> str:
 
 
 def style_frame(shown: pd.DataFrame, caption: str = "") -> Styler:
-    """Returns a frame of texts as notebooks show it: no index, text to the left, a line for each part between semicolons."""
-    wide = [name for name, texts in shown.items() if texts.map(len).max() > LONG_TEXT]  # else squeezed by the other columns
+    """Returns a frame of texts as notebooks show it: no index, text to the left, a line for each part between semicolons.
+
+    The column `records` is the first to be wrapped, so that other columns have room.
+    """
+    named = shown.columns.intersection(["records"])
+    wide = [name for name, texts in shown.drop(columns=named).items() if texts.map(len).max() > LONG_TEXT]  # else squeezed
     left = {"selector": "td, th", "props": "text-align: left; vertical-align: top"}
     bold = {"selector": "caption", "props": "text-align: left; font-weight: bold; white-space: nowrap"}
     name = digest_json([caption, shown.to_numpy().tolist()])[:8]  # by default a random one, so that equal pages would differ
-    styler = shown.map(_break_lines).style.hide().set_caption(caption).set_table_styles([left, bold]).set_uuid(name)
+    broken = shown.map(_break_lines).assign(**shown[named])
+    styler = broken.style.hide().set_caption(caption).set_table_styles([left, bold]).set_uuid(name)
     return styler.set_properties(subset=wide, **{"min-width": "10.5em"})
 
 
