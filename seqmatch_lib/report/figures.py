@@ -12,6 +12,7 @@ import seaborn as sns
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from seqmatch_lib.data.datasets import ImageDataset
@@ -53,7 +54,7 @@ def legend_below(figure: Figure, axes: Iterable[Axes], title: str, note: str = "
     for axis in axes:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
-    handles = {label: handles[label] for label in sorted(handles, key=lambda label: label == "mean")}
+    handles = dict(sorted(handles.items(), key=lambda one: isinstance(one[1], Line2D)))  # points first, then lines
     columns = max(1, min(len(handles), int(figure.get_figwidth() / (0.7 + 0.085 * max(map(len, handles))))))
     more = max(0, ceil(len(handles) / columns) + bool(note) - LEGEND_ROWS)
     figure.set_figheight(figure.get_figheight() + 0.25 * more)  # a long legend takes no height from the panels
