@@ -22,6 +22,7 @@ from seqmatch_lib import front
 from seqmatch_lib.data import datasets as datasets_module
 from seqmatch_lib.data.arrays import dataset_from_arrays
 from seqmatch_lib.data.datasets import DATASETS, fit_preprocessing
+from seqmatch_lib.engine.networks import NETWORKS
 from seqmatch_lib.errors import ConfigError, DataError, OutOfTime, StorageError
 from seqmatch_lib.runs.records import load_reevaluations
 from seqmatch_lib.store.sheets import read_sheet, write_sheet
@@ -362,6 +363,20 @@ def test_a_finished_set_is_asked_with_numbers_of_numpy(mine, tmp_path):
     limits = {"seed": np.int64(3), "max_minutes": np.int64(9), "results_dir": tmp_path}
     assert sm.evaluate(mine.distilled, dataset=TWO, **limits).seed == 3
     assert len(load_reevaluations(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "outputs", "message"),
+    [
+        ("idc", 3, "network 'own' has no convolutions, whose gradients idc matches; take one that has some"),
+        ("dm", 4, r"network 'own' maps 2 images to \(2, 4\), not to \(2, 3\) logits"),
+    ],
+)
+def test_a_network_that_distils_alone_is_checked_too(method, outputs, message, monkeypatch):
+    layers = torch.nn.Flatten, lambda: torch.nn.Linear(36, outputs)
+    monkeypatch.setitem(NETWORKS, "own", lambda *_: torch.nn.Sequential(*(layer() for layer in layers)))
+    with pytest.raises(ConfigError, match=message):
+        sm.distill(*TWO, method, (1,), 1, "smoke", set=QUICK | {"network.name": "own"})
 
 
 def test_what_cannot_be_distilled_is_refused(tmp_path):
