@@ -342,6 +342,7 @@ def items(*items):
         (lambda x, y: None, r"but is not: .*NoneType"),
         (lambda x, y: items(*((x[0], 0), (x[0, :, 1:], 1))), r"with images of one size, but is not: .*\[1, 6, 6\]"),
         (lambda x, y: items(*[(x[0], 0, 1)] * 4), r"a Dataset of pairs \(image, class number\).*but is not: too many values"),
+        (lambda x, y: items({"image": x[0], "label": 0}), r"its items are dictionaries of image, label; make pairs of them"),
         (lambda x, y: items((x[0], "cat")), r"but is not: 'str' object cannot be interpreted as an integer"),
         (lambda x, y: items(), r"train must be a pair .*but is not"),
     ],

@@ -86,6 +86,8 @@ def _to_tensors(part: Arrays | Dataset) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns images and labels; errors are those of Python and of other libraries."""
     if isinstance(part, Dataset):
         pairs = [part[row] for row in range(len(part))]
+        if any(isinstance(pair, dict) for pair in pairs[:1]):  # as those of Hugging Face
+            raise TypeError(f"its items are dictionaries of {', '.join(map(str, pairs[0]))}; make pairs of them")
         part = torch.stack([_to_tensor(image) for image, _ in pairs]), torch.tensor([index(label) for _, label in pairs])
     if isinstance(part, DataLoader):
         raise TypeError("it is a DataLoader; give its `dataset`")
