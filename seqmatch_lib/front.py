@@ -13,8 +13,8 @@ Run(digits-seqmatch_mtt-ipc10-k2-seed0-..., scale smoke: ... ± ... %, n = 2)
 """
 
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from operator import index
@@ -167,6 +167,22 @@ def _close(figure: "Figure") -> "Figure":
     return figure
 
 
+@contextmanager
+def _usual_torch() -> Iterator[None]:
+    """Leaves the modes of torch that a caller is in, which would stop gradients or change results unseen.
+
+    Raises:
+        ConfigError: torch's default dtype or device is another one; they are those of all threads, so they are left alone.
+    """
+    dtype, device = torch.get_default_dtype(), torch.get_default_device()
+    require(dtype is torch.float32, f"torch's default dtype is {dtype}; call torch.set_default_dtype(torch.float32) first")
+    remedy = "call torch.set_default_device('cpu') first; a GPU is found without it"
+    require(device.type == "cpu", f"torch's default device is {device}; {remedy}")
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(choose_device().type, enabled=False):
+        yield
+
+
+@_usual_torch()
 def run(
     preset: str | RunConfig,
     scale: str = "paper",
@@ -211,6 +227,7 @@ def _as_path(path: Path | str) -> Path:
     return Path(path)
 
 
+@_usual_torch()
 def distill(
     train: Arrays | Dataset,
     test: Arrays | Dataset,
@@ -309,6 +326,7 @@ def _preset_of(method: str) -> str:
     return preset if preset in preset_names() else "cifar10-ipc10-random"
 
 
+@_usual_torch()
 def evaluate(
     distilled: SubsetSequence | Path | str,
     networks: Sequence[str] | None = None,

@@ -22,6 +22,7 @@ from seqmatch_lib import front
 from seqmatch_lib.data import datasets as datasets_module
 from seqmatch_lib.data.arrays import dataset_from_arrays
 from seqmatch_lib.data.datasets import DATASETS, fit_preprocessing
+from seqmatch_lib.engine.networks import NETWORKS
 from seqmatch_lib.errors import ConfigError, DataError, OutOfTime, StorageError
 from seqmatch_lib.runs.records import load_reevaluations
 from seqmatch_lib.store.sheets import read_sheet, write_sheet
@@ -118,6 +119,33 @@ def test_a_distilled_set_is_saved_loaded_and_evaluated(mine, tmp_path):
     other = sm.evaluate(tmp_path / "mine.safetensors", ["vit"], joint=True, dataset=mine.dataset, set={"training.epochs": 1})
     assert list(other.accuracy) == ["vit"]
     assert other.joint
+
+
+@pytest.mark.parametrize("method", ["dm", "mtt", "idc", "krr"])
+def test_modes_of_torch_that_the_caller_is_in_change_nothing(method):
+    def distil():
+        data = as_pixels(30)
+        run = sm.distill(data, data, method, (1, 1), 2, "smoke", set=QUICK | ({"mtt.lr_lr": 0.0} if method == "mtt" else {}))
+        return run.distilled.sha256(), run.record.accuracy_last, run.evaluate(joint=True).accuracy
+
+    usual = distil()
+    with torch.inference_mode(), torch.autocast("cpu"):
+        assert distil() == usual
+
+
+def test_another_default_of_torch_is_refused_and_stays(mine):
+    calls = (lambda: sm.run("digits-ipc10-random", "smoke"), lambda: sm.distill(*TWO), lambda: mine.evaluate())
+    torch.set_default_dtype(torch.float64)
+    try:
+        for call in calls:
+            with pytest.raises(ConfigError, match=r"default dtype is torch.float64; call torch.set_default_dtype\("):
+                call()
+        assert torch.get_default_dtype() is torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for call in calls:
+        with torch.device("meta"), pytest.raises(ConfigError, match=r"default device is meta; call torch.set_default_device"):
+            call()
 
 
 def test_kept_re_evaluations_are_listed(mine, tmp_path):
@@ -276,6 +304,8 @@ def items(*items):
         (lambda x, y: (x[:, 0], y), r"images of shape \(30, 6, 6\); they must be \(N, C, H, W\) .*images\[:, None\]"),
         (lambda x, y: (x.permute(0, 2, 3, 1), y), r"\(30, 6, 6, 1\); they must be .*images\).permute\(0, 3, 1, 2\)"),
         (lambda x, y: (x[:0], y[:0]), r"images of shape \(0, 1, 6, 6\), so none; give at least one of each class"),
+        (lambda x, y: (x, y[:, None]), r"they must be \(N,\) whole numbers; take labels\[:, 0\]"),
+        (lambda x, y: (x / 255**2, y), r"pixels of at most 0.0039\d*, which are all but black .*; divide by 255 once alone"),
         (lambda x, y: (x, torch.eye(3)[y]), r"they must be \(N,\) whole numbers; take labels.argmax\(1\) of one-hot rows"),
         (lambda x, y: torch.utils.data.DataLoader(TensorDataset(x, y)), "it is a DataLoader; give its `dataset`"),
         (lambda x, y: items((x[0], 0), (x[1], 0.9)), "but is not: 'float' object cannot be interpreted as an integer"),
@@ -291,7 +321,7 @@ def items(*items):
         ),
         (lambda x, y: TensorDataset(torch.ones_like(x), y), "train has uint8 pixels of 0 and 1 alone"),
         (lambda x, y: (x.int(), y), r"images of torch.int32; they must be uint8"),
-        (lambda x, y: (x, y.float()), r"labels of torch.float32 and shape \(30,\); they must be \(N,\) whole numbers"),
+        (lambda x, y: (x, y.float()), r"labels of torch.float32 and shape \(30,\); they must be \(N,\) whole .*\.long\(\)"),
         (lambda x, y: (x, y + 1), r"train has labels from 1 to 3, .* 0 … 2, .*; subtract 1 from all"),
         (
             lambda x, y: (x, y.where(y > 0, -1)),
@@ -307,11 +337,12 @@ def items(*items):
         (lambda x, y: (x[:, :, 1:], y), r"test has images of shape \(1, 6, 6\), train of \(1, 5, 6\); bring them to one"),
         (lambda x, y: (x, y * 0 + 10**9), r"labels from 1000000000 to 1000000000, .* subtract"),
         (lambda x, y: (x, y, y), r"train must be a pair \(images, labels\) of arrays.*but is not: too many values"),
-        (lambda x, y: (x, ["a"] * 30), r"but is not: can't convert .*str"),
+        (lambda x, y: (x, ["a"] * 30), r"but is not: it holds texts; number the classes with numpy.unique"),
         (lambda x, y: ([[1, 2], [3]], [0, 1]), r"but is not: .*inhomogeneous"),
         (lambda x, y: None, r"but is not: .*NoneType"),
         (lambda x, y: items(*((x[0], 0), (x[0, :, 1:], 1))), r"with images of one size, but is not: .*\[1, 6, 6\]"),
         (lambda x, y: items(*[(x[0], 0, 1)] * 4), r"a Dataset of pairs \(image, class number\).*but is not: too many values"),
+        (lambda x, y: items({"image": x[0], "label": 0}), r"its items are dictionaries of image, label; make pairs of them"),
         (lambda x, y: items((x[0], "cat")), r"but is not: 'str' object cannot be interpreted as an integer"),
         (lambda x, y: items(), r"train must be a pair .*but is not"),
     ],
@@ -333,6 +364,20 @@ def test_a_finished_set_is_asked_with_numbers_of_numpy(mine, tmp_path):
     limits = {"seed": np.int64(3), "max_minutes": np.int64(9), "results_dir": tmp_path}
     assert sm.evaluate(mine.distilled, dataset=TWO, **limits).seed == 3
     assert len(load_reevaluations(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "outputs", "message"),
+    [
+        ("idc", 3, "network 'own' has no convolutions, whose gradients idc matches; take one that has some"),
+        ("dm", 4, r"network 'own' maps 2 images to \(2, 4\), not to \(2, 3\) logits"),
+    ],
+)
+def test_a_network_that_distils_alone_is_checked_too(method, outputs, message, monkeypatch):
+    layers = torch.nn.Flatten, lambda: torch.nn.Linear(36, outputs)
+    monkeypatch.setitem(NETWORKS, "own", lambda *_: torch.nn.Sequential(*(layer() for layer in layers)))
+    with pytest.raises(ConfigError, match=message):
+        sm.distill(*TWO, method, (1,), 1, "smoke", set=QUICK | {"network.name": "own"})
 
 
 def test_what_cannot_be_distilled_is_refused(tmp_path):

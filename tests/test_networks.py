@@ -228,6 +228,11 @@ class Drawn(torch.nn.PReLU):
         self.weight.uniform_(0.1, 0.2, generator=generator)
 
 
+class Pair(torch.nn.Module):
+    def forward(self, x):
+        return x, x
+
+
 def sequential(*layers, classes=3):
     return torch.nn.Sequential(torch.nn.Flatten(), *layers, torch.nn.Linear(16, classes))
 
@@ -239,14 +244,22 @@ def sequential(*layers, classes=3):
         (lambda: sequential(torch.nn.Sequential(Scaled(16, 16))), r"nothing draws bias, scale, weight of its module 1.0 "),
         (lambda: sequential(torch.nn.BatchNorm1d(16)), r"running_mean, running_var, weight of its module 1 \(BatchNorm1d"),
         (lambda: torch.nn.Linear(16, 3), r"is a Linear; return nn.Sequential\("),
+        (lambda: sequential(torch.nn.Linear(9, 16)), r"fails on images of shape \(1, 4, 4\) .*: .*; make it return logits"),
+        (lambda: torch.nn.Sequential(sequential(), Pair()), r"fails on images .*: 'tuple' object has no attribute 'shape'"),
+        (lambda: sequential(torch.nn.Dropout()), r"draws random numbers \(aten.bernoulli_.* that no seed decides.* dropout"),
         (lambda: sequential(classes=4), r"maps 2 images to \(2, 4\), not to \(2, 3\) logits"),
     ],
 )
-def test_a_network_of_ones_own_that_cannot_be_drawn_is_refused_before_training(make, message, monkeypatch):
-    """Such parameters would hold whatever was in memory."""
+def test_a_network_of_ones_own_that_does_not_serve_is_refused_before_training(make, message, monkeypatch):
+    """Parameters that nothing draws would hold whatever was in memory."""
     monkeypatch.setitem(NETWORKS, "own", lambda config, image_shape, num_classes: make())
     with pytest.raises(ConfigError, match=f"network 'own'.*{message}"):
         check_networks([NetworkConfig("own")], (1, 4, 4), 3)
+
+
+def test_dropout_that_drops_nothing_is_let_through(monkeypatch):
+    monkeypatch.setitem(NETWORKS, "own", lambda config, image_shape, num_classes: sequential(torch.nn.Dropout(0.0)))
+    check_networks([NetworkConfig("own")], (1, 4, 4), 3)
 
 
 def test_a_module_can_draw_its_own_parameters(monkeypatch):

@@ -56,11 +56,14 @@ def _to_split(part: Arrays | Dataset, which: str) -> Split:
     whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype is torch.bool)
     if not (labels.dim() == 1 and whole and len(labels) > 0):
         description = f"{labels.dtype} and shape {tuple(labels.shape)}"
-        remedy = "; take labels.argmax(1) of one-hot rows" if labels.dim() == 2 else ""
+        remedy = "; if they are class numbers, take torch.as_tensor(labels).long()" if labels.dim() == 1 else ""
+        if labels.dim() == 2:
+            remedy = "; take labels[:, 0]" if labels.shape[1] == 1 else "; take labels.argmax(1) of one-hot rows"
         raise DataError(f"{which} has labels of {description}; they must be (N,) whole numbers{remedy}")
     counts = f"{which} has {len(images)} images and {len(labels)} labels"
     require(len(images) == len(labels), f"{counts}; give each image one label", DataError)
-    return Split(_to_bytes(images, which), labels.long().cpu())
+    # clones: what was made in torch's inference mode cannot take part in training
+    return Split(_to_bytes(images, which), labels.long().cpu().clone())
 
 
 def _check_classes(labels: torch.Tensor, which: str, num_classes: int) -> None:
@@ -83,11 +86,20 @@ def _to_tensors(part: Arrays | Dataset) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns images and labels; errors are those of Python and of other libraries."""
     if isinstance(part, Dataset):
         pairs = [part[row] for row in range(len(part))]
+        if any(isinstance(pair, dict) for pair in pairs[:1]):  # as those of Hugging Face
+            raise TypeError(f"its items are dictionaries of {', '.join(map(str, pairs[0]))}; make pairs of them")
         part = torch.stack([_to_tensor(image) for image, _ in pairs]), torch.tensor([index(label) for _, label in pairs])
     if isinstance(part, DataLoader):
         raise TypeError("it is a DataLoader; give its `dataset`")
-    images, labels = (array if torch.is_tensor(array) else torch.as_tensor(np.ascontiguousarray(array)) for array in part)
+    images, labels = (array.detach() if torch.is_tensor(array) else _from_numpy(array) for array in part)
     return images, labels.long() if labels.dtype in (torch.uint16, torch.uint32, torch.uint64) else labels
+
+
+def _from_numpy(array: Any) -> torch.Tensor:
+    array = np.ascontiguousarray(array)
+    if array.dtype.kind in "US":
+        raise TypeError("it holds texts; number the classes with numpy.unique(labels, return_inverse=True)[1]")
+    return torch.as_tensor(array)
 
 
 def _to_tensor(image: Any) -> torch.Tensor:
@@ -112,4 +124,7 @@ def _to_bytes(images: torch.Tensor, which: str) -> torch.Tensor:
     require(count == 0, f"{which} has {count} values that are not finite (nan, inf); replace them", DataError)
     remedy = "floats must lie in [0, 1], so divide by 255, undo a normalisation, or give uint8"
     require(low >= 0 and high <= 1, f"{which} has pixels from {low:.4g} to {high:.4g}; {remedy}", DataError)
-    return (255 * images).round().to(torch.uint8).cpu().contiguous()
+    pixels = (255 * images).round().to(torch.uint8)
+    problem = f"{which} has pixels of at most {high:.4g}, which are all but black where white is 1"
+    require(int(pixels.max()) != 1, f"{problem}; divide by 255 once alone, or give uint8", DataError)
+    return pixels.cpu().contiguous()

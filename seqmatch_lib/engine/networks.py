@@ -8,12 +8,14 @@ pooling. Other image sizes work too: the size of the head follows from that of t
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from seqmatch_lib.errors import NotRegisteredError, require
+from seqmatch_lib.errors import ConfigError, NotRegisteredError, SeqMatchError, first_line, require
 
 NORMS = ("instance", "group", "layer", "batch", "none")
 POOLINGS = ("avg", "max", "none")
@@ -77,11 +79,34 @@ def make_network(
 
 
 def check_networks(configs: Iterable[NetworkConfig], image_shape: tuple[int, int, int], num_classes: int) -> None:
-    """Raises ConfigError for any that `make_network` refuses, or that has other outputs: before the first is trained."""
+    """Raises ConfigError for any that `make_network` refuses, or that does not map images to logits: before one is trained."""
     for config in configs:
-        logits = _lay_out(config, image_shape, num_classes)(torch.empty(2, *image_shape, device="meta"))
-        fits = tuple(logits.shape) in ((2, num_classes), (2, num_classes, *image_shape[1:]))
-        require(fits, f"network {config.name!r} maps 2 images to {tuple(logits.shape)}, not to (2, {num_classes}) logits")
+        network, draws = _lay_out(config, image_shape, num_classes), _Draws()
+        try:
+            with draws:
+                shape = tuple(network(torch.empty(2, *image_shape, device="meta")).shape)
+        except SeqMatchError:
+            raise
+        except Exception as error:  # whatever a network of one's own does
+            problem = f"fails on images of shape {image_shape} on torch's meta device, without values: {first_line(error)}"
+            raise ConfigError(f"network {config.name!r} {problem}; make it return logits for them") from error
+        fits = shape in ((2, num_classes), (2, num_classes, *image_shape[1:]))
+        require(fits, f"network {config.name!r} maps 2 images to {shape}, not to (2, {num_classes}) logits")
+        problem = f"draws random numbers ({', '.join(draws.found)}) that no seed decides, so equal runs would differ"
+        require(not draws.found, f"network {config.name!r} {problem}; leave out dropout and the like")
+
+
+class _Draws(TorchDispatchMode):
+    """Notes the operations that draw random numbers from torch's global generator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, operation: Any, types: Any, arguments: tuple = (), named: dict | None = None) -> Any:
+        if torch.Tag.nondeterministic_seeded in operation.tags:
+            self.found.append(str(operation))
+        return operation(*arguments, **named or {})
 
 
 def has_running_statistics(config: NetworkConfig, image_shape: tuple[int, int, int], num_classes: int) -> bool:

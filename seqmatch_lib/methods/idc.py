@@ -141,6 +141,8 @@ class IDCPrepared(MethodState):
             self.targets = F.one_hot(stage.labels, stage.num_classes).to(stage.images.dtype)
         self._network = stage.make_network(stage.seed, "matching network")  # the start of the training
         self.shapes = [parameter.shape for parameter in self._network.parameters()]
+        problem = f"network {stage.network.name!r} has no convolutions, whose gradients idc matches"
+        require(any(len(shape) > 2 for shape in self.shapes), f"{problem}; take one that has some, such as convnet")
         self._net_lr = config.net_lr
         own = {name: getattr(config, f"net_{name}") for name in ("batch_size", "momentum", "weight_decay", "augment")}
         self._recipe = TrainingRecipe(cutmix=config.cutmix, engine=config.engine, precision=config.precision, **own)

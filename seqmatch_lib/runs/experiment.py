@@ -13,6 +13,7 @@ import torch
 from seqmatch_lib.data.datasets import ImageDataset, find_dataset, load_dataset
 from seqmatch_lib.engine.evaluation import EvaluationProtocol
 from seqmatch_lib.engine.memory import keep_freed_memory, peak_memory_mb, reset_peak_memory
+from seqmatch_lib.engine.networks import check_networks
 from seqmatch_lib.engine.step_functions import UNCOMPILED
 from seqmatch_lib.errors import StorageError, require
 from seqmatch_lib.methods import Stage, get_method
@@ -205,6 +206,8 @@ def _execute(
     select_on = "none" if config.method == "whole" else config.select_on  # "whole" holds nothing out
     data = prepare_data(dataset, config.zca, select_on, device)
     check_fit(config, data)
+    if config.options is not None:  # it distils, with a network that need not be among those of the evaluation
+        check_networks([config.network], tuple(data.train.images.shape[1:]), data.num_classes)
     check_class_sizes(data.train.labels, data.num_classes, config.ipc, dataset)  # now, not when the baseline is drawn
     # after the check, so that a run refused for too few images can begin with more
     commit, dirty = describe_code()
