@@ -298,6 +298,19 @@ def items(*items):
     return Items()
 
 
+class Noisy(torch.utils.data.Dataset):
+    """A data set with a random transform."""
+
+    def __init__(self, size):
+        self.size = size
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, index):
+        return torch.rand(1, 6, 6), index % 3
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -343,6 +356,7 @@ def items(*items):
         (lambda x, y: items(*((x[0], 0), (x[0, :, 1:], 1))), r"with images of one size, but is not: .*\[1, 6, 6\]"),
         (lambda x, y: items(*[(x[0], 0, 1)] * 4), r"a Dataset of pairs \(image, class number\).*but is not: too many values"),
         (lambda x, y: items({"image": x[0], "label": 0}), r"its items are dictionaries of image, label; make pairs of them"),
+        (lambda x, y: Noisy(len(y)), r"it draws random numbers, so each reading has other images; leave out its random"),
         (lambda x, y: items((x[0], "cat")), r"but is not: 'str' object cannot be interpreted as an integer"),
         (lambda x, y: items(), r"train must be a pair .*but is not"),
     ],

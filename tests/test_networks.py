@@ -247,6 +247,10 @@ def sequential(*layers, classes=3):
         (lambda: sequential(torch.nn.Linear(9, 16)), r"fails on images of shape \(1, 4, 4\) .*: .*; make it return logits"),
         (lambda: torch.nn.Sequential(sequential(), Pair()), r"fails on images .*: 'tuple' object has no attribute 'shape'"),
         (lambda: sequential(torch.nn.Dropout()), r"draws random numbers \(aten.bernoulli_.* that no seed decides.* dropout"),
+        (
+            lambda: sequential().requires_grad_(False),
+            r"parameters that take no gradient \(1.weight, 1.bias\).*requires_grad on",
+        ),
         (lambda: sequential(classes=4), r"maps 2 images to \(2, 4\), not to \(2, 3\) logits"),
     ],
 )

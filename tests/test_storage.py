@@ -85,6 +85,7 @@ def test_a_truncated_tensor_file_is_named(tmp_path, length):
     [
         (errno.ENOSPC, "the disk is full; free some space"),
         (errno.EDQUOT, "the disk quota is used up; free some space"),
+        (errno.EFBIG, "files of this size are not permitted; raise the limit with ulimit -f"),
         (errno.EROFS, "its folder is read-only; make the folder writable"),
         (errno.EACCES, "permission is denied; make the folder writable"),
         (errno.EIO, "Input/output error; remove the cause"),

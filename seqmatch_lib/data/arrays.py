@@ -1,5 +1,6 @@
 """Images that lie in memory, as a data set: tensors, numpy arrays, or a `torch.utils.data.Dataset`."""
 
+import random
 from operator import index
 from typing import Any
 
@@ -85,7 +86,10 @@ def _check_classes(labels: torch.Tensor, which: str, num_classes: int) -> None:
 def _to_tensors(part: Arrays | Dataset) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns images and labels; errors are those of Python and of other libraries."""
     if isinstance(part, Dataset):
+        states = torch.get_rng_state(), random.getstate()
         pairs = [part[row] for row in range(len(part))]
+        if not torch.equal(states[0], torch.get_rng_state()) or states[1] != random.getstate():
+            raise TypeError("it draws random numbers, so each reading has other images; leave out its random transforms")
         if any(isinstance(pair, dict) for pair in pairs[:1]):  # as those of Hugging Face
             raise TypeError(f"its items are dictionaries of {', '.join(map(str, pairs[0]))}; make pairs of them")
         part = torch.stack([_to_tensor(image) for image, _ in pairs]), torch.tensor([index(label) for _, label in pairs])

@@ -90,6 +90,9 @@ def check_networks(configs: Iterable[NetworkConfig], image_shape: tuple[int, int
         except Exception as error:  # whatever a network of one's own does
             problem = f"fails on images of shape {image_shape} on torch's meta device, without values: {first_line(error)}"
             raise ConfigError(f"network {config.name!r} {problem}; make it return logits for them") from error
+        fixed = [name for name, parameter in network.named_parameters() if not parameter.requires_grad]
+        problem = f"has parameters that take no gradient ({', '.join(fixed)}), and all are trained here"
+        require(not fixed, f"network {config.name!r} {problem}; leave their requires_grad on")
         fits = shape in ((2, num_classes), (2, num_classes, *image_shape[1:]))
         require(fits, f"network {config.name!r} maps 2 images to {shape}, not to (2, {num_classes}) logits")
         problem = f"draws random numbers ({', '.join(draws.found)}) that no seed decides, so equal runs would differ"

@@ -24,6 +24,7 @@ from seqmatch_lib.errors import StorageError
 REMEDIES = {
     errno.ENOSPC: "the disk is full; free some space",
     errno.EDQUOT: "the disk quota is used up; free some space",
+    errno.EFBIG: "files of this size are not permitted; raise the limit with ulimit -f",
     errno.EROFS: "its folder is read-only; make the folder writable",
     errno.EACCES: "permission is denied; make the folder writable",
     errno.EPERM: "it is not permitted; make the folder writable",
