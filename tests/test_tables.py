@@ -149,7 +149,7 @@ def test_the_table_in_words():
     settings, rehearsal = (build_table("cifar10", runs, PUBLISHED, scales) for scales in (("paper", "short"), ("reduced",)))
     text = describe_table(settings, rehearsal)
     assert "22 cells have a published number. We ran 0 of them at scale `paper` and 1 of them at scale `short`" in text
-    assert "mtt at ipc 10, short, 5 teachers: 64.0 (-1.3)" in text
+    assert "mtt at ipc 10, short, 5 teachers: 64.0 (-1.3), selected iterate 64.0" in text
     assert "mtt at ipc 10, short, 20 teachers: 65.0 (-0.3)" in text
     assert "1 to 3 at scales `paper` and `short`, 0 in rehearsals" in text
 

@@ -224,6 +224,7 @@ def describe_table(settings: pd.DataFrame, rehearsal: pd.DataFrame) -> str:
         f"\n- {row.method} at ipc {name_ipc(row.ipc)}, {row.scale}"
         + ("" if pd.isna(row.teachers) else f", {row.teachers} teachers")
         + f": {row.ours:.1f} ({row.difference:+.1f})"
+        + ("" if pd.isna(row.iterations) else f", selected iterate {row.selected:.1f}")
         for row in compared.itertuples()
     )
     cells = compared.groupby("scale")["preset"].nunique()
@@ -232,7 +233,7 @@ def describe_table(settings: pd.DataFrame, rehearsal: pd.DataFrame) -> str:
     return (
         f"**What we find.** {printed['preset'].nunique()} cells have a published number. We ran {counts} (fewer teachers and "
         f"iterations). {rehearsal['preset'].nunique()} cells were rehearsed, with smaller networks and fewer steps."
-        + (f" Our accuracies, and in brackets the distance from the published number in points:\n{gaps}" if gaps else "")
+        + (f" Our last iterates, and in brackets the distance from the published number in points:\n{gaps}" if gaps else "")
         + "\n\n"
         f"**How sure.** Seeds of distillation a cell: {published} at scales `paper` and `short`, {rehearsed} in rehearsals, "
         "which decide nothing about published numbers. "
