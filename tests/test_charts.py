@@ -75,7 +75,9 @@ def test_the_figure_of_the_subsets_has_the_control_of_equal_epochs():
 def test_the_figure_of_the_effort_has_a_panel_for_each_method_with_a_sequence():
     runs = [make_run("cifar10-ipc10-mtt", seed, (40.0 + seed, 42.0)) for seed in range(2)]
     runs += [make_sequence(), make_run("cifar10-ipc10-dm")]
-    (axis,) = charts.plot_effort(Evidence(runs), *CELL).axes
+    figure = charts.plot_effort(Evidence(runs), *CELL)
+    figure.draw_without_rendering()  # warns, so fails, if title and legend leave the panel no room
+    (axis,) = figure.axes
     names = [label.get_text() for label in axis.get_yticklabels()]
     assert names == [
         "10 in one stage, 300 iterations, 300 epochs",

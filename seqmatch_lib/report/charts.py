@@ -195,7 +195,7 @@ def _plot_seeds(frame: pd.DataFrame, names: list[str] | None, title: str) -> Fig
         size = (max(7.0, 3.2 + 2.1 * len(panels)), 1.6 + 0.3 * len(names))
         figure, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False, sharey=True)
     else:
-        size, heights = (9, sum(0.8 + 0.3 * len(own) for own in rows)), [len(own) + 1.5 for own in rows]
+        size, heights = (9, 1.2 + sum(0.8 + 0.3 * len(own) for own in rows)), [len(own) + 1.5 for own in rows]
         figure, axes = plt.subplots(len(panels), figsize=size, squeeze=False, sharex=True, height_ratios=heights)
     seeds, note = sorted(set(frame["seed"])), f"error bars: standard deviation over {format_range(frame['n'])} networks"
     colors = dict(zip(seeds, sns.color_palette(PALETTE, len(seeds)), strict=True))
