@@ -75,6 +75,7 @@ def test_the_figure_of_the_subsets_has_the_control_of_equal_epochs():
 def test_the_figure_of_the_effort_has_a_panel_for_each_method_with_a_sequence():
     runs = [make_run("cifar10-ipc10-mtt", seed, (40.0 + seed, 42.0)) for seed in range(2)]
     runs += [make_sequence(), make_run("cifar10-ipc10-dm")]
+    charts.set_style()
     figure = charts.plot_effort(Evidence(runs), *CELL)
     figure.draw_without_rendering()  # warns, so fails, if title and legend leave the panel no room
     (axis,) = figure.axes
