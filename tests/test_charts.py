@@ -31,7 +31,7 @@ def test_the_figure_of_a_comparison_has_a_point_a_seed_and_a_row_for_what_was_ru
     assert names == ["random real", ONE_SET, STAGED, "sequence, jointly"]
     assert points_of(axis) == [(41, 1)] * 3 + [(45, 3)] * 2 + [(51, 2)] * 2
     assert [text.get_text() for text in axis.texts] == ["← 21.0, off the axis"], "random real images are far from all others"
-    with pytest.raises(charts.NothingToDraw, match="there are no records to draw of cifar10, 50 images"):
+    with pytest.raises(charts.NothingToDraw, match="there are no records to draw of CIFAR-10, 50 images"):
         charts.plot_comparison(Evidence(runs), "cifar10", 50, "reduced")
 
 
@@ -61,7 +61,7 @@ def test_the_figure_of_the_subsets_has_the_control_of_equal_epochs():
     evidence = Evidence(runs, [make_reevaluation(runs[0], epochs=600)])
     (axis,) = charts.plot_subsets(evidence, *CELL).axes
     lines = {line.get_label(): line.get_xydata().tolist() for line in axis.lines}
-    assert axis.get_title() == "mtt"
+    assert axis.get_title() == "MTT"
     assert lines[STAGED] == [[1, 41], [2, 51], [3, 37]], "lines are of seed 0, which every K has"
     assert lines[JOINTLY] == [[1, 41], [2, 45], [3, 45]], "one subset is trained on at once in any case"
     assert lines["one set, as many epochs"] == [[1, 41], [2, 31]]

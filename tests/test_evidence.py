@@ -87,18 +87,18 @@ def test_tables_have_a_row_for_each_number_of_teachers_and_pairs_only_of_equal_o
     lines = readme_table(runs, PUBLISHED).split("\n\n")[0].splitlines()[2:]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert [(cell[2], cell[8], cell[9]) for cell in cells] == [
-        ("mtt", "5", "1,500"), ("mtt", "20", "400"), ("mtt / seqmatch_mtt", "2", "400 / 400"),
+        ("MTT", "5", "1,500"), ("MTT", "20", "400"), ("MTT / SeqMatch-MTT", "2", "400 / 400"),
     ]  # fmt: skip
 
 
 def test_the_figure_of_the_controls_has_a_panel_for_each_number_of_teachers(runs):
     one = charts.plot_comparison(Evidence(runs), *CELL)
-    assert [axis.get_title() for axis in one.axes] == ["mtt"]
-    assert one.get_suptitle() == "cifar10, 10 images per class, short, 2 teachers a stage"
+    assert [axis.get_title() for axis in one.axes] == ["MTT"]
+    assert one.get_suptitle() == "CIFAR-10, 10 images per class, short, 2 teachers a stage"
     runs.append(make_short("seqmatch_mtt", 0, (62.0, 64.0), (1500, 1500), {}))
     both = charts.plot_comparison(Evidence(runs), *CELL)
-    assert [axis.get_title() for axis in both.axes] == ["mtt\n5 teachers a stage", "mtt\n2 teachers a stage"]
-    assert both.get_suptitle() == "cifar10, 10 images per class, short"
+    assert [axis.get_title() for axis in both.axes] == ["MTT\n5 teachers a stage", "MTT\n2 teachers a stage"]
+    assert both.get_suptitle() == "CIFAR-10, 10 images per class, short"
     plt.close("all")
 
 
@@ -116,7 +116,7 @@ def test_pictures_are_of_sets_of_as_many_teachers(tmp_path):
     for kind in ("safetensors", "png"):
         shutil.copy(RESULTS / "distilled" / f"{pair[0].run_id}.{kind}", tmp_path / "distilled" / f"{alone.run_id}.{kind}")
     figure = charts.plot_distilled(tmp_path)
-    assert figure.get_suptitle() == "cifar10, 10 images per class, short, 2 teachers a stage, seed 0"
+    assert figure.get_suptitle() == "CIFAR-10, 10 images per class, short, 2 teachers a stage, seed 0"
     assert [axis.get_title().split("\n")[0] for axis in figure.axes] == ["MTT", "SeqMatch-MTT", "SeqMatch-MTT"]
     plt.close("all")
 

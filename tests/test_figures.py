@@ -95,7 +95,7 @@ def test_architectures_stand_beside_random_real_images():
         [("mtt", "convnet", 47.0, 1.0, 28.0, 1.0), ("mtt", "vit", 26.0, float("nan"), 24.0, 1.0)], columns=columns
     )
     (axis,) = figures.plot_transfer(frame, "smoke: means nothing").axes
-    assert [label.get_text() for label in axis.get_xticklabels()] == ["convnet", "vit"]
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["ConvNet", "ViT"]
     assert axis.containers[0].lines[0].get_ydata().tolist() == [47.0, 26.0]
     assert axis.containers[1].lines[0].get_ydata().tolist() == [28.0, 24.0]
     with pytest.raises(StorageError, match="no set was evaluated on two architectures"):

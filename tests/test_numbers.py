@@ -73,3 +73,10 @@ def test_all_real_images_are_called_so_and_texts_stay_as_they_are():
         ["1,000"] * 2,
     ]
     assert format_frame(pd.DataFrame({"ipc": ["all", "10"]}))["ipc"].tolist() == ["all", "10"]
+
+
+def test_pages_name_methods_and_data_sets_as_papers_do_and_leave_those_of_a_users_own():
+    frame = pd.DataFrame({"dataset": ["tiny_imagenet", "mine"], "method": ["seqmatch_mtt", "seqmatch_mine"], "record": "mtt"})
+    assert format_frame(frame).to_numpy().tolist() == [
+        ["Tiny ImageNet", "SeqMatch-MTT", "mtt"], ["mine", "SeqMatch-mine", "mtt"]
+    ]  # fmt: skip

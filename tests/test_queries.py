@@ -122,9 +122,9 @@ def test_subsets_group_what_differs_in_sizes_and_intervals_alone():
     found = format_frame(queries.subsets(Evidence(runs), *CELL))
     columns = ["base", "num subsets", "images", "even", "teacher epochs", "accuracy", "joint", "seeds", "n"]
     assert found[columns].to_numpy().tolist() == [
-        ["idc", "1", "10", "yes", "-", "41.0 ± 0.0", "", "2", "4"],
-        ["idc", "3", "4 + 3 + 3", "yes", "-", "51.5 ± 0.7", "45.0 ± 0.0", "2", "4"],
-        ["mtt", "2", "5 + 5", "yes", "0 to 14; 7 to 14", "47.0 ± 1.4", "45.0 ± 1.4", "1", "2"],
+        ["IDC", "1", "10", "yes", "-", "41.0 ± 0.0", "", "2", "4"],
+        ["IDC", "3", "4 + 3 + 3", "yes", "-", "51.5 ± 0.7", "45.0 ± 0.0", "2", "4"],
+        ["MTT", "2", "5 + 5", "yes", "0 to 14; 7 to 14", "47.0 ± 1.4", "45.0 ± 1.4", "1", "2"],
     ]
 
 
@@ -144,8 +144,8 @@ def test_the_gain_over_random_images_by_their_number():
     assert found["gain_low"].notna().tolist() == [True, False, False, False]
     (axis,) = charts.plot_gain(Evidence(runs), "cifar10", "reduced").axes
     lines = {line.get_label(): line.get_xydata().tolist() for line in axis.lines}
-    assert lines["dm"] == [[10, 20.5], [100, 2]], "the mean of three seeds, and one"
-    assert not {"mtt", "seqmatch_mtt"} & lines.keys(), "one size makes no line"
+    assert lines["DM"] == [[10, 20.5], [100, 2]], "the mean of three seeds, and one"
+    assert not {"MTT", "SeqMatch-MTT"} & lines.keys(), "one size makes no line"
     assert sorted(axis.collections[0].get_offsets().tolist()) == [[10, 20], [10, 20.5], [10, 21], [100, 2]]
 
 
@@ -223,7 +223,7 @@ def test_curves_are_those_of_finished_runs_and_of_checkpoints(tmp_path, monkeypa
     assert not any("published" in line.get_label() for line in axis.lines), "a rehearsal is not drawn beside published numbers"
     rings = [list(line.get_xdata()) for line in axis.lines if line.get_marker() == "o" and len(line.get_xdata())]
     assert rings == [[300], [300]], "where S_1 is finished, on test and on validation images"
-    with pytest.raises(StorageError, match="has no scores on cifar10, 50 images per class, at scale reduced yet"):
+    with pytest.raises(StorageError, match="has no scores on CIFAR-10, 50 images per class, at scale reduced yet"):
         charts.plot_curves(Evidence(runs), PUBLISHED, tmp_path, "cifar10", 50, "reduced")
 
 
@@ -248,7 +248,7 @@ def test_runs_with_other_numbers_of_teachers_are_drawn_beside_those_of_the_prese
     axis, ends = charts.plot_curves(Evidence(runs), PUBLISHED, tmp_path, *cell).axes
     labels = [line.get_label() for line in axis.lines if "teachers" in line.get_label()]
     names = ["5 teachers, seed 0", "20 teachers, seed 0", "20 teachers, seed 1"]
-    assert labels == [f"mtt, {name}" for name in names]
+    assert labels == [f"MTT, {name}" for name in names]
     of_twenty = [line.get_color() for line in axis.lines if "20 teachers" in line.get_label()]
     assert of_twenty[0] == of_twenty[1] != axis.lines[0].get_color()
     names = ["5 teachers, 1,500 iterations, seed 0", "20 teachers, 400 iterations, seed 0, 1"]
@@ -294,7 +294,7 @@ def test_the_lead_of_a_sequence_over_its_base_method_is_told_for_each_architectu
     found = queries.transfer(evidence, "cifar10", 10, "short").set_index(["method", "network"])
     assert found["lead"].dropna().to_dict() == {("seqmatch_mtt", "convnet"): 4.0, ("seqmatch_mtt", "vit"): -1.0}
     assert found["lead_seeds"].to_dict()["seqmatch_mtt", "vit"] == 1
-    assert "seqmatch_mtt minus mtt: +4.0 on convnet, -1.0 on vit." in findings.find_transfer(evidence, "cifar10", 10, "short")
+    assert "SeqMatch-MTT minus MTT: +4.0 on ConvNet, -1.0 on ViT." in findings.find_transfer(evidence, "cifar10", 10, "short")
     assert "minus" not in findings.find_transfer(Evidence(runs[:1], again[:1]), "cifar10", 10, "short")
 
 

@@ -154,7 +154,7 @@ def test_coupling_is_shown_at_every_scale_that_was_measured_with_the_published_s
         folder.mkdir(parents=True)
         shutil.copy(ROOT / "paper_results" / "coupling" / reduced.run_id / "losses.csv", folder)
     measured = Results.open(tmp_path).measure_coupling("cifar10", "reduced")
-    cell = "cifar10, 10 images per class"
+    cell = "CIFAR-10, 10 images per class"
     assert list(measured) == [f"{cell}, short, 2 teachers a stage", f"{cell}, rehearsal (reduced)"]
     assert [list(tables) for tables in measured.values()] == [["losses"], ["losses"]]
     with pytest.raises(StorageError, match="have no coupling measurement"):

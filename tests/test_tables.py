@@ -70,7 +70,7 @@ def test_runs_with_and_without_mirrored_images_are_told_apart():
     settings = build_table("svhn", [], PUBLISHED)
     runs = [as_run_of(f"svhn-ipc10-{method}", "reduced") for method in ("mtt", "dm", "idc")]
     said, alike = (describe_table(settings, build_table("svhn", some, PUBLISHED, ("reduced",))) for some in (runs, runs[:2]))
-    assert "mirrored images, too, for dm, mtt, and not for idc: do not compare across them" in said
+    assert "mirrored images, too, for DM, MTT, and not for IDC: do not compare across them" in said
     assert "mirrored" not in alike
 
 
@@ -135,9 +135,9 @@ def test_the_readme_has_what_ran_at_published_settings_and_every_rehearsed_pair(
     lines = readme_table([as_run_of(preset, scale, mean=mean) for preset, scale, mean in ran], PUBLISHED).split("\n\n")[0]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines.splitlines()[2:]]
     assert [row[:5] for row in rows] == [
-        ["cifar10", "10", "seqmatch_idc", "68.3 ± 0.5†", "42.0 ± 1.4"],
-        ["cifar10", "10", "mtt", "65.3 ± 0.7", "64.0 ± 1.4"],
-        ["svhn", "10", "dm / seqmatch_dm", "- / -", "60.0 ± 1.4 / 50.0 ± 1.4"],
+        ["CIFAR-10", "10", "SeqMatch-IDC", "68.3 ± 0.5†", "42.0 ± 1.4"],
+        ["CIFAR-10", "10", "MTT", "65.3 ± 0.7", "64.0 ± 1.4"],
+        ["SVHN", "10", "DM / SeqMatch-DM", "- / -", "60.0 ± 1.4 / 50.0 ± 1.4"],
     ]
     assert rows[1][6:] == ["21.0 ± 1.4", "short", "5", "1,500", "1 (2)"]
     assert rows[2][7:10] == ["rehearsal (reduced)", "-", "1,500 / 1,500"]
@@ -149,8 +149,8 @@ def test_the_table_in_words():
     settings, rehearsal = (build_table("cifar10", runs, PUBLISHED, scales) for scales in (("paper", "short"), ("reduced",)))
     text = describe_table(settings, rehearsal)
     assert "22 cells have a published number. We ran 0 of them at scale `paper` and 1 of them at scale `short`" in text
-    assert "mtt at ipc 10, short, 5 teachers: 64.0 (-1.3), selected iterate 64.0" in text
-    assert "mtt at ipc 10, short, 20 teachers: 65.0 (-0.3)" in text
+    assert "MTT at ipc 10, short, 5 teachers: 64.0 (-1.3), selected iterate 64.0" in text
+    assert "MTT at ipc 10, short, 20 teachers: 65.0 (-0.3)" in text
     assert "1 to 3 at scales `paper` and `short`, 0 in rehearsals" in text
 
 
@@ -256,14 +256,14 @@ def draw(published, records, dataset="svhn"):
 def test_the_figure_shows_runs_of_the_presets_alone():
     plain = as_run_of("svhn-ipc10-mtt", mean=60.0)
     changed = as_run_of("svhn-ipc10-mtt", mean=80.0, overrides={"mtt.iterations": 10})
-    assert draw(PUBLISHED, [plain, changed])["10 images per class"][1] == [("mtt", 60.0)]
+    assert draw(PUBLISHED, [plain, changed])["10 images per class"][1] == [("MTT", 60.0)]
 
 
 def test_rehearsals_are_never_drawn_over_published_bars():
     records = [as_run_of(f"svhn-ipc10-{method}", "reduced", mean=mean) for method, mean in (("mtt", 70.0), ("dm", 60.0))]
     panels = draw(PUBLISHED, [*records, as_run_of("svhn-ipc10-idc", "short", mean=80.0)])
-    assert panels["10 images per class"][1] == [("idc", 80.0)]
-    assert panels["rehearsal (reduced), 10 images per class"][1] == [("dm", 21.0), ("dm", 60.0), ("mtt", 21.0), ("mtt", 70.0)]
+    assert panels["10 images per class"][1] == [("IDC", 80.0)]
+    assert panels["rehearsal (reduced)\n10 images per class"][1] == [("DM", 21.0), ("DM", 60.0), ("MTT", 21.0), ("MTT", 70.0)]
 
 
 def test_methods_without_a_published_number_have_a_fixed_order_in_the_figure():
@@ -271,7 +271,7 @@ def test_methods_without_a_published_number_have_a_fixed_order_in_the_figure():
     names = ["dm", "krr", "seqmatch_dm", "seqmatch_krr"]
     unknown = PUBLISHED[~PUBLISHED["method"].isin(names)]
     panels = draw(unknown, [as_run_of(f"svhn-ipc10-{name}", mean=60.0) for name in reversed(names)])
-    assert panels["10 images per class"][0][: len(names)] == names
+    assert panels["10 images per class"][0][: len(names)] == ["DM", "KRR", "SeqMatch-DM", "SeqMatch-KRR"]
 
 
 def test_a_method_without_the_smallest_size_is_not_ahead_by_that_alone():

@@ -59,7 +59,7 @@ def test_a_published_accuracy_is_reached_within_two_standard_deviations():
 
 
 def find(found, claim, setting, scale):
-    chosen = (found["claim"] == claim) & (found["setting"] == f"cifar10, {setting}") & found["scale"].str.startswith(scale)
+    chosen = (found["claim"] == claim) & (found["setting"] == f"CIFAR-10, {setting}") & found["scale"].str.startswith(scale)
     (row,) = found[chosen].to_dict("records")
     return row
 
@@ -90,7 +90,7 @@ def test_a_claim_shows_every_scale_that_it_was_asked_at_and_its_halves_in_both_t
 def test_the_lead_on_another_architecture_stands_beside_that_on_the_convnet():
     found = list_verdicts(COMMITTED, PUBLISHED, RESULTS)
     name = "SeqMatch-{0} keeps its lead over {0} on another architecture"
-    row = find(found, name.format("MTT"), "10 images per class, vgg11", "short")
+    row = find(found, name.format("MTT"), "10 images per class, VGG-11", "short")
     assert (row["measured"], row["verdict"]) == ("+10.7, 1 seed", "not decided (cut short: 1 seed)")
     assert row["control"].startswith("on the ConvNet +4.4, 1 seed")
     assert row["records"] == "d20c5315, 178da106", "of the seed that both have"

@@ -36,6 +36,7 @@ from seqmatch_lib.report.texts import (
     format_range,
     label_scale,
     name_cell,
+    name_of,
     name_runs,
     name_scale,
     name_scale_of,
@@ -70,8 +71,9 @@ def plot_table(published: pd.DataFrame, records: Sequence[RunRecord], dataset: s
     ours = ours.assign(method=ours["method"] + np.where(ours["augmented"].notna(), "_augmented", ""))  # as ours are trained
     rehearsal = next((table for table in rehearsals if len(table)), rehearsals[0])
     ipcs = sorted({*known["ipc"], *ours["ipc"], *rehearsal["ipc"]})
-    require(bool(ipcs), f"{dataset} has no published accuracies and no records at 1, 10 or 50 images per class", NothingToDraw)
-    scales = "".join(f"{label_scale(scale)}, " for scale in rehearsal["scale"].unique())
+    problem = f"{name_of(dataset)} has no published accuracies and no records at 1, 10 or 50 images per class"
+    require(bool(ipcs), problem, NothingToDraw)
+    scales = "".join(f"{label_scale(scale)}\n" for scale in rehearsal["scale"].unique())
     rows = [  # methods, how they are drawn, with which tables, how titles begin
         (_by_accuracy(known, "mean", ours["method"]), _draw_published, (known, ours), ""),
         (_by_accuracy(rehearsal, "ours"), _draw_rehearsal, (rehearsal,), scales),
@@ -83,12 +85,12 @@ def plot_table(published: pd.DataFrame, records: Sequence[RunRecord], dataset: s
     for line, (methods, draw, tables, prefix) in zip(axes, rows, strict=True):
         for axis, ipc in zip(line, ipcs, strict=True):
             draw(axis, methods, *(table[table["ipc"] == ipc] for table in tables))
-            axis.set(xlabel="test accuracy, %", yticks=range(len(methods)), yticklabels=methods)
+            axis.set(xlabel="test accuracy, %", yticks=range(len(methods)), yticklabels=map(name_of, methods))
             axis.set_title(f"{prefix}{ipc} image{'s' if ipc > 1 else ''} per class", fontsize=10)
             axis.grid(axis="y", visible=False)
             axis.label_outer()
     axes[0, 0].set_xlim(left=0)  # and that of all others
-    legend_below(figure, axes.flat, dataset, SPREAD)
+    legend_below(figure, axes.flat, name_of(dataset), SPREAD)
     return figure
 
 
@@ -170,7 +172,7 @@ def _in_panels(
         return found[0][1], name_runs(found[0][0], dataset, ipc, scale)
 
     def name_panel(part: Evidence, base: str) -> str:
-        return f"{base}\n{name_scale(part, dataset, ipc, scale, [base]).removeprefix(f'{label_scale(scale)}, ')}"
+        return f"{name_of(base)}\n{name_scale(part, dataset, ipc, scale, [base]).removeprefix(f'{label_scale(scale)}, ')}"
 
     frames = [frame.assign(base=[name_panel(part, base) for base in frame["base"]]) for part, frame in found]
     return pd.concat(frames), name_setting(dataset, ipc, scale)
@@ -219,7 +221,8 @@ def _plot_seeds(frame: pd.DataFrame, names: list[str] | None, title: str) -> Fig
             axis.axvline(row.accuracy, color=colors[row.seed], linewidth=0.8, linestyle=":", zorder=1)  # below text
         if len(lines):
             axis.plot([], [], ":", color="0.3" if len(seeds) > 1 else colors[seeds[0]], linewidth=0.8, label=STAGED)
-        axis.set(yticks=range(len(own)), yticklabels=own, ylim=(len(own) - 0.5, -0.5), title=base, xlabel="test accuracy, %")
+        axis.set(yticks=range(len(own)), yticklabels=own, ylim=(len(own) - 0.5, -0.5), xlabel="test accuracy, %")
+        axis.set_title(name_of(base))
         axis.tick_params(labelbottom=True)
     widest = max(right - left for left, right in (axis.get_xlim() for axis in axes.flat))
     for axis in axes.flat:
@@ -263,7 +266,7 @@ def plot_subsets(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figu
             means = common[common["seed"].isin(seeds)].groupby("num_subsets")["accuracy"].mean()
             axis.plot(means.index, means, color=color, label=kind, marker=marker, markersize=4, markevery=[])
             axis.scatter(points["num_subsets"], points["accuracy"], color=[color], marker=marker, s=16)
-        axis.set(title=base, xlabel="K, number of subsets", ylabel="test accuracy, %")
+        axis.set(title=name_of(base), xlabel="K, number of subsets", ylabel="test accuracy, %")
         axis.label_outer()
     whole_ticks(axes[0])
     note = "points: seeds; lines: means over the seeds that were run at every K"
@@ -288,7 +291,7 @@ def plot_gain(evidence: Evidence, dataset: str, scale: str) -> Figure:
         means = rows.groupby("ipc")["gain"].mean()
         places = {ipc: ipc * 1.03 ** (sharing[ipc].index(method) - (len(sharing[ipc]) - 1) / 2) for ipc in means.index}
         style = {"marker": "o", "markerfacecolor": face or color, "markevery": []}  # no markers but in the legend
-        axis.plot(means.index.map(places), means, line, color=color, label=method, **style)
+        axis.plot(means.index.map(places), means, line, color=color, label=name_of(method), **style)
         axis.scatter(rows["ipc"].map(places), rows["gain"], edgecolors=[color], facecolors=face or [color], s=28, zorder=3)
     axis.axhline(0, color="black", linewidth=1)
     axis.set(xscale="log", xlabel="images per class", ylabel="points over random real images")
@@ -309,7 +312,7 @@ def plot_curves(
     axis of their own. Each method with another number of teachers has a colour of its own; further seeds are paler.
     """
     frame = queries.curves(evidence, results_dir, dataset, ipc, scale, base)
-    require(len(frame) > 0, f"{base} has no scores on {dataset}, {ipc} images per class, at scale {scale} yet", NothingToDraw)
+    require(len(frame) > 0, f"{name_of(base)} has no scores on {name_cell(dataset, ipc)}, at scale {scale} yet", NothingToDraw)
     final = pd.concat([_last_iterates(part, dataset, ipc, scale, base) for part in evidence.parts(scale)], ignore_index=True)
     pairs = {*zip(frame["method"], frame["teachers"], strict=True)} if len(final) else set()
     more = sorted((method, teachers) for method, teachers in pairs if teachers != final["num_teachers"].iloc[0])
@@ -322,7 +325,7 @@ def plot_curves(
     known = published[(published["dataset"] == dataset) & (published["ipc"] == ipc)].set_index("method")
     for method in known.index.intersection(list(colors)) if scale in PUBLISHED_SETTINGS else ():
         mean, std = known.loc[method, ["mean", "std"]]
-        label = f"{method}, published" + " (not checked)" * (UNVERIFIED in known.loc[method, "check"])
+        label = f"{name_of(method)}, published" + " (not checked)" * (UNVERIFIED in known.loc[method, "check"])
         axis.axhline(mean, color=colors[method], linewidth=1, linestyle="--", label=label)
         axis.axhspan(mean - std, mean + std, color=colors[method], alpha=0.1, linewidth=0)
     axis.set(xlabel="iteration of distillation, over all subsets", ylabel="accuracy, %", title="scores of one network")
@@ -338,7 +341,7 @@ def _draw_scores(axis: Axes, frame: pd.DataFrame, colors: Mapping[str | tuple[st
     seeds, styles = sorted(set(frame["seed"])), {"test": "-", "validation": ":"}
     by = ["method", "teachers", "seed", "finished", "run", "images"]
     for (method, teachers, seed, finished, _, images), curve in frame.groupby(by):
-        parts = [method, *([f"{teachers} teachers"] * name_teachers), *([f"seed {seed}"] * (len(seeds) > 1))]
+        parts = [name_of(method), *([f"{teachers} teachers"] * name_teachers), *([f"seed {seed}"] * (len(seeds) > 1))]
         label = ", ".join(parts + ["not finished"] * (not finished))
         style = {"color": colors.get((method, teachers), colors[method]), "alpha": 1 / (1 + seeds.index(seed))}
         axis.plot(curve["iteration"], curve["accuracy"], styles[images], marker=".", label=label, **style)
@@ -427,7 +430,7 @@ def plot_distilled(
         for k, pixels in enumerate(pictures, start=1):
             accuracy = f"{run.accuracy_last['mean']:.1f} %"
             shown = f"$S_{k}$" + f" (all: {accuracy})" * (k == len(pictures)) if run.method != base else accuracy
-            blocks[f"{'SeqMatch-' * (run.method != base)}{base.upper()}\n{shown}"] = pixels
+            blocks[f"{name_of(run.method)}\n{shown}"] = pixels
     seeds = ", ".join(map(str, sorted({run.seed for run in runs})))
     title = f"{name_cell(dataset, ipc)}, {name_scale_of(runs, scale)}, seed {seeds}"
     return show_pictures(blocks, names, title, max_per_class=4, classes=range(0, spec.num_classes, 2))

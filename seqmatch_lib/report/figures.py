@@ -18,6 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from seqmatch_lib.data.datasets import ImageDataset
 from seqmatch_lib.data.labels import image_classes
 from seqmatch_lib.errors import StorageError, require
+from seqmatch_lib.report.texts import name_of
 from seqmatch_lib.runs.records import RunRecord
 
 PALETTE = "colorblind"
@@ -202,8 +203,8 @@ def plot_transfer(frame: pd.DataFrame, title: str) -> Figure:
         for kind, shift, color, label in (("accuracy", -0.08, 0, "distilled"), ("random", 0.08, 7, "random real")):
             places, spread = [place + shift for place in range(len(names))], rows[f"{kind}_std"].fillna(0)
             axis.errorbar(places, rows[kind], spread, fmt="o", color=sns.color_palette(PALETTE)[color], capsize=2, label=label)
-        axis.set(title=method, ylabel="test accuracy, %", xlim=(-0.5, len(names) - 0.5))
-        axis.set_xticks(range(len(names)), names)
+        axis.set(title=name_of(method), ylabel="test accuracy, %", xlim=(-0.5, len(names) - 0.5))
+        axis.set_xticks(range(len(names)), map(name_of, names))
         axis.label_outer()
     legend_below(figure, axes.flat, title, SPREAD)
     return figure

@@ -33,6 +33,7 @@ from seqmatch_lib.report.texts import (
     format_frame,
     format_range,
     label_scale,
+    name_of,
     name_runs,
     name_setting,
     style_frame,
@@ -92,7 +93,7 @@ def find_subsets(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str:
         if len(means) > 1:
             seeds |= {*rows["seed"]}
             ends = [f"{means[count]:.1f} at K = {count}" for count in (means.index[0], means.index[-1])]
-            courses.append(f"{base.upper()} {' and '.join(ends)}")
+            courses.append(f"{name_of(base)} {' and '.join(ends)}")
     compared = comparison(evidence, dataset, ipc, scale)
     counts = compared[compared["set"] == STAGED]["num_subsets"]
     found = _minus(compared, DECIDING) if len(compared) else "Only one K was run, and no sequence beside one set."
@@ -118,7 +119,7 @@ def find_order(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str:
         if HALVES not in names:
             parts.append("independent halves: not run")
         leads = [f"{rows.loc[name, 'difference']:+.1f} ({text})" for name, text in CHANGES.items() if name in rows.index]
-        lines.append(f"\n- {base.upper()}: {'; '.join(parts)}." + (f" *Lead*: {'; '.join(leads)}." if leads else ""))
+        lines.append(f"\n- {name_of(base)}: {'; '.join(parts)}." + (f" *Lead*: {'; '.join(leads)}." if leads else ""))
     found = (
         "Accuracies are in per cent. *Lead* is the sequence in stages minus the same sequence with one change, in points. "
         f"Where networks are trained jointly, they also have half the epochs and one step size.\n{''.join(lines)}"
@@ -158,7 +159,7 @@ def find_growth(evidence: Evidence, results_dir: Path, dataset: str, scale: str)
     ]
     tables = [pd.read_csv(path) for path in paths if path is not None]
     if not tables:
-        return f"Coupling was not measured on {dataset}, {label_scale(scale)}."
+        return f"Coupling was not measured on {name_setting(dataset, None, scale)}."
     gradients = pd.concat(tables)
     means, teachers = gradients.pivot_table("coupling", "ipc", "start epoch"), gradients["teacher"].nunique()
     parts = [f"{values.iloc[0]:.2f} and {values.iloc[-1]:.2f} at start epoch {epoch}" for epoch, values in means.items()]
@@ -187,22 +188,22 @@ def find_transfer(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str
     """The accuracy of sets on architectures that they were not distilled with."""
     if (frame := queries.transfer(evidence, dataset, ipc, scale)).empty:
         return _finding(name_runs(evidence, dataset, ipc, scale), scale)
-    parts = [f"{method} {_by_network(rows, 'gain')}" for method, rows in frame.groupby("method", sort=False)]
+    parts = [f"{name_of(method)} {_by_network(rows, 'gain')}" for method, rows in frame.groupby("method", sort=False)]
     leads = frame[frame["lead"].notna()]
     cell = [run for run in evidence.runs if (run.dataset, run.ipc, run.scale) == (dataset, ipc, scale)]
     missing = sorted({run.method for run in cell if run.method not in REFERENCES} - set(frame["method"]))
     found = f"Lead over random real images under the same training, in points: {'; '.join(parts)}. "
     for method, rows in leads.groupby("method", sort=False):
-        found += f"{method} minus {method.removeprefix(SEQUENTIAL_PREFIX)}: {_by_network(rows, 'lead')}. "
+        found += f"{name_of(method)} minus {name_of(method.removeprefix(SEQUENTIAL_PREFIX))}: {_by_network(rows, 'lead')}. "
     if missing:
-        found += f"Not evaluated on other architectures: the sets of {', '.join(missing)}."
+        found += f"Not evaluated on other architectures: the sets of {', '.join(map(name_of, missing))}."
     sure = f"{_seeds(frame)}, {format_range(frame['n'])} networks of each architecture."
     return _finding(name_runs(evidence, dataset, ipc, scale), scale, found, sure)
 
 
 def _by_network(rows: pd.DataFrame, name: str) -> str:
     """Returns a difference for each architecture, as "+5.5 on alexnet, +1.9 on vit"."""
-    return ", ".join(f"{row[name]:+.1f} on {row['network']}" for row in rows.to_dict("records"))
+    return ", ".join(f"{row[name]:+.1f} on {name_of(row['network'])}" for row in rows.to_dict("records"))
 
 
 def find_digits(runs: Mapping[str, RunRecord]) -> str:
@@ -330,7 +331,7 @@ def _gaps(frame: pd.DataFrame, name: str) -> str:
     gaps = zip(rows["base"], format_frame(rows)["difference"], rows["difference_seeds"], strict=True)
     parts = []
     for base, text, seeds in gaps:
-        parts.append(f"{base.upper()} {text} ({count_seeds(seeds)})" if seeds else f"{base.upper()} not run")
+        parts.append(f"{name_of(base)} {text} ({count_seeds(seeds)})" if seeds else f"{name_of(base)} not run")
     return ", ".join(parts)
 
 

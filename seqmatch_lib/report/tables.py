@@ -11,7 +11,7 @@ import pandas as pd
 from seqmatch_lib.errors import StorageError, require
 from seqmatch_lib.report.evidence import PUBLISHED_SETTINGS, Evidence, iterations_of, runs_of
 from seqmatch_lib.report.numbers import mean_and_std
-from seqmatch_lib.report.texts import format_frame, format_range, label_scale, name_ipc
+from seqmatch_lib.report.texts import format_frame, format_range, label_scale, name_ipc, name_of
 from seqmatch_lib.runs.config import REFERENCES, SEQUENTIAL_PREFIX, RunConfig, preset_names
 from seqmatch_lib.runs.records import RunRecord, check_same_images, load_runs
 from seqmatch_lib.store.files import write_text
@@ -193,7 +193,8 @@ def _describe_images(tables: Sequence[pd.DataFrame]) -> str:
     for dataset, rows in pd.concat(tables).groupby("dataset", sort=False) if tables else ():
         counts = " or ".join(f"{count:,}" for count in sorted(set(rows["train_images"])))
         mirrored = _by_mirrored(rows)
-        parts.append(f"{dataset} {counts}" + (" (mirrored for {}, not for {})".format(*mirrored) if all(mirrored) else ""))
+        how = " (mirrored for {}, not for {})".format(*mirrored) if all(mirrored) else ""
+        parts.append(f"{name_of(dataset)} {counts}{how}")
     return f" Real training images: {', '.join(parts)}." if parts else ""
 
 
@@ -221,7 +222,7 @@ def describe_table(settings: pd.DataFrame, rehearsal: pd.DataFrame) -> str:
     printed, run = settings[settings["published"].notna()], settings[settings["seeds"] > 0]
     compared = run[run["published"].notna()]
     gaps = "".join(
-        f"\n- {row.method} at ipc {name_ipc(row.ipc)}, {row.scale}"
+        f"\n- {name_of(row.method)} at ipc {name_ipc(row.ipc)}, {row.scale}"
         + ("" if pd.isna(row.teachers) else f", {row.teachers} teachers")
         + f": {row.ours:.1f} ({row.difference:+.1f})"
         + ("" if pd.isna(row.iterations) else f", selected iterate {row.selected:.1f}")
@@ -244,7 +245,7 @@ def describe_table(settings: pd.DataFrame, rehearsal: pd.DataFrame) -> str:
 
 def _by_mirrored(table: pd.DataFrame) -> list[str]:
     """Returns the methods whose networks are trained on mirrored images, too, and those whose are not."""
-    return [", ".join(dict.fromkeys(table[table["mirrored"] == kind]["method"])) for kind in (True, False)]
+    return [", ".join(dict.fromkeys(table[table["mirrored"] == kind]["method"].map(name_of))) for kind in (True, False)]
 
 
 def _describe_mirrored(rehearsal: pd.DataFrame) -> str:
@@ -278,7 +279,7 @@ def write_tables(results_dir: Path, published: pd.DataFrame, out_dir: Path | Non
         missing = list_missing(settings)["command"]
         pending = f"Cells that were not run: `{missing.iloc[0]}`, and so on.\n" if len(missing) else ""
         texts = {
-            "md": f"# {dataset}\n\n{NOTE}\n\n"
+            "md": f"# {name_of(dataset)}\n\n{NOTE}\n\n"
             + "".join(f"## {title}\n\n{note}\n\n{to_markdown(table)}\n\n" for title, table, note in shown) + pending,
             "html": "".join(f"<h4>{title}</h4>\n{table.to_html(index=False, border=0)}\n" for title, table, _ in shown),
             "tex": "".join(f"% {title}\n{table.to_latex(index=False, escape=True)}" for title, table, _ in shown),

@@ -12,6 +12,15 @@ from seqmatch_lib.runs.config import SEQUENTIAL_PREFIX, RunConfig
 from seqmatch_lib.runs.records import RunRecord
 from seqmatch_lib.store.files import digest_json
 
+NAMES = {  # id -> as papers write it
+    "svhn": "SVHN", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "tiny_imagenet": "Tiny ImageNet",
+    "canvas_digits": "digits on a canvas", "place_names": "place names",
+    "random": "random real", "random_augmented": "random real, augmented", "whole": "whole data set",
+    "convnet": "ConvNet", "alexnet": "AlexNet", "vgg11": "VGG-11", "vit": "ViT",
+    "resnet18": "ResNet-18", "resnet18_ap": "ResNet-18, average pooling",
+    **{name: name.upper() for name in ("datm", "dc", "dm", "dsa", "ftd", "idc", "krr", "mtt", "ncfm", "pad", "tesla")},
+}  # fmt: skip
+NAMED = ("dataset", "method", "base", "network")  # columns of ids
 SIGNED = ("difference", "gain")  # columns that are shown with a sign
 SHORT_TEXT, LONG_TEXT = 24, 55  # characters: shown on one line; shown in a column that is not too narrow
 
@@ -21,10 +30,16 @@ def label_scale(scale: str) -> str:
     return {"reduced": "rehearsal (reduced)", "smoke": "smoke: means nothing"}.get(scale, scale)
 
 
+def name_of(identifier: str) -> str:
+    """Returns a data set, method or network as papers write it: "seqmatch_mtt" -> "SeqMatch-MTT"; others keep their id."""
+    base = identifier.removeprefix(SEQUENTIAL_PREFIX)
+    return "SeqMatch-" * (base != identifier) + NAMES.get(base, base)
+
+
 def name_cell(dataset: str, ipc: int | None) -> str:
     """Returns the name of a data set with the size of a set; `ipc` is None for several sizes, 0 for all images."""
     size = {None: "", 0: "all images", 1: "1 image per class"}.get(ipc, f"{ipc} images per class")
-    return ", ".join(filter(None, (dataset, size)))
+    return ", ".join(filter(None, (name_of(dataset), size)))
 
 
 def name_ipc(ipc: int) -> str:
@@ -97,7 +112,7 @@ def _format_cell(row: Mapping[str, Any], name: str) -> str:
     if isinstance(value, int):
         return name_ipc(value) if name == "ipc" else f"{value:,}"
     if not isinstance(value, float):
-        return str(value)
+        return name_of(value) if name in NAMED else str(value)
     if f"{name}_low" in row:
         return format_gap(value, row[f"{name}_low"], row[f"{name}_high"])
     return f"{value:{'+' * (name in SIGNED)}.1f}" + ("" if pd.isna(std) else f" ± {std:.1f}")

@@ -40,7 +40,7 @@ from seqmatch_lib.report.evidence import PUBLISHED_SETTINGS, Evidence, runs_of
 from seqmatch_lib.report.numbers import SEEDS_FOR_AN_INTERVAL
 from seqmatch_lib.report.queries import gain_over_random, transfer
 from seqmatch_lib.report.tables import DATASETS, build_table, format_table, mark_published
-from seqmatch_lib.report.texts import count_seeds, format_gap, name_cell, name_scale, name_scale_of
+from seqmatch_lib.report.texts import count_seeds, format_gap, name_cell, name_of, name_scale, name_scale_of
 from seqmatch_lib.runs.config import REFERENCES, SEQUENTIAL_PREFIX, RunConfig
 from seqmatch_lib.runs.coupling_measurements import find_table
 from seqmatch_lib.runs.records import RunRecord
@@ -50,6 +50,7 @@ SCALES = (*PUBLISHED_SETTINGS, "reduced")  # the one that decides first
 COLUMNS = ("whose", "claim", "setting", "scale", "published", "measured", "control", "verdict", "records")
 PAPER, BASE, OURS = "the paper", "base methods", "our own questions"  # whose claim it is, in the order of the page
 PAPER_BASES = ("mtt", "idc")  # base methods that the paper puts its sequence on
+OF_REFERENCES = {"random": "Random real images", "whole": "The whole data set"}  # as a claim begins
 CONTROLS = {
     "as many iterations and epochs": EQUAL,
     "halves in stages": HALVES,
@@ -180,7 +181,7 @@ def _accuracies(evidence: Evidence, published: pd.DataFrame) -> Iterable[tuple[s
             cut_short = any(map(_is_cut_short, runs))
             yield (
                 PAPER if row["method"].startswith(SEQUENTIAL_PREFIX) else BASE,
-                f"{_name(row['method'])}: the published accuracy is reached",
+                f"{OF_REFERENCES.get(row['method']) or name_of(row['method'])}: the published accuracy is reached",
                 name_cell(dataset, row["ipc"]),
                 name_scale_of(runs, scale),
                 shown["published"],
@@ -207,7 +208,7 @@ def _sequences(evidence: Evidence, known: pd.DataFrame) -> Iterable[tuple[str, .
                 others = {name: _gap(sets, row) for name, row in PARTIAL.items() if row != one_set}
                 controls |= {name: other for name, other in others.items() if other.seeds}
             yield (
-                PAPER if base in PAPER_BASES else OURS, f"{_name(method)} is ahead of {_name(base)}",
+                PAPER if base in PAPER_BASES else OURS, f"{name_of(method)} is ahead of {name_of(base)}",
                 name_cell(dataset, ipc), name_scale(part, dataset, ipc, scale, [base]), printed,
                 f"{gap} ({one_set})" if one_set == LONGER else str(gap),
                 _list_controls(controls) if gap.seeds else "",
@@ -261,7 +262,7 @@ def _knowing(evidence: Evidence) -> Iterable[tuple[str, ...]]:
                 wrong_way = "not run" if first is None else f"{first:+.1f}"
                 yield (
                     PAPER if base in PAPER_BASES else OURS,
-                    f"SeqMatch-{_name(base)}: an S_2 that knows S_1 is ahead of an independent half",
+                    f"{name_of(SEQUENTIAL_PREFIX + base)}: an S_2 that knows S_1 is ahead of an independent half",
                     name_cell("cifar10", 10), name_scale(part, "cifar10", 10, scale, [base]), "argument",
                     str(gap), f"both jointly {joint:+.1f}; trained on S_2 first {wrong_way}",
                     judge_difference(gap, scale, None, _any_cut_short(part, "cifar10", 10, scale, base)),
@@ -282,8 +283,8 @@ def _transfer(evidence: Evidence) -> Iterable[tuple[str, ...]]:
             records = ", ".join(run.config_hash[:8] for runs in pair for run in runs if gaps and run.seed in seeds)
             for network, gap in gaps.items() or [("", Gap())]:
                 yield (
-                    PAPER, f"{_name(method)} keeps its lead over {_name(base)} on another architecture",
-                    ", ".join(filter(None, (name_cell(*cell), network))), name_scale(part, *cell, scale, [base]), "–",
+                    PAPER, f"{name_of(method)} keeps its lead over {name_of(base)} on another architecture",
+                    ", ".join(filter(None, (name_cell(*cell), name_of(network)))), name_scale(part, *cell, scale, [base]), "–",
                     str(gap), f"on the ConvNet {own}; halves: not run" if gap.seeds else "",
                     judge_difference(gap, scale, {"halves": Gap()}, _any_cut_short(part, *cell, scale, base)),
                     records,
@@ -385,10 +386,3 @@ def _by_part(
 def _gap(sets: pd.DataFrame, name: str) -> Gap:
     """Returns the gap of the staged sequence to a set of a comparison."""
     return Gap.read(sets.loc[name], "difference") if name in sets.index and sets.loc[name, "seeds"] else Gap()
-
-
-def _name(method: str) -> str:
-    """Returns a method as the paper writes it."""
-    base = method.removeprefix(SEQUENTIAL_PREFIX)
-    shown = {"random": "Random real images", "whole": "The whole data set"}.get(base, base.upper())
-    return f"SeqMatch-{shown}" if method != base else shown
