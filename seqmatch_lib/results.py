@@ -211,14 +211,15 @@ class Results:
                     has_tables = wanted and any(find_table(run, name, folder) for name in TABLES)
                     if has_tables and run in runs_of(run.preset, of_scale, part.runs):
                         measured[run.run_id] = run, load_coupling(run.run_id, folder)
-        joint, sequential, divided = runs = list_configs(dataset, ["mtt"], [[10], [5, 5], [2] * 5], scale, seed)
+        joint, sequential, divided = list_configs(dataset, ["mtt"], [[10], [5, 5], [2] * 5], scale, seed)
+        runs = [joint, sequential, divided, runs_of_order(sequential)["other half"]]
         begun = self.work_dir is not None and (self.work_dir / "coupling" / sequential.run_id).is_dir()
         _, own = measured.get(sequential.run_id, (None, {}))
         is_known = scale in {run.scale for run, _ in measured.values()}
         if not is_known or (begun and len(own) < len(TABLES)):  # begun, and stopped before its end
             if self.work_dir is None:
                 self._refuse(runs, len(runs), "coupling measurement")
-            _, made, _ = Results((self.work_dir,), self.work_dir).run(runs, with_sets=True)
+            _, made, *_ = Results((self.work_dir,), self.work_dir).run(runs, with_sets=True)
             tables = measure_coupling(joint, sequential, [divided], self.work_dir)
             measured[sequential.run_id] = made.record, tables
 

@@ -18,6 +18,7 @@ from seqmatch_lib.methods.teachers import record_stage_teachers
 from seqmatch_lib.runs.config import RunConfig, config_of_subsets
 from seqmatch_lib.runs.coupling_measurements import find_table, load_coupling, measure_coupling
 from seqmatch_lib.runs.experiment import open_run, run_experiment
+from seqmatch_lib.runs.order import runs_of_order
 from seqmatch_lib.seeds import make_generator
 from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset, sample_real_subset
 
@@ -179,7 +180,8 @@ def test_committed_measurements_are_read_and_missing_ones_named(tmp_path):
 
 def test_a_pair_of_runs_is_measured_and_the_tables_are_kept(tmp_path):
     configs = [config_of_subsets("digits", "mtt", sizes, "smoke") for sizes in ([10], [5, 5])]
-    for config in configs:
+    other_half = runs_of_order(configs[1])["other half"]
+    for config in (*configs, other_half):
         run_experiment(config, tmp_path)
     assert list(measure_coupling(*configs, [], tmp_path, ["losses"])) == ["losses"]
     with pytest.raises(ConfigError, match=r"tables \['loss'\] are unknown; use any of gradients"):
@@ -201,6 +203,16 @@ def test_a_pair_of_runs_is_measured_and_the_tables_are_kept(tmp_path):
     assert min(unseen) == max(seen) + 1, "teachers that no set was distilled with"
     assert set(measured["unseen_errors"]["set"]) == {"MTT, 10 images, unseen teachers", "$S_1$, unseen teachers"}
     assert measured["losses"].groupby("training")["step"].max().to_dict() == {"MTT": 1, "SeqMatch": 2, "real data": 4}
+    controls = measured["control_losses"].set_index(["training", "images", "step"])["loss"]
+    assert controls.index.droplevel("images").unique().tolist() == [
+        ("MTT, as many epochs", 0), ("MTT, as many epochs", 1), *(("independent halves", step) for step in range(3))
+    ]  # fmt: skip
+    losses = measured["losses"].set_index(["training", "images", "step"])["loss"]
+    for images in ("easy", "hard"):
+        assert controls["MTT, as many epochs", images, 0] == losses["MTT", images, 0], "the same network at first"
+        assert controls["MTT, as many epochs", images, 1] != losses["MTT", images, 1]
+        for step, same in ((0, True), (1, True), (2, False)):  # S_1 comes first in both
+            assert (controls["independent halves", images, step] == losses["SeqMatch", images, step]) == same
     assert sorted(set(measured["deciles"]["decile"])) == list(range(10))
     assert measured["subsets"]["K"].eq(2).all()
 

@@ -316,7 +316,15 @@ def test_what_was_measured_is_told_of_hard_images_the_last_stage_and_the_last_ep
     rows = [(name, images, 2 - step * fall * (images == "hard"))
             for name, fall in falls.items() for images in ("easy", "hard") for step in range(3)]  # fmt: skip
     measured = {"losses": pd.DataFrame(rows, columns=["training", "images", "loss"])}
-    assert "from 2.00 to 1.00, on the sequence from 2.00 to 1.50." in findings.find_coupling(measured, "x")
+    said = findings.find_coupling(measured, "x")
+    assert "from 2.00 to 1.00, on the sequence from 2.00 to 1.50." in said
+    assert "was not measured" in said
+    rows = [(name, "hard", step, 2 - step * fall) for name, fall in (("MTT, as many epochs", 0.7), ("independent halves", 0.2))
+            for step in range(2)]  # fmt: skip
+    measured["control_losses"] = pd.DataFrame(rows, columns=["training", "images", "step", "loss"])
+    said = findings.find_coupling(measured, "x")
+    assert "on the joint set for as many epochs takes it to 1.30, on independent halves to 1.80." in said
+    assert "was not measured" not in said
     gains = {0: 2.0, 9: -1.0}
     rows = [(decile, 50 + stage * gains.get(decile, 0), f"stage {stage + 1}") for stage in (0, 1) for decile in range(10)]
     measured["deciles"] = pd.DataFrame(rows, columns=["decile", "accuracy", "after"])

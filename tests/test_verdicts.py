@@ -179,25 +179,35 @@ def test_claims_are_counted_once_by_their_leading_scale_and_by_whose_they_are():
 
 
 @pytest.mark.parametrize(
-    ("joint", "sequence", "verdict"),
+    ("joint", "sequence", "longer", "halves", "verdict"),
     [
-        ((2.0, 2.5), (2.0, 2.2, 2.1), "seen"),
-        ((2.0, 1.5), (2.0, 2.2, 2.1), "not seen"),
-        ((2.0, 2.5), (2.0, 1.9, 2.0), "not seen"),
+        ((2.0, 2.5), (2.0, 2.2, 2.1), None, None, "seen"),
+        ((2.0, 1.5), (2.0, 2.2, 2.1), None, None, "not seen"),
+        ((2.0, 2.5), (2.0, 1.9, 2.0), None, None, "not seen"),
+        ((2.0, 2.5), (2.0, 2.2, 2.1), (2.0, 2.6), (2.0, 2.2, 2.3), "seen"),
+        ((2.0, 2.5), (2.0, 2.2, 2.1), (2.0, 1.9), (2.0, 2.2, 2.3), "not seen"),
+        ((2.0, 2.5), (2.0, 2.2, 2.1), (2.0, 2.6), (2.0, 2.2, 2.0), "not seen"),
     ],
 )
-def test_a_claim_on_hard_images_is_seen_if_one_set_raises_their_loss_and_the_last_subset_lowers_it(
-    tmp_path, joint, sequence, verdict
+def test_a_claim_on_hard_images_is_seen_if_the_last_subset_lowers_their_loss_and_neither_one_set_nor_the_controls_do(
+    tmp_path, joint, sequence, longer, halves, verdict
 ):
     run = make_sequence()
-    courses = {"real data": (3.0, 1.0), "MTT": joint, "SeqMatch": sequence}
-    rows = [(name, "hard", loss) for name, losses in courses.items() for loss in losses]
-    rows += [(name, "easy", loss) for name in courses for loss in (2.0, 1.0, 3.0)]
-    (tmp_path / "coupling" / run.run_id).mkdir(parents=True)
-    pd.DataFrame(rows, columns=["training", "images", "loss"]).to_csv(tmp_path / "coupling" / run.run_id / "losses.csv")
+    folder = tmp_path / "coupling" / run.run_id
+    folder.mkdir(parents=True)
+
+    def write(name, courses):
+        rows = [(training, "hard", loss) for training, losses in courses.items() for loss in losses]
+        rows += [(training, "easy", loss) for training in courses for loss in (2.0, 1.0, 3.0)]
+        pd.DataFrame(rows, columns=["training", "images", "loss"]).to_csv(folder / name)
+
+    write("losses.csv", {"real data": (3.0, 1.0), "MTT": joint, "SeqMatch": sequence})
+    if longer:
+        write("control_losses.csv", {"MTT, as many epochs": longer, "independent halves": halves})
     found = list_verdicts(Evidence([run]), PUBLISHED, tmp_path)
     (row,) = found[found["claim"].str.contains("hard real images")].to_dict("records")
     assert row["verdict"] == f"not decided (rehearsal: {verdict} in 1 seed)"
+    assert row["control"].startswith("MTT, as many epochs" if longer else "not run: MTT, as many epochs")
 
 
 @pytest.mark.parametrize(("real", "verdict"), [(0.1, "seen"), (0.3, "not seen")])

@@ -39,7 +39,7 @@ from seqmatch_lib.report.texts import (
     style_frame,
 )
 from seqmatch_lib.runs.config import REFERENCES, SCALES, SEQUENTIAL_PREFIX
-from seqmatch_lib.runs.coupling_measurements import find_table
+from seqmatch_lib.runs.coupling_measurements import LOSS_CONTROLS, find_table
 from seqmatch_lib.runs.records import RunRecord
 
 CHANGES = {  # of a sequence: set of `order` -> in words
@@ -252,6 +252,10 @@ def find_coupling(measured: dict[str, pd.DataFrame], setting: str) -> str:
         parts.append(
             f"Training on the joint set takes the mean loss of hard real images from {joint}, on the sequence from {sequence}."
         )
+    if "control_losses" in measured:
+        last = measured["control_losses"].query("images == 'hard'").groupby("training")["loss"].last()
+        longer, halves = (f"{last[name]:.2f}" for name in LOSS_CONTROLS)
+        parts.append(f"Training on the joint set for as many epochs takes it to {longer}, on independent halves to {halves}.")
     if "gradients" in measured:
         courses, sizes = [], measured["gradients"]["ipc"]
         for images, rows in list_gradients(measured).query("quantity == 'repair(B)'").groupby("images", sort=False):
@@ -262,10 +266,9 @@ def find_coupling(measured: dict[str, pd.DataFrame], setting: str) -> str:
             f"that error. Where teachers begin untrained, repair goes from {', and from '.join(courses)}, as the set grows "
             f"from {sizes.min()} to {sizes.max()} images per class."
         )
-    sure = (
-        "One joint and one sequential set, one seed. What a second stage of training does to these losses by itself was not "
-        "measured."
-    )
+    sure = "One joint and one sequential set, one seed, one network each."
+    if "control_losses" not in measured:
+        sure += " What more epochs of training do to these losses by themselves was not measured."
     return f"**What we find** ({setting}). {' '.join(parts)}\n\n**How sure.** {sure}"
 
 
@@ -277,6 +280,11 @@ def tabulate_gradients(measured: dict[str, pd.DataFrame], setting: str) -> Style
     frame = ends.pivot_table("value", ["images", "start epoch"], ["quantity", "ipc"], sort=False).map("{:.2f}".format)
     frame.columns = [f"{quantity}, {ipc} images per class" for quantity, ipc in frame.columns]
     return style_frame(frame.reset_index().astype(str), f"{setting}, {_count_teachers(rows['teacher'].nunique())}")
+
+
+def list_losses(measured: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """Returns the losses of easy and hard real images and, where measured, those of the controls, one a row."""
+    return pd.concat([measured[name] for name in ("losses", "control_losses") if name in measured], ignore_index=True)
 
 
 def list_errors(measured: dict[str, pd.DataFrame]) -> pd.DataFrame:

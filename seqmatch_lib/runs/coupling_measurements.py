@@ -17,11 +17,13 @@ from torch import nn
 from seqmatch_lib import coupling
 from seqmatch_lib.data.datasets import Split
 from seqmatch_lib.engine.evaluation import train_staged
+from seqmatch_lib.engine.training import TrainingRecipe
 from seqmatch_lib.errors import StorageError, require
 from seqmatch_lib.methods import Stage
 from seqmatch_lib.methods.teachers import TrajectorySet, record_stage_teachers
 from seqmatch_lib.runs.config import RunConfig
 from seqmatch_lib.runs.experiment import open_run
+from seqmatch_lib.runs.order import runs_of_order
 from seqmatch_lib.runs.real_data import RealData
 from seqmatch_lib.runs.records import RunRecord, load_record, record_path
 from seqmatch_lib.seeds import make_generator
@@ -29,7 +31,10 @@ from seqmatch_lib.store.files import read_json, write_json, write_text
 from seqmatch_lib.subsets import SubsetSequence, load_sequence, sample_real_subset, set_path
 
 SETS = "sets.json"
-TABLES = ("gradients", "real_gradients", "errors", "unseen_errors", "real_errors", "losses", "deciles", "subsets")
+TABLES = (
+    "gradients", "real_gradients", "errors", "unseen_errors", "real_errors", "losses", "control_losses", "deciles", "subsets"
+)  # fmt: skip
+LOSS_CONTROLS = ("MTT, as many epochs", "independent halves")
 FOLLOWED_EPOCHS = 4  # of real training, in which easy and hard images are told apart
 FEW_TEACHERS = 5  # of the measurements as K grows
 GRADIENT_TEACHERS = 3  # of the gradients
@@ -46,7 +51,8 @@ def load_coupling(run_id: str, results_dir: Path) -> dict[str, pd.DataFrame]:
     Returns:
         gradients and real_gradients: `ipc`, `match`, `coupling`, `repair_share`, `start epoch`, `teacher`;
         errors, unseen_errors and real_errors: `epoch`, `teacher`, `error`, `set`;
-        losses: `training`, `step`, `images` ("easy" or "hard"), `loss`, `rate`; deciles: `decile`, `accuracy`, `after`;
+        losses and control_losses: `training`, `step`, `images` ("easy" or "hard"), `loss`, `rate`;
+        deciles: `decile`, `accuracy`, `after`;
         subsets: `K`, `teacher`, `coupling_of_earlier`, `repair_by_last`, `accuracy`. Those that were not measured are missing.
 
     Raises:
@@ -86,8 +92,9 @@ def measure_coupling(
         joint: run of one set.
         sequential: run of a sequence of as many images.
         divided: runs of sequences with other K; the table `subsets` is of these and of `sequential`.
-        results_dir: where all of them were run, with their sets.
-        tables: which to measure; "losses" and "deciles" need no teachers.
+        results_dir: where all of them were run, with their sets; for "control_losses" also the other half of
+            `order.runs_of_order`.
+        tables: which to measure; those of losses and "deciles" need no teachers.
 
     Raises:
         ConfigError: an unknown table.
@@ -97,7 +104,8 @@ def measure_coupling(
     unknown = [name for name in tables if name not in TABLES]
     require(not unknown, f"tables {unknown} are unknown; use any of {', '.join(TABLES)}")
     folder = results_dir / "coupling" / sequential.run_id
-    _note_sets(folder, joint, (joint, sequential, *divided), results_dir)
+    other_half = [pair.other_half] if "control_losses" in tables else []
+    _note_sets(folder, joint, (joint, sequential, *divided, *other_half), results_dir)
     for path in (folder / f"{name}.csv" for name in tables):
         if not path.is_file():
             write_text(path, getattr(pair, path.stem)().round(6).to_csv(index=False))
@@ -134,6 +142,10 @@ class _Pair:
     def joint(self) -> tuple[SubsetSequence, Stage]:
         _, sequence, (stage,) = open_run(self.joint_config, self.results_dir)
         return sequence, stage
+
+    @cached_property
+    def other_half(self) -> RunConfig:
+        return runs_of_order(self.config)["other half"]
 
     @cached_property
     def sequence(self) -> tuple[RealData, SubsetSequence, list[Stage]]:
@@ -220,15 +232,37 @@ class _Pair:
 
     def losses(self) -> pd.DataFrame:
         """The losses of easy and hard real images while networks train on real data, on the set, and on the sequence."""
-        stage, seed = self.joint[1], self.config.seed
-        real = Split(stage.images, stage.labels)
-        watched = self._follow_real("real training", make_generator(seed, "watched"), real)
-        easy = coupling.split_easy_hard(watched)
-        losses = {"real data": watched}
-        for name, sequence in (("MTT", self.joint[0]), ("SeqMatch", self.sequence[1])):
-            network, generator = self.network("watched", name), make_generator(seed, name)
-            losses[name] = coupling.follow_staged_training(network, sequence, self.joint_config.training, real, generator)
-        return pd.concat([coupling.mean_losses(values, easy, name) for name, values in losses.items()], ignore_index=True)
+        recipe = self.joint_config.training
+        cases = {"MTT": ("MTT", self.joint[0], recipe), "SeqMatch": ("SeqMatch", self.sequence[1], recipe)}
+        return pd.concat([coupling.mean_losses(*self.watched, "real data"), *self._losses(cases)], ignore_index=True)
+
+    def control_losses(self) -> pd.DataFrame:
+        """The same while they train on the joint set for as many epochs as on the sequence, and on independent halves.
+
+        Each control begins with the network and the random numbers of the set that it is compared with.
+        """
+        recipe, sequence = self.joint_config.training, self.sequence[1]
+        longer = replace(recipe, epochs=len(sequence) * recipe.epochs)
+        second = load_sequence(set_path(self.results_dir, self.other_half.run_id)).to(sequence.subsets[0].images.device)
+        halves = SubsetSequence((sequence.subsets[0], *second.subsets))
+        cases = ("MTT", self.joint[0], longer), ("SeqMatch", halves, recipe)
+        return pd.concat(self._losses(dict(zip(LOSS_CONTROLS, cases, strict=True))), ignore_index=True)
+
+    @cached_property
+    def watched(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The losses of real images while a network trains on them, and which of these images are easy."""
+        real = Split(self.joint[1].images, self.joint[1].labels)
+        losses = self._follow_real("real training", make_generator(self.config.seed, "watched"), real)
+        return losses, coupling.split_easy_hard(losses)
+
+    def _losses(self, cases: Mapping[str, tuple[str, SubsetSequence, TrainingRecipe]]) -> list[pd.DataFrame]:
+        """Measures trainings, by name: what seeds them, the set and the recipe."""
+        real, frames = Split(self.joint[1].images, self.joint[1].labels), []
+        for name, (purpose, sequence, recipe) in cases.items():
+            network, generator = self.network("watched", purpose), make_generator(self.config.seed, purpose)
+            losses = coupling.follow_staged_training(network, sequence, recipe, real, generator)
+            frames.append(coupling.mean_losses(losses, self.watched[1], name))
+        return frames
 
     def deciles(self) -> pd.DataFrame:
         """The accuracy on test images by difficulty, after each stage of training on the sequence."""
