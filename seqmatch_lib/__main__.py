@@ -386,14 +386,15 @@ def _tables(options: argparse.Namespace) -> None:
         return
     require(find_spec("pandas") is not None, "tables need the notebook packages: pip install seqmatch-lib[notebooks]")
     from seqmatch_lib.report.charts import write_figures
+    from seqmatch_lib.report.evidence import Evidence
     from seqmatch_lib.report.tables import load_published, published_path, readme_table, write_tables
     from seqmatch_lib.results import find_folder
 
-    records = _load_records(options.results)
+    _load_records(options.results)  # says so if there are none
     has_own = published_path(options.results).is_file()
     published = load_published(options.results if has_own else find_folder(Path(RESULTS) / "published").parent)
     if options.readme:
-        print(readme_table(records, published), end="")
+        print(readme_table(Evidence.load(options.results), published), end="")
         return
     written = [*write_tables(options.results, published), *write_figures(options.results, published)]
     print("\n".join(map(str, written)))

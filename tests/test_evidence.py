@@ -4,7 +4,7 @@ import shutil
 
 import matplotlib.pyplot as plt
 import pytest
-from made_records import PUBLISHED, RESULTS, SHORTER, make_order, make_reevaluation, make_run, make_short
+from made_records import COMMITTED, PUBLISHED, RESULTS, SHORTER, make_order, make_reevaluation, make_run, make_short
 
 from seqmatch_lib.report import charts, controls, findings, queries
 from seqmatch_lib.report.evidence import Evidence
@@ -76,6 +76,23 @@ def test_an_ablation_of_order_belongs_to_the_part_of_its_run(tmp_path, runs):
     assert [len(part.orders) for part in evidence.parts("short")] == [1, 0, 1]
     frame = controls.comparison(evidence.parts("short")[2], *CELL).set_index("set")
     assert frame.loc["independent halves, in stages", "difference"] == 4
+    assert findings.find_leads(evidence, "cifar10").split("\n- ")[1:] == [
+        "SeqMatch-MTT, 10 images per class, short, 2 teachers a stage: +4.0 (1 seed) against *one set, as many iterations*; "
+        "+4.0 (1 seed) against *independent halves, in stages*"
+    ]
+    rows = [line for line in readme_table(evidence, PUBLISHED).splitlines() if "SeqMatch-MTT" in line]
+    assert ["- / 50.0" in row for row in rows] == [True], "no set with as many epochs was run"
+
+
+def test_of_several_halves_the_best_are_a_control_and_more_than_two_subsets_have_none(tmp_path, runs):
+    values = {"SeqMatch": [54.0], "divided, staged": [50.0], "divided, joint": [55.0]}
+    make_order(tmp_path, 0, values, changes=SHORTER | {"mtt.iterations": 200}, scale="short")
+    evidence = Evidence(runs, orders=load_orders(tmp_path))
+    assert "-1.0 (1 seed) against *independent halves, jointly*" in findings.find_leads(evidence, "cifar10")
+    assert "- / 55.0" in readme_table(evidence, PUBLISHED)
+    large = controls.comparison(COMMITTED, "cifar10", 50, "reduced")
+    subsets = large.groupby("num_subsets")["set"].agg(" ".join)
+    assert {count: "halves" in sets for count, sets in subsets.items() if count > 1} == {2: True, 3: False}
 
 
 def test_tables_have_a_row_for_each_number_of_teachers_and_pairs_only_of_equal_ones(runs):
@@ -84,9 +101,9 @@ def test_tables_have_a_row_for_each_number_of_teachers_and_pairs_only_of_equal_o
     assert rows.to_numpy().tolist() == [
         ["mtt", 5, 1500, 61], ["mtt", 20, 400, 64], ["mtt", 2, 400, 50], ["seqmatch_mtt", 2, 400, 54],
     ]  # fmt: skip
-    lines = readme_table(runs, PUBLISHED).split("\n\n")[0].splitlines()[2:]
+    lines = readme_table(Evidence(runs), PUBLISHED).split("\n\n")[0].splitlines()[2:]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    assert [(cell[2], cell[8], cell[9]) for cell in cells] == [
+    assert [(cell[2], cell[9], cell[10]) for cell in cells] == [
         ("MTT", "5", "1,500"), ("MTT", "20", "400"), ("MTT / SeqMatch-MTT", "2", "400 / 400"),
     ]  # fmt: skip
 

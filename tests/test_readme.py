@@ -25,7 +25,6 @@ from seqmatch_lib.report import queries, texts
 from seqmatch_lib.report.evidence import Evidence
 from seqmatch_lib.report.tables import load_published, readme_table
 from seqmatch_lib.runs.config import RunConfig
-from seqmatch_lib.runs.records import load_runs
 
 ROOT = Path(__file__).parents[1]
 PAGES = {path.name: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
@@ -95,7 +94,7 @@ def write_images(folder: Path) -> None:
 
 
 def test_the_table_of_results_is_the_one_that_the_command_prints():
-    table = readme_table(load_runs(ROOT / "paper_results"), load_published(ROOT / "paper_results"))
+    table = readme_table(Evidence.load(ROOT / "paper_results"), load_published(ROOT / "paper_results"))
     assert table in README, "put there what `python -m seqmatch_lib tables --readme` prints"
 
 

@@ -13,6 +13,7 @@ from seqmatch_lib.bench.report import load_benchmark, newest_benchmark
 from seqmatch_lib.errors import StorageError
 from seqmatch_lib.front import records as accuracies_of
 from seqmatch_lib.report import charts
+from seqmatch_lib.report.evidence import Evidence
 from seqmatch_lib.report.tables import (
     DATASETS,
     build_table,
@@ -51,7 +52,7 @@ def test_tables_of_which_every_cell_was_run_are_written(tmp_path):
         if name.startswith("svhn-"):
             as_run_of(name).save(tmp_path)
     write_tables(tmp_path, PUBLISHED)
-    assert "not run" not in (tmp_path / "tables" / "svhn.md").read_text()
+    assert "not run" not in (tmp_path / "tables" / "svhn.md").read_text().split("## The sequence and its controls")[0]
 
 
 @pytest.mark.parametrize("dataset", DATASETS)
@@ -132,15 +133,16 @@ def test_the_readme_has_what_ran_at_published_settings_and_every_rehearsed_pair(
         ("cifar10-ipc50-mtt", "reduced", 40.0), ("cifar10-ipc50-random", "paper", 43.0),
         ("cifar10-ipc10-idc", "reduced", 41.0), ("cifar10-ipc10-seqmatch_idc", "paper", 42.0),
     ]  # fmt: skip
-    lines = readme_table([as_run_of(preset, scale, mean=mean) for preset, scale, mean in ran], PUBLISHED).split("\n\n")[0]
+    runs = [as_run_of(preset, scale, mean=mean) for preset, scale, mean in ran]
+    lines = readme_table(Evidence(runs), PUBLISHED).split("\n\n")[0]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines.splitlines()[2:]]
     assert [row[:5] for row in rows] == [
         ["CIFAR-10", "10", "SeqMatch-IDC", "68.3 ± 0.5†", "42.0 ± 1.4"],
         ["CIFAR-10", "10", "MTT", "65.3 ± 0.7", "64.0 ± 1.4"],
         ["SVHN", "10", "DM / SeqMatch-DM", "- / -", "60.0 ± 1.4 / 50.0 ± 1.4"],
     ]
-    assert rows[1][6:] == ["21.0 ± 1.4", "short", "5", "1,500", "1 (2)"]
-    assert rows[2][7:10] == ["rehearsal (reduced)", "-", "1,500 / 1,500"]
+    assert rows[1][6:] == ["-", "21.0 ± 1.4", "short", "5", "1,500", "1 (2)"]
+    assert rows[2][6:11] == ["- / -", "21.0 ± 1.4 / 21.0 ± 1.4", "rehearsal (reduced)", "-", "1,500 / 1,500"]
 
 
 def test_the_table_in_words():
@@ -202,7 +204,7 @@ def test_the_command_writes_tables_and_lists_what_is_pending(tmp_path, capsys, m
     assert main(["tables"]) == 0
     assert sum("/tables/" in line for line in capsys.readouterr().out.splitlines()) == 3 * len(DATASETS)
     assert main(["tables", "--readme"]) == 0
-    assert capsys.readouterr().out == readme_table(own, PUBLISHED)
+    assert capsys.readouterr().out == readme_table(Evidence(own), PUBLISHED)
     assert main(["tables", "--results", "mistyped"]) == 2
     assert "mistyped holds no records; make one with" in capsys.readouterr().err
     assert not (tmp_path / "mistyped").exists()
@@ -210,7 +212,7 @@ def test_the_command_writes_tables_and_lists_what_is_pending(tmp_path, capsys, m
         main(["tables", "--help"])
     assert "show every run" in " ".join(capsys.readouterr().out.split())
     assert main(["tables", "--readme", "--results", str(RESULTS)]) == 0
-    assert capsys.readouterr().out == readme_table(RECORDS, PUBLISHED)
+    assert capsys.readouterr().out == readme_table(Evidence.load(RESULTS), PUBLISHED)
     assert main(["tables", "--pending", "--scale", "paper", "--results", str(RESULTS)]) == 0
     out = capsys.readouterr().out
     done = {record.preset for record in RECORDS if record.scale == "paper" and not record.overrides}

@@ -67,7 +67,6 @@ def plot_table(published: pd.DataFrame, records: Sequence[RunRecord], dataset: s
     known = published[(published["dataset"] == dataset) & published["ipc"].isin([1, 10, 50])]
     built = [build_table(dataset, records, published, scales) for scales in (PUBLISHED_SETTINGS, ("reduced",), ("smoke",))]
     ours, *rehearsals = (table[table["ipc"].isin([1, 10, 50]) & (table["seeds"] > 0)] for table in built)
-    ours = ours.drop_duplicates(["ipc", "method", "scale"])  # the first number of teachers alone
     ours = ours.assign(method=ours["method"] + np.where(ours["augmented"].notna(), "_augmented", ""))  # as ours are trained
     rehearsal = next((table for table in rehearsals if len(table)), rehearsals[0])
     ipcs = sorted({*known["ipc"], *ours["ipc"], *rehearsal["ipc"]})
@@ -90,7 +89,10 @@ def plot_table(published: pd.DataFrame, records: Sequence[RunRecord], dataset: s
             axis.grid(axis="y", visible=False)
             axis.label_outer()
     axes[0, 0].set_xlim(left=0)  # and that of all others
-    legend_below(figure, axes.flat, name_of(dataset), SPREAD)
+    note = SPREAD
+    if ours[ours["scale"] == "short"]["teachers"].notna().any():
+        note += "\nnumbers beside circles: teachers of each, from left to right; compare circles of as many teachers"
+    legend_below(figure, axes.flat, name_of(dataset), note)
     return figure
 
 
@@ -103,10 +105,14 @@ def _draw_published(axis: Axes, methods: Sequence[str], known: pd.DataFrame, our
         _draw_means(axis, methods, ours[ours["scale"] == scale], "ours", color, "o", f"ours, scale {scale}{note}", face)
     short = ours[(ours["scale"] == "short") & ours["iterations"].notna()]
     if len(short):
+        short = short.sort_values("teachers")
         teachers = ["" if pd.isna(count) else f"{count} teachers,\n" for count in short["teachers"]]
         efforts = dict.fromkeys(f"{one}{count:,} iterations" for one, count in zip(teachers, short["iterations"], strict=True))
         corner = {"ha": "right", "va": "bottom", "fontsize": 9, "transform": axis.transAxes}  # beside the shortest bars
         axis.text(0.98, 0.03, "\n".join(["scale short:", *efforts]), **corner)
+        for method, rows in short[short["teachers"].notna()].sort_values("ours").groupby("method"):
+            beside = {"xytext": (6, 0), "textcoords": "offset points", "va": "center", "fontsize": 8}
+            axis.annotate(", ".join(map(str, rows["teachers"])), (rows["ours"].max(), methods.index(method)), **beside)
 
 
 def _draw_rehearsal(axis: Axes, methods: Sequence[str], rehearsal: pd.DataFrame) -> None:

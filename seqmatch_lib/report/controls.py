@@ -84,7 +84,7 @@ def comparison(
     Returns:
         Columns `base`, `num_subsets`, `set` (one of `SETS`), `iterations`, `epochs`, `accuracy`, `difference` (the sequence in
         stages minus this set), `seeds` (0: not run), `n` and `records`. Accuracies are of last iterates; in the rows of
-        `SELECTED` the set and the sequence are both those of the selected iterates.
+        `SELECTED` the set and the sequence are both those of the selected iterates. Halves have rows where K is 2.
     """
     rows, selected = [], evidence.select(["selected"], dataset=dataset)
     for base in bases or method_names():
@@ -106,6 +106,8 @@ def comparison(
         known |= {SELECTED[name]: _of_runs(selected, known[name]) for name in SELECTED if name in known}
         staged, staged_selected = (values_by_seed(each) for each in (groups[sequence], _of_runs(selected, groups[sequence])))
         for name, effort in sets.items():
+            if "halves" in name and sequence.num_subsets != 2:
+                continue
             cost = {"iterations": effort.iterations, "epochs": effort.epochs}
             common = {"base": base, "num_subsets": effort.num_subsets, "set": name} | cost
             gap = {} if name == STAGED else staged_selected if name in SELECTED.values() else staged

@@ -2,18 +2,20 @@
 
 from collections.abc import Sequence
 from functools import cache
-from math import nan
+from itertools import product
+from math import inf, nan
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from seqmatch_lib.errors import StorageError, require
+from seqmatch_lib.report.controls import DECIDING, EQUAL, comparison
 from seqmatch_lib.report.evidence import PUBLISHED_SETTINGS, Evidence, iterations_of, runs_of
 from seqmatch_lib.report.numbers import mean_and_std
-from seqmatch_lib.report.texts import format_frame, format_range, label_scale, name_ipc, name_of
+from seqmatch_lib.report.texts import format_frame, format_range, label_scale, name_ipc, name_of, name_runs
 from seqmatch_lib.runs.config import REFERENCES, SEQUENTIAL_PREFIX, RunConfig, preset_names
-from seqmatch_lib.runs.records import RunRecord, check_same_images, load_runs
+from seqmatch_lib.runs.records import RunRecord, check_same_images
 from seqmatch_lib.store.files import write_text
 
 DATASETS = ("svhn", "cifar10", "cifar100", "tiny_imagenet")  # with published numbers, in the order of the paper
@@ -49,8 +51,14 @@ README_NOTE = (
     "on validation images. Published numbers of MTT are the best of all evaluations on test images. The table has all presets "
     "run at scales `paper` and `short`, and in rehearsals every pair of a base method and its sequence on these data sets. A "
     "rehearsal has smaller networks, fewer steps and other learning rates: do not compare it with published numbers. "
-    f"{SPREAD}. {DAGGER}: published number written down from memory, not checked. `teachers` are those of each stage. A "
-    "sequence has more iterations in rehearsals: its lead counts only if it remains over the controls in `10_tables`."
+    f"{SPREAD}. {DAGGER}: published number written down from memory, not checked. `controls`: one set with as many iterations "
+    "and epochs as the sequence, and the best of independent halves; - was not run. A lead of the sequence counts only if it "
+    "remains over both, seed by seed, as in `10_tables`. `teachers` are those of each stage."
+)
+COMPARISON_NOTE = (
+    "`iterations` are those of distillation, `epochs` those of training, both over all subsets. `difference` is the sequence "
+    "in stages minus the row, over the seeds that both have. *Both by selected iterates*: set and sequence are those of the "
+    "iteration that was best on validation images; all other rows are after the last iteration."
 )
 REHEARSAL_NOTE = (
     "Smaller networks, fewer steps and other learning rates, for two CPU cores. Do not compare these accuracies with "
@@ -163,28 +171,40 @@ def _summarise(runs: Sequence[RunRecord], scale: str) -> dict[str, Any]:
     }
 
 
-def readme_table(records: Sequence[RunRecord], published: pd.DataFrame) -> str:
+def readme_table(evidence: Evidence, published: pd.DataFrame) -> str:
     """Returns the README's table of results as Markdown: every pair of a base method and its sequence that was run.
 
     Methods of which only one of the two was run are there at scales "paper" and "short" alone. These come first.
     """
     scales = (*PUBLISHED_SETTINGS, "reduced")
-    tables = [build_table(name, records, published, scales).assign(dataset=name) for name in DATASETS]
-    table = pd.concat(tables, ignore_index=True).sort_values("scale", key=lambda names: names.map(scales.index), kind="stable")
-    table = table[(table["seeds"] > 0) & ~table["method"].isin(REFERENCES)]
-    base = table["method"].str.removeprefix(SEQUENTIAL_PREFIX)
-    teachers = table["teachers"].where(table["scale"] == "short")  # a pair has as many for both
-    groups = table.groupby([table["scale"], table["dataset"], table["ipc"], base, teachers], sort=False, dropna=False)
-    pairs = [pair for (scale, *_), pair in groups if len(pair) == 2 or scale in PUBLISHED_SETTINGS]
+    found = []  # place in the table, records, pair
+    for (part, scale), dataset in product(evidence.parts_of(scales), DATASETS):
+        table = build_table(dataset, part.runs, published, scales).assign(dataset=dataset)
+        table = table[(table["seeds"] > 0) & (table["scale"] == scale) & ~table["method"].isin(REFERENCES)]
+        for (ipc, base), pair in table.groupby(["ipc", table["method"].str.removeprefix(SEQUENTIAL_PREFIX)], sort=False):
+            if len(pair) == 2 or scale in PUBLISHED_SETTINGS:
+                place = scales.index(scale), DATASETS.index(dataset), ipc or inf, base
+                found.append((place, part, pair))
     rows, both = [], ("method", "published", "ours", "selected", "random", "iterations", "seeds")
-    for pair in pairs:
+    for (_, _, ipc, base), part, pair in sorted(found, key=lambda row: row[0]):
         shown = format_table(pair).replace("", "-")
         shown["seeds"] += " (" + shown["n"] + ")"
-        rows.append(shown.iloc[0].to_dict() | {name: " / ".join(shown[name]) for name in both})
-    columns = ["dataset", "ipc", *both[:5], "scale", "teachers", *both[5:]]
+        cell = pair["dataset"].iloc[0], ipc, pair["scale"].iloc[0]
+        of_pair = {name: " / ".join(shown[name]) for name in both}
+        of_pair["controls"] = _name_controls(comparison(part, *cell, bases=[base])) if len(pair) == 2 else "-"
+        rows.append(shown.iloc[0].to_dict() | of_pair)
+    pairs = [pair for _, _, pair in found]
+    columns = ["dataset", "ipc", *both[:4], "controls", "random", "scale", "teachers", *both[5:]]
     names = {"dataset": "data set", "random": "random real", "seeds": "seeds (networks)"}
     shown = to_markdown(pd.DataFrame(rows, columns=columns).rename(columns=names))
     return f"{shown}\n\n{README_NOTE}{_describe_images(pairs)}\n"
+
+
+def _name_controls(compared: pd.DataFrame) -> str:
+    """Returns the accuracies of one set with the effort of the sequence, and of the best halves, as "50.1 / 54.9"."""
+    accuracies = compared.set_index("set")["accuracy"].reindex(DECIDING)
+    shown = accuracies[EQUAL], accuracies.drop(EQUAL).max()
+    return " / ".join("-" if pd.isna(accuracy) else f"{accuracy:.1f}" for accuracy in shown)
 
 
 def _describe_images(tables: Sequence[pd.DataFrame]) -> str:
@@ -269,13 +289,16 @@ def write_tables(results_dir: Path, published: pd.DataFrame, out_dir: Path | Non
 
     Returns the files, below `out_dir/tables`; `out_dir` is `results_dir` by default.
     """
-    records = load_runs(results_dir)
-    paths = []
+    evidence, paths = Evidence.load(results_dir), []
     for dataset in DATASETS:
-        settings = build_table(dataset, records, published)
-        rehearsal = build_table(dataset, records, published, ("reduced",))
+        settings = build_table(dataset, evidence.runs, published)
+        rehearsal = build_table(dataset, evidence.runs, published, ("reduced",))
         parts = [("Scales paper and short", settings, SETTINGS_NOTE), ("Rehearsal (scale reduced)", rehearsal, REHEARSAL_NOTE)]
         shown = [(title, format_table(table), note) for title, table, note in parts if len(table)]
+        for (part, scale), ipc in product(evidence.parts_of((*PUBLISHED_SETTINGS, "reduced")), (10, 50)):
+            if len(compared := comparison(part, dataset, ipc, scale)):
+                title = f"The sequence and its controls: {name_runs(part, dataset, ipc, scale)}"
+                shown.append((title, format_frame(compared), COMPARISON_NOTE))
         missing = list_missing(settings)["command"]
         pending = f"Cells that were not run: `{missing.iloc[0]}`, and so on.\n" if len(missing) else ""
         texts = {
