@@ -10,6 +10,7 @@ from statistics import fmean
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from PIL import Image, ImageDraw
@@ -21,9 +22,10 @@ from seqmatch_lib.bench.report import format_benchmark, load_benchmark
 from seqmatch_lib.data import datasets as data
 from seqmatch_lib.engine.networks import NETWORKS
 from seqmatch_lib.methods import base as registry
-from seqmatch_lib.report import queries, texts
+from seqmatch_lib.report import controls, queries, texts
 from seqmatch_lib.report.evidence import Evidence
 from seqmatch_lib.report.tables import load_published, readme_table
+from seqmatch_lib.report.verdicts import list_verdicts
 from seqmatch_lib.runs.config import RunConfig
 
 ROOT = Path(__file__).parents[1]
@@ -159,6 +161,28 @@ def test_accuracies_of_the_verdict_are_published_or_stand_in_a_record():
     stated = re.findall(r"(?<![-+\d])\d\d\.\d", verdict)
     assert len(stated) >= 5
     assert set(stated) <= {f"{accuracy:.1f}" for accuracy in known}
+
+
+def test_differences_are_those_of_the_records():
+    """With a sign in the verdict, without one in the list of what was tried."""
+    evidence, cells = Evidence.load(ROOT / "paper_results"), (("cifar10", 10), ("cifar10", 50), ("cifar100", 10))
+    parts = evidence.parts_of(("short", "reduced"))
+    frames = [query(part, *cell, scale) for part, scale in parts for cell in cells
+              for query in (controls.comparison, controls.order)]  # fmt: skip
+    frames += [queries.transfer(part, *cells[0], scale) for part, scale in parts]
+    gains = [queries.gains_at_several_sizes(part, "cifar10", scale)["gain"] for part, scale in parts]
+    columns = ("difference", "difference_low", "difference_high", "lead")
+    gaps = pd.concat([*gains, *(frame[name] for frame in frames for name in columns if name in frame)]).dropna()
+    both_jointly = list_verdicts(evidence, load_published(ROOT / "paper_results"), ROOT / "paper_results")["control"]
+    known = {f"{gap:+z.1f}" for gap in gaps} | set(both_jointly.str.extract(r"both jointly (\S+);")[0].dropna())
+    (verdict,) = re.findall(r"^\*\*The verdict so far(.*?)^!\[", README, flags=re.MULTILINE | re.DOTALL)
+    signed = re.findall(r"(?<!\d)[-+]\d+\.\d", verdict)
+    assert len(signed) >= 5
+    assert set(signed) <= known
+    (tried,) = re.findall(r"^\| in the paper(.*?)\n\n", README, flags=re.MULTILINE | re.DOTALL)
+    stated = set(re.findall(r"(?<![\d.])\d+\.\d(?!\d)", tried))
+    assert len(stated) >= 5
+    assert stated <= {gap[1:] for gap in known}
 
 
 @pytest.mark.parametrize("name", PAGES)
