@@ -1,7 +1,7 @@
 """The coupling measurements of one joint and one sequential set, kept as CSV files below `<results>/coupling/`.
 
 The quantities are those of `seqmatch_lib.coupling`; here they are taken of finished runs. Beside the tables lies `sets.json`,
-which says of which sets they are; measurements of before 2026-11-29 may be without it.
+which says of which sets they are, and what code began to measure them; measurements of before 2026-11-29 may be without it.
 """
 
 import sys
@@ -22,8 +22,9 @@ from seqmatch_lib.errors import StorageError, require
 from seqmatch_lib.methods import Stage
 from seqmatch_lib.methods.teachers import TrajectorySet, record_stage_teachers
 from seqmatch_lib.runs.config import RunConfig
-from seqmatch_lib.runs.experiment import open_run
+from seqmatch_lib.runs.experiment import choose_device, open_run
 from seqmatch_lib.runs.order import runs_of_order
+from seqmatch_lib.runs.provenance import describe_provenance
 from seqmatch_lib.runs.real_data import RealData
 from seqmatch_lib.runs.records import RunRecord, load_record, record_path
 from seqmatch_lib.seeds import make_generator
@@ -114,7 +115,7 @@ def measure_coupling(
 
 def _note_sets(folder: Path, joint: RunConfig, configs: Sequence[RunConfig], results_dir: Path) -> None:
     """Notes which sets are measured; raises StorageError if the tables that are there are of others."""
-    path = folder / SETS
+    path, begun_with = folder / SETS, describe_provenance(choose_device())
     sets = {config.run_id: load_sequence(set_path(results_dir, config.run_id)).sha256() for config in configs}
     if path.is_file():
         noted = read_json(path)
@@ -123,10 +124,10 @@ def _note_sets(folder: Path, joint: RunConfig, configs: Sequence[RunConfig], res
             changed.append(noted["joint"])
         problem = f"{folder} was measured of another set of {', '.join(changed)}, or of another joint set"
         require(not changed, f"{problem}; delete it to measure again", StorageError)
-        sets = noted["sets"] | sets
+        sets, begun_with = noted["sets"] | sets, noted.get("begun_with", begun_with)
     elif any(folder.glob("*.csv")):  # of before this was noted
         return
-    write_json(path, {"joint": joint.run_id, "sets": sets})
+    write_json(path, {"joint": joint.run_id, "sets": sets, "begun_with": begun_with})
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,7 @@ def make_first_stage(config: RunConfig, data: RealData, results_dir: Path, budge
     return Stage(
         index=1,
         ipc=config.subset_ipcs[0],
-        interval=config.intervals[0] if config.intervals else None,
+        interval=config.stage_intervals[0],
         frozen=SubsetSequence(),
         images=data.train.images,
         labels=data.train.labels,

@@ -1,7 +1,7 @@
 """Records: one JSON file each for a run, a re-evaluation of a finished set, and a comparison of orders of subsets.
 
-Each holds everything needed to understand and repeat it, `overrides` included: what differed from the preset when the record
-was made, so that editing a preset never changes what an older record means.
+Each holds everything needed to understand and repeat it. `overrides` are what differed from the preset when the record was
+made, so that editing a preset never changes what an older record means; a re-evaluation takes those of its run.
 """
 
 import sys
