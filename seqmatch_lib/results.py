@@ -212,7 +212,7 @@ class Results:
                     if has_tables and run in runs_of(run.preset, of_scale, part.runs):
                         measured[run.run_id] = run, load_coupling(run.run_id, folder)
         joint, sequential, divided = list_configs(dataset, ["mtt"], [[10], [5, 5], [2] * 5], scale, seed)
-        runs = [joint, sequential, divided, runs_of_order(sequential)["other half"]]
+        runs = [joint, sequential, divided, runs_of_order(sequential)["part 2"]]
         begun = self.work_dir is not None and (self.work_dir / "coupling" / sequential.run_id).is_dir()
         _, own = measured.get(sequential.run_id, (None, {}))
         is_known = scale in {run.scale for run, _ in measured.values()}

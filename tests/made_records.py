@@ -68,7 +68,7 @@ def make_reevaluation(run, joint=False, **training):
 def make_order(folder, seed, values, method="mtt", changes=None, scale="reduced"):
     """Saves a record of order and division, with accuracies by the name of the set; returns its path."""
     config = RunConfig.from_preset(f"cifar10-ipc10-seqmatch_{method}", scale, seed, changes)
-    half = runs_of_order(config)["other half"].run_id
+    half = runs_of_order(config)["part 2"].run_id
     record = OrderRecord(
         schema=SCHEMA, dataset=config.dataset, ipc=config.ipc, scale=config.scale, seed=seed, config=config.as_dict(),
         overrides=overrides_of(config), synthetic_sha256="", other_half=half, accuracy=values,

@@ -180,7 +180,7 @@ def test_committed_measurements_are_read_and_missing_ones_named(tmp_path):
 
 def test_a_pair_of_runs_is_measured_and_the_tables_are_kept(tmp_path):
     configs = [config_of_subsets("digits", "mtt", sizes, "smoke") for sizes in ([10], [5, 5])]
-    other_half = runs_of_order(configs[1])["other half"]
+    other_half = runs_of_order(configs[1])["part 2"]
     for config in (*configs, other_half):
         run_experiment(config, tmp_path)
     assert list(measure_coupling(*configs, [], tmp_path, ["losses"])) == ["losses"]

@@ -75,6 +75,11 @@ def test_all_real_images_are_called_so_and_texts_stay_as_they_are():
     assert format_frame(pd.DataFrame({"ipc": ["all", "10"]}))["ipc"].tolist() == ["all", "10"]
 
 
+def test_independent_subsets_are_called_halves_where_there_are_two_of_them():
+    frame = pd.DataFrame({"num_subsets": [2, 3, 1], "set": ["independent halves, jointly"] * 2 + ["one set"]})
+    assert format_frame(frame)["set"].tolist() == ["independent halves, jointly", "independent parts, jointly", "one set"]
+
+
 def test_pages_name_methods_and_data_sets_as_papers_do_and_leave_those_of_a_users_own():
     frame = pd.DataFrame({"dataset": ["tiny_imagenet", "mine"], "method": ["seqmatch_mtt", "seqmatch_mine"], "record": "mtt"})
     assert format_frame(frame).to_numpy().tolist() == [

@@ -32,13 +32,39 @@ def test_it_compares_runs_that_committed_records_name():
     known = {run.run_id for run in load_runs(RESULTS)}
     runs = runs_of_order(RunConfig.from_preset("cifar10-ipc10-seqmatch_mtt", "reduced"))
     assert {one.run_id for one in runs.values()} <= known
-    assert runs["other half"].seed == 1000
+    assert runs["part 2"].seed == 1000
 
 
-@pytest.mark.parametrize("sizes", [[10], [4, 3, 3], [3, 7]])
-def test_only_two_equal_subsets_can_be_asked_about(sizes):
-    with pytest.raises(ConfigError, match="are not those of a sequence of two equal subsets"):
-        runs_of_order(config_of_subsets("digits", "dm", sizes, "smoke"))
+def test_one_set_has_no_order():
+    with pytest.raises(ConfigError, match=r"subset_ipcs \[10\] of 'dm' are not those of a sequence of two or more subsets"):
+        runs_of_order(config_of_subsets("digits", "dm", [10], "smoke"))
+
+
+def test_of_more_or_unequal_subsets_only_independent_parts_and_random_images_can_be_asked_about(tmp_path, monkeypatch):
+    """Each part has the size of the subset in whose place it stands, and a seed of its own."""
+    sets, epochs = {}, {}
+
+    def note(found, config, *_):
+        sets.update(found)
+        epochs.update(dict.fromkeys(found, config.training.epochs))
+        return {name: {config.network.name: {"values": [0.0]}} for name in found}, 0.0
+
+    monkeypatch.setattr(order, "evaluate_sets", note)
+    config = config_of_subsets("digits", "dm", [5, 3, 2], "smoke", 7)
+    runs = runs_of_order(config)
+    assert [(runs[name].subset_ipcs, runs[name].seed) for name in ("part 2", "part 3")] == [((3,), 1007), ((2,), 2007)]
+    with pytest.raises(
+        ConfigError, match=r"parts \['sequence'\] are unknown for subsets of \[5, 3, 2\]; use any of halves, random"
+    ):
+        measure_order(config, tmp_path, ["sequence"])
+    record = measure_order(config, tmp_path)
+    assert list(record.accuracy) == ["divided, staged", "divided, joint", "random real", "divided, joint, as many epochs"]
+    assert record.other_half == f"{runs['part 2'].run_id}, {runs['part 3'].run_id}"
+    first, *_ = load_sequence(set_path(tmp_path, config.run_id)).subsets
+    parts = [load_sequence(set_path(tmp_path, runs[name].run_id)).subsets[0] for name in ("part 2", "part 3")]
+    assert sets["divided, staged"].sha256() == SubsetSequence((first, *parts)).sha256()
+    assert epochs["divided, joint, as many epochs"] == 3 * epochs["divided, joint"] == 3 * config.training.epochs
+    assert set(order.parts_of_order(config_of_subsets("digits", "dm", [3, 7], "smoke"))) == {"halves", "random real"}
 
 
 def test_all_runs_have_what_was_changed_of_the_sequence_and_the_other_half_begins_with_the_step_size_of_the_second():
@@ -46,12 +72,12 @@ def test_all_runs_have_what_was_changed_of_the_sequence_and_the_other_half_begin
     config = RunConfig.from_preset("cifar10-ipc10-seqmatch_mtt", "short", 3, changed)
     runs = runs_of_order(config)
     assert {(run.options.iterations, run.teachers.num_teachers) for run in runs.values()} == {(7, 2)}
-    assert (runs["one set"].subset_ipcs, runs["other half"].subset_ipcs) == ((10,), (5,))
-    assert runs["one set"].intervals != config.intervals[:1] == runs["other half"].intervals
-    assert (runs["one set"].seed, runs["other half"].seed) == (3, 1003)
+    assert (runs["one set"].subset_ipcs, runs["part 2"].subset_ipcs) == ((10,), (5,))
+    assert runs["one set"].intervals != config.intervals[:1] == runs["part 2"].intervals
+    assert (runs["one set"].seed, runs["part 2"].seed) == (3, 1003)
     assert config.options.syn_lr != config.options.later_syn_lr
     own = {"ipc": 5, "subset_ipcs": [5], "intervals": [[0, 20]], "mtt.syn_lr": config.options.later_syn_lr}
-    assert runs["other half"] == RunConfig.from_preset("cifar10-ipc10-mtt", "short", 1003, own | changed)
+    assert runs["part 2"] == RunConfig.from_preset("cifar10-ipc10-mtt", "short", 1003, own | changed)
 
 
 def test_all_sets_have_the_preprocessing_of_the_sequence():
@@ -60,7 +86,7 @@ def test_all_sets_have_the_preprocessing_of_the_sequence():
     assert (config.zca, RunConfig.from_preset("cifar10-ipc50-mtt", "short").zca) == (True, False)
     runs = runs_of_order(config)
     assert {run.zca for run in runs.values()} == {True}
-    assert runs["other half"].teachers == config.teachers
+    assert runs["part 2"].teachers == config.teachers
 
 
 @pytest.mark.parametrize("scale", ["paper", "short", "reduced"])
@@ -70,13 +96,13 @@ def test_every_sequence_that_can_be_halved_has_its_controls(scale):
     halved = [config for config in configs if len(set(config.subset_ipcs)) == 1 and config.num_subsets == 2]
     assert len(halved) >= 20
     for config in halved:
-        assert runs_of_order(config)["other half"].subset_ipcs == config.subset_ipcs[:1]
+        assert runs_of_order(config)["part 2"].subset_ipcs == config.subset_ipcs[:1]
 
 
 def test_one_set_is_matched_with_no_epochs_that_teachers_do_not_have():
     changes = {"teachers.epochs": 5, "teachers.later_epochs": 3, "intervals": [[0, 3], [0, 3]]}
     runs = runs_of_order(RunConfig.from_preset("cifar10-ipc10-seqmatch_mtt", "short", 0, changes))
-    assert runs["other half"].intervals == ((0, 3),)
+    assert runs["part 2"].intervals == ((0, 3),)
     assert runs["one set"].intervals[0][1] <= 5
 
 
@@ -95,7 +121,9 @@ def test_some_of_the_sets_can_be_asked_about(tmp_path):
     more = measure_order(config, tmp_path, ["sequence", "random real"])
     assert set(more.accuracy) == {*SETS[:3], "random real", *of_halves}
     assert {name: more.accuracy[name] for name in both.accuracy} == both.accuracy
-    with pytest.raises(ConfigError, match=r"parts \['half'\] are unknown; use any of sequence, halves"):
+    with pytest.raises(
+        ConfigError, match=r"parts \['half'\] are unknown for subsets of \[5, 5\]; use any of sequence, halves"
+    ):
         measure_order(config, tmp_path, ["half"])
 
 
@@ -139,7 +167,7 @@ def test_sets_are_what_they_are_called(tmp_path, monkeypatch):
     assert list(measure_order(config, tmp_path).accuracy) == ["MTT", *SETS]
     (first, second), (plain,), (half,) = (
         load_sequence(set_path(tmp_path, run.run_id)).subsets
-        for run in map(runs_of_order(config).get, ("sequence", "one set", "other half"))
+        for run in map(runs_of_order(config).get, ("sequence", "one set", "part 2"))
     )
     divided, (again,) = SubsetSequence((first, half)), sets["undivided, last"].subsets
     begun = get_method("mtt")(config.options).initialise(open_run(config, tmp_path)[2][1]).freeze()
@@ -190,7 +218,7 @@ def test_the_other_half_of_idc_takes_what_its_second_subset_takes():
     for scale in ("paper", "short", "reduced"):
         config = RunConfig.from_preset("cifar10-ipc10-seqmatch_idc", scale)
         runs, sequence = runs_of_order(config), get_method("idc")(config.options)
-        half, again = get_method("idc")(runs["other half"].options), order._for_second_turn(config, runs["one set"])
+        half, again = get_method("idc")(runs["part 2"].options), order._for_second_turn(config, runs["one set"])
         assert half.num_iterations(1) == again.num_iterations(2) == sequence.num_iterations(2)
         loops = config.options.inner_loop
-        assert runs["other half"].options.inner_loop == (loops[1:2] or loops)
+        assert runs["part 2"].options.inner_loop == (loops[1:2] or loops)

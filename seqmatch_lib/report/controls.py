@@ -84,7 +84,7 @@ def comparison(
     Returns:
         Columns `base`, `num_subsets`, `set` (one of `SETS`), `iterations`, `epochs`, `accuracy`, `difference` (the sequence in
         stages minus this set), `seeds` (0: not run), `n` and `records`. Accuracies are of last iterates; in the rows of
-        `SELECTED` the set and the sequence are both those of the selected iterates. Halves have rows where K is 2.
+        `SELECTED` the set and the sequence are both those of the selected iterates.
     """
     rows, selected = [], evidence.select(["selected"], dataset=dataset)
     for base in bases or method_names():
@@ -106,8 +106,6 @@ def comparison(
         known |= {SELECTED[name]: _of_runs(selected, known[name]) for name in SELECTED if name in known}
         staged, staged_selected = (values_by_seed(each) for each in (groups[sequence], _of_runs(selected, groups[sequence])))
         for name, effort in sets.items():
-            if "halves" in name and sequence.num_subsets != 2:
-                continue
             cost = {"iterations": effort.iterations, "epochs": effort.epochs}
             common = {"base": base, "num_subsets": effort.num_subsets, "set": name} | cost
             gap = {} if name == STAGED else staged_selected if name in SELECTED.values() else staged
@@ -245,8 +243,8 @@ def _of_order(records: Iterable[OrderRecord], name: str) -> pd.DataFrame:
 
 
 def _runs_behind(record: OrderRecord, name: str) -> str:
-    """Returns the names of the sequence's record and, of independent halves, of the other half's."""
+    """Returns the names of the sequence's record and, of independent parts, of theirs."""
     sequence = digest_json(record.config)[:8]
     if not name.startswith("divided"):
         return sequence
-    return f"{sequence}, {record.other_half.rsplit('-', 1)[-1]}"
+    return ", ".join([sequence, *(run_id.rsplit("-", 1)[-1] for run_id in record.other_half.split(", "))])

@@ -38,6 +38,7 @@ from seqmatch_lib.report.texts import (
     name_of,
     name_runs,
     name_scale,
+    name_set,
     name_setting,
     style_frame,
 )
@@ -93,8 +94,8 @@ def find_leads(evidence: Evidence, dataset: str) -> str:
             run = rows[rows["set"].isin((HALVES, HALVES_JOINTLY, HALVES_LONGER)) & (rows["seeds"] > 0)]
             halves = "independent halves were not run"
             if len(run):
-                best = run.loc[run["difference"].idxmin(), "set"]
-                halves = f"{_gaps(run[run['set'] == best], best, named=False)} against *{best}*"
+                best, count = run.loc[run["difference"].idxmin(), ["set", "num_subsets"]]
+                halves = f"{_gaps(run, best, named=False)} against *{name_set(best, count)}*"
             where = f"{name_ipc(ipc)} images per class, {name_scale(part, dataset, ipc, scale, [base])}"
             lead = _gaps(rows, one_set, named=False)
             lines.append(f"\n- {name_of(SEQUENTIAL_PREFIX + base)}, {where}: {lead} against *{one_set}*; {halves}")

@@ -41,8 +41,9 @@ NOTE = f"""Test accuracy in per cent. {SPREAD}.
   three times, so do not compare rows."""
 SETTINGS_NOTE = f"""- `difference`: ours minus the published mean. Random real images are compared with the published baseline
   with augmentation where there is one, since ours are augmented, too.
-- Scale `paper` is the published setting in full. Scale `short` has fewer teachers and iterations, runs in bfloat16, and
-  holds out a tenth of the training images. A cell has a row there for each number of teachers that it was run with.
+- Scale `paper` has the published settings; of SeqMatch only those of CIFAR-10 with 50 images per class are known. Scale
+  `short` has fewer teachers and iterations, runs in bfloat16, and holds out a tenth of the training images. A cell has a row
+  there for each number of teachers that it was run with.
 - Earlier subsets of a sequence are always the selected iterates. So at scale `paper` the `ours` of a sequence has seen
   test images, and that of its base method has not.
 - {DAGGER}: written down from memory and not checked. doubtful: the same number is printed for another method."""

@@ -78,6 +78,11 @@ def name_scale_of(runs: Sequence[RunRecord], scale: str) -> str:
     return label_scale(scale) + (f", {format_range(counts)} teachers{each}" if scale == "short" and len(counts) else "")
 
 
+def name_set(name: str, num_subsets: int) -> str:
+    """Returns a set of `controls.comparison` as it is called for this K: independent subsets are halves only where K is 2."""
+    return name.replace("halves", "parts") if num_subsets > 2 else name
+
+
 def count_seeds(count: int) -> str:
     """Returns a number of seeds in words: "1 seed", "3 seeds"."""
     return "1 seed" if count == 1 else f"{count} seeds"
@@ -111,6 +116,8 @@ def _format_cell(row: Mapping[str, Any], name: str) -> str:
         return "yes" if value else "no"
     if isinstance(value, int):
         return name_ipc(value) if name == "ipc" else f"{value:,}"
+    if name == "set":
+        return name_set(value, row.get("num_subsets", 2))
     if not isinstance(value, float):
         return name_of(value) if name in NAMED else str(value)
     if f"{name}_low" in row:

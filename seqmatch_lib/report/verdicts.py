@@ -40,7 +40,7 @@ from seqmatch_lib.report.evidence import PUBLISHED_SETTINGS, Evidence, runs_of
 from seqmatch_lib.report.numbers import SEEDS_FOR_AN_INTERVAL
 from seqmatch_lib.report.queries import gain_over_random, transfer
 from seqmatch_lib.report.tables import DATASETS, build_table, format_table, mark_published
-from seqmatch_lib.report.texts import count_seeds, format_gap, name_cell, name_of, name_scale, name_scale_of
+from seqmatch_lib.report.texts import count_seeds, format_gap, name_cell, name_of, name_scale, name_scale_of, name_set
 from seqmatch_lib.runs.config import REFERENCES, SEQUENTIAL_PREFIX, RunConfig
 from seqmatch_lib.runs.coupling_measurements import LOSS_CONTROLS, find_table
 from seqmatch_lib.runs.records import RunRecord
@@ -203,7 +203,7 @@ def _sequences(evidence: Evidence, known: pd.DataFrame) -> Iterable[tuple[str, .
             one_set = next((name for name in (ONE_SET, LONGER) if _gap(sets, name).seeds), ONE_SET)
             gap = _gap(sets, one_set)
             controls = {"both by selected iterates": _gap(sets, SELECTED[one_set])}
-            controls |= {name: _gap(sets, row) for name, row in CONTROLS.items()}
+            controls |= {name_set(name, frame["num_subsets"].max()): _gap(sets, row) for name, row in CONTROLS.items()}
             if not _gap(sets, EQUAL).seeds:
                 others = {name: _gap(sets, row) for name, row in PARTIAL.items() if row != one_set}
                 controls |= {name: other for name, other in others.items() if other.seeds}
@@ -394,7 +394,7 @@ def _by_part(
             rows = rows[rows[column] == value]
         if len(rows):
             found.append((part, scale, rows))
-    return found or [(evidence, "", pd.DataFrame(columns=["set"]))]
+    return found or [(evidence, "", pd.DataFrame(columns=["set", "num_subsets"]))]
 
 
 def _gap(sets: pd.DataFrame, name: str) -> Gap:

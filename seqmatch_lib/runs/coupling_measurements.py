@@ -146,7 +146,7 @@ class _Pair:
 
     @cached_property
     def other_half(self) -> RunConfig:
-        return runs_of_order(self.config)["other half"]
+        return runs_of_order(self.config)["part 2"]
 
     @cached_property
     def sequence(self) -> tuple[RealData, SubsetSequence, list[Stage]]:

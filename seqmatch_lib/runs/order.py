@@ -22,39 +22,46 @@ from seqmatch_lib.store.budget import Budget
 from seqmatch_lib.store.files import remove_leftovers
 from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset, load_sequence, sample_real_sequence, set_path
 
-OTHER_SEED = 1000  # what is added to a run's seed for the second of two independent halves
+OTHER_SEED = 1000  # what is added to a run's seed for the second of the independent parts, twice that for the third, …
 DIVISION = ("ipc", "subset_ipcs", "intervals")  # settings that say how a set is divided
 IMAGES = ("zca", "select_on", "network")  # settings that presets of one cell may differ in, and all sets must have in common
 PARTS = ("sequence", "halves", "one set", "random real")
 
 
 def runs_of_order(config: RunConfig) -> dict[str, RunConfig]:
-    """Returns the runs that the ablation compares a sequence of two halves with.
+    """Returns the runs that the ablation compares a sequence with.
 
     Returns:
         "one set": the base method on as many images, with the same changes to its preset, and the network and
-        preprocessing of the sequence; "sequence": `config`; "other half": a half that is distilled as S_1 is, with another
-        seed, and knows nothing of S_1. Its step size begins where that of S_2 does, so that S_2 has no head start.
+        preprocessing of the sequence; "sequence": `config`; "part k" for k = 2 … K: independent subsets. Each has the size of
+        S_k, is distilled as S_1 is, with another seed, and knows nothing of the others. Its step size begins where that of
+        S_k does, so that S_k has no head start.
 
     Raises:
-        ConfigError: `config` is no sequence of two subsets of one size.
+        ConfigError: `config` is no sequence of several subsets.
     """
     sizes, base = config.subset_ipcs, config.base_method
-    problem = f"subset_ipcs {list(sizes)} of {config.method!r} are not those of a sequence of two equal subsets"
-    require(config.is_sequential and len(sizes) == 2 and len(set(sizes)) == 1, f"{problem}; give such a one")
+    problem = f"subset_ipcs {list(sizes)} of {config.method!r} are not those of a sequence of two or more subsets"
+    require(config.is_sequential and len(sizes) > 1, f"{problem}; give such a one")
     plain = config_of_subsets(config.dataset, base, [config.ipc], config.scale, config.seed)
     changes = {key: value for key, value in overrides_of(config).items() if key not in DIVISION}
     settings = flatten_settings(config.as_dict())
     changes |= _under(settings, IMAGES)
     epochs = changes.get("teachers.epochs", plain.teachers.epochs)
     changes["intervals"] = [[min(epoch, epochs) for epoch in interval] for interval in plain.intervals]
-    half = changes | _under(settings, (base, "teachers"))
-    half |= {"ipc": sizes[0], "subset_ipcs": [sizes[0]], "intervals": [list(interval) for interval in config.intervals[:1]]}
-    half[f"{base}.syn_lr"] = get_method(base)(config.options).initial_lr(2)
-    # where a setting has an entry for each stage, the other half has that of S_2, in whose place it stands
-    one_set = plain.changed(_of_one_stage(changes, base, 1))
-    other_half = replace(plain.changed(_of_one_stage(half, base, 2)), seed=config.seed + OTHER_SEED)
-    return {"one set": one_set, "sequence": config, "other half": other_half}
+    runs = {"one set": plain.changed(_of_one_stage(changes, base, 1)), "sequence": config}
+    part = changes | _under(settings, (base, "teachers")) | {"intervals": [list(first) for first in config.intervals[:1]]}
+    for k, size in enumerate(sizes[1:], start=2):
+        part |= {"ipc": size, "subset_ipcs": [size], f"{base}.syn_lr": get_method(base)(config.options).initial_lr(k)}
+        # where a setting has an entry for each stage, a part has that of S_k, in whose place it stands
+        runs[f"part {k}"] = replace(plain.changed(_of_one_stage(part, base, k)), seed=config.seed + (k - 1) * OTHER_SEED)
+    return runs
+
+
+def parts_of_order(config: RunConfig) -> Sequence[str]:
+    """Returns the parts of the ablation that a sequence has: all if it has two subsets of one size, else only some."""
+    sizes = config.subset_ipcs
+    return PARTS if len(sizes) == 2 and len(set(sizes)) == 1 else ("halves", "random real")
 
 
 def _under(settings: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
@@ -69,31 +76,34 @@ def _of_one_stage(settings: Mapping[str, Any], base: str, stage: int) -> dict[st
 
 
 def measure_order(
-    config: RunConfig, results_dir: Path | str, parts: Sequence[str] = PARTS, device: torch.device | str | None = None
+    config: RunConfig, results_dir: Path | str, parts: Sequence[str] = (), device: torch.device | str | None = None
 ) -> OrderRecord:
     """Trains networks on sets that are divided and ordered differently, and records their accuracies.
 
     Distils what `runs_of_order` names, where that is not done. A process that is killed goes on where it was.
 
     Args:
-        config: of a SeqMatch run with two equal subsets.
+        config: of a SeqMatch run.
         results_dir: of all runs, and of the record.
-        parts: which sets: "sequence": its subsets backwards, and something else in the place of S_2 (the accuracy of the
-            sequence itself is in the record of its run); "halves": S_1 and the other half, in stages, jointly, and jointly
-            for as many epochs as in stages; "one set": the base method's, and the same distilled once more; "random real".
-            Other sets that were measured before stay in the record.
+        parts: which sets, by default all that `parts_of_order` names: "sequence": its subsets backwards, and something else
+            in the place of S_2 (the accuracy of the sequence itself is in the record of its run); "halves": S_1 and the
+            independent parts in the places of S_2 … S_K, in stages, jointly, and jointly for as many epochs as in stages;
+            "one set": the base method's, and the same distilled once more; "random real". "sequence" and "one set" are of two
+            subsets of one size. Other sets that were measured before stay in the record.
         device: defaults to the first GPU, or the CPU.
 
     Raises:
         SeqMatchError: as `run_experiment`.
     """
     results_dir, runs, method = Path(results_dir), runs_of_order(config), get_method(config.base_method)(config.options)
-    unknown = [part for part in parts if part not in PARTS]
-    require(not unknown, f"parts {unknown} are unknown; use any of {', '.join(PARTS)}")
-    needed = {"halves": "other half", "one set": "one set"}
+    known, sizes = parts_of_order(config), list(config.subset_ipcs)
+    unknown = [part for part in parts if part not in known]
+    require(not unknown, f"parts {unknown} are unknown for subsets of {sizes}; use any of {', '.join(known)}")
+    parts = parts or known
+    independent = [run for name, run in runs.items() if name.startswith("part ")] if "halves" in parts else []
     dataset = load_dataset(config.dataset)  # given, it is compared with that of finished runs before others are begun
-    for name in ["sequence", *(needed[part] for part in parts if part in needed)]:
-        run_experiment(runs[name], results_dir, device=device, dataset=dataset)
+    for run in (config, *independent, *([runs["one set"]] if "one set" in parts else [])):
+        run_experiment(run, results_dir, device=device, dataset=dataset)
     data, sequence, stages = open_run(config, results_dir, device)
     sets = {}
     with state_folder(results_dir, f"{config.run_id}-order", data) as folder:
@@ -103,8 +113,8 @@ def measure_order(
         if "sequence" in parts:
             sets |= _reordered(sequence, stages, method)
         if "halves" in parts:
-            other_half = load_sequence(set_path(results_dir, runs["other half"].run_id)).to(data.test.images.device)
-            divided = SubsetSequence((sequence.subsets[0], *other_half.subsets))
+            loaded = (load_sequence(set_path(results_dir, run.run_id)).to(data.test.images.device) for run in independent)
+            divided = SubsetSequence((sequence.subsets[0], *(part.subsets[0] for part in loaded)))
             sets |= {"divided, staged": divided, "divided, joint": divided.joint()}
         if "one set" in parts:
             checkpoint = StageCheckpoint(folder / "second_version.safetensors", [runs["one set"].hash, plain.sha256()])
@@ -117,13 +127,16 @@ def measure_order(
         asked = config.changed({"evaluation.networks": [network]})
         found, _ = evaluate_sets(sets, asked, data, folder, Budget())
         if "halves" in parts:  # joint training has the epochs of one stage
-            longer, as_long = asked.changed({"training.epochs": 2 * asked.training.epochs}), folder / "as-many-epochs"
+            longer, as_long = (
+                asked.changed({"training.epochs": len(sequence) * asked.training.epochs}),
+                folder / "as-many-epochs",
+            )
             remove_leftovers(as_long)
             found |= evaluate_sets({"divided, joint, as many epochs": divided.joint()}, longer, data, as_long, Budget())[0]
         record = OrderRecord(
             **fields_of(config, "dataset", "ipc", "scale", "seed"),
             synthetic_sha256=sequence.sha256(),
-            other_half=runs["other half"].run_id if "halves" in parts else None,
+            other_half=", ".join(run.run_id for run in independent) or None,
             accuracy={name: accuracies[network]["values"] for name, accuracies in found.items()},
             **describe_provenance(data.test.images.device),
         )

@@ -178,7 +178,7 @@ class OrderRecord(Provenance):
         config: of that run.
         overrides: as in `RunRecord`.
         synthetic_sha256: of the sequence.
-        other_half: id of the run that the second of the independent halves is of; None if they were not measured.
+        other_half: ids of the runs that the other independent parts are of, with commas; None if they were not measured.
         accuracy: set -> accuracy in per cent, one a network.
     """
 
