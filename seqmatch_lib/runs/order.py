@@ -127,10 +127,8 @@ def measure_order(
         asked = config.changed({"evaluation.networks": [network]})
         found, _ = evaluate_sets(sets, asked, data, folder, Budget())
         if "halves" in parts:  # joint training has the epochs of one stage
-            longer, as_long = (
-                asked.changed({"training.epochs": len(sequence) * asked.training.epochs}),
-                folder / "as-many-epochs",
-            )
+            longer = asked.changed({"training.epochs": len(sequence) * asked.training.epochs})
+            as_long = folder / "as-many-epochs"
             remove_leftovers(as_long)
             found |= evaluate_sets({"divided, joint, as many epochs": divided.joint()}, longer, data, as_long, Budget())[0]
         record = OrderRecord(
