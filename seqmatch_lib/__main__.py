@@ -360,8 +360,12 @@ def _show(options: argparse.Namespace) -> None:
 def _load_records(results_dir: Path) -> list[RunRecord]:
     """Returns the records of a folder; raises ConfigError if there are none, for example because its name is mistyped."""
     records = load_runs(results_dir)
-    require(bool(records), f"{results_dir} holds no records; make one with `python -m seqmatch_lib run PRESET`")
+    _require_records(records, results_dir)
     return records
+
+
+def _require_records(records: list[RunRecord], results_dir: Path) -> None:
+    require(bool(records), f"{results_dir} holds no records; make one with `python -m seqmatch_lib run PRESET`")
 
 
 def _bench(options: argparse.Namespace) -> None:
@@ -390,11 +394,12 @@ def _tables(options: argparse.Namespace) -> None:
     from seqmatch_lib.report.tables import load_published, published_path, readme_table, write_tables
     from seqmatch_lib.results import find_folder
 
-    _load_records(options.results)  # says so if there are none
+    evidence = Evidence.load(options.results)
+    _require_records(evidence.runs, options.results)
     has_own = published_path(options.results).is_file()
     published = load_published(options.results if has_own else find_folder(Path(RESULTS) / "published").parent)
     if options.readme:
-        print(readme_table(Evidence.load(options.results), published), end="")
+        print(readme_table(evidence, published), end="")
         return
     written = [*write_tables(options.results, published), *write_figures(options.results, published)]
     print("\n".join(map(str, written)))

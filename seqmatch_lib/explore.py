@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 from seqmatch_lib.errors import require
 from seqmatch_lib.report.figures import plot_accuracies, plot_losses, show_pictures
 from seqmatch_lib.report.notebooks import show
-from seqmatch_lib.report.texts import label_scale
+from seqmatch_lib.report.texts import label_scale, name_of
 from seqmatch_lib.results import Results
 from seqmatch_lib.runs.records import RunRecord
 
@@ -48,7 +48,7 @@ def show_run(results: Results, record: RunRecord, subset: int | str = ALL, label
     else:
         print(f"The images of {record.run_id} were not kept; its record has the losses and accuracies.")
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.2))
-    plot_losses({record.method: record}, axis=left, title=label_scale(record.scale))
+    plot_losses({name_of(record.method): record}, axis=left, title=label_scale(record.scale))
     kinds = {"random real": record.random_baseline, "last iterate": record.accuracy_last, "jointly": record.accuracy_joint}
     plot_accuracies({name: accuracy for name, accuracy in kinds.items() if accuracy is not None}, axis=right)
     figure.tight_layout()

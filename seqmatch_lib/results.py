@@ -17,7 +17,7 @@ from seqmatch_lib.report.texts import name_run
 from seqmatch_lib.runs.config import SCALES, RunConfig, config_of_subsets, preset_names
 from seqmatch_lib.runs.coupling_measurements import TABLES, find_table, load_coupling, measure_coupling
 from seqmatch_lib.runs.experiment import run_experiment
-from seqmatch_lib.runs.order import measure_order, runs_of_order
+from seqmatch_lib.runs.order import independent_parts, measure_order, needed_runs
 from seqmatch_lib.runs.records import RunRecord, load_record, load_runs, record_path
 from seqmatch_lib.store.files import digest_json
 from seqmatch_lib.subsets import set_path
@@ -180,7 +180,7 @@ class Results:
         """
         known = {digest_json(record.config) for record in self.evidence().orders}
         missing = [config for config in configs if config.hash not in known]
-        needed = [run for config in missing for run in runs_of_order(config).values()]
+        needed = [run for config in missing for run in needed_runs(config)]
         if self.work_dir is not None:
             Results((self.work_dir,), self.work_dir).run(needed, with_sets=True)  # few are committed with their sets
             for config in missing:
@@ -212,7 +212,7 @@ class Results:
                     if has_tables and run in runs_of(run.preset, of_scale, part.runs):
                         measured[run.run_id] = run, load_coupling(run.run_id, folder)
         joint, sequential, divided = list_configs(dataset, ["mtt"], [[10], [5, 5], [2] * 5], scale, seed)
-        runs = [joint, sequential, divided, runs_of_order(sequential)["part 2"]]
+        runs = [joint, sequential, divided, *independent_parts(sequential)]
         begun = self.work_dir is not None and (self.work_dir / "coupling" / sequential.run_id).is_dir()
         _, own = measured.get(sequential.run_id, (None, {}))
         is_known = scale in {run.scale for run, _ in measured.values()}

@@ -9,7 +9,7 @@ import torch
 from seqmatch_lib.report.evidence import Evidence
 from seqmatch_lib.report.tables import load_published
 from seqmatch_lib.runs.config import RunConfig
-from seqmatch_lib.runs.order import runs_of_order
+from seqmatch_lib.runs.order import independent_parts
 from seqmatch_lib.runs.overrides import overrides_of
 from seqmatch_lib.runs.provenance import describe_provenance
 from seqmatch_lib.runs.records import SCHEMA, OrderRecord, Reevaluation
@@ -65,10 +65,10 @@ def make_reevaluation(run, joint=False, **training):
     )  # fmt: skip
 
 
-def make_order(folder, seed, values, method="mtt", changes=None, scale="reduced"):
+def make_order(folder, seed, values, method="mtt", changes=None, scale="reduced", preset=None):
     """Saves a record of order and division, with accuracies by the name of the set; returns its path."""
-    config = RunConfig.from_preset(f"cifar10-ipc10-seqmatch_{method}", scale, seed, changes)
-    half = runs_of_order(config)["part 2"].run_id
+    config = RunConfig.from_preset(preset or f"cifar10-ipc10-seqmatch_{method}", scale, seed, changes)
+    half = ", ".join(run.run_id for run in independent_parts(config))
     record = OrderRecord(
         schema=SCHEMA, dataset=config.dataset, ipc=config.ipc, scale=config.scale, seed=seed, config=config.as_dict(),
         overrides=overrides_of(config), synthetic_sha256="", other_half=half, accuracy=values,

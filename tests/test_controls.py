@@ -3,15 +3,29 @@
 import re
 from dataclasses import replace
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
-from made_records import CELL, HALF, SHORTER, accuracy, make_order, make_reevaluation, make_run, make_sequence, make_short
+from made_records import (
+    CELL,
+    HALF,
+    PUBLISHED,
+    SHORTER,
+    accuracy,
+    make_order,
+    make_reevaluation,
+    make_run,
+    make_sequence,
+    make_short,
+)
 
 from seqmatch_lib.errors import StorageError
-from seqmatch_lib.report import controls, findings, queries, texts
+from seqmatch_lib.report import charts, controls, findings, queries, texts
 from seqmatch_lib.report.controls import EQUAL, HALVES, JOINTLY, LONGER, ONE_SET, SELECTED, STAGED
 from seqmatch_lib.report.evidence import Evidence
 from seqmatch_lib.report.texts import format_frame
+from seqmatch_lib.report.verdicts import list_verdicts
+from seqmatch_lib.runs.config import RunConfig
 from seqmatch_lib.runs.records import load_orders
 from seqmatch_lib.store.files import digest_json, read_json, write_json
 
@@ -203,6 +217,35 @@ def test_halves_are_named_as_their_record_names_them_whatever_halves_are_taken_t
     found = controls.order(evidence, *CELL).set_index("set")["records"]
     assert found[HALVES].endswith(", 01234567")
     assert found[STAGED] == digest_json(record.config)[:8]
+
+
+def test_independent_parts_of_three_subsets_are_controls_and_are_not_called_halves(tmp_path):
+    """As of the paper's own example, 50 images per class in three subsets."""
+    preset, cell = "cifar10-ipc50-seqmatch_mtt", ("cifar10", 50, "reduced")
+    config = RunConfig.from_preset(preset, "reduced")
+    assert config.num_subsets == 3
+    runs = [make_run("cifar10-ipc50-mtt"), make_run(preset, 0, (60.0, 62.0), (50.0, 52.0), None, (300,) * 3)]
+    make_order(tmp_path, 0, {"divided, staged": [56.0, 58.0], "divided, joint": [50.0]}, preset=preset)
+    evidence = Evidence(runs, orders=load_orders(tmp_path))
+    found = controls.comparison(evidence, *cell).set_index("set")
+    assert found.loc[HALVES, "difference"] == 4
+    assert found.loc[HALVES, "records"].count(", ") == 2, "the sequence and two parts"
+    pages = [
+        findings.find_bases(evidence, *cell),
+        findings.find_leads(evidence, "cifar10"),
+        findings.find_order(evidence, *cell),
+    ]
+    pages += [str(format_frame(frame(evidence, *cell)).to_dict()) for frame in (controls.comparison, controls.order)]
+    figures = [plot(evidence, *cell) for plot in (charts.plot_comparison, charts.plot_order)]
+    pages += [str([label.get_text() for label in figure.axes[0].get_yticklabels()]) for figure in figures]
+    plt.close("all")
+    verdicts = list_verdicts(evidence, PUBLISHED, tmp_path)
+    pages.append(
+        verdicts[verdicts["claim"].eq("SeqMatch-MTT is ahead of MTT") & verdicts["measured"].ne("not run")].to_string()
+    )
+    for page in pages:
+        assert "parts" in page
+        assert "halves" not in page.split("\n- ")[-1]
 
 
 def test_orders_of_another_form_are_refused(tmp_path):

@@ -114,7 +114,7 @@ def test_the_committed_sets_are_drawn_with_the_accuracies_of_their_records(tmp_p
     named = [f"MTT\n{runs[path.stem].accuracy_last['mean']:.1f} %" for path in sets if path.stem in runs]
     assert len(set(named).intersection(titles)) == 1, "of several numbers of teachers one is drawn"
     assert "SeqMatch-MTT\n$S_1$" in titles
-    with pytest.raises(charts.NothingToDraw, match="has no set of cifar10"):
+    with pytest.raises(charts.NothingToDraw, match="has no set of CIFAR-10"):
         charts.plot_distilled(tmp_path)
 
 

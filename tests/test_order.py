@@ -65,6 +65,8 @@ def test_of_more_or_unequal_subsets_only_independent_parts_and_random_images_can
     assert sets["divided, staged"].sha256() == SubsetSequence((first, *parts)).sha256()
     assert epochs["divided, joint, as many epochs"] == 3 * epochs["divided, joint"] == 3 * config.training.epochs
     assert set(order.parts_of_order(config_of_subsets("digits", "dm", [3, 7], "smoke"))) == {"halves", "random real"}
+    assert set(order.parts_of_order(config_of_subsets("digits", "dm", [5, 5], "smoke"))) == set(order.PARTS)
+    assert runs["one set"] not in order.needed_runs(config), "no part of this ablation takes it"
 
 
 def test_all_runs_have_what_was_changed_of_the_sequence_and_the_other_half_begins_with_the_step_size_of_the_second():
@@ -211,6 +213,15 @@ def test_the_second_turn_begins_with_the_finished_set_and_its_own_step_size(tmp_
     assert stops >= config.options.iterations
     assert torch.equal(resumed.images, moved.images)
     assert resumed.lr == moved.lr
+
+
+def test_each_independent_part_takes_what_its_own_subset_takes():
+    loops = {"idc.inner_loop": [3, 4, 5], "subset_ipcs": [4, 3, 3]}
+    config = RunConfig.from_preset("digits-ipc10-seqmatch_idc", "smoke", overrides=loops)
+    assert [run.options.inner_loop for run in order.independent_parts(config)] == [(4,), (5,)]
+    later = {"mtt.syn_lr": 0.1, "mtt.later_syn_lr": 0.02, "subset_ipcs": [4, 3, 3], "intervals": [[0, 3], [1, 4], [0, 4]]}
+    parts = order.independent_parts(RunConfig.from_preset("digits-ipc10-seqmatch_mtt", "smoke", overrides=later))
+    assert [(run.options.syn_lr, run.intervals) for run in parts] == [(0.02, ((0, 3),))] * 2, "distilled as S_1 is"
 
 
 def test_the_other_half_of_idc_takes_what_its_second_subset_takes():

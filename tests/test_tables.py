@@ -52,7 +52,14 @@ def test_tables_of_which_every_cell_was_run_are_written(tmp_path):
         if name.startswith("svhn-"):
             as_run_of(name).save(tmp_path)
     write_tables(tmp_path, PUBLISHED)
-    assert "not run" not in (tmp_path / "tables" / "svhn.md").read_text().split("## The sequence and its controls")[0]
+    table, *compared = (tmp_path / "tables" / "svhn.md").read_text().split("## The sequence and its controls: ")
+    assert "not run" not in table
+    assert [part.splitlines()[0] for part in compared] == [
+        "SVHN, 10 images per class, paper",
+        "SVHN, 50 images per class, paper",
+    ]
+    assert "| SeqMatch" not in compared[0]
+    assert "| sequence, in stages " in compared[0]
 
 
 @pytest.mark.parametrize("dataset", DATASETS)
@@ -259,6 +266,21 @@ def test_the_figure_shows_runs_of_the_presets_alone():
     plain = as_run_of("svhn-ipc10-mtt", mean=60.0)
     changed = as_run_of("svhn-ipc10-mtt", mean=80.0, overrides={"mtt.iterations": 10})
     assert draw(PUBLISHED, [plain, changed])["10 images per class"][1] == [("MTT", 60.0)]
+
+
+def test_the_figure_draws_each_number_of_teachers_and_writes_it_beside_the_circles():
+    two, five = {"teachers.num_teachers": 2, "mtt.iterations": 400}, {}
+    runs = [
+        as_run_of("cifar10-ipc10-mtt", "short", mean=mean, overrides=changes) for mean, changes in ((50.0, two), (58.0, five))
+    ]
+    runs.append(as_run_of("cifar10-ipc10-seqmatch_mtt", "short", mean=54.0, overrides=two))
+    assert draw(PUBLISHED, runs, "cifar10")["10 images per class"][1] == [("MTT", 50.0), ("MTT", 58.0), ("SeqMatch-MTT", 54.0)]
+    figure = charts.plot_table(PUBLISHED, runs, "cifar10")
+    (axis,) = [axis for axis in figure.axes if axis.get_title() == "10 images per class"]
+    names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    beside = {names[round(text.xy[1])]: (text.xy[0], text.get_text()) for text in axis.texts if hasattr(text, "xy")}
+    assert beside == {"MTT": (58.0, "2, 5"), "SeqMatch-MTT": (54.0, "2")}
+    plt.close(figure)
 
 
 def test_rehearsals_are_never_drawn_over_published_bars():

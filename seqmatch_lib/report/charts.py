@@ -40,6 +40,7 @@ from seqmatch_lib.report.texts import (
     name_runs,
     name_scale,
     name_scale_of,
+    name_set,
     name_setting,
 )
 from seqmatch_lib.runs.config import SEQUENTIAL_PREFIX, RunConfig
@@ -227,7 +228,8 @@ def _plot_seeds(frame: pd.DataFrame, names: list[str] | None, title: str) -> Fig
             axis.axvline(row.accuracy, color=colors[row.seed], linewidth=0.8, linestyle=":", zorder=1)  # below text
         if len(lines):
             axis.plot([], [], ":", color="0.3" if len(seeds) > 1 else colors[seeds[0]], linewidth=0.8, label=STAGED)
-        axis.set(yticks=range(len(own)), yticklabels=own, ylim=(len(own) - 0.5, -0.5), xlabel="test accuracy, %")
+        labels = [name_set(name, panel["num_subsets"].max()) for name in own]
+        axis.set(yticks=range(len(own)), yticklabels=labels, ylim=(len(own) - 0.5, -0.5), xlabel="test accuracy, %")
         axis.set_title(name_of(base))
         axis.tick_params(labelbottom=True)
     widest = max(right - left for left, right in (axis.get_xlim() for axis in axes.flat))
@@ -250,7 +252,7 @@ def plot_subsets(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figu
     frame = queries.of_one_interval(frame[frame["even"]])
     effort = controls.efforts(evidence, dataset, ipc, scale, by_seed=True)
     panels = {base: rows for base, rows in frame.groupby("base") if rows["num_subsets"].nunique() > 1}
-    message = f"no base method was run with two numbers of subsets on {dataset} at ipc {ipc}, {scale}"
+    message = f"no base method was run with two numbers of subsets on {name_setting(dataset, ipc, scale)}"
     require(bool(panels), message, NothingToDraw)
     size = (max(6.0, 1.5 + 2.4 * len(panels)), 3.8)  # room for the title above one panel
     figure, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False)
@@ -287,7 +289,7 @@ def plot_gain(evidence: Evidence, dataset: str, scale: str) -> Figure:
     at one size are left out; sequences are dashed and hollow.
     """
     frame = queries.gains_at_several_sizes(evidence, dataset, scale, by_seed=True)
-    require(len(frame) > 0, f"no method was run at two sizes on {dataset} at scale {scale}", NothingToDraw)
+    require(len(frame) > 0, f"no method was run at two sizes on {name_setting(dataset, None, scale)}", NothingToDraw)
     colors = dict(zip(method_names(), sns.color_palette(PALETTE), strict=False))
     figure, axis = plt.subplots(figsize=(7, 4.2))
     sharing = {ipc: list(dict.fromkeys(rows["method"])) for ipc, rows in frame.groupby("ipc")}
@@ -428,7 +430,7 @@ def plot_distilled(
         for part in Evidence(load_runs(results_dir)).parts(scale)
     ]
     runs = max(([run for run in part if run] for part in parts), key=len)
-    require(bool(runs), f"{results_dir / 'distilled'} has no set of {dataset} as a preset makes it", NothingToDraw)
+    require(bool(runs), f"{results_dir / 'distilled'} has no set of {name_of(dataset)} as a preset makes it", NothingToDraw)
     blocks, names = {}, _class_names(results_dir / "distilled", spec)
     for run in runs:
         base = run.method.removeprefix(SEQUENTIAL_PREFIX)

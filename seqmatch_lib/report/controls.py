@@ -113,6 +113,18 @@ def comparison(
     return make_frame(rows, ("base", "num_subsets", "set", "iterations", "epochs", "difference"))
 
 
+def leads(compared: pd.DataFrame) -> tuple[list[str], str | None]:
+    """Returns which sets of `comparison` the lead of one sequence is to be told over, as far as they were run.
+
+    First one set: with as many iterations and epochs; for want of that with as many of each; else as the preset has it. Then
+    the independent halves, in whatever training, over which the lead is least; None if there are none.
+    """
+    found = compared[compared["difference_seeds"] > 0].set_index("set")["difference"] if len(compared) else {}
+    one_set = [name for name in (EQUAL,) if name in found] or [name for name in (LONGER, MORE_EPOCHS) if name in found]
+    halves = [name for name in (HALVES, HALVES_JOINTLY, HALVES_LONGER) if name in found]
+    return one_set or [name for name in (ONE_SET,) if name in found], min(halves, key=found.get, default=None)
+
+
 def _of_runs(accuracies: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
     """Returns the accuracies of the same runs as these rows."""
     return accuracies[accuracies["record"].isin(rows["record"])]
@@ -227,12 +239,13 @@ def order(
     rows = []
     for base, records in groups.items():
         sequence = values_by_seed(_of_order(records, "SeqMatch"))
+        num_subsets = len(records[0].config["subset_ipcs"])
         found, places = dict.fromkeys(name for record in records for name in record.accuracy), list(OF_ORDER)
         for name in sorted(found, key=lambda name: places.index(name) if name in OF_ORDER else -1):
             gap = {} if name == "SeqMatch" else sequence
-            common = {"base": base, "set": OF_ORDER.get(name, name)}
+            common = {"base": base, "num_subsets": num_subsets, "set": OF_ORDER.get(name, name)}
             rows += [common | row for row in summarise(_of_order(records, name), "difference", gap, by_seed)]
-    return make_frame(rows, ("base", "set", "difference"))
+    return make_frame(rows, ("base", "num_subsets", "set", "difference"))
 
 
 def _of_order(records: Iterable[OrderRecord], name: str) -> pd.DataFrame:

@@ -25,6 +25,7 @@ from seqmatch_lib.report.controls import (
     SELECTED,
     STAGED,
     comparison,
+    leads,
     order,
 )
 from seqmatch_lib.report.evidence import Evidence, runs_of
@@ -59,9 +60,9 @@ OF_SCALES = {
     "smoke": "Scale smoke: these numbers mean nothing.",
     "reduced": "A rehearsal has smaller networks, fewer teachers, fewer iterations and other learning rates than published. "
     "It decides nothing about the paper's own settings.",
-    "short": "Network, training and the settings of MTT are the published ones, but for fewer teachers and iterations. The "
-    "settings of SeqMatch-MTT are those of its public example for 50 images per class: others are not known here. Arithmetic "
-    "is in bfloat16, and a tenth of the training images is held out to choose iterates.",
+    "short": "Networks and training are the published ones, but for fewer teachers and iterations. Of SeqMatch only the "
+    "settings of CIFAR-10 with 50 images per class are known; others are ours. Arithmetic is in bfloat16, and a tenth of the "
+    "training images is held out to choose iterates.",
 }
 
 
@@ -90,21 +91,18 @@ def find_leads(evidence: Evidence, dataset: str) -> str:
     lines = []
     for (part, scale), ipc in product(evidence.parts_of(reversed(SCALES)), (10, 50)):
         for base, rows in comparison(part, dataset, ipc, scale).groupby("base", sort=False):
-            one_set = next((name for name in (EQUAL, LONGER, ONE_SET) if _gaps(rows, name)), ONE_SET)
-            run = rows[rows["set"].isin((HALVES, HALVES_JOINTLY, HALVES_LONGER)) & (rows["seeds"] > 0)]
-            halves = "independent halves were not run"
-            if len(run):
-                best, count = run.loc[run["difference"].idxmin(), ["set", "num_subsets"]]
-                halves = f"{_gaps(run, best, named=False)} against *{name_set(best, count)}*"
+            one_set, halves = leads(rows)
+            count, named = rows["num_subsets"].max(), [*one_set, *([halves] if halves else [])]
+            parts = [f"{_gaps(rows, name, named=False)} against *{name_set(name, count)}*" for name in named]
+            parts += [] if halves else [f"{name_set('independent halves', count)} were not run"]
             where = f"{name_ipc(ipc)} images per class, {name_scale(part, dataset, ipc, scale, [base])}"
-            lead = _gaps(rows, one_set, named=False)
-            lines.append(f"\n- {name_of(SEQUENTIAL_PREFIX + base)}, {where}: {lead} against *{one_set}*; {halves}")
+            lines.append(f"\n- {name_of(SEQUENTIAL_PREFIX + base)}, {where}: {'; '.join(parts)}")
     if not lines:
         return "**Does the sequence help?** Nothing yet: no base method was run both alone and in sequence."
     return (
         "**Does the sequence help?** The list has the points by which the sequence in stages is ahead (+) or behind (-), of "
-        "several kinds of independent halves those of the best. *One set* without a further word has fewer iterations and "
-        f"epochs than the sequence. Fewer than three seeds decide nothing.\n{''.join(lines)}"
+        "several kinds of independent halves (or parts) those of the best. *One set* has fewer iterations and epochs than the "
+        f"sequence, where it is not said that it has as many. Fewer than three seeds decide nothing.\n{''.join(lines)}"
     )
 
 
@@ -143,14 +141,15 @@ def find_order(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str:
     lines = []
     for base, rows in frame.set_index("set").groupby("base", sort=False):
         names = [name for name in (STAGED, HALVES, HALVES_JOINTLY, HALVES_LONGER, ONE_SET) if name in rows.index]
-        parts = [f"{rows.loc[name, 'accuracy']:.1f} ({name})" for name in names]
+        count = rows["num_subsets"].max()
+        parts = [f"{rows.loc[name, 'accuracy']:.1f} ({name_set(name, count)})" for name in names]
         if HALVES not in names:
-            parts.append("independent halves: not run")
+            parts.append(f"{name_set('independent halves', count)}: not run")
         leads = [f"{rows.loc[name, 'difference']:+.1f} ({text})" for name, text in CHANGES.items() if name in rows.index]
         lines.append(f"\n- {name_of(base)}: {'; '.join(parts)}." + (f" *Lead*: {'; '.join(leads)}." if leads else ""))
     found = (
         "Accuracies are in per cent. *Lead* is the sequence in stages minus the same sequence with one change, in points. "
-        f"Where networks are trained jointly, they also have half the epochs and one step size.\n{''.join(lines)}"
+        f"Where networks are trained jointly, they also have the epochs of one stage and one step size.\n{''.join(lines)}"
     )
     sure = f"{_seeds(frame)}; leads are over the seeds that both sides have."
     return _finding(name_runs(evidence, dataset, ipc, scale), scale, found, sure)
@@ -230,7 +229,7 @@ def find_transfer(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str
 
 
 def _by_network(rows: pd.DataFrame, name: str) -> str:
-    """Returns a difference for each architecture, as "+5.5 on alexnet, +1.9 on vit"."""
+    """Returns a difference for each architecture, as "+5.5 on AlexNet, +1.9 on ViT"."""
     return ", ".join(f"{row[name]:+.1f} on {name_of(row['network'])}" for row in rows.to_dict("records"))
 
 
@@ -354,7 +353,7 @@ def list_gradients(measured: dict[str, pd.DataFrame]) -> pd.DataFrame:
 
 def _minus(frame: pd.DataFrame, names: Sequence[str]) -> str:
     """Returns a list of how far the sequence in stages is ahead of these sets of a comparison."""
-    lines = [f"\n- *{name}*: {_gaps(frame, name) or 'not run'}" for name in names]
+    lines = [f"\n- *{name_set(name, frame['num_subsets'].max())}*: {_gaps(frame, name) or 'not run'}" for name in names]
     return f"The sequence in stages minus each of these sets, in points:\n{''.join(lines)}"
 
 

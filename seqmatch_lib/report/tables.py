@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from seqmatch_lib.errors import StorageError, require
-from seqmatch_lib.report.controls import DECIDING, EQUAL, comparison
+from seqmatch_lib.report.controls import EQUAL, comparison, leads
 from seqmatch_lib.report.evidence import PUBLISHED_SETTINGS, Evidence, iterations_of, runs_of
 from seqmatch_lib.report.numbers import mean_and_std
 from seqmatch_lib.report.texts import format_frame, format_range, label_scale, name_ipc, name_of, name_runs
@@ -52,9 +52,9 @@ README_NOTE = (
     "on validation images. Published numbers of MTT are the best of all evaluations on test images. The table has all presets "
     "run at scales `paper` and `short`, and in rehearsals every pair of a base method and its sequence on these data sets. A "
     "rehearsal has smaller networks, fewer steps and other learning rates: do not compare it with published numbers. "
-    f"{SPREAD}. {DAGGER}: published number written down from memory, not checked. `controls`: one set with as many iterations "
-    "and epochs as the sequence, and the best of independent halves; - was not run. A lead of the sequence counts only if it "
-    "remains over both, seed by seed, as in `10_tables`. `teachers` are those of each stage."
+    f"{SPREAD}. {DAGGER}: published number written down from memory, not checked. `lead`: points of the sequence over one "
+    "set with as many iterations and epochs, and over the best of its independent halves, with the seeds that both have; - "
+    "was not run. Only a lead over both counts. `teachers` are those of each stage."
 )
 COMPARISON_NOTE = (
     "`iterations` are those of distillation, `epochs` those of training, both over all subsets. `difference` is the sequence "
@@ -192,20 +192,23 @@ def readme_table(evidence: Evidence, published: pd.DataFrame) -> str:
         shown["seeds"] += " (" + shown["n"] + ")"
         cell = pair["dataset"].iloc[0], ipc, pair["scale"].iloc[0]
         of_pair = {name: " / ".join(shown[name]) for name in both}
-        of_pair["controls"] = _name_controls(comparison(part, *cell, bases=[base])) if len(pair) == 2 else "-"
+        of_pair["lead"] = _name_leads(comparison(part, *cell, bases=[base])) if len(pair) == 2 else "-"
         rows.append(shown.iloc[0].to_dict() | of_pair)
     pairs = [pair for _, _, pair in found]
-    columns = ["dataset", "ipc", *both[:4], "controls", "random", "scale", "teachers", *both[5:]]
+    columns = ["dataset", "ipc", *both[:4], "lead", "random", "scale", "teachers", *both[5:]]
     names = {"dataset": "data set", "random": "random real", "seeds": "seeds (networks)"}
     shown = to_markdown(pd.DataFrame(rows, columns=columns).rename(columns=names))
     return f"{shown}\n\n{README_NOTE}{_describe_images(pairs)}\n"
 
 
-def _name_controls(compared: pd.DataFrame) -> str:
-    """Returns the accuracies of one set with the effort of the sequence, and of the best halves, as "50.1 / 54.9"."""
-    accuracies = compared.set_index("set")["accuracy"].reindex(DECIDING)
-    shown = accuracies[EQUAL], accuracies.drop(EQUAL).max()
-    return " / ".join("-" if pd.isna(accuracy) else f"{accuracy:.1f}" for accuracy in shown)
+def _name_leads(compared: pd.DataFrame) -> str:
+    """Returns the lead over one set of equal effort, and over the best halves, with its seeds: "+4.3 (1) / -0.5 (1)"."""
+    one_set, halves = leads(compared)
+    rows = compared.set_index("set")
+    shown = (EQUAL if EQUAL in one_set else None, halves)
+    return " / ".join(
+        f"{rows.loc[name, 'difference']:+z.1f} ({rows.loc[name, 'difference_seeds']:.0f})" if name else "-" for name in shown
+    )
 
 
 def _describe_images(tables: Sequence[pd.DataFrame]) -> str:

@@ -16,7 +16,7 @@ NAMES = {  # id -> as papers write it
     "svhn": "SVHN", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "tiny_imagenet": "Tiny ImageNet",
     "canvas_digits": "digits on a canvas", "place_names": "place names",
     "random": "random real", "random_augmented": "random real, augmented", "whole": "whole data set",
-    "convnet": "ConvNet", "alexnet": "AlexNet", "vgg11": "VGG-11", "vit": "ViT",
+    "convnet": "ConvNet", "fcn": "fully convolutional network", "alexnet": "AlexNet", "vgg11": "VGG-11", "vit": "ViT",
     "resnet18": "ResNet-18", "resnet18_ap": "ResNet-18, average pooling",
     **{name: name.upper() for name in ("datm", "dc", "dm", "dsa", "ftd", "idc", "krr", "mtt", "ncfm", "pad", "tesla")},
 }  # fmt: skip
@@ -117,7 +117,7 @@ def _format_cell(row: Mapping[str, Any], name: str) -> str:
     if isinstance(value, int):
         return name_ipc(value) if name == "ipc" else f"{value:,}"
     if name == "set":
-        return name_set(value, row.get("num_subsets", 2))
+        return name_set(value, row["num_subsets"])
     if not isinstance(value, float):
         return name_of(value) if name in NAMED else str(value)
     if f"{name}_low" in row:

@@ -1,7 +1,7 @@
 """The coupling measurements of one joint and one sequential set, kept as CSV files below `<results>/coupling/`.
 
 The quantities are those of `seqmatch_lib.coupling`; here they are taken of finished runs. Beside the tables lies `sets.json`,
-which says of which sets they are, and what code began to measure them; measurements of before 2026-11-29 may be without it.
+which says of which sets they are, and what code measured them on what machine; older measurements may be without it.
 """
 
 import sys
@@ -23,7 +23,7 @@ from seqmatch_lib.methods import Stage
 from seqmatch_lib.methods.teachers import TrajectorySet, record_stage_teachers
 from seqmatch_lib.runs.config import RunConfig
 from seqmatch_lib.runs.experiment import choose_device, open_run
-from seqmatch_lib.runs.order import runs_of_order
+from seqmatch_lib.runs.order import independent_parts
 from seqmatch_lib.runs.provenance import describe_provenance
 from seqmatch_lib.runs.real_data import RealData
 from seqmatch_lib.runs.records import RunRecord, load_record, record_path
@@ -93,8 +93,8 @@ def measure_coupling(
         joint: run of one set.
         sequential: run of a sequence of as many images.
         divided: runs of sequences with other K; the table `subsets` is of these and of `sequential`.
-        results_dir: where all of them were run, with their sets; for "control_losses" also the other half of
-            `order.runs_of_order`.
+        results_dir: where all of them were run, with their sets; for "control_losses" also those of
+            `order.independent_parts`.
         tables: which to measure; those of losses and "deciles" need no teachers.
 
     Raises:
@@ -105,17 +105,23 @@ def measure_coupling(
     unknown = [name for name in tables if name not in TABLES]
     require(not unknown, f"tables {unknown} are unknown; use any of {', '.join(TABLES)}")
     folder = results_dir / "coupling" / sequential.run_id
-    other_half = [pair.other_half] if "control_losses" in tables else []
-    _note_sets(folder, joint, (joint, sequential, *divided, *other_half), results_dir)
-    for path in (folder / f"{name}.csv" for name in tables):
-        if not path.is_file():
-            write_text(path, getattr(pair, path.stem)().round(6).to_csv(index=False))
+    parts = independent_parts(sequential) if "control_losses" in tables else []
+    missing = [name for name in tables if not (folder / f"{name}.csv").is_file()]
+    _note_sets(folder, joint, (joint, sequential, *divided, *parts), results_dir, missing)
+    for name in missing:
+        write_text(folder / f"{name}.csv", getattr(pair, name)().round(6).to_csv(index=False))
     return load_coupling(sequential.run_id, results_dir)
 
 
-def _note_sets(folder: Path, joint: RunConfig, configs: Sequence[RunConfig], results_dir: Path) -> None:
-    """Notes which sets are measured; raises StorageError if the tables that are there are of others."""
-    path, begun_with = folder / SETS, describe_provenance(choose_device())
+def _note_sets(
+    folder: Path, joint: RunConfig, configs: Sequence[RunConfig], results_dir: Path, missing: Sequence[str]
+) -> None:
+    """Notes which sets are measured, and by what code the missing tables are.
+
+    Raises:
+        StorageError: the tables that are there are of other sets.
+    """
+    path, tables = folder / SETS, dict.fromkeys(missing, describe_provenance(choose_device()))
     sets = {config.run_id: load_sequence(set_path(results_dir, config.run_id)).sha256() for config in configs}
     if path.is_file():
         noted = read_json(path)
@@ -124,10 +130,10 @@ def _note_sets(folder: Path, joint: RunConfig, configs: Sequence[RunConfig], res
             changed.append(noted["joint"])
         problem = f"{folder} was measured of another set of {', '.join(changed)}, or of another joint set"
         require(not changed, f"{problem}; delete it to measure again", StorageError)
-        sets, begun_with = noted["sets"] | sets, noted.get("begun_with", begun_with)
+        sets, tables = noted["sets"] | sets, noted.get("tables", {}) | tables
     elif any(folder.glob("*.csv")):  # of before this was noted
         return
-    write_json(path, {"joint": joint.run_id, "sets": sets, "begun_with": begun_with})
+    write_json(path, {"joint": joint.run_id, "sets": sets, "tables": tables})
 
 
 @dataclass(frozen=True)
@@ -143,10 +149,6 @@ class _Pair:
     def joint(self) -> tuple[SubsetSequence, Stage]:
         _, sequence, (stage,) = open_run(self.joint_config, self.results_dir)
         return sequence, stage
-
-    @cached_property
-    def other_half(self) -> RunConfig:
-        return runs_of_order(self.config)["part 2"]
 
     @cached_property
     def sequence(self) -> tuple[RealData, SubsetSequence, list[Stage]]:
@@ -244,8 +246,9 @@ class _Pair:
         """
         recipe, sequence = self.joint_config.training, self.sequence[1]
         longer = replace(recipe, epochs=len(sequence) * recipe.epochs)
-        second = load_sequence(set_path(self.results_dir, self.other_half.run_id)).to(sequence.subsets[0].images.device)
-        halves = SubsetSequence((sequence.subsets[0], *second.subsets))
+        first = sequence.subsets[0]
+        loaded = (load_sequence(set_path(self.results_dir, run.run_id)) for run in independent_parts(self.config))
+        halves = SubsetSequence((first, *(part.to(first.images.device).subsets[0] for part in loaded)))
         cases = ("MTT", self.joint[0], longer), ("SeqMatch", halves, recipe)
         return pd.concat(self._losses(dict(zip(LOSS_CONTROLS, cases, strict=True))), ignore_index=True)
 

@@ -60,8 +60,20 @@ def runs_of_order(config: RunConfig) -> dict[str, RunConfig]:
 
 def parts_of_order(config: RunConfig) -> Sequence[str]:
     """Returns the parts of the ablation that a sequence has: all if it has two subsets of one size, else only some."""
-    sizes = config.subset_ipcs
-    return PARTS if len(sizes) == 2 and len(set(sizes)) == 1 else ("halves", "random real")
+    first, *others = config.subset_ipcs
+    return PARTS if others == [first] else ("halves", "random real")
+
+
+def independent_parts(config: RunConfig) -> list[RunConfig]:
+    """Returns the runs of the independent subsets that stand in the places of S_2 … S_K."""
+    return [run for name, run in runs_of_order(config).items() if name.startswith("part ")]
+
+
+def needed_runs(config: RunConfig, parts: Sequence[str] | None = None) -> list[RunConfig]:
+    """Returns the runs whose sets `measure_order` trains networks on, the sequence first."""
+    parts = parts_of_order(config) if parts is None else parts
+    one_set = [runs_of_order(config)["one set"]] if "one set" in parts else []
+    return [config, *(independent_parts(config) if "halves" in parts else []), *one_set]
 
 
 def _under(settings: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
@@ -76,11 +88,11 @@ def _of_one_stage(settings: Mapping[str, Any], base: str, stage: int) -> dict[st
 
 
 def measure_order(
-    config: RunConfig, results_dir: Path | str, parts: Sequence[str] = (), device: torch.device | str | None = None
+    config: RunConfig, results_dir: Path | str, parts: Sequence[str] | None = None, device: torch.device | str | None = None
 ) -> OrderRecord:
     """Trains networks on sets that are divided and ordered differently, and records their accuracies.
 
-    Distils what `runs_of_order` names, where that is not done. A process that is killed goes on where it was.
+    Distils what `needed_runs` names, where that is not done. A process that is killed goes on where it was.
 
     Args:
         config: of a SeqMatch run.
@@ -97,12 +109,12 @@ def measure_order(
     """
     results_dir, runs, method = Path(results_dir), runs_of_order(config), get_method(config.base_method)(config.options)
     known, sizes = parts_of_order(config), list(config.subset_ipcs)
+    parts = known if parts is None else parts
     unknown = [part for part in parts if part not in known]
     require(not unknown, f"parts {unknown} are unknown for subsets of {sizes}; use any of {', '.join(known)}")
-    parts = parts or known
-    independent = [run for name, run in runs.items() if name.startswith("part ")] if "halves" in parts else []
+    independent = independent_parts(config) if "halves" in parts else []
     dataset = load_dataset(config.dataset)  # given, it is compared with that of finished runs before others are begun
-    for run in (config, *independent, *([runs["one set"]] if "one set" in parts else [])):
+    for run in needed_runs(config, parts):
         run_experiment(run, results_dir, device=device, dataset=dataset)
     data, sequence, stages = open_run(config, results_dir, device)
     sets = {}
