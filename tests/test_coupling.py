@@ -20,6 +20,7 @@ from seqmatch_lib.runs.coupling_measurements import find_table, load_coupling, m
 from seqmatch_lib.runs.experiment import open_run, run_experiment
 from seqmatch_lib.runs.order import runs_of_order
 from seqmatch_lib.seeds import make_generator
+from seqmatch_lib.store.files import read_json
 from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset, sample_real_subset
 
 
@@ -184,6 +185,9 @@ def test_a_pair_of_runs_is_measured_and_the_tables_are_kept(tmp_path):
     for config in (*configs, other_half):
         run_experiment(config, tmp_path)
     assert list(measure_coupling(*configs, [], tmp_path, ["losses"])) == ["losses"]
+    noted = read_json(tmp_path / "coupling" / configs[1].run_id / "sets.json")
+    assert list(noted["tables"]) == ["losses"]
+    assert noted["tables"]["losses"]["torch"] == torch.__version__
     with pytest.raises(ConfigError, match=r"tables \['loss'\] are unknown; use any of gradients"):
         measure_coupling(*configs, [], tmp_path, ["loss"])
     measured = measure_coupling(*configs, [], tmp_path)
@@ -247,6 +251,9 @@ def test_a_pair_of_runs_is_measured_and_the_tables_are_kept(tmp_path):
     assert found["coupling_of_earlier"] == pytest.approx(match(stages[1], 0, sequence).coupling(*parts), rel=1e-3)
     assert found["repair_by_last"] == pytest.approx(match(stages[1], 0, sequence).repair_share(*parts), rel=1e-3)
     assert load_coupling(configs[1].run_id, tmp_path).keys() == measured.keys()
+    noted = read_json(tmp_path / "coupling" / configs[1].run_id / "sets.json")
+    assert noted["tables"].keys() == measured.keys(), "those of earlier calls, too"
+    assert set(noted["sets"]) == {run.run_id for run in (*configs, other_half)}
 
 
 def test_a_stopped_measurement_goes_on_and_teachers_of_stage_2_may_be_shorter(tmp_path):

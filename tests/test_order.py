@@ -28,6 +28,20 @@ SETS = [
 ]  # fmt: skip
 
 
+@pytest.fixture
+def evaluations(monkeypatch):
+    """Notes the sets, and for how many epochs a stage networks would be trained on them, instead of training them."""
+    sets, epochs = {}, {}
+
+    def note(found, config, *_):
+        sets.update(found)
+        epochs.update(dict.fromkeys(found, config.training.epochs))
+        return {name: {config.network.name: {"values": [0.0]}} for name in found}, 0.0
+
+    monkeypatch.setattr(order, "evaluate_sets", note)
+    return sets, epochs
+
+
 def test_it_compares_runs_that_committed_records_name():
     known = {run.run_id for run in load_runs(RESULTS)}
     runs = runs_of_order(RunConfig.from_preset("cifar10-ipc10-seqmatch_mtt", "reduced"))
@@ -40,16 +54,9 @@ def test_one_set_has_no_order():
         runs_of_order(config_of_subsets("digits", "dm", [10], "smoke"))
 
 
-def test_of_more_or_unequal_subsets_only_independent_parts_and_random_images_can_be_asked_about(tmp_path, monkeypatch):
+def test_of_more_or_unequal_subsets_only_independent_parts_and_random_images_can_be_asked_about(tmp_path, evaluations):
     """Each part has the size of the subset in whose place it stands, and a seed of its own."""
-    sets, epochs = {}, {}
-
-    def note(found, config, *_):
-        sets.update(found)
-        epochs.update(dict.fromkeys(found, config.training.epochs))
-        return {name: {config.network.name: {"values": [0.0]}} for name in found}, 0.0
-
-    monkeypatch.setattr(order, "evaluate_sets", note)
+    sets, epochs = evaluations
     config = config_of_subsets("digits", "dm", [5, 3, 2], "smoke", 7)
     runs = runs_of_order(config)
     assert [(runs[name].subset_ipcs, runs[name].seed) for name in ("part 2", "part 3")] == [((3,), 1007), ((2,), 2007)]
@@ -156,15 +163,8 @@ def test_every_set_gets_its_accuracies_and_the_record_is_kept(tmp_path):
     assert record.config == config.as_dict()
 
 
-def test_sets_are_what_they_are_called(tmp_path, monkeypatch):
-    sets, epochs = {}, {}
-
-    def note(found, config, *_):
-        sets.update(found)
-        epochs.update(dict.fromkeys(found, config.training.epochs))
-        return {name: {config.network.name: {"values": [0.0]}} for name in found}, 0.0
-
-    monkeypatch.setattr(order, "evaluate_sets", note)
+def test_sets_are_what_they_are_called(tmp_path, evaluations):
+    sets, epochs = evaluations
     config = RunConfig.from_preset("digits-ipc10-seqmatch_mtt", "smoke")
     assert list(measure_order(config, tmp_path).accuracy) == ["MTT", *SETS]
     (first, second), (plain,), (half,) = (

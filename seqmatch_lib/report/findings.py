@@ -239,8 +239,9 @@ def find_digits(runs: Mapping[str, RunRecord]) -> str:
     gap, spread = seqmatch["mean"] - mtt["mean"], max(seqmatch["std"], mtt["std"])
     first = runs["MTT"]
     found = (
-        f"Two distilled images per class train networks to {mtt['mean']:.1f} % (MTT) and {seqmatch['mean']:.1f} % (SeqMatch). "
-        f"As many random real ones train them to {random['mean']:.1f} %, the whole data set to {whole['mean']:.1f} %. "
+        f"Networks that are trained on {first.ipc} distilled images per class reach {mtt['mean']:.1f} % (MTT) and "
+        f"{seqmatch['mean']:.1f} % (SeqMatch), on as many random real ones {random['mean']:.1f} %, on the whole data set "
+        f"{whole['mean']:.1f} %. "
         f"SeqMatch minus MTT is {gap:+.1f} points; networks trained on one set differ by a standard deviation of {spread:.1f}."
     )
     sure = (
