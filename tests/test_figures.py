@@ -35,7 +35,7 @@ def record(tmp_path_factory):
 
 def test_images_stand_by_class_and_subset():
     images = torch.arange(6.0).view(6, 1, 1, 1).expand(6, 1, 2, 2) / 10  # three classes of two images
-    blocks = {"$S_1$, step size 0.5": images, "$S_2$": images}
+    blocks = {"seqmatch_mtt, $S_1$, step size 0.5": images, "$S_2$": images}
     figure = figures.show_pictures(blocks, ["a", "b", "c"], "title")
     left, right = figure.axes
     shown = left.images[0].get_array()
@@ -45,7 +45,7 @@ def test_images_stand_by_class_and_subset():
     assert (shown[:, 2::3] == 1).all()
     assert [label.get_text() for label in left.get_yticklabels()] == ["a", "b", "c"]
     assert [label.get_text() for label in right.get_yticklabels()] == []
-    assert left.get_title() == "$S_1$\nstep size 0.5"
+    assert left.get_title() == "SeqMatch-MTT\n$S_1$\nstep size 0.5"
     one = figures.show_pictures(blocks, ["a", "b", "c"], max_per_class=1, classes=[2, 0]).axes[0]
     assert one.images[0].get_array()[::3, ::3].tolist() == pytest.approx(torch.tensor([[0.4], [0.0]]))
     assert [label.get_text() for label in one.get_yticklabels()] == ["c", "a"]

@@ -109,7 +109,8 @@ def show_pictures(
     """Draws several sets of pictures side by side, a row for each class.
 
     Args:
-        blocks: name -> (classes * ipc, C, H, W) pixels, sorted by class; they are clipped to [0, 1].
+        blocks: name -> (classes * ipc, C, H, W) pixels, sorted by class; they are clipped to [0, 1]. A line of the name ends
+            at ", ", and a method is written as papers do.
         class_names: one a label.
         title: of the figure.
         max_per_class: images per class shown of each set.
@@ -132,7 +133,8 @@ def show_pictures(
         axis.grid(False)
         axis.tick_params(left=False)
         sns.despine(ax=axis, left=True, bottom=True)
-        axis.set_title(name.replace(", ", "\n"), fontsize=10)
+        method, *more = name.split(", ")
+        axis.set_title("\n".join([name_of(method), *more]), fontsize=10)
     figure.suptitle(title)
     figure.tight_layout()
     return figure
