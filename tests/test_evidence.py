@@ -80,8 +80,6 @@ def test_an_ablation_of_order_belongs_to_the_part_of_its_run(tmp_path, runs):
         "SeqMatch-MTT, 10 images per class, short, 2 teachers a stage: +4.0 (1 seed) against *one set, as many iterations*; "
         "+4.0 (1 seed) against *independent halves, in stages*"
     ]
-    rows = [line for line in readme_table(evidence, PUBLISHED).splitlines() if "SeqMatch-MTT" in line]
-    assert ["- / +4.0 (1)" in row for row in rows] == [True], "no set with as many epochs was run"
 
 
 def test_of_several_halves_the_best_are_the_control(tmp_path, runs):
@@ -89,10 +87,9 @@ def test_of_several_halves_the_best_are_the_control(tmp_path, runs):
     make_order(tmp_path, 0, values, changes=SHORTER | {"mtt.iterations": 200}, scale="short")
     evidence = Evidence(runs, orders=load_orders(tmp_path))
     assert "-1.0 (1 seed) against *independent halves, jointly*" in findings.find_leads(evidence, "cifar10")
-    assert "- / -1.0 (1)" in readme_table(evidence, PUBLISHED)
 
 
-def test_tables_have_a_row_for_each_number_of_teachers_and_pairs_only_of_equal_ones(runs):
+def test_tables_have_a_row_for_each_number_of_teachers(runs):
     table = build_table("cifar10", runs, PUBLISHED)
     rows = table[table["seeds"] > 0][["method", "teachers", "iterations", "ours"]]
     assert rows.to_numpy().tolist() == [
@@ -100,8 +97,8 @@ def test_tables_have_a_row_for_each_number_of_teachers_and_pairs_only_of_equal_o
     ]  # fmt: skip
     lines = readme_table(Evidence(runs), PUBLISHED).split("\n\n")[0].splitlines()[2:]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    assert [(cell[2], cell[9], cell[10]) for cell in cells] == [
-        ("MTT", "5", "1,500"), ("MTT", "20", "400"), ("MTT / SeqMatch-MTT", "2", "400 / 400"),
+    assert [(cell[2], cell[8], cell[9]) for cell in cells] == [
+        ("MTT", "5", "1,500"), ("MTT", "20", "400"), ("MTT", "2", "400"), ("SeqMatch-MTT", "2", "400"),
     ]  # fmt: skip
 
 

@@ -3,18 +3,18 @@
 from collections.abc import Sequence
 from functools import cache
 from itertools import product
-from math import inf, nan
+from math import nan
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from seqmatch_lib.errors import StorageError, require
-from seqmatch_lib.report.controls import EQUAL, comparison, leads
+from seqmatch_lib.report.controls import comparison
 from seqmatch_lib.report.evidence import PUBLISHED_SETTINGS, Evidence, iterations_of, runs_of
 from seqmatch_lib.report.numbers import mean_and_std
 from seqmatch_lib.report.texts import format_frame, format_range, label_scale, name_ipc, name_of, name_runs
-from seqmatch_lib.runs.config import REFERENCES, SEQUENTIAL_PREFIX, RunConfig, preset_names
+from seqmatch_lib.runs.config import REFERENCES, RunConfig, preset_names
 from seqmatch_lib.runs.records import RunRecord, check_same_images
 from seqmatch_lib.store.files import write_text
 
@@ -48,13 +48,11 @@ SETTINGS_NOTE = f"""- `difference`: ours minus the published mean. Random real i
   test images, and that of its base method has not.
 - {DAGGER}: written down from memory and not checked. doubtful: the same number is printed for another method."""
 README_NOTE = (
-    "Accuracies are in per cent, on test images. `ours` is after the last iteration, `selected` after the one that was best "
-    "on validation images. Published numbers of MTT are the best of all evaluations on test images. The table has all presets "
-    "run at scales `paper` and `short`, and in rehearsals every pair of a base method and its sequence on these data sets. A "
-    "rehearsal has smaller networks, fewer steps and other learning rates: do not compare it with published numbers. "
-    f"{SPREAD}. {DAGGER}: published number written down from memory, not checked. `lead`: points of the sequence over one "
-    "set with as many iterations and epochs, and over the best of its independent halves, with the seeds that both have; - "
-    "was not run. Only a lead over both counts. `teachers` are those of each stage."
+    "All runs at scales `paper` and `short`; rehearsals are in `10_tables`. Accuracies are in per cent, on test images. "
+    "`ours` is after the last iteration, `selected` after the one that was best on validation images. Published numbers of "
+    f"MTT are the best of all evaluations on test images. {SPREAD}. {DAGGER}: published number written down from memory, not "
+    "checked. `random real` are as many real images, one draw for each seed. `teachers` are those of each stage, `iterations` "
+    "those of all subsets together."
 )
 COMPARISON_NOTE = (
     "`iterations` are those of distillation, `epochs` those of training, both over all subsets. `difference` is the sequence "
@@ -173,53 +171,15 @@ def _summarise(runs: Sequence[RunRecord], scale: str) -> dict[str, Any]:
 
 
 def readme_table(evidence: Evidence, published: pd.DataFrame) -> str:
-    """Returns the README's table of results as Markdown: every pair of a base method and its sequence that was run.
-
-    Methods of which only one of the two was run are there at scales "paper" and "short" alone. These come first.
-    """
-    scales = (*PUBLISHED_SETTINGS, "reduced")
-    found = []  # place in the table, records, pair
-    for (part, scale), dataset in product(evidence.parts_of(scales), DATASETS):
-        table = build_table(dataset, part.runs, published, scales).assign(dataset=dataset)
-        table = table[(table["seeds"] > 0) & (table["scale"] == scale) & ~table["method"].isin(REFERENCES)]
-        for (ipc, base), pair in table.groupby(["ipc", table["method"].str.removeprefix(SEQUENTIAL_PREFIX)], sort=False):
-            if len(pair) == 2 or scale in PUBLISHED_SETTINGS:
-                place = scales.index(scale), DATASETS.index(dataset), ipc or inf, base
-                found.append((place, part, pair))
-    rows, both = [], ("method", "published", "ours", "selected", "random", "iterations", "seeds")
-    for (_, _, ipc, base), part, pair in sorted(found, key=lambda row: row[0]):
-        shown = format_table(pair).replace("", "-")
-        shown["seeds"] += " (" + shown["n"] + ")"
-        cell = pair["dataset"].iloc[0], ipc, pair["scale"].iloc[0]
-        of_pair = {name: " / ".join(shown[name]) for name in both}
-        of_pair["lead"] = _name_leads(comparison(part, *cell, bases=[base])) if len(pair) == 2 else "-"
-        rows.append(shown.iloc[0].to_dict() | of_pair)
-    pairs = [pair for _, _, pair in found]
-    columns = ["dataset", "ipc", *both[:4], "lead", "random", "scale", "teachers", *both[5:]]
+    """Returns the README's table of results as Markdown: every cell that was run at scale "paper" or "short"."""
+    cells = pd.concat(build_table(name, evidence.runs, published).assign(dataset=name) for name in DATASETS)
+    shown = format_table(cells[cells["seeds"] > 0]).replace("", "-")
+    shown["seeds"] = [f"{seeds} ({n})" for seeds, n in zip(shown["seeds"], shown["n"], strict=True)]
     names = {"dataset": "data set", "random": "random real", "seeds": "seeds (networks)"}
-    shown = to_markdown(pd.DataFrame(rows, columns=columns).rename(columns=names))
-    return f"{shown}\n\n{README_NOTE}{_describe_images(pairs)}\n"
-
-
-def _name_leads(compared: pd.DataFrame) -> str:
-    """Returns the lead over one set of equal effort, and over the best halves, with its seeds: "+4.3 (1) / -0.5 (1)"."""
-    one_set, halves = leads(compared)
-    rows = compared.set_index("set")
-    shown = (EQUAL if EQUAL in one_set else None, halves)
-    return " / ".join(
-        f"{rows.loc[name, 'difference']:+z.1f} ({rows.loc[name, 'difference_seeds']:.0f})" if name else "-" for name in shown
-    )
-
-
-def _describe_images(tables: Sequence[pd.DataFrame]) -> str:
-    """Returns how many real images of each data set there were, and where they were mirrored for some methods alone."""
-    parts = []
-    for dataset, rows in pd.concat(tables).groupby("dataset", sort=False) if tables else ():
-        counts = " or ".join(f"{count:,}" for count in sorted(set(rows["train_images"])))
-        mirrored = _by_mirrored(rows)
-        how = " (mirrored for {}, not for {})".format(*mirrored) if all(mirrored) else ""
-        parts.append(f"{name_of(dataset)} {counts}{how}")
-    return f" Real training images: {', '.join(parts)}." if parts else ""
+    columns = [
+        "dataset", "ipc", "method", "published", "ours", "selected", "random", "scale", "teachers", "iterations", "seeds",
+    ]  # fmt: skip
+    return f"{to_markdown(shown[columns].rename(columns=names))}\n\n{README_NOTE}\n"
 
 
 def format_table(table: pd.DataFrame) -> pd.DataFrame:
