@@ -8,7 +8,7 @@ Run(digits-seqmatch_mtt-ipc10-k2-seed0-..., scale smoke: ... ± ... %, n = 2)
 (['stage', 'iteration', 'loss'], 16)
 >>> sorted(run.evaluate(joint=True).accuracy)
 ['convnet']
->>> len(sm.records(folder))  # the last, the selected, the joint set and random images, two networks each
+>>> len(sm.records(folder))  # the last, the selected, all subsets jointly and random images, two networks each
 8
 """
 

@@ -257,7 +257,7 @@ def test_a_pair_of_runs_is_measured_and_the_tables_are_kept(tmp_path):
 
 
 def test_a_stopped_measurement_goes_on_and_teachers_of_stage_2_may_be_shorter(tmp_path):
-    """At published settings the teachers of stage 2 have fewer epochs than the interval of the joint set."""
+    """At published settings the teachers of stage 2 have fewer epochs than the interval of one set."""
     joint = config_of_subsets("digits", "mtt", [10], "smoke")
     shorter = {"intervals": [[0, 3], [0, 3]], "teachers.later_epochs": 3}
     sequential = RunConfig.from_preset("digits-ipc10-seqmatch_mtt", "smoke", overrides=shorter)
@@ -273,7 +273,7 @@ def test_a_stopped_measurement_goes_on_and_teachers_of_stage_2_may_be_shorter(tm
 
 
 def test_tables_of_other_sets_are_neither_used_nor_read(tmp_path, capsys):
-    """As after `run --force`, or when another joint set is asked about."""
+    """As after `run --force`, or when another run of the base method is asked about."""
     joint, other = (
         RunConfig.from_preset("digits-ipc10-mtt", "smoke", overrides={"mtt.lr_img": lr_img}) for lr_img in (0.1, 0.2)
     )
@@ -283,7 +283,7 @@ def test_tables_of_other_sets_are_neither_used_nor_read(tmp_path, capsys):
     measure_coupling(joint, sequential, [], tmp_path, ["losses"])
     assert find_table(record, "losses", tmp_path).is_file()
     with pytest.raises(
-        StorageError, match=f"another set of {joint.run_id}, or of another joint set; delete it to measure again"
+        StorageError, match=f"another set of {joint.run_id}, or of another run of the base method; delete it to measure again"
     ):
         measure_coupling(other, sequential, [], tmp_path, ["losses"])
     assert find_table(replace(record, synthetic_sha256="0" * 64), "losses", tmp_path) is None

@@ -323,7 +323,7 @@ def test_what_was_measured_is_told_of_hard_images_the_last_stage_and_the_last_ep
             for step in range(2)]  # fmt: skip
     measured["control_losses"] = pd.DataFrame(rows, columns=["training", "images", "step", "loss"])
     said = findings.find_coupling(measured, "x")
-    assert "on the joint set for as many epochs takes it to 1.30, on independent halves to 1.80." in said
+    assert "on the one set for as many epochs takes it to 1.30, on independent halves to 1.80." in said
     assert "was not measured" not in said
     gains = {0: 2.0, 9: -1.0}
     rows = [(decile, 50 + stage * gains.get(decile, 0), f"stage {stage + 1}") for stage in (0, 1) for decile in range(10)]

@@ -53,7 +53,7 @@ CHANGES = {  # of a sequence: set of `order` -> in words
     "sequence, S_2 undistilled": "S_2 replaced by the real images that it began as",
     "sequence, S_1 twice": "S_2 replaced by S_1",
 }
-GRADIENTS = {"joint set": "gradients", "random real images": "real_gradients"}  # images -> their table of measurements
+GRADIENTS = {"the one set": "gradients", "random real images": "real_gradients"}  # images -> their table of measurements
 WHOLE = "whole data set"  # its name among runs
 NOTHING = "Nothing yet: no such run has a record."
 OF_SCALES = {
@@ -192,7 +192,7 @@ def find_growth(evidence: Evidence, results_dir: Path, dataset: str, scale: str)
     parts = [f"{values.iloc[0]:.2f} and {values.iloc[-1]:.2f} at start epoch {epoch}" for epoch, values in means.items()]
     largest, seeds = means.index[-1], "One seed" if len(tables) == 1 else f"Means over {len(tables)} seeds"
     return (
-        f"**What we find** ({label_scale(scale)}). Within one joint set of MTT, c(A|B) at 2 and at {largest} images per class "
+        f"**What we find** ({label_scale(scale)}). Within one set of MTT, c(A|B) at 2 and at {largest} images per class "
         f"is {'; '.join(parts)}. **How sure.** {seeds}; {_count_teachers(teachers)}. Beyond {largest} images per class, "
         "and so beyond 50, coupling was not measured: the question of the title stays open."
     )
@@ -271,29 +271,29 @@ def split_reference(runs: Mapping[str, RunRecord]) -> tuple[dict[str, Any], dict
 
 
 def find_coupling(measured: dict[str, pd.DataFrame], setting: str) -> str:
-    """What losses and gradients of one joint and one sequential set say about the paper's argument, in short."""
+    """What losses and gradients of one set and of one sequence say about the paper's argument, in short."""
     parts = []
     if "losses" in measured:
         losses = measured["losses"].query("images == 'hard'").groupby("training")["loss"].agg(["first", "last"])
         joint, sequence = (" to ".join(map("{:.2f}".format, losses.loc[name])) for name in ("MTT", "SeqMatch"))
         parts.append(
-            f"Training on the joint set takes the mean loss of hard real images from {joint}, on the sequence from {sequence}."
+            f"Training on the one set takes the mean loss of hard real images from {joint}, on the sequence from {sequence}."
         )
     if "control_losses" in measured:
         last = measured["control_losses"].query("images == 'hard'").groupby("training")["loss"].last()
         longer, halves = (f"{last[name]:.2f}" for name in LOSS_CONTROLS)
-        parts.append(f"Training on the joint set for as many epochs takes it to {longer}, on independent halves to {halves}.")
+        parts.append(f"Training on the one set for as many epochs takes it to {longer}, on independent halves to {halves}.")
     if "gradients" in measured:
         courses, sizes = [], measured["gradients"]["ipc"]
         for images, rows in list_gradients(measured).query("quantity == 'repair(B)'").groupby("images", sort=False):
             means = rows[rows["start epoch"] == rows["start epoch"].min()].groupby("ipc")["value"].mean()
-            courses.append(f"{means.iloc[0]:.2f} to {means.iloc[-1]:.2f} for the {images}")
+            courses.append(f"{means.iloc[0]:.2f} to {means.iloc[-1]:.2f} for {images}")
         parts.append(
             "*Repair* is 1 where one half of a set only mends the error that the other half leaves, and 0 where it ignores "
             f"that error. Where teachers begin untrained, repair goes from {', and from '.join(courses)}, as the set grows "
             f"from {sizes.min()} to {sizes.max()} images per class."
         )
-    sure = "One joint and one sequential set, one seed, one network each."
+    sure = "One set and one sequence, one seed, one network each."
     if "control_losses" not in measured:
         sure += " What more epochs of training do to these losses by themselves was not measured."
     return f"**What we find** ({setting}). {' '.join(parts)}\n\n**How sure.** {sure}"
@@ -343,7 +343,7 @@ def _count_teachers(count: int) -> str:
 
 
 def list_gradients(measured: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """Returns c(A|B) and repair(B) one a row, of the joint set and, where they were measured, of random real images.
+    """Returns c(A|B) and repair(B) one a row, of the one set and, where they were measured, of random real images.
 
     Columns `images` (which of the two), `ipc`, `start epoch`, `teacher`, `quantity` and `value`.
     """

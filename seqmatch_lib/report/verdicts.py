@@ -308,9 +308,9 @@ def _coupling(evidence: Evidence, results_dir: Path) -> Iterable[tuple[str, ...]
 
 
 def _hard_images(path: Path) -> tuple[str, str, str, str, bool]:
-    """How training on a joint set, and on a sequence stage by stage, changes the loss of hard real images.
+    """How training on one set, and on a sequence stage by stage, changes the loss of hard real images.
 
-    Seen if the joint set does not lower it and the last subset does. Where the controls were measured, the joint set must not
+    Seen if one set does not lower it and the last subset does. Where the controls were measured, one set must not
     lower it in as many epochs either, and the last subset lower it by more than an independent half does.
     """
     changes, measured = _changes_of_hard_images(path)
@@ -332,12 +332,12 @@ def _changes_of_hard_images(path: Path) -> tuple[dict[str, list[float]], str]:
 
 
 def _repair(path: Path) -> tuple[str, str, str, str, bool]:
-    """How much of the second half of a joint set repairs what the first one leaves, as the set grows.
+    """How much of the second half of one set repairs what the first one leaves, as the set grows.
 
     Seen if the share grows at every start epoch of every teacher, and by more than that of random real images where they were
     measured.
     """
-    claim = "Within one joint set, the more images, the more they repair each other's errors"
+    claim = "Within one set, the more images, the more they repair each other's errors"
     growth, measured = _growth_of_repair(path)
     of_real = path.with_name(f"real_{path.name}")
     real, control = _growth_of_repair(of_real) if of_real.is_file() else (None, "not run")

@@ -128,7 +128,7 @@ def _note_sets(
         changed = [name for name, digest in sets.items() if noted["sets"].get(name, digest) != digest]
         if noted["joint"] != joint.run_id:
             changed.append(noted["joint"])
-        problem = f"{folder} was measured of another set of {', '.join(changed)}, or of another joint set"
+        problem = f"{folder} was measured of another set of {', '.join(changed)}, or of another run of the base method"
         require(not changed, f"{problem}; delete it to measure again", StorageError)
         sets, tables = noted["sets"] | sets, noted.get("tables", {}) | tables
     elif any(folder.glob("*.csv")):  # of before this was noted
@@ -158,7 +158,7 @@ class _Pair:
         return self.joint[1].make_network(self.config.seed, *purpose)
 
     def gradients(self) -> pd.DataFrame:
-        """How the gradient of half of the joint set depends on the other half, at three segments of each of a few teachers."""
+        """How the gradient of half of one set depends on the other half, at three segments of each of a few teachers."""
         return self._gradients([self.joint[0].union()] * GRADIENT_TEACHERS)
 
     def real_gradients(self) -> pd.DataFrame:
@@ -199,7 +199,7 @@ class _Pair:
         return self._errors(cases)
 
     def unseen_errors(self) -> pd.DataFrame:
-        """The same for the joint set and S_1 at further teachers of stage 1, which no set was distilled with."""
+        """The same for one set and S_1 at further teachers of stage 1, which no set was distilled with."""
         (joint, stage), (_, sequence, _) = self.joint, self.sequence
         seen = stage.teachers.num_teachers
         more = replace(stage.teachers, num_teachers=seen + UNSEEN_TEACHERS)
@@ -209,7 +209,7 @@ class _Pair:
         return self._errors(cases, range(seen, seen + UNSEEN_TEACHERS))
 
     def real_errors(self) -> pd.DataFrame:
-        """The same for random real images, as many as the joint set and as S_1 have, with the step sizes of these."""
+        """The same for random real images, as many as one set and as S_1 have, with the step sizes of these."""
         (joint, stage), (_, sequence, _) = self.joint, self.sequence
         teachers, seed = record_stage_teachers(stage), self.config.seed
         cases = {}
@@ -240,7 +240,7 @@ class _Pair:
         return pd.concat([coupling.mean_losses(*self.watched, "real data"), *self._losses(cases)], ignore_index=True)
 
     def control_losses(self) -> pd.DataFrame:
-        """The same while they train on the joint set for as many epochs as on the sequence, and on independent halves.
+        """The same while they train on one set for as many epochs as on the sequence, and on independent halves.
 
         Each control begins with the network and the random numbers of the set that it is compared with.
         """
