@@ -35,7 +35,7 @@ from seqmatch_lib.runs.config import SCALES, RunConfig, config_asked_for, parse_
 from seqmatch_lib.runs.experiment import record_shared_teachers, run_experiment
 from seqmatch_lib.runs.listing import format_records, format_reevaluations
 from seqmatch_lib.runs.pictures import preprocessing_of
-from seqmatch_lib.runs.records import RunRecord, load_reevaluations, load_runs, record_path
+from seqmatch_lib.runs.records import load_reevaluations, load_runs, record_path
 from seqmatch_lib.store.budget import Budget
 from seqmatch_lib.subsets import SubsetSequence, check_sequence, load_sequence
 
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("out of time: the state is saved, the same command goes on from here", file=sys.stderr)
         return EXIT_OUT_OF_TIME
     except torch.OutOfMemoryError as error:  # of a GPU
-        less = "or set less, which is another run: mtt.batch_syn, training.batch_size or evaluation.num_networks"
+        less = "or lower mtt.batch_syn, training.batch_size or evaluation.num_networks, which makes it another run"
         print(f"error: {first_line(error)} Free memory of the GPU, then {GOES_ON}; {less}", file=sys.stderr)
         return EXIT_ERROR
     except BrokenPipeError:  # the reader has seen enough: `... | head`
@@ -351,20 +351,14 @@ def _import(options: argparse.Namespace) -> None:
 
 
 def _show(options: argparse.Namespace) -> None:
-    again = load_reevaluations(options.results)
-    runs = load_runs(options.results) if again else _load_records(options.results)
+    runs, again = load_runs(options.results), load_reevaluations(options.results)
+    _require_records([*runs, *again], options.results)
     tables = [format_records(runs)] * bool(runs) + [format_reevaluations(again)] * bool(again)
     print("\n\n".join(tables))
 
 
-def _load_records(results_dir: Path) -> list[RunRecord]:
-    """Returns the records of a folder; raises ConfigError if there are none, for example because its name is mistyped."""
-    records = load_runs(results_dir)
-    _require_records(records, results_dir)
-    return records
-
-
-def _require_records(records: list[RunRecord], results_dir: Path) -> None:
+def _require_records(records: Sequence[Any], results_dir: Path) -> None:
+    """Raises ConfigError if a folder has no records, for example because its name is mistyped."""
     require(bool(records), f"{results_dir} holds no records; make one with `python -m seqmatch_lib run PRESET`")
 
 
@@ -401,7 +395,7 @@ def _tables(options: argparse.Namespace) -> None:
     if options.readme:
         print(readme_table(evidence, published), end="")
         return
-    written = [*write_tables(options.results, published), *write_figures(options.results, published)]
+    written = write_tables(evidence, published, options.results) + write_figures(evidence, published, options.results)
     print("\n".join(map(str, written)))
 
 

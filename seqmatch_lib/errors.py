@@ -22,7 +22,7 @@ class StorageError(SeqMatchError):
 
 
 class NotRegisteredError(ConfigError, StorageError):
-    """Settings, or a record, of a method or network that is not registered here, or not as it was; nothing is wrong there."""
+    """Settings or a record name a method or network that is not registered here, or has changed; no file is damaged."""
 
 
 class DivergenceError(SeqMatchError):

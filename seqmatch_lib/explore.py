@@ -18,8 +18,10 @@ ALL = "all"
 
 def find_runs(results: Results, **wanted: Any) -> list[RunRecord]:
     """Returns the records of distilled sets that equal these `LEVELS`, those whose set is kept before the others."""
-    records = [record for record in results.records() if record.stages]
-    return sorted(_choose(records, **wanted), key=lambda record: not results.has_set(record))
+    records = _choose([record for record in results.records() if record.stages], **wanted)
+    asked = "".join(f" {name}={value!r}" for name, value in wanted.items())
+    require(bool(records), f"no record of a distilled set has{asked}; take a method that distils, or run it (compute=True)")
+    return sorted(records, key=lambda record: not results.has_set(record))
 
 
 def _choose(records: Sequence[RunRecord], **wanted: Any) -> list[RunRecord]:

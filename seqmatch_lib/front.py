@@ -169,10 +169,10 @@ def _close(figure: "Figure") -> "Figure":
 
 @contextmanager
 def _usual_torch() -> Iterator[None]:
-    """Leaves the modes of torch that a caller is in, which would stop gradients or change results unseen.
+    """Suspends the caller's modes of torch (inference, no_grad, autocast), which would stop gradients or change results.
 
     Raises:
-        ConfigError: torch's default dtype or device is another one; they are those of all threads, so they are left alone.
+        ConfigError: torch's default dtype or device was changed. They hold for all threads, so they are not set back here.
     """
     dtype, device = torch.get_default_dtype(), torch.get_default_device()
     require(dtype is torch.float32, f"torch's default dtype is {dtype}; call torch.set_default_dtype(torch.float32) first")
@@ -463,12 +463,16 @@ def presets(dataset: str | None = None, scale: str = "paper", results_dir: Path 
     """
     from pandas import DataFrame
 
+    from seqmatch_lib.report.tables import load_published
+
     known = dataset is None or dataset in tuple(DATASETS)
     require(known, f"data set {dataset!r:.120} is unknown; use one of {', '.join(DATASETS)}")
     results_dir = _as_path(results_dir)
     configs = [RunConfig.from_preset(name, scale) for name in preset_names()]
     configs = [config for config in configs if dataset in (None, config.dataset)]
-    names, published = ("preset", "ipc", "method", "num_subsets"), _load_published(results_dir)
+    names, has_published = ("preset", "ipc", "method", "num_subsets"), (results_dir / "published").is_dir()
+    rows = load_published(results_dir).itertuples() if has_published else ()
+    published = {(row.dataset, row.ipc, row.method): (row.mean, row.check) for row in rows}
     has_benchmark = any((results_dir / "benchmarks").glob("*.json"))
     model = CostModel.load(results_dir) if has_benchmark else None
     frame = DataFrame([[getattr(config, name) for name in names] for config in configs], columns=names)
@@ -477,13 +481,3 @@ def presets(dataset: str | None = None, scale: str = "paper", results_dir: Path 
     frame["check"] = [check for _, check in cells]
     frame["minutes"] = [model and model.minutes(config) for config in configs]
     return frame
-
-
-def _load_published(results_dir: Path) -> dict[tuple[str, int, str], tuple[float, str]]:
-    """Returns published means and their checks by data set, ipc and method; none where the folder has no table of them."""
-    from seqmatch_lib.report.tables import load_published
-
-    if not (results_dir / "published").is_dir():
-        return {}
-    rows = load_published(results_dir).itertuples()
-    return {(row.dataset, row.ipc, row.method): (row.mean, row.check) for row in rows}

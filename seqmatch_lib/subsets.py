@@ -215,11 +215,11 @@ def _check_labels(labels: torch.Tensor, count: int, name: str, shape: tuple[int,
     require(in_range, f"{name} has labels from {low} to {high}, but they must lie in 0 … {num_classes - 1}", DataError)
     least, most = (int(number) for number in torch.bincount(image_classes(labels), minlength=num_classes).aminmax())
     equal = least == most
-    require(equal, f"{name} has from {least} to {most} images a class; all classes must have the same number", DataError)
+    require(equal, f"{name} has from {least} to {most} images per class; all classes must have the same number", DataError)
 
 
 def check_class_sizes(labels: torch.Tensor, num_classes: int, ipc: int, dataset: ImageDataset | None = None) -> None:
-    """Raises DataError unless every class has at least `ipc` real images; a data set tells where its others are."""
+    """Raises DataError unless every class has at least `ipc` real images; with a data set, it says where more are."""
     for label, count in enumerate(torch.bincount(image_classes(labels), minlength=num_classes).tolist()):
         if count < ipc:
             name, elsewhere = label, ""

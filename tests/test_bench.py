@@ -97,6 +97,15 @@ def test_memory_that_graphs_hold_counts_at_every_number_of_steps(uncompiled, mon
     assert [row["memory_mb"] for row in rows] == [5.0, 35.0, 35.0]
 
 
+def test_memory_that_was_not_seen_to_grow_has_no_ratio(result):
+    """As where the system cannot reset the peak, and an earlier variant took more."""
+    rows = [row for row in result["inner_steps"] if row["variant"] == "compiled float32" and row["allocator"] == "kept"]
+    for row, steps, memory in zip(rows, (10, 80), (0.0, 9.0), strict=False):
+        row |= {"width": 128, "batch": 100, "syn_steps": steps, "memory_mb": memory}
+    assert len(rows) >= 2
+    assert not any("memory of 80 over 10 steps, width 128" in name for name in summarise_ratios(result))
+
+
 def test_ratios_are_of_the_rows_they_name(result):
     for row in result["inner_steps"]:
         row |= {"width": 128, "batch": 100, "syn_steps": 2, "seconds": {"higher": 6.0, "flat": 8.0}.get(row["variant"], 2.0)}

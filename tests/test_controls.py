@@ -101,7 +101,7 @@ def test_at_scale_short_a_sequence_of_fewer_teachers_and_iterations_stands_for_i
     runs = [make_short("seqmatch_mtt"), make_short("mtt", last=(47.0, 49.0), iterations=(400,))]
     runs.append(make_short("mtt", last=(90.0, 92.0), overrides=SHORTER | {"mtt.syn_steps": 7}))
     assert sorted(controls.leading_settings(Evidence(runs), *cell, "mtt")) == list(settings)
-    assert texts.name_runs(Evidence(runs), *cell) == "CIFAR-10, 10 images per class, short, 2 teachers a stage"
+    assert texts.name_runs(Evidence(runs), *cell) == "CIFAR-10, 10 images per class, short, 2 teachers per stage"
     found = controls.comparison(Evidence(runs), *cell).set_index("set")
     assert found.loc[["random real", ONE_SET, LONGER, STAGED], "seeds"].tolist() == [1, 0, 1, 1]
     assert found.loc[[ONE_SET, LONGER, EQUAL, STAGED], "iterations"].tolist() == [200, 400, 400, 400]
@@ -173,7 +173,7 @@ def test_what_was_measured_of_a_set_that_is_gone_is_left_out(tmp_path, capsys):
     (kept,) = Evidence.load(tmp_path).reevaluations
     assert kept.synthetic_sha256 == run.synthetic_sha256
     (notice,) = capsys.readouterr().err.splitlines()
-    assert re.search(rf"left out: .*reevaluations.* is of another set than {run.run_id} has here", notice)
+    assert re.search(rf"left out: .*reevaluations.* was measured on another set than that of {run.run_id} here", notice)
     sequence = make_sequence()
     sequence.save(tmp_path)
     make_order(tmp_path, 0, {"SeqMatch": [40.0, 42.0]})

@@ -287,4 +287,4 @@ def test_tables_of_other_sets_are_neither_used_nor_read(tmp_path, capsys):
     ):
         measure_coupling(other, sequential, [], tmp_path, ["losses"])
     assert find_table(replace(record, synthetic_sha256="0" * 64), "losses", tmp_path) is None
-    assert f"is of another set than {record.run_id} has here" in capsys.readouterr().err
+    assert f"was measured on another set than that of {record.run_id} here" in capsys.readouterr().err

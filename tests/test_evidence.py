@@ -43,7 +43,7 @@ def test_a_sequence_is_compared_with_sets_of_as_many_teachers_alone(runs):
     claims = list_verdicts(evidence, PUBLISHED, RESULTS / "none")
     gain = claims[(claims["claim"] == "SeqMatch-MTT is ahead of MTT") & claims["scale"].str.startswith("short")]
     assert gain[["scale", "measured"]].to_numpy().tolist() == [
-        ["short, 2 teachers a stage", "+4.0, 1 seed (one set, as many iterations)"]
+        ["short, 2 teachers per stage", "+4.0, 1 seed (one set, as many iterations)"]
     ]
     over_random = claims[(claims["claim"] == "MTT is ahead of random real images") & (claims["setting"].str.contains("10 im"))]
     assert over_random[["scale", "measured"]].to_numpy().tolist() == [
@@ -77,7 +77,7 @@ def test_an_ablation_of_order_belongs_to_the_part_of_its_run(tmp_path, runs):
     frame = controls.comparison(evidence.parts("short")[2], *CELL).set_index("set")
     assert frame.loc["independent halves, in stages", "difference"] == 4
     assert findings.find_leads(evidence, "cifar10").split("\n- ")[1:] == [
-        "SeqMatch-MTT, 10 images per class, short, 2 teachers a stage: +4.0 (1 seed) against *one set, as many iterations*; "
+        "SeqMatch-MTT, 10 images per class, short, 2 teachers per stage: +4.0 (1 seed) against *one set, as many iterations*; "
         "+4.0 (1 seed) against *independent halves, in stages*"
     ]
 
@@ -105,10 +105,10 @@ def test_tables_have_a_row_for_each_number_of_teachers(runs):
 def test_the_figure_of_the_controls_has_a_panel_for_each_number_of_teachers(runs):
     one = charts.plot_comparison(Evidence(runs), *CELL)
     assert [axis.get_title() for axis in one.axes] == ["MTT"]
-    assert one.get_suptitle() == "CIFAR-10, 10 images per class, short, 2 teachers a stage"
+    assert one.get_suptitle() == "CIFAR-10, 10 images per class, short, 2 teachers per stage"
     runs.append(make_short("seqmatch_mtt", 0, (62.0, 64.0), (1500, 1500), {}))
     both = charts.plot_comparison(Evidence(runs), *CELL)
-    assert [axis.get_title() for axis in both.axes] == ["MTT\n5 teachers a stage", "MTT\n2 teachers a stage"]
+    assert [axis.get_title() for axis in both.axes] == ["MTT\n5 teachers per stage", "MTT\n2 teachers per stage"]
     assert both.get_suptitle() == "CIFAR-10, 10 images per class, short"
     plt.close("all")
 
@@ -127,7 +127,7 @@ def test_pictures_are_of_sets_of_as_many_teachers(tmp_path):
     for kind in ("safetensors", "png"):
         shutil.copy(RESULTS / "distilled" / f"{pair[0].run_id}.{kind}", tmp_path / "distilled" / f"{alone.run_id}.{kind}")
     figure = charts.plot_distilled(tmp_path)
-    assert figure.get_suptitle() == "CIFAR-10, 10 images per class, short, 2 teachers a stage, seed 0"
+    assert figure.get_suptitle() == "CIFAR-10, 10 images per class, short, 2 teachers per stage, seed 0"
     assert [axis.get_title().split("\n")[0] for axis in figure.axes] == ["MTT", "SeqMatch-MTT", "SeqMatch-MTT"]
     plt.close("all")
 

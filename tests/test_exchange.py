@@ -152,10 +152,9 @@ def test_multi_formation_is_kept_by_idc_and_taken_apart_by_the_others(tmp_path, 
     sequence = make_sequence(generator, (2,), formation=Formation(2))
     export_sequence(sequence, "idc", tmp_path / "idc", PLAIN, NAMES)
     given = ["--preset", "digits-ipc10-idc", "--set", "ipc=2", "--set", "subset_ipcs=[2]", "--out", str(tmp_path / "back")]
-    for decode in ("single", "bound"):  # a finished set is trained on as "single" in both
-        assert main(["import", str(tmp_path / "idc"), "--from", "idc", "--set", f"idc.decode={decode}", *given]) == 0
-        back = load_sequence(tmp_path / "back")
-        assert back.subsets[0].formation == Formation(2)
+    assert main(["import", str(tmp_path / "idc"), "--from", "idc", *given]) == 0
+    back = load_sequence(tmp_path / "back")
+    assert back.subsets[0].formation == Formation(2)
     assert back.subsets[0].lr == RunConfig.from_preset("digits-ipc10-idc").options.syn_lr
     torch.testing.assert_close(back.union()[0], sequence.union()[0], rtol=0, atol=1e-5)
     back = there_and_back(sequence, "mtt", tmp_path / "mtt", configure((8,)))

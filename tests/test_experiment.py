@@ -152,7 +152,7 @@ def test_a_run_is_not_opened_with_other_images_than_it_had(finished, monkeypatch
         open_run(configure(), folder)
     assert str(error.value) == (
         f"the set of {record.run_id} was distilled from other digits images (1211 to train and 450 to test) than those found "
-        "(as many, others); distil these into another results folder"
+        "(the same numbers, but other images); distil these into another results folder"
     )
     with pytest.raises(StorageError, match=f"{record.run_id}.json belongs to other images of digits"):
         measure_order(configure(), folder, ["halves"])
@@ -366,7 +366,7 @@ def copy_with_another_stage(finished, folder, index):
 def test_a_later_subset_is_not_put_beside_another_first_one(tmp_path, finished):
     """As where a damaged first stage was distilled again by another processor, which rounds differently."""
     record = copy_with_another_stage(finished, tmp_path, 1)
-    with pytest.raises(StorageError, match=r"stage-2\.safetensors was distilled beside other earlier subsets .* delete it"):
+    with pytest.raises(StorageError, match=r"stage-2\.safetensors was distilled with other earlier subsets .* delete it"):
         run_experiment(configure(), tmp_path)
     (tmp_path / "state" / record.run_id / "stage-2.safetensors").unlink()
     with pytest.raises(StorageError, match="is of another set"):  # but S_2 is distilled again

@@ -32,6 +32,11 @@ def test_runs_with_their_sets_come_first():
     assert {one.dataset for one in found} == {"cifar10"}
 
 
+def test_a_method_that_distils_nothing_is_named():
+    with pytest.raises(ConfigError, match="no record of a distilled set has dataset='cifar10' method='random'; take a method"):
+        find_runs(RESULTS, dataset="cifar10", method="random")
+
+
 def test_subsets_and_classes_that_there_are_not_are_named(shown):
     with pytest.raises(ConfigError, match="subset 9 is unknown; use one of all, 1, 2"):
         show_run(RESULTS, FIRST, 9)

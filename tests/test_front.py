@@ -218,7 +218,7 @@ def test_a_set_of_arrays_is_evaluated_with_the_same_arrays_another_day(mine, tmp
     for dataset in (TWO, [TensorDataset(*part) for part in TWO]):
         assert sm.evaluate(path, dataset=dataset).accuracy["convnet"]["values"] == mine.record.accuracy_last["values"]
     with pytest.raises(
-        DataError, match=r"data set 'arrays' is unknown.*of your own give these again.*evaluate\(…, dataset=\(train, test\)"
+        DataError, match=r"data set 'arrays' is unknown.*of your own, give them again.*evaluate\(…, dataset=\(train, test\)"
     ):
         sm.evaluate(path)
     with pytest.raises(DataError, match="distilled from other arrays images"):

@@ -1,4 +1,4 @@
-"""Multi-formation: decoding and its gradient by hand, labels and class order, the three decodings, the mixed start."""
+"""Multi-formation: decoding and its gradient by hand, labels and class order, both decodings, the mixed start."""
 
 import pytest
 import torch
@@ -44,28 +44,6 @@ def test_every_tile_keeps_the_label_of_its_image(factor):
         assert torch.equal(decoded.mean((1, 2, 3)), repeated.float())
         soft = Formation(factor, decode)(images, F.one_hot(labels, 3).float())[1]
         assert torch.equal(soft.argmax(1), repeated)
-
-
-@pytest.mark.parametrize(
-    ("count", "factor", "bound", "sizes"),
-    [
-        (10, 2, 128, {2: 10}),  # all fit
-        (50, 2, 128, {2: 19, 1: 31}),  # (128 - 50) // 4 of them by 2
-        (20, 3, 128, {3: 12, 2: 3, 1: 5}),  # (128 - 20) // 9, then (128 - 108 - 8) // 4
-    ],
-)
-def test_a_bound_shares_the_room_as_the_public_code_does(count, factor, bound, sizes):
-    images = torch.arange(count, dtype=torch.float32).view(-1, 1, 1, 1).expand(-1, 1, 6, 6)
-    decoded, numbers = Formation(factor, "bound")(images, torch.arange(count), bound)
-    assert len(decoded) == sum(f**2 * size for f, size in sizes.items()) <= bound
-    repeats = torch.bincount(numbers, minlength=count).tolist()
-    assert repeats == [f**2 for f, size in sizes.items() for _ in range(size)]
-    torch.testing.assert_close(decoded.mean((1, 2, 3)), numbers.float())
-
-
-def test_a_bound_below_the_stored_images_is_named():
-    with pytest.raises(ConfigError, match=r"a bound of 5 images is less than the 6 stored ones; raise batch_syn_max"):
-        Formation(2, "bound")(torch.zeros(6, 1, 4, 4), torch.zeros(6), 5)
 
 
 @pytest.mark.parametrize("side", [8, 7])

@@ -240,8 +240,11 @@ def sequential(*layers, classes=3):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: sequential(torch.nn.PReLU()), r"nothing draws weight of its module 1 \(PReLU\); .* draw\(generator\)"),
-        (lambda: sequential(torch.nn.Sequential(Scaled(16, 16))), r"nothing draws bias, scale, weight of its module 1.0 "),
+        (lambda: sequential(torch.nn.PReLU()), r"nothing initialises weight of its module 1 \(PReLU\); .* draw\(generator\)"),
+        (
+            lambda: sequential(torch.nn.Sequential(Scaled(16, 16))),
+            r"nothing initialises bias, scale, weight of its module 1.0 ",
+        ),
         (lambda: sequential(torch.nn.BatchNorm1d(16)), r"running_mean, running_var, weight of its module 1 \(BatchNorm1d"),
         (lambda: torch.nn.Linear(16, 3), r"is a Linear; return nn.Sequential\("),
         (lambda: sequential(torch.nn.Linear(9, 16)), r"fails on images of shape \(1, 4, 4\) .*: .*; make it return logits"),
@@ -255,7 +258,7 @@ def sequential(*layers, classes=3):
     ],
 )
 def test_a_network_of_ones_own_that_does_not_serve_is_refused_before_training(make, message, monkeypatch):
-    """Parameters that nothing draws would hold whatever was in memory."""
+    """Parameters that nothing initialises would hold whatever was in memory."""
     monkeypatch.setitem(NETWORKS, "own", lambda config, image_shape, num_classes: make())
     with pytest.raises(ConfigError, match=f"network 'own'.*{message}"):
         check_networks([NetworkConfig("own")], (1, 4, 4), 3)

@@ -50,7 +50,7 @@ def test_it_compares_runs_that_committed_records_name():
 
 
 def test_one_set_has_no_order():
-    with pytest.raises(ConfigError, match=r"subset_ipcs \[10\] of 'dm' are not those of a sequence of two or more subsets"):
+    with pytest.raises(ConfigError, match=r"subset_ipcs \[10\] of 'dm' do not describe a sequence of two or more subsets"):
         runs_of_order(config_of_subsets("digits", "dm", [10], "smoke"))
 
 

@@ -155,7 +155,7 @@ def test_coupling_is_shown_at_every_scale_that_was_measured_with_the_published_s
         shutil.copy(ROOT / "paper_results" / "coupling" / reduced.run_id / "losses.csv", folder)
     measured = Results.open(tmp_path).measure_coupling("cifar10", "reduced")
     cell = "CIFAR-10, 10 images per class"
-    assert list(measured) == [f"{cell}, short, 2 teachers a stage", f"{cell}, rehearsal (reduced)"]
+    assert list(measured) == [f"{cell}, short, 2 teachers per stage", f"{cell}, rehearsal (reduced)"]
     assert [list(tables) for tables in measured.values()] == [["losses"], ["losses"]]
     with pytest.raises(StorageError, match="have no coupling measurement"):
         Results.open(tmp_path).measure_coupling("cifar10", "reduced", seed=7)
@@ -217,7 +217,7 @@ def test_two_folders_are_read_as_one(tmp_path):
     assert (len(evidence.runs), len(evidence.reevaluations)) == (1, 1)
     other = replace(record, run_id="other", seed=7, data=record.data | {"fingerprint": "0"})
     other.save(folders[1])
-    with pytest.raises(StorageError, match="are of different images of cifar10, which no table may mix"):
+    with pytest.raises(StorageError, match="use different images of cifar10, so no table may mix them"):
         Results(folders).evidence()
 
 
@@ -248,4 +248,4 @@ def test_of_a_run_that_was_made_twice_the_set_that_was_measured_is_shown_with_wh
     evidence = results.evidence()
     assert evidence.runs == [first]
     assert [one.synthetic_sha256 for one in evidence.reevaluations] == [first.synthetic_sha256]
-    assert f"is of another set than {first.run_id} has here" in capsys.readouterr().err
+    assert f"was measured on another set than that of {first.run_id} here" in capsys.readouterr().err

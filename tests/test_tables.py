@@ -51,7 +51,7 @@ def test_tables_of_which_every_cell_was_run_are_written(tmp_path):
     for name in preset_names():
         if name.startswith("svhn-"):
             as_run_of(name).save(tmp_path)
-    write_tables(tmp_path, PUBLISHED)
+    write_tables(Evidence.load(tmp_path), PUBLISHED, tmp_path)
     table, *compared = (tmp_path / "tables" / "svhn.md").read_text().split("## The sequence and its controls: ")
     assert "not run" not in table
     assert [part.splitlines()[0] for part in compared] == [
@@ -164,7 +164,9 @@ def test_the_table_in_words():
 
 def test_the_committed_tables_and_figures_are_what_the_records_say(tmp_path):
     remedy = "run `python -m seqmatch_lib tables`"
-    written = [*write_tables(RESULTS, PUBLISHED, tmp_path), *charts.write_figures(RESULTS, PUBLISHED, tmp_path, ["svg"])]
+    evidence = Evidence.load(RESULTS)
+    written = write_tables(evidence, PUBLISHED, tmp_path)
+    written += charts.write_figures(evidence, PUBLISHED, RESULTS, tmp_path, ["svg"])
     for path in written:
         committed = RESULTS / path.relative_to(tmp_path)
         assert committed.is_file(), f"{committed} is missing: {remedy}"

@@ -144,7 +144,7 @@ def test_halves_are_compared_over_the_seeds_that_have_them_and_with_one_sign(tmp
     runs = [make_run("cifar10-ipc10-mtt"), make_sequence(0, (50.0, 52.0)), make_sequence(1, (90.0, 92.0))]
     make_order(tmp_path, 0, {"divided, staged": [48.0], "divided, joint": [47.5], "SeqMatch, $S_2$ first": [46.0]})
     found = list_verdicts(Evidence(runs, orders=load_orders(tmp_path)), PUBLISHED, RESULTS)
-    claim = "SeqMatch-MTT: an S_2 that knows S_1 is ahead of an independent half"
+    claim = "SeqMatch-MTT: S_2, distilled after S_1, is ahead of an independent half"
     row = find(found, claim, "10 images per class", "rehearsal")
     assert (row["measured"], row["control"]) == ("+3.0, 1 seed", "both jointly -2.5; trained on S_2 first +5.0")
     gain = find(found, "SeqMatch-MTT is ahead of MTT", "10 images per class", "rehearsal")

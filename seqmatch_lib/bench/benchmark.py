@@ -1,6 +1,6 @@
-"""Speed, memory and exactness of the engines, side by side in one process, against the inner loops of the public codes.
+"""Speed, memory and exactness of the engines, side by side in one process, against the inner loops of public code.
 
-Pixels are random numbers: no time depends on them. On a CPU those of the public codes are timed twice: with the C
+Pixels are random numbers: no time depends on them. On a CPU those of public code are timed twice: with the C
 library's default allocator, as their users run them, and with `keep_freed_memory`, which every run of ours sets.
 """
 

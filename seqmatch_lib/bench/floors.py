@@ -4,9 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from seqmatch_lib.engine.networks import flatten_parameters
+from seqmatch_lib.engine.networks import OperationLog, flatten_parameters
 from seqmatch_lib.engine.step_functions import StepFunctions
 
 Call = Callable[[], torch.Tensor | tuple[torch.Tensor | None, ...]]
@@ -23,7 +22,7 @@ def list_convolutions(network: torch.nn.Module, images: torch.Tensor, targets: t
         dtype: that they compute in; tensors are laid out channels last, as in compiled steps.
     """
     functions, start = StepFunctions(network, compiled=False), flatten_parameters(network)
-    with _Recorder() as recorder:
+    with OperationLog(CONVOLUTIONS.__contains__) as log:
         functions.gradient(start, images, targets)
         functions.adjoint(start, images, targets, torch.randn_like(start))
 
@@ -33,7 +32,7 @@ def list_convolutions(network: torch.nn.Module, images: torch.Tensor, targets: t
         layout = torch.channels_last if value.dim() == 4 else torch.contiguous_format
         return value.detach().to(dtype).contiguous(memory_format=layout)
 
-    kept = [(function, [convert(value) for value in arguments]) for function, arguments in recorder.calls]
+    kept = [(function, [convert(value) for value in arguments]) for function, arguments in log.found]
     return [lambda function=function, arguments=arguments: function(*arguments) for function, arguments in kept]
 
 
@@ -44,16 +43,3 @@ def list_copies(convolutions: list[Call]) -> list[Call]:
     """
     results = [result if isinstance(result, tuple) else (result,) for result in (call() for call in convolutions)]
     return [part.clone for result in results for part in result if part is not None]
-
-
-class _Recorder(TorchDispatchMode):
-    """Keeps every convolution that is computed, with its arguments."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[tuple[Callable, tuple[Any, ...]]] = []
-
-    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
-        if function in CONVOLUTIONS:
-            self.calls.append((function, arguments))
-        return function(*arguments, **(keywords or {}))

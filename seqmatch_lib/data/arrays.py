@@ -21,7 +21,7 @@ def dataset_from_arrays(train: Arrays | Dataset, test: Arrays | Dataset) -> Imag
 
     Args:
         train: (images, labels): (N, C, H, W) uint8 in 0 … 255, or floats in [0, 1], which are rounded to 8 bits; (N,) whole
-            numbers. uint8 images whose largest value is 1 are refused: 1 is meant as white, and of 255 is nearly black.
+            numbers. uint8 images whose largest value is 1 are refused: 1 is probably meant as white, but 255 is white.
             Or a `torch.utils.data.Dataset` of pairs of an image, an array (C, H, W) or a picture of Pillow's, and a class.
         test: the same; its images have the shape of those of `train`.
 

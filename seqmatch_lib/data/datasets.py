@@ -165,7 +165,7 @@ DATASETS: dict[str, DatasetSpec] = {
 
 
 def register_dataset(spec: DatasetSpec) -> None:
-    """Makes an image folder of one's own available by its name; twice the same is no fault.
+    """Makes an image folder of one's own available by its name; the same one may be registered twice.
 
     Raises:
         DataError: the name is taken.
@@ -181,7 +181,7 @@ def find_dataset(name: str) -> DatasetSpec:
     Raises:
         DataError: the name is not registered.
     """
-    own = "of images of your own give these again: --images FOLDER, in Python evaluate(…, dataset=(train, test))"
+    own = "for images of your own, give them again: --images FOLDER, in Python evaluate(…, dataset=(train, test))"
     remedy = f"use one of {', '.join(DATASETS)}; {own}"
     require(name in DATASETS, f"data set {name!r} is unknown; {remedy}", DataError)
     return DATASETS[name]
@@ -221,7 +221,7 @@ def split_validation(
     """Divides a split into a training and a validation part, class by class; the same for all runs, whatever their seed.
 
     Args:
-        split: at least two images a class.
+        split: at least two images of each class.
         fraction: of each class that is held out, at least one image.
         class_names: what the classes are called in an error; their numbers by default.
         tested: whether test images are held out too, by this call or an earlier one: the error for a class that is too small
@@ -248,7 +248,7 @@ def split_validation(
 
 
 def fit_preprocessing(spec: DatasetSpec, zca: bool, dataset: ImageDataset | None = None) -> Preprocessing:
-    """Returns a data set's normalisation, or ZCA whitening fitted on its training images; only that loads it if not given."""
+    """Returns a data set's normalisation, or ZCA whitening fitted on its training images, which are loaded if not given."""
     return Whitening((dataset or load_dataset(spec)).train.images) if zca else Normalisation(spec.mean, spec.std)
 
 
@@ -292,7 +292,7 @@ def _read_parquet(spec: DatasetSpec, root: Path, train_shards: list[Path], test_
         if len(images) < whole:
             notices.append(_describe_part(splits[-1], split, spec, whole, f"{len(shards)} of {total} shards found, "))
     if unchecked:
-        notices.append(f"no {SHA256SUMS} names all files of {spec.name}, so that damage inside an image could go unseen")
+        notices.append(f"no {SHA256SUMS} lists all files of {spec.name}, so damage inside an image could go unnoticed")
     return splits[0], splits[1], names, "parquet", notices
 
 

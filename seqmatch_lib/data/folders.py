@@ -1,4 +1,4 @@
-"""How folders of images are arranged: one's own by split and class, and Tiny ImageNet's archive as codes rearrange it."""
+"""How folders of images are arranged: one's own by split and class, and Tiny ImageNet's, also as public code rearranges it."""
 
 import re
 import unicodedata
@@ -37,7 +37,7 @@ def _look(name: str) -> str:
 
 
 def find_test_folders(folder: Path) -> list[Path]:
-    """Returns the folders beside `train` that can be the test split, the one that is it first."""
+    """Returns the folders beside `train` that can be the test split, the one that is used first."""
     return [folder / name for name in TEST_FOLDERS if (folder / name).is_dir()]
 
 
@@ -94,7 +94,7 @@ def describe_left_out(folder: Path, used: Iterable[Path]) -> list[str]:
 
 
 def read_tiny_imagenet(folder: Path, shape: tuple[int, int, int]) -> tuple[Split, Split, tuple[str, ...]]:
-    """Reads `train/<wnid>/images/*.JPEG`, and the validation images as the archive or public codes arrange them.
+    """Reads `train/<wnid>/images/*.JPEG`, and the validation images as the archive or public code arranges them.
 
     They lie in `val/images` with `val/val_annotations.txt`, or in a folder for each class, in `val/images` or `val`. Either
     way they come in the order of their numbers, which is that of the annotations.

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from seqmatch_lib.errors import require
 
-DECODINGS = ("single", "multi", "bound")
+DECODINGS = ("single", "multi")
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,9 @@ class Formation:
     """How stored images become training images.
 
     Args:
-        factor: tiles a side, at least 1; 1 leaves images as they are.
-        decode: "single": factor² tiles an image; "multi": the tiles of all factors from 1 to `factor`; "bound": as many
-            images as the bound allows by `factor`, the next by `factor - 1`, …, the rest as they are.
+        factor: tiles per side, at least 1; 1 leaves images as they are.
+        decode: "single": factor² tiles per image; "multi": the tiles of all factors from 1 to `factor`. The public code also
+            has "bound", which is not implemented here.
     """
 
     factor: int = 1
@@ -33,42 +33,27 @@ class Formation:
 
     @property
     def tiles(self) -> int:
-        """Training images in a stored one; with "bound", at most so many."""
-        return sum(factor**2 for factor in range(1 if self.decode == "multi" else self.factor, self.factor + 1))
+        """Training images in a stored one."""
+        return sum(factor**2 for factor in self._factors)
 
-    def __call__(self, images: torch.Tensor, labels: torch.Tensor, bound: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns the training images in stored images; differentiable.
 
         Args:
             images: (N, C, H, W).
             labels: (N,) or (N, classes).
-            bound: most images that "bound" may return, at least N; the others ignore it.
 
         Returns:
             (M, C, H, W) and their labels: all first tiles, then all second ones, ….
         """
         if self.factor == 1:
             return images, labels
-        if self.decode == "bound":
-            sizes = self._share_out(len(images), bound)
-            counts = list(sizes.values())
-            parts = list(zip(sizes, images.split(counts), labels.split(counts), strict=True))
-        else:
-            first = 1 if self.decode == "multi" else self.factor
-            parts = [(factor, images, labels) for factor in range(first, self.factor + 1)]
-        decoded = [enlarge_tiles(part, factor) for factor, part, _ in parts]
-        repeated = [torch.cat([part] * factor**2) for factor, _, part in parts]
-        return torch.cat(decoded), torch.cat(repeated)
+        decoded = [enlarge_tiles(images, factor) for factor in self._factors]
+        return torch.cat(decoded), torch.cat([labels] * self.tiles)
 
-    def _share_out(self, left: int, room: int) -> dict[int, int]:
-        """Returns, by factor, how many of the images `left` are cut so that "bound" returns no more than there is `room`."""
-        require(room >= left, f"a bound of {room} images is less than the {left} stored ones; raise batch_syn_max")
-        sizes = {}
-        for factor in range(self.factor, 1, -1):
-            # every image not enlarged by this factor still needs room for itself
-            sizes[factor] = min((room - left) // factor**2, left)
-            left, room = left - sizes[factor], room - sizes[factor] * factor**2
-        return sizes | {1: left}
+    @property
+    def _factors(self) -> range:
+        return range(1 if self.decode == "multi" else self.factor, self.factor + 1)
 
 
 AS_STORED = Formation()

@@ -168,7 +168,7 @@ def list_images(folder: Path) -> list[Path]:
 
 
 def list_files(folder: Path, seen: set[Path]) -> Iterable[Path]:
-    """Yields what is no folder, or is called like an image; links are followed, but nowhere twice."""
+    """Yields every file, and every folder named like an image; follows links, but visits no folder twice."""
     seen.add(folder.resolve())
     below = []
     for path in sorted(folder.glob("[!.]*")):

@@ -1,11 +1,11 @@
 """Differentiable Siamese augmentation (DSA): draw the parameters, then apply a pure function of images and parameters.
 
 A strategy is a text of operations. One operation is drawn from each group joined by "_"; groups joined by "+" are applied in
-turn. The public MTT and DM codes (`DiffAugment`, `aug_mode = "S"`) use strategies such as "color_crop_flip", the public IDC
+turn. The public code of MTT and DM (`DiffAugment`, `aug_mode = "S"`) uses strategies such as "color_crop_flip", the public IDC
 code (`DiffAug`) such as "flip+color+crop_scale+cutout".
 
 Source: Zhao and Bilen, "Dataset Condensation with Differentiable Siamese Augmentation", ICML 2021; parameter ranges of
-these public codes.
+this public code.
 """
 
 import math

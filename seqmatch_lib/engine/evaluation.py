@@ -28,7 +28,7 @@ class EvaluationConfig:
         real_lr: step size for training on real images, for which none is learned.
         num_selections: iterates of each stage that are scored to select the best; evenly spaced, the last one included.
         score_test: whether the same iterates are also scored on the test images. These scores select nothing; they show the
-            protocol of the public codes, which report the best test accuracy of all iterates.
+            protocol of the public code, which reports the best test accuracy of all iterates.
     """
 
     num_networks: int = 5

@@ -81,7 +81,8 @@ def make_network(
 def check_networks(configs: Iterable[NetworkConfig], image_shape: tuple[int, int, int], num_classes: int) -> None:
     """Raises ConfigError for any that `make_network` refuses, or that does not map images to logits: before one is trained."""
     for config in configs:
-        network, draws = _lay_out(config, image_shape, num_classes), _Draws()
+        network = _lay_out(config, image_shape, num_classes)
+        draws = OperationLog(lambda operation: torch.Tag.nondeterministic_seeded in operation.tags)
         try:
             with draws:
                 shape = tuple(network(torch.empty(2, *image_shape, device="meta")).shape)
@@ -95,20 +96,22 @@ def check_networks(configs: Iterable[NetworkConfig], image_shape: tuple[int, int
         require(not fixed, f"network {config.name!r} {problem}; leave their requires_grad on")
         fits = shape in ((2, num_classes), (2, num_classes, *image_shape[1:]))
         require(fits, f"network {config.name!r} maps 2 images to {shape}, not to (2, {num_classes}) logits")
-        problem = f"draws random numbers ({', '.join(draws.found)}) that no seed decides, so equal runs would differ"
+        found = ", ".join(str(operation) for operation, _ in draws.found)
+        problem = f"draws random numbers ({found}) that no seed decides, so equal runs would differ"
         require(not draws.found, f"network {config.name!r} {problem}; leave out dropout and the like")
 
 
-class _Draws(TorchDispatchMode):
-    """Notes the operations that draw random numbers from torch's global generator."""
+class OperationLog(TorchDispatchMode):
+    """Notes the operations of torch that are `wanted`, with their arguments, while they are computed."""
 
-    def __init__(self) -> None:
+    def __init__(self, wanted: Callable[[Any], bool]) -> None:
         super().__init__()
-        self.found: list[str] = []
+        self.wanted = wanted
+        self.found: list[tuple[Any, tuple[Any, ...]]] = []
 
     def __torch_dispatch__(self, operation: Any, types: Any, arguments: tuple = (), named: dict | None = None) -> Any:
-        if torch.Tag.nondeterministic_seeded in operation.tags:
-            self.found.append(str(operation))
+        if self.wanted(operation):
+            self.found.append((operation, arguments))
         return operation(*arguments, **named or {})
 
 
@@ -118,14 +121,14 @@ def has_running_statistics(config: NetworkConfig, image_shape: tuple[int, int, i
 
 
 def _lay_out(config: NetworkConfig, image_shape: tuple[int, int, int], num_classes: int) -> nn.Sequential:
-    """Returns a network without parameter values; raises ConfigError for parameters that nothing would draw."""
+    """Returns a network without parameter values; raises ConfigError for parameters that nothing would initialise."""
     with torch.device("meta"):
         network = NETWORKS[config.name](config, image_shape, num_classes)
     kind = type(network).__name__
     require(isinstance(network, nn.Sequential), f"network {config.name!r} is a {kind}; return nn.Sequential(features, head)")
     for name, module in network.named_modules():
         own = {key for key, _ in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))}
-        problem = f"nothing draws {', '.join(sorted(own))} of its module {name} ({type(module).__name__})"
+        problem = f"nothing initialises {', '.join(sorted(own))} of its module {name} ({type(module).__name__})"
         drawn = hasattr(module, "draw") or own <= (_DRAWN_NAMES if isinstance(module, _DRAWN) else set())
         require(drawn, f"network {config.name!r}: {problem}; give the module a method draw(generator) that fills them")
     return network
@@ -136,7 +139,7 @@ def draw_parameters(network: nn.Module, generator: torch.Generator) -> None:
     """Draws a network's parameters in place from PyTorch's default distributions.
 
     Weights and biases of convolutions and linear layers are uniform within ±1 / sqrt(fan in). Weights of norms are one, their
-    biases zero. A module with a method `draw` fills its own. What nothing fills, `make_network` refuses.
+    biases zero. A module with a method `draw` fills its own. `make_network` refuses parameters that nothing fills.
     """
     for module in network.modules():
         if hasattr(module, "draw"):

@@ -76,7 +76,7 @@ class TrainingRecipe:
         precision: of engine "compiled", see `StepFunctions`.
         optimizer: "sgd" or "adam".
         loss: "cross_entropy" or "mse", see `batch_loss`.
-        schedule: of the step size. "half" is that of the MTT, DSA and DM codes, which also reset the momentum when the step
+        schedule: of the step size. "half" is that of the code of MTT, DSA and DM, which also resets the momentum when the step
             size falls; "steps" is that of IDC, "cosine" that of FRePo.
         cutmix: probability of CutMix for each batch; a trainer's targets must then be (N, classes).
         lr: step size of every stage; 0 stands for the one that each subset has, which is learned or, of real images,

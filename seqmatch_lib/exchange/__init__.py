@@ -1,1 +1,1 @@
-"""Distilled sets in the file formats of other codes, out and in."""
+"""Distilled sets in the file formats of other code, out and in."""

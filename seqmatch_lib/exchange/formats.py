@@ -1,4 +1,4 @@
-"""Distilled sets in the layouts of other codes: in, so that they can be evaluated here; out, so that ours serve anywhere.
+"""Distilled sets in the layouts of other code: in, so that they can be evaluated here; out, so that ours serve anywhere.
 
 | format    | files                                                             | pixels           | labels  | step sizes |
 | --------- | ----------------------------------------------------------------- | ---------------- | ------- | ---------- |

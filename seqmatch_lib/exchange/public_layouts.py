@@ -1,4 +1,4 @@
-"""The layouts that the public codes of MTT, SeqMatch, DATM and IDC save with `torch.save`.
+"""The layouts that the public code of MTT, SeqMatch, DATM and IDC saves with `torch.save`.
 
 Sources: `distill.py` of MTT, `distill_eval_new.py` of SeqMatch, `DATM.py`, `condense.py` of IDC, and `condense_new.py` of
 SeqMatch-IDC.

@@ -306,7 +306,7 @@ class BaseMethod(ABC):
         return self.config.syn_lr
 
     def initialise(self, stage: Stage) -> Trainable:
-        """Returns the subset before its first iteration: random real images, as in the public codes."""
+        """Returns the subset before its first iteration: random real images, as in the public code."""
         lr = self.initial_lr(stage.index)
         purpose = ("stage", stage.index, "initial images")
         subset = sample_real_subset(stage.images, stage.labels, stage.num_classes, stage.ipc, lr, stage.seed, *purpose)
@@ -323,7 +323,7 @@ class BaseMethod(ABC):
         """Computes or loads whatever all steps of the stage share, such as teachers."""
 
     def resume(self, stage: Stage, state: dict[str, torch.Tensor]) -> MethodState:
-        """Returns what `prepare` returned in an earlier process and steps have changed since, from the `state` saved of it."""
+        """Returns what `prepare` returned in an earlier process, with the changes of later steps, from its saved `state`."""
         prepared = self.prepare(stage)
         prepared.load_state(state)
         return prepared

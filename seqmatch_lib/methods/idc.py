@@ -53,13 +53,13 @@ class IDCConfig:
         inner_loop: iterations before the network returns to its start; entries as for `iterations`.
         fix_iter: how many times the same start is used before a new one is drawn.
         factor: of multi-formation; 1 is IDC-I.
-        decode: of multi-formation in the match; sets matched with "bound" are trained on as "single".
+        decode: of multi-formation.
         start: initial images: "mix", tiles of different real images, or "random", whole real images.
         metric: distance of gradients: "mse", "l1" or "cosine".
         lr_img: learning rate for pixels in [0, 1] at 10 images per class; it is scaled by ipc / 10.
         momentum_img: of the image optimiser.
         batch_real: real images of each class in a match.
-        batch_syn_max: most training images of each class and subset in a match.
+        batch_syn_max: the largest number of training images of each class and subset in a match.
         n_data: real images that the network is trained on in each iteration; 0 for no training.
         net_epoch: passes over these images.
         net_lr: of the network's training, as are `net_momentum`, `net_weight_decay` and `net_batch_size`.
@@ -113,15 +113,15 @@ class IDCConfig:
         require(0 <= self.cutmix <= 1, f"idc.cutmix {self.cutmix} must lie in [0, 1]")
         require(self.start in STARTS, f"idc.start {self.start!r} is unknown; use one of {', '.join(STARTS)}")
         require(self.metric in METRICS, f"idc.metric {self.metric!r} is unknown; use one of {', '.join(METRICS)}")
-        Formation(self.factor, self.decode)
+        _ = self.formation  # checks factor and decode
         check_strategy(self.match_augment)
         check_strategy(self.net_augment)
         check_engine(self.engine, self.precision, TRAINING_ENGINES)
 
     @property
     def formation(self) -> Formation:
-        """How a finished set is trained on; "bound" is for matches alone."""
-        return Formation(self.factor, "multi" if self.decode == "multi" else "single")
+        """How stored images become training images."""
+        return Formation(self.factor, self.decode)
 
 
 class IDCPrepared(MethodState):
@@ -176,14 +176,11 @@ class IDC(BaseMethod):
     config_class = IDCConfig
 
     def check(self, sizes: Sequence[int], intervals: Intervals, teachers: TeacherConfig, training: TrainingRecipe) -> None:
-        """Raises ConfigError if there are entries for stages that there are not, or more stored images than a match takes."""
+        """Raises ConfigError if there are entries for stages that there are not."""
         for name in ("iterations", "inner_loop"):
             values, stages = getattr(self.config, name), len(intervals)
             message = f"idc.{name} {list(values)} has {len(values)} entries, one a stage, for {stages} stages; leave some out"
             require(len(values) <= stages, message)
-        most, bound = max(sizes), self.config.batch_syn_max
-        message = f"idc.batch_syn_max {bound} is less than the {most} images of a class and subset, all of which are matched"
-        require(self.config.decode != "bound" or bound >= most, f"{message}; set at least {most}")
 
     def num_iterations(self, index: int) -> int:
         """Returns the iterations of stage k = `index`."""
@@ -252,9 +249,8 @@ class IDC(BaseMethod):
         """Returns the training images of a class and their labels, at most `batch_syn_max` of each subset."""
         images, labels = [], []
         bound = self.config.batch_syn_max
-        formation = Formation(self.config.factor, self.config.decode)
         for subset in sequence.subsets:
-            subset_images, subset_labels = formation(*subset.of_class(label, stage.num_classes), bound)
+            subset_images, subset_labels = self.config.formation(*subset.of_class(label, stage.num_classes))
             if len(subset_images) > bound:
                 rows = torch.randperm(len(subset_images), generator=generator)[:bound].to(subset_images.device)
                 subset_images, subset_labels = subset_images[rows], subset_labels[rows]

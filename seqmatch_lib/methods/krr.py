@@ -38,7 +38,7 @@ class KRRConfig:
         flip: whether the regression also uses mirrored synthetic images.
         num_networks: size of the pool of networks (`num_nn_state`).
         max_online_updates: a network is replaced by a fresh one when it has made more training steps than these.
-        batch_syn: most synthetic images in a training step of a network.
+        batch_syn: the largest number of synthetic images in a training step of a network.
         net_lr: step size of Adam, which trains the networks.
         syn_lr: step size of Adam for training on the set, not learned.
         engine: "eager" or "compiled", for the networks' training.
@@ -166,7 +166,7 @@ class KRR(BaseMethod):
         return prepared
 
     def resume(self, stage: Stage, state: dict[str, torch.Tensor]) -> KRRPrepared:
-        """Returns the saved pool, without training the one that it was at first."""
+        """Returns the saved pool; does not train the first pool again."""
         prepared = KRRPrepared(stage, self.config)
         prepared.load_state(state)
         return prepared

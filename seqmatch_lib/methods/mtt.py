@@ -42,7 +42,7 @@ class MTTConfig:
         label_epoch: the initial soft labels are a teacher's logits on the initial images after this many epochs; -1 for the
             last recorded epoch (`Label_Model_Timestamp` in the public DATM code).
         max_grad_norm: upper bound on the norm of the images' gradient; where it is exceeded, all gradients of the iteration
-            are scaled by one factor. 0 for no bound, as in the public codes, where one iteration with a gradient many times
+            are scaled by one factor. 0 for no bound, as in the public code, where one iteration with a gradient many times
             as long as the others can undo a hundred iterations.
 
     Source: the public MTT code; for soft labels Guo et al., "Towards Lossless Dataset Distillation via Difficulty-Aligned

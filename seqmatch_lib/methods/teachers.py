@@ -62,7 +62,7 @@ class TeacherConfig:
         precision: of engine "compiled", see `StepFunctions`.
         together: teachers that are trained as one group.
 
-    Source: `buffer.py` of the public MTT and SeqMatch codes.
+    Source: `buffer.py` of the public code of MTT and SeqMatch.
     """
 
     num_teachers: int = 100
@@ -303,7 +303,7 @@ def _train_teachers(
 def _write_teachers(folder: Path, group: list[int], rows: np.ndarray, losses: np.ndarray, seconds: float) -> None:
     """Writes the rows of a group, then the .json of each teacher with their checksums, which marks it as finished.
 
-    While no teacher is finished, the group is still that of its checkpoint, so a process killed between two goes on from it.
+    All rows are written before the first .json. So a process killed before that goes on from the checkpoint of the group.
     """
     manifests = []
     for teacher, own_rows, own_losses in zip(group, rows, losses, strict=True):

@@ -142,14 +142,14 @@ def _draw_means(
 
 
 def plot_comparison(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figure:
-    """Draws every base method, its sequence and the controls of `controls.comparison`: a panel a method, a point a seed."""
+    """Draws every base method, its sequence and its controls: one panel per method, a point for each seed."""
     frame, title = _in_panels(controls.comparison, evidence, dataset, ipc, scale)
     names = [name for name in SETS if name in set(frame["set"]) - set(SELECTED.values())]  # these have other sequences
     return _plot_seeds(frame[frame["set"].isin(names)], names, title)
 
 
 def plot_order(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figure:
-    """Draws accuracies of sets that are divided or not, in sequence or not: a panel for each base method, a point a seed."""
+    """Draws accuracies of sets that are divided or not, in sequence or not; one panel per base method, one point per seed."""
     frame, title = _in_panels(controls.order, evidence, dataset, ipc, scale)
     names = sorted(dict.fromkeys(frame["set"]), key=lambda name: name == RANDOM)
     return _plot_seeds(frame, names, title)
@@ -169,7 +169,7 @@ def plot_effort(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figur
 def _in_panels(
     query: Callable[..., pd.DataFrame], evidence: Evidence, dataset: str, ipc: int, scale: str
 ) -> tuple[pd.DataFrame, str]:
-    """Returns what a query finds in each part of the records, see `Evidence.parts`, a row a seed, and a title.
+    """Returns what a query finds in each part of the records, see `Evidence.parts`, one row per seed, and a title.
 
     Where it finds something in several parts, the column `base` names them, so that each has panels of its own.
     """
@@ -283,7 +283,7 @@ def plot_subsets(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figu
 
 
 def plot_gain(evidence: Evidence, dataset: str, scale: str) -> Figure:
-    """Draws what methods gain over as many random real images, by images per class: a point a seed, a line through the means.
+    """Draws what methods gain over as many random real images, by images per class: points are seeds, lines are means.
 
     Where several methods have a size, their points are shifted sideways, so that none hides another. Methods that were run
     at one size are left out; sequences are dashed and hollow.
@@ -451,14 +451,22 @@ def _class_names(folder: Path, spec: DatasetSpec) -> list[str]:
 
 
 def write_figures(
-    results_dir: Path, published: pd.DataFrame, out_dir: Path | None = None, kinds: Sequence[str] = ("svg", "png")
+    evidence: Evidence,
+    published: pd.DataFrame,
+    results_dir: Path,
+    out_dir: Path | None = None,
+    kinds: Sequence[str] = ("svg", "png"),
 ) -> list[Path]:
     """Draws the figures of tables and report from all records; a figure that no record is for is left out.
 
-    Returns the files, below `out_dir/figures`; `out_dir` is `results_dir` by default.
+    Args:
+        evidence: the records in `results_dir`.
+        published: of `load_published`.
+        results_dir: folder of the distilled sets and of the checkpoints of unfinished runs.
+        out_dir: the files go below `out_dir/figures`; by default `results_dir`.
+        kinds: of files.
     """
     set_style()
-    evidence = Evidence.load(results_dir)
     folder, paths = (out_dir or results_dir) / "figures", []
 
     def draw(name: str, plot: Callable[..., Figure], *arguments: Any) -> None:

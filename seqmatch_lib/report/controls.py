@@ -69,7 +69,7 @@ def comparison(
     bases: Collection[str] = (),
     by_seed: bool = False,
 ) -> pd.DataFrame:
-    """Compares the sequence with its base method and the controls: for each base method, a row a set and way of training.
+    """Compares the sequence with its base method and the controls: for each base method, one row per set and way of training.
 
     Args:
         evidence: the records. Base methods that were not run both alone and in sequence are left out. Of several sequences,

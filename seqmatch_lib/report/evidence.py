@@ -130,7 +130,7 @@ def _of_these_sets(found: Iterable[tuple[Path, list[Measured]]], runs: Mapping[s
             kept.setdefault(record.path(Path()), record)
         else:
             path = record.path(home)
-            print(f"notice: left out: {path} is of another set than {record.run_id} has here", file=sys.stderr)
+            print(f"notice: left out: {path} was measured on another set than that of {record.run_id} here", file=sys.stderr)
     return list(kept.values())
 
 

@@ -100,9 +100,10 @@ def find_leads(evidence: Evidence, dataset: str) -> str:
     if not lines:
         return "**Does the sequence help?** Nothing yet: no base method was run both alone and in sequence."
     return (
-        "**Does the sequence help?** The list has the points by which the sequence in stages is ahead (+) or behind (-), of "
-        "several kinds of independent halves (or parts) those of the best. *One set* has fewer iterations and epochs than the "
-        f"sequence, where it is not said that it has as many. Fewer than three seeds decide nothing.\n{''.join(lines)}"
+        "**Does the sequence help?** Each line has the lead of the sequence in stages, in points; with a minus it is behind. "
+        "Of several kinds of independent halves (or parts) it is the lead over the best. *One set* has fewer iterations and "
+        "epochs than the sequence, unless the line says *as many*. Fewer than three seeds decide nothing.\n"
+        f"{''.join(lines)}"
     )
 
 

@@ -44,8 +44,8 @@ SETTINGS_NOTE = f"""- `difference`: ours minus the published mean. Random real i
 - Scale `paper` has the published settings; of SeqMatch only those of CIFAR-10 with 50 images per class are known. Scale
   `short` has fewer teachers and iterations, runs in bfloat16, and holds out a tenth of the training images. A cell has a row
   there for each number of teachers that it was run with.
-- Earlier subsets of a sequence are always the selected iterates. So at scale `paper` the `ours` of a sequence has seen
-  test images, and that of its base method has not.
+- Earlier subsets of a sequence are always the selected iterates. So at scale `paper` test images have
+  influenced `ours` of a sequence, but not `ours` of its base method.
 - {DAGGER}: written down from memory and not checked. doubtful: the same number is printed for another method."""
 README_NOTE = (
     "All runs at scales `paper` and `short`; rehearsals are in `10_tables`. Accuracies are in per cent, on test images. "
@@ -227,14 +227,10 @@ def describe_table(settings: pd.DataFrame, rehearsal: pd.DataFrame) -> str:
     )
 
 
-def _by_mirrored(table: pd.DataFrame) -> list[str]:
-    """Returns the methods whose networks are trained on mirrored images, too, and those whose are not."""
-    return [", ".join(dict.fromkeys(table[table["mirrored"] == kind]["method"].map(name_of))) for kind in (True, False)]
-
-
 def _describe_mirrored(rehearsal: pd.DataFrame) -> str:
     """Returns a sentence where networks were trained on mirrored images for some methods alone, else nothing."""
-    mirrored = _by_mirrored(rehearsal)
+    of_kind = [rehearsal[rehearsal["mirrored"] == kind]["method"].map(name_of) for kind in (True, False)]
+    mirrored = [", ".join(dict.fromkeys(methods)) for methods in of_kind]
     mixed = "In rehearsals networks are trained on mirrored images, too, for {}, and not for {}: do not compare across them. "
     return mixed.format(*mirrored) if all(mirrored) else ""
 
@@ -248,12 +244,12 @@ def list_missing(table: pd.DataFrame, scale: str = "paper") -> pd.DataFrame:
     )
 
 
-def write_tables(results_dir: Path, published: pd.DataFrame, out_dir: Path | None = None) -> list[Path]:
+def write_tables(evidence: Evidence, published: pd.DataFrame, out_dir: Path) -> list[Path]:
     """Writes the tables of every data set, at scales "paper" and "short" and rehearsals, as Markdown, HTML and LaTeX.
 
-    Returns the files, below `out_dir/tables`; `out_dir` is `results_dir` by default.
+    Returns the files, below `out_dir/tables`.
     """
-    evidence, paths = Evidence.load(results_dir), []
+    paths = []
     for dataset in DATASETS:
         settings = build_table(dataset, evidence.runs, published)
         rehearsal = build_table(dataset, evidence.runs, published, ("reduced",))
@@ -272,7 +268,7 @@ def write_tables(results_dir: Path, published: pd.DataFrame, out_dir: Path | Non
             "tex": "".join(f"% {title}\n{table.to_latex(index=False, escape=True)}" for title, table, _ in shown),
         }  # fmt: skip
         for kind, text in texts.items():
-            path = (out_dir or results_dir) / "tables" / f"{dataset}.{kind}"
+            path = out_dir / "tables" / f"{dataset}.{kind}"
             write_text(path, text)
             paths.append(path)
     return paths

@@ -74,7 +74,7 @@ def name_scale_of(runs: Sequence[RunRecord], scale: str) -> str:
     """Returns the name of the scale of some runs, as `name_scale` does."""
     configs = [RunConfig.from_dict(run.config) for run in runs]
     counts = pd.Series([config.teachers.num_teachers for config in configs if config.uses_teachers])
-    each = " a stage" * any(config.is_sequential for config in configs)
+    each = " per stage" * any(config.is_sequential for config in configs)
     return label_scale(scale) + (f", {format_range(counts)} teachers{each}" if scale == "short" and len(counts) else "")
 
 

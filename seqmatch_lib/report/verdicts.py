@@ -3,10 +3,10 @@
 The rule: three seeds of distillation or more decide a claim, at scale "paper", or at scale "short" with all its teachers and
 iterations.
 
-- Confirmed: the 95 % interval of a difference lies above 0, and so does that from every control; or an accuracy is not below
-  the published mean by more than two standard deviations of both together. A difference of last iterates is controlled by
-  that of the selected ones, since a last iterate can come after a leap of the loss, and published codes report the best.
-- Not confirmed: one of these intervals does not lie above 0, or the accuracy is further below. But an accuracy that is missed
+- Confirmed: the 95 % interval of a difference lies above 0, and so does that from every control; or an accuracy is at least
+  the published mean minus two standard deviations of both together. A difference of last iterates is controlled by
+  that of the selected ones, since a last iterate can come after a leap of the loss, and public code reports the best.
+- Not confirmed: one of these intervals does not lie above 0, or the accuracy is lower. But an accuracy that is missed
   at scale "short", which has fewer iterations, decides nothing.
 - Not decided: everything else, such as other scales, fewer seeds, or controls that were not run. Claims on losses and
   gradients were measured in single pairs: they are seen there or not, and never decided.
@@ -262,7 +262,7 @@ def _knowing(evidence: Evidence) -> Iterable[tuple[str, ...]]:
                 wrong_way = "not run" if first is None else f"{first:+.1f}"
                 yield (
                     PAPER if base in PAPER_BASES else OURS,
-                    f"{name_of(SEQUENTIAL_PREFIX + base)}: an S_2 that knows S_1 is ahead of an independent half",
+                    f"{name_of(SEQUENTIAL_PREFIX + base)}: S_2, distilled after S_1, is ahead of an independent half",
                     name_cell("cifar10", 10), name_scale(part, "cifar10", 10, scale, [base]), "argument",
                     str(gap), f"both jointly {joint:+.1f}; trained on S_2 first {wrong_way}",
                     judge_difference(gap, scale, None, _any_cut_short(part, "cifar10", 10, scale, base)),

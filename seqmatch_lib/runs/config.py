@@ -88,7 +88,7 @@ class RunConfig:
         require(self.select_on in SELECTIONS, f"select_on {self.select_on!r} is unknown; use one of {', '.join(SELECTIONS)}")
         if self.options is None:
             return
-        message = "evaluation.score_test scores the iterates that select_on 'none' does not; set evaluation.score_test=false"
+        message = "evaluation.score_test needs scores, but select_on 'none' scores no iterate; set evaluation.score_test=false"
         require(self.select_on != "none" or not self.evaluation.score_test, message)
         problem = f"distils one subset, but subset_ipcs {list(self.subset_ipcs)} names {self.num_subsets}"
         remedy = f"use method '{SEQUENTIAL_PREFIX}{self.method}' or one subset"
@@ -146,9 +146,9 @@ class RunConfig:
             if name != base and section:  # of another method, for example in settings whose method was changed
                 _check_keys(get_method(name).config_class, section, name)
         options = None if base in REFERENCES else _build(get_method(base).config_class, sections[base], base)
-        if not values.get("subset_ipcs"):
-            values["subset_ipcs"] = [values.get("ipc", 0)]
-        intervals, ipcs = values.get("intervals"), values["subset_ipcs"]
+        intervals, ipcs = values.get("intervals"), values.get("subset_ipcs")
+        if ipcs is None or (isinstance(ipcs, list | tuple) and not ipcs):
+            values["subset_ipcs"] = ipcs = [values.get("ipc", 0)]
         both = isinstance(intervals, list | tuple) and isinstance(ipcs, list | tuple)
         if both and len(intervals) == 1 and _has_intervals(base):
             values["intervals"] = list(intervals) * len(ipcs)
@@ -209,7 +209,7 @@ class RunConfig:
 
 
 def config_asked_for(preset: str, scale: str, seed: int, overrides: Mapping[str, Any]) -> RunConfig:
-    """Returns `RunConfig.from_preset` of what a user asks for, and refuses two things that are hardly meant.
+    """Returns `RunConfig.from_preset` of what a user asks for, and refuses two requests that are probably mistakes.
 
     Raises:
         ConfigError: another method than the preset's, although a preset has that method, with settings chosen for it; a
@@ -343,7 +343,7 @@ def as_overrides(given: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def _override(settings: dict[str, Any], overrides: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Returns settings with some of them changed, by dotted keys that a preset has; of the new method, if that is changed."""
+    """Returns settings with overrides, by dotted keys; if the method is overridden, these are keys of the new one."""
     overrides = as_overrides(overrides)
     apart = [key for key in ("preset", "scale", "seed") if key in overrides]
     remedy = "give it on the command line as PRESET, --scale or --seed, in Python to run() or RunConfig.from_preset()"
@@ -416,8 +416,10 @@ def _coerce(value: Any, kind: Any, key: str) -> Any:
         if repeated or len(value) == len(inner):
             kinds = [inner[0]] * len(value) if repeated else inner
             return origin(_coerce(item, item_kind, key) for item, item_kind in zip(value, kinds, strict=True))
-    if kind is int and hasattr(value, "__index__") and type(value) is not bool:
-        value = index(value)  # also of numpy's
+    if kind is int and type(value) is not bool:
+        with suppress(TypeError):  # no whole number
+            value = index(value)  # also of numpy's
+    if kind is int and type(value) is int:
         require(abs(value) <= LARGEST_INT, f"{key} = {value!r:.40} must be a number of at most 63 bits")
     if kind is float and isinstance(value, Real) and hasattr(value, "item"):
         value = value.item()  # of numpy

@@ -74,7 +74,8 @@ def find_table(run: RunRecord, name: str, results_dir: Path) -> Path | None:
     sets = read_json(noted)["sets"] if noted.is_file() else {}
     if sets.get(run.run_id, run.synthetic_sha256) == run.synthetic_sha256:
         return path
-    print(f"notice: left out: {path} is of another set than {run.run_id} has here; delete {path.parent}", file=sys.stderr)
+    problem = f"{path} was measured on another set than that of {run.run_id} here"
+    print(f"notice: left out: {problem}; delete {path.parent}", file=sys.stderr)
     return None
 
 
@@ -128,7 +129,7 @@ def _note_sets(
         changed = [name for name, digest in sets.items() if noted["sets"].get(name, digest) != digest]
         if noted["joint"] != joint.run_id:
             changed.append(noted["joint"])
-        problem = f"{folder} was measured of another set of {', '.join(changed)}, or of another run of the base method"
+        problem = f"{folder} was measured on another set of {', '.join(changed)}, or of another run of the base method"
         require(not changed, f"{problem}; delete it to measure again", StorageError)
         sets, tables = noted["sets"] | sets, noted.get("tables", {}) | tables
     elif any(folder.glob("*.csv")):  # of before this was noted
@@ -162,7 +163,7 @@ class _Pair:
         return self._gradients([self.joint[0].union()] * GRADIENT_TEACHERS)
 
     def real_gradients(self) -> pd.DataFrame:
-        """The same for random real images, others for each teacher, with the step size of the set: nobody distilled them."""
+        """The same for random real images with the step size of the set; each teacher gets other images."""
         (sequence, stage), ipc = self.joint, self.joint_config.ipc
         given, lr = (stage.images, stage.labels, stage.num_classes, ipc), sequence.subsets[0].lr
         draws = [
@@ -188,7 +189,7 @@ class _Pair:
         return pd.concat(frames, ignore_index=True)
 
     def errors(self) -> pd.DataFrame:
-        """The matching error along the training of teachers; later subsets are asked about teachers of their own."""
+        """The matching error along the training of teachers; later subsets are measured on the teachers of their own stage."""
         (joint, stage), (_, sequence, stages) = self.joint, self.sequence
         first, second = record_stage_teachers(stage), record_stage_teachers(stages[1])
         cases = {

@@ -46,7 +46,8 @@ def distill_stages(
         ConfigError: networks have running statistics, which the method, or the engine of the stage's recipe, does not train;
             or the method's `initialise` or `prepare` returned what it must not.
         DivergenceError: a value is not finite, and the last good state is in the checkpoint; or the step size of an iterate
-            that is needed is not positive. Scored iterates are not needed, but one of a stage, and the last one of S_K.
+            that is needed is not positive. A scored iterate with such a step size is skipped, but each stage needs one
+            without, and so does S_K for its last one.
         OutOfTime: the budget is spent; the state is in the checkpoint.
     """
     finished = []

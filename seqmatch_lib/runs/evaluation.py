@@ -38,7 +38,7 @@ def evaluate_sets(
         Name -> architecture -> accuracies, and the seconds that they took, in this process and in those before.
 
     Raises:
-        ConfigError: a network does not fit the images, or training their labels; none is trained then.
+        ConfigError: a network does not fit the images, or the training recipe their labels; then no network is trained.
         OutOfTime: the budget is spent; the state is saved.
     """
     keep_freed_memory()  # not every evaluation is the end of a run

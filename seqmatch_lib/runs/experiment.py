@@ -95,7 +95,7 @@ def run_experiment(
         record = _execute(config, dataset, results_dir, state_dir, budget, choose_device(device))
         if path.is_file():
             earlier = load_record(path)
-            problem = f"{path} is of another set than the one made in the place of the set that is gone"
+            problem = f"{path} records another set than the one just distilled in place of the missing set"
             same = earlier.synthetic_sha256 == record.synthetic_sha256
             require(same, f"{problem}; delete that record and give the same command again", StorageError)
             return earlier
@@ -120,7 +120,7 @@ def _check_same_data(fingerprint: str, dataset: ImageDataset, path: Path) -> Non
 
 
 def make_first_stage(config: RunConfig, data: RealData, results_dir: Path, budget: Budget) -> Stage:
-    """Returns what the base method of a run knows in stage 1; the strategy makes the later stages from it."""
+    """Returns what the base method of a run knows in stage 1; `distill_sequence` makes the later stages from it."""
     return Stage(
         index=1,
         ipc=config.subset_ipcs[0],

@@ -1,4 +1,4 @@
-"""Records as plain-text tables: a run a line, and a re-evaluation and architecture a line."""
+"""Records as plain-text tables: one run per line, or one re-evaluation and architecture."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from seqmatch_lib.runs.records import ACCURACIES, Reevaluation, RunRecord, mark_
 
 
 def format_records(records: Iterable[RunRecord]) -> str:
-    """Returns a plain-text table of accuracies in per cent, one run a line, each with its scale and the end of its id.
+    """Returns a plain-text table of accuracies in per cent, one run per line, each with its scale and the end of its id.
 
     Where runs of one method and size differ in other settings than the seed, these stand at the end.
     """

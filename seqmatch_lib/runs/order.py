@@ -1,4 +1,4 @@
-"""The ablation of order and division: sets of equal size that are divided or not, in sequence or not; a record a seed."""
+"""The ablation of order and division: sets of equal size that are divided or not, in sequence or not; one record per seed."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -41,8 +41,8 @@ def runs_of_order(config: RunConfig) -> dict[str, RunConfig]:
         ConfigError: `config` is no sequence of several subsets.
     """
     sizes, base = config.subset_ipcs, config.base_method
-    problem = f"subset_ipcs {list(sizes)} of {config.method!r} are not those of a sequence of two or more subsets"
-    require(config.is_sequential and len(sizes) > 1, f"{problem}; give such a one")
+    problem = f"subset_ipcs {list(sizes)} of {config.method!r} do not describe a sequence of two or more subsets"
+    require(config.is_sequential and len(sizes) > 1, f"{problem}; give a run of SeqMatch")
     plain = config_of_subsets(config.dataset, base, [config.ipc], config.scale, config.seed)
     changes = {key: value for key, value in overrides_of(config).items() if key not in DIVISION}
     settings = flatten_settings(config.as_dict())
@@ -82,7 +82,7 @@ def _under(settings: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
 
 
 def _of_one_stage(settings: Mapping[str, Any], base: str, stage: int) -> dict[str, Any]:
-    """Returns settings with one entry of those of the base method that have one for each stage; the last is for all later."""
+    """Returns settings in which those of the base method with one entry for each stage have that of this stage alone."""
     lists = {key: value for key, value in _under(settings, [base]).items() if isinstance(value, list | tuple)}
     return settings | {key: value[:stage][-1:] for key, value in lists.items()}
 

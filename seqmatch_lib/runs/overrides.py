@@ -17,10 +17,8 @@ def changes_of(record: "RunRecord | OrderRecord") -> dict[str, Any]:
     If the preset has been edited since the run, a key `preset` with the run's commit is added, so that the run does not count
     as one of the edited preset.
     """
-    config = RunConfig.from_dict(record.config)
-    overrides = _of_its_method(record.overrides, config)  # older records name settings of the preset's method, too
-    is_edited = overrides_of(config) != overrides
-    return overrides | ({"preset": f"as of {record.git_commit[:8]}"} if is_edited else {})
+    is_edited = overrides_of(RunConfig.from_dict(record.config)) != record.overrides
+    return record.overrides | ({"preset": f"as of {record.git_commit[:8]}"} if is_edited else {})
 
 
 def overrides_of(config: RunConfig) -> dict[str, Any]:
@@ -32,12 +30,8 @@ def overrides_of(config: RunConfig) -> dict[str, Any]:
     if config.preset not in preset_names():
         return {}
     preset = _preset_settings(config.preset, config.scale, config.seed)
-    return _of_its_method(describe_changes(preset, _comparable_settings(config)), config)
-
-
-def _of_its_method(changes: dict[str, Any], config: RunConfig) -> dict[str, Any]:
-    """Returns changes without those in sections of other base methods, which a run has no settings of."""
-    others = tuple(f"{name}." for name in method_names() if name != config.base_method)
+    changes = describe_changes(preset, _comparable_settings(config))
+    others = tuple(f"{name}." for name in method_names() if name != config.base_method)  # of which the run has no settings
     return {key: value for key, value in changes.items() if not key.startswith(others)}
 
 
@@ -54,7 +48,7 @@ def _comparable_settings(config: RunConfig) -> dict[str, Any]:
 
 
 def describe_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what flat settings have become that differ; one that is left out has its default."""
+    """Returns the flat settings that differ, with their values in `after`; one that is left out there has its default."""
     changed = [key for key in {**before, **after} if before.get(key) != after.get(key)]
     return {key: after.get(key, "default") for key in changed}
 

@@ -78,7 +78,7 @@ def check_origin(sequence: SubsetSequence, data: RealData) -> None:
     then, now = sequence.metadata.get("data", data.summary), data.summary
     name = f"the set of {sequence.metadata['run_id']}" if "run_id" in sequence.metadata else "the set"
     before, found = (f"{part.get('train_images')} to train and {part.get('test_images')} to test" for part in (then, now))
-    found = "as many, others" if found == before else found
+    found = "the same numbers, but other images" if found == before else found
     remedy = OLD_IMAGES.get(now["source"], "set SEQMATCH_DATA to them, or ") + "distil these into another results folder"
     problem = f"was distilled from other {then.get('dataset', now['dataset'])} images ({before}) than those found ({found})"
     require(then["fingerprint"] == now["fingerprint"], f"{name} {problem}; {remedy}", DataError)

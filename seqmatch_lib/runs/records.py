@@ -159,7 +159,7 @@ class Reevaluation(Provenance):
 
 
 def name_reevaluation(run_id: str, synthetic_sha256: str, joint: bool, seed: int, config: Mapping[str, Any]) -> str:
-    """Returns `<run id>-<8 hex of the question>`; whether random images were asked about, too, is no part of the question."""
+    """Returns `<run id>-<8 hex of set and settings>`; it is the same whether random images were evaluated, too, or not."""
     return f"{run_id}-{digest_json([synthetic_sha256, joint, seed, config])[:8]}"
 
 
@@ -317,7 +317,7 @@ def check_same_images(runs: Iterable[RunRecord]) -> None:
     for run in runs:
         first = firsts.setdefault((run.dataset, run.scale), run)
         both = " and ".join(f"{record.run_id} ({record.data['train_images']:,} train images)" for record in (first, run))
-        problem = f"{both} are of different images of {run.dataset}, which no table may mix"
+        problem = f"{both} use different images of {run.dataset}, so no table may mix them"
         same = run.data["fingerprint"] == first.data["fingerprint"]
         require(same, f"{problem}; keep the runs on one of them in another results folder", StorageError)
 

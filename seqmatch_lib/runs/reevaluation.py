@@ -31,8 +31,8 @@ def reevaluate(
         data: its real data, on the device that is to be used.
         joint: whether to train on all subsets at once, with the last step size.
         seed: of the networks and of the random real images.
-        with_random: whether networks are trained on as many random real images, too, divided alike. If not, a record of the
-            same question in `results_dir` keeps what it says of them.
+        with_random: whether networks are trained on as many random real images, too, divided alike. If not, an earlier
+            record with the same settings in `results_dir` keeps its accuracies of them.
         results_dir: where the record, and the state from which a killed process goes on, are kept; nowhere by default.
         budget: says when to save, and when to stop.
 

@@ -97,7 +97,7 @@ class StageCheckpoint(Checkpoint):
         tensors, notes, is_own = saved
         message = f"{self._path} belongs to a run with other settings; use another results folder or delete it"
         require(is_own, message, StorageError)
-        problem = f"{self._path} was distilled beside other earlier subsets than those found"
+        problem = f"{self._path} was distilled with other earlier subsets than those found"
         is_beside = notes.get("frozen", frozen) == frozen  # files of older versions do not tell
         require(is_beside, f"{problem}; delete it to distil its stage again", StorageError)
         with self.restoring("this stage"):

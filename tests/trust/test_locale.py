@@ -29,8 +29,10 @@ def test_accuracies_are_printed_in_every_encoding(monkeypatch, encoding):
 WRITE_TABLES = """
 import sys
 from pathlib import Path
+from seqmatch_lib.report.evidence import Evidence
 from seqmatch_lib.report.tables import load_published, write_tables
-write_tables(Path(sys.argv[1]), load_published(sys.argv[1]))
+results = Path(sys.argv[1])
+write_tables(Evidence.load(results), load_published(results), results)
 """
 
 

@@ -78,7 +78,7 @@ def at_one_place(value: float) -> Callable[[torch.Tensor], torch.Tensor]:
         *[("lr.1", at_one_place(value), False, f"step size of {value}, which must be positive") for value in ODD],
         ("labels.1", at_one_place(10), False, "labels from 0 to 10, but they must lie in 0 … 9"),
         ("labels.1", at_one_place(-1), False, "labels from -1 to 9"),
-        ("labels.1", at_one_place(0), False, "from 1 to 3 images a class; all classes must have the same number"),
+        ("labels.1", at_one_place(0), False, "from 1 to 3 images per class; all classes must have the same number"),
         ("labels.1", lambda labels: labels.int(), False, "labels of torch.int32"),
         ("labels.1", lambda labels: labels[:, None], False, "shape (20, 1), not one int64 class an image"),
         ("labels.1", lambda labels: labels.double(), True, "finite float32 numbers for each image"),
