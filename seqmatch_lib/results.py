@@ -17,7 +17,7 @@ from seqmatch_lib.report.texts import name_run
 from seqmatch_lib.runs.config import SCALES, RunConfig, config_of_subsets, preset_names
 from seqmatch_lib.runs.coupling_measurements import TABLES, find_table, load_coupling, measure_coupling
 from seqmatch_lib.runs.experiment import run_experiment
-from seqmatch_lib.runs.order import independent_parts, measure_order, needed_runs
+from seqmatch_lib.runs.order import independent_parts, measure_order, missing_parts, needed_runs
 from seqmatch_lib.runs.records import RunRecord, load_record, load_runs, record_path
 from seqmatch_lib.store.files import digest_json
 from seqmatch_lib.subsets import set_path
@@ -178,16 +178,22 @@ class Results:
         Raises:
             StorageError: making them is not allowed, and there is none of them.
         """
-        known = {digest_json(record.config) for record in self.evidence().orders}
-        missing = [config for config in configs if config.hash not in known]
-        needed = [run for config in missing for run in needed_runs(config)]
+        known = {digest_json(record.config): record for record in self.evidence().orders}
+        missing = [(config, missing_parts(config, known.get(config.hash))) for config in configs]
         if self.work_dir is not None:
-            Results((self.work_dir,), self.work_dir).run(needed, with_sets=True)  # few are committed with their sets
-            for config in missing:
-                measure_order(config, self.work_dir)
-        elif needed and len(missing) == len(configs):
+            for config, parts in missing:
+                self._measure_order(config, parts)
+        elif configs and not any(config.hash in known for config in configs):
+            needed = [run for config, parts in missing for run in needed_runs(config, parts)]
             self._refuse(needed, len(needed), "distilled set")
         return self.evidence()
+
+    def _measure_order(self, config: RunConfig, parts: Sequence[str], networks: Sequence[str] = ()) -> None:
+        """Makes these parts of an ablation of order and division; does nothing without parts."""
+        if parts:
+            # few of the sets are committed
+            Results((self.work_dir,), self.work_dir).run(needed_runs(config, parts), with_sets=True)
+            measure_order(config, self.work_dir, parts, networks=networks)
 
     def measure_coupling(self, dataset: str, scale: str, seed: int = 0) -> dict[str, dict[str, DataFrame]]:
         """Returns the coupling measurements of sequences of MTT that stand for their preset, published settings first.
@@ -233,7 +239,8 @@ class Results:
         """Evaluates sets on more architectures, if that is allowed, and returns the records of all folders together.
 
         A set is not evaluated again on an architecture if accuracies of this many networks are known, as `queries.transfer`
-        takes them: trained as in the run itself, together with those of random real images.
+        takes them: trained as in the run itself, together with those of random real images. For a sequence, its independent
+        halves are evaluated, too, with as many networks as its run has.
         """
         known: dict[tuple[str, str], set[str]] = defaultdict(set)
         for row in self.evidence().accuracies.to_dict("records"):
@@ -244,6 +251,10 @@ class Results:
             missing = [name for name in networks if not {"last", "random"} <= known[run.record.config_hash[:8], name]]
             if missing:
                 run.evaluate(missing, random=True, set={"evaluation.num_networks": num_networks}, results_dir=self.work_dir)
+            if run.config.num_subsets > 1:
+                orders = [record for record in self.evidence().orders if digest_json(record.config) == run.config.hash]
+                missing = [name for name in networks if not any(record.on(name) for record in orders)]
+                self._measure_order(run.config, ["halves"] if missing else [], missing)
         return self.evidence()
 
     def has_set(self, record: RunRecord) -> bool:

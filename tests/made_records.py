@@ -65,13 +65,13 @@ def make_reevaluation(run, joint=False, **training):
     )  # fmt: skip
 
 
-def make_order(folder, seed, values, method="mtt", changes=None, scale="reduced", preset=None):
+def make_order(folder, seed, values, method="mtt", changes=None, scale="reduced", preset=None, sha256=""):
     """Saves a record of order and division, with accuracies by the name of the set; returns its path."""
     config = RunConfig.from_preset(preset or f"cifar10-ipc10-seqmatch_{method}", scale, seed, changes)
     half = ", ".join(run.run_id for run in independent_parts(config))
     record = OrderRecord(
         schema=SCHEMA, dataset=config.dataset, ipc=config.ipc, scale=config.scale, seed=seed, config=config.as_dict(),
-        overrides=overrides_of(config), synthetic_sha256="", other_half=half, accuracy=values,
+        overrides=overrides_of(config), synthetic_sha256=sha256, other_half=half, accuracy=values,
         **describe_provenance(torch.device("cpu")),
     )  # fmt: skip
     return record.save(folder)

@@ -36,7 +36,8 @@ def evaluations(monkeypatch):
     def note(found, config, *_):
         sets.update(found)
         epochs.update(dict.fromkeys(found, config.training.epochs))
-        return {name: {config.network.name: {"values": [0.0]}} for name in found}, 0.0
+        (network,) = config.evaluation.networks
+        return {name: {network: {"values": [float(len(network))]}} for name in found}, 0.0
 
     monkeypatch.setattr(order, "evaluate_sets", note)
     return sets, epochs
@@ -140,7 +141,10 @@ def test_a_record_of_another_set_has_nothing_of_an_earlier_one(tmp_path):
     make_order(tmp_path, 0, {"SeqMatch": [40.0], "divided, staged": [30.0]})
     (earlier,) = load_orders(tmp_path)
     other = replace(earlier, synthetic_sha256="other", accuracy={"random real": [20.0]})
-    assert order._with_earlier_parts(other, tmp_path) == other
+    assert other.joined_with(earlier) == other
+    assert set(replace(earlier, accuracy={"random real": [20.0]}).joined_with(earlier).accuracy) == {
+        "SeqMatch", "divided, staged", "random real",
+    }  # fmt: skip
 
 
 def test_what_was_measured_on_other_images_is_not_used(tmp_path, monkeypatch):
@@ -152,6 +156,29 @@ def test_what_was_measured_on_other_images_is_not_used(tmp_path, monkeypatch):
         StorageError, match=r"-order.data\.json belongs to other images of digits .*; use another results folder"
     ):
         measure_order(config, tmp_path, ["random real"])
+
+
+def test_halves_are_evaluated_on_other_architectures_too(tmp_path, evaluations):
+    config = RunConfig.from_preset("digits-ipc10-seqmatch_dm", "smoke")
+    of_halves = {name for name in SETS if name.startswith("divided")}
+    record = measure_order(config, tmp_path, ["halves", "random real"], networks=["vit", "alexnet"])
+    assert record.on() == record.on("convnet") == {key: [7.0] for key in [*of_halves, "random real"]}
+    assert record.on("vit") == {key: [3.0] for key in of_halves}
+    assert record.on("vgg11") == {}
+    assert evaluations[1]["divided, joint, as many epochs"] == 2 * evaluations[1]["divided, joint"]
+    assert measure_order(config, tmp_path, ["sequence"]).on("alexnet") == record.on("alexnet")  # what was measured is kept
+    with pytest.raises(ConfigError, match=r"networks \['vit'\] are trained on halves; name 'halves' in parts, too"):
+        measure_order(config, tmp_path, ["random real"], networks=["vit"])
+    with pytest.raises(ConfigError, match="vgg"):
+        measure_order(config, tmp_path, ["halves"], networks=["vgg"])
+
+
+def test_parts_that_a_record_lacks_are_found(tmp_path):
+    config = RunConfig.from_preset("cifar10-ipc10-seqmatch_mtt", "reduced")
+    make_order(tmp_path, 0, {"divided, staged (vit)": [30.0], "random real": [20.0]})
+    (record,) = load_orders(tmp_path)
+    assert order.missing_parts(config, None) == list(order.PARTS)
+    assert order.missing_parts(config, record) == ["sequence", "halves", "one set"]
 
 
 def test_every_set_gets_its_accuracies_and_the_record_is_kept(tmp_path):

@@ -13,6 +13,7 @@ from made_records import (
     RESULTS,
     SHORTER,
     accuracy,
+    make_order,
     make_reevaluation,
     make_run,
     make_sequence,
@@ -25,10 +26,11 @@ from seqmatch_lib.report.controls import JOINTLY, ONE_SET, STAGED
 from seqmatch_lib.report.evidence import Evidence
 from seqmatch_lib.report.numbers import robust_score
 from seqmatch_lib.report.texts import format_frame
+from seqmatch_lib.report.verdicts import list_verdicts
 from seqmatch_lib.runs import config, overrides
 from seqmatch_lib.runs.config import RunConfig
 from seqmatch_lib.runs.overrides import changes_of
-from seqmatch_lib.runs.records import load_reevaluations
+from seqmatch_lib.runs.records import load_orders, load_reevaluations
 
 
 def test_without_records_every_query_has_its_columns_and_no_rows():
@@ -38,6 +40,7 @@ def test_without_records_every_query_has_its_columns_and_no_rows():
         queries.reevaluated(nothing, "cifar10"), queries.gain_over_random(nothing, "cifar10", "reduced"),
         queries.curves(nothing, RESULTS, "cifar10", 10, "smoke"),
         *(query(nothing, *CELL) for query in (controls.comparison, controls.efforts, queries.subsets, controls.order)),
+        controls.halves_by_network(nothing, *CELL),
     ]  # fmt: skip
     for frame in frames:
         assert len(frame) == 0
@@ -294,6 +297,29 @@ def test_the_lead_of_a_sequence_over_its_base_method_is_told_for_each_architectu
     assert found["lead_seeds"].to_dict()["seqmatch_mtt", "vit"] == 1
     assert "SeqMatch-MTT minus MTT: +4.0 on ConvNet, -1.0 on ViT." in findings.find_transfer(evidence, "cifar10", 10, "short")
     assert "minus" not in findings.find_transfer(Evidence(runs[:1], again[:1]), "cifar10", 10, "short")
+
+
+def test_halves_on_another_architecture_are_the_control_of_the_lead_there(tmp_path):
+    """Not those on the architecture that they were distilled with, which are a control of its own."""
+    runs, again = [make_short("mtt"), make_short("seqmatch_mtt")], []
+    for run, mean in zip(runs, (21.0, 31.0), strict=True):
+        asked = {"evaluation": run.config["evaluation"] | {"networks": ["vit"]}}
+        of_vit = {"accuracy": {"vit": accuracy(mean - 1, mean + 1)}, "random_baseline": {"vit": accuracy(18.0, 20.0)}}
+        again.append(replace(make_reevaluation(run), config=run.config | asked, **of_vit))
+    halves = {"divided, staged": [50.0, 52.0], "divided, staged (vit)": [27.0, 29.0], "divided, joint (vit)": [33.0, 35.0]}
+    make_order(tmp_path, 0, halves, changes=run.overrides, scale="short")
+    evidence = Evidence(runs, again, load_orders(tmp_path))
+    found = controls.halves_by_network(evidence, "cifar10", 10, "short").set_index(["network", "set"])
+    assert found["difference"].to_dict() == {("vit", controls.HALVES): 3.0, ("vit", controls.HALVES_JOINTLY): -3.0}
+    assert found["n"].tolist() == [2, 2]
+    said = findings.find_transfer(evidence, "cifar10", 10, "short")
+    assert "SeqMatch-MTT minus independent halves, in stages: +3.0 on ViT." in said
+    assert "SeqMatch-MTT minus independent halves, jointly: -3.0 on ViT." in said
+    of_convnet = controls.order(evidence, "cifar10", 10, "short")
+    assert not of_convnet["set"].str.contains("vit").any()
+    assert of_convnet.set_index("set").loc[controls.HALVES, "accuracy"] == 51.0
+    (row,) = list_verdicts(evidence, PUBLISHED, tmp_path).query("setting.str.contains('ViT')").to_dict("records")
+    assert "halves in stages +3.0, 1 seed; halves jointly -3.0, 1 seed; not run: halves jointly for as many" in row["control"]
 
 
 def test_other_architectures_are_compared_under_the_training_of_the_run():

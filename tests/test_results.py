@@ -5,11 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from made_records import make_reevaluation, make_sequence
+from made_records import make_order, make_reevaluation, make_sequence
 
 from seqmatch_lib import results as results_module
 from seqmatch_lib.errors import ConfigError, DataError, StorageError
 from seqmatch_lib.front import Run
+from seqmatch_lib.report.evidence import Evidence
 from seqmatch_lib.report.queries import transfer
 from seqmatch_lib.results import Results, find_folder, list_configs
 from seqmatch_lib.runs.config import RunConfig, config_of_subsets
@@ -165,8 +166,9 @@ def test_only_an_answer_that_is_shown_spares_a_question(monkeypatch, tmp_path):
     """Jointly, after other training, without random images, for too few networks: none of these is what is asked."""
     results = Results((tmp_path,), tmp_path)
     (run,) = results.run([RunConfig.from_preset("digits-ipc10-seqmatch_dm", "smoke")])
-    found, asked = run.evaluate(random=True), []
+    found, asked, halves = run.evaluate(random=True), [], []
     monkeypatch.setattr(Run, "evaluate", lambda run, networks, **more: asked.append(list(networks)))
+    monkeypatch.setattr(Results, "_measure_order", lambda results, config, *more: halves.append(more))
 
     def answer(joint=False, random=True, count=2, **changes):
         """Keeps a record of another architecture, without the minutes that its training takes."""
@@ -187,6 +189,18 @@ def test_only_an_answer_that_is_shown_spares_a_question(monkeypatch, tmp_path):
     assert set(transfer(evidence, "digits", 10, "smoke")["network"]) == {"convnet", "vit"}
     results.reevaluate([run], ["vit"], 3)
     assert asked == [["vit"], ["vit"]]
+    assert halves[0] == (["halves"], ["convnet", "vit"])
+    accuracy = {"divided, staged": [50.0], "divided, staged (vit)": [40.0]}
+    make_order(tmp_path, 0, accuracy, preset="digits-ipc10-seqmatch_dm", scale="smoke", sha256=run.record.synthetic_sha256)
+    results.reevaluate([run], ["convnet", "vit"], 2)
+    assert halves[-1] == ([], []), "halves that were evaluated on an architecture are not evaluated there again"
+
+
+def test_ablations_of_one_sequence_in_two_folders_are_one(tmp_path):
+    for folder, names in (("first", ["divided, staged"]), ("second", ["divided, staged", "random real"])):
+        make_order(tmp_path / folder, 0, {key: [float(len(names))] for key in names})
+    (record,) = Evidence.load(tmp_path / "first", tmp_path / "second").orders
+    assert record.accuracy == {"divided, staged": [1.0], "random real": [2.0]}
 
 
 def test_seeds_are_one_number_or_several():

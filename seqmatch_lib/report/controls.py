@@ -12,6 +12,7 @@ import pandas as pd
 from seqmatch_lib.methods import method_names
 from seqmatch_lib.report.evidence import Evidence, runs_of, with_settings
 from seqmatch_lib.report.numbers import make_frame, summarise, values_by_seed, where
+from seqmatch_lib.report.queries import values_by_network
 from seqmatch_lib.runs.config import REFERENCES, SEQUENTIAL_PREFIX
 from seqmatch_lib.runs.overrides import changes_of
 from seqmatch_lib.runs.records import OrderRecord
@@ -229,6 +230,7 @@ def order(
         if (record.dataset, record.ipc, record.scale) != (dataset, ipc, scale):
             continue
         run = runs.get(digest_json(record.config))
+        record = replace(record, accuracy=record.on())
         if run is not None and "SeqMatch" not in record.accuracy:
             own = {"SeqMatch": run.accuracy_last, "SeqMatch, joint": run.accuracy_joint}
             record = replace(record, accuracy={name: one["values"] for name, one in own.items() if one} | record.accuracy)
@@ -248,10 +250,30 @@ def order(
     return make_frame(rows, ("base", "num_subsets", "set", "difference"))
 
 
-def _of_order(records: Iterable[OrderRecord], name: str) -> pd.DataFrame:
+def halves_by_network(evidence: Evidence, dataset: str, ipc: int, scale: str) -> pd.DataFrame:
+    """The control of `queries.transfer`: independent halves on architectures that they were not distilled with.
+
+    Returns:
+        Columns `base`, `num_subsets`, `network`, `set` (in stages, jointly, or jointly for as many epochs), `accuracy`,
+        `difference` (the sequence in stages on that architecture minus this set), `seeds`, `n` and `records`.
+    """
+    rows = []
+    for (method, network), (sequence, _) in values_by_network(evidence, dataset, ipc, scale).items():
+        standing = {run.config_hash for run in runs_of(f"{dataset}-ipc{ipc}-{method}", scale, evidence.runs)}
+        records = [record for record in evidence.orders if digest_json(record.config) in standing]
+        for name in ("divided, staged", "divided, joint", "divided, joint, as many epochs"):
+            on_network = _of_order(records, name, network)
+            if len(on_network) and network != records[0].config["network"]["name"]:
+                common = {"base": method.removeprefix(SEQUENTIAL_PREFIX), "num_subsets": len(records[0].config["subset_ipcs"])}
+                common |= {"network": network, "set": OF_ORDER[name]}
+                rows += [common | row for row in summarise(on_network, "difference", sequence, by_seed=False)]
+    return make_frame(rows, ("base", "num_subsets", "network", "set", "difference"))
+
+
+def _of_order(records: Iterable[OrderRecord], name: str, network: str | None = None) -> pd.DataFrame:
     """Returns the accuracies of one set of the ablation of order and division, for the seeds that have it."""
-    having = sorted((record for record in records if name in record.accuracy), key=lambda record: record.seed)
-    rows = [(record.seed, record.accuracy[name], _runs_behind(record, name)) for record in having]
+    having = sorted((record for record in records if name in record.on(network)), key=lambda record: record.seed)
+    rows = [(record.seed, record.on(network)[name], _runs_behind(record, name)) for record in having]
     return pd.DataFrame(rows, columns=["seed", "values", "record"])
 
 

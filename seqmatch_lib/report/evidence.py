@@ -123,11 +123,16 @@ Grouped = TypeVar("Grouped", RunRecord, OrderRecord)
 
 
 def _of_these_sets(found: Iterable[tuple[Path, list[Measured]]], runs: Mapping[str, RunRecord]) -> list[Measured]:
-    """Returns the records whose set is that of their run. A notice names the others, for example after `run --force`."""
+    """Returns the records whose set is that of their run. A notice names the others, for example after `run --force`.
+
+    Of records of one name the first stands; of ablations of one sequence it gets the further sets of the others.
+    """
     kept: dict[Path, Measured] = {}
     for home, record in ((home, record) for home, records in found for record in records):
         if runs.get(record.run_id, record).synthetic_sha256 == record.synthetic_sha256:
-            kept.setdefault(record.path(Path()), record)
+            first = kept.setdefault(record.path(Path()), record)
+            if isinstance(record, OrderRecord):
+                kept[record.path(Path())] = first.joined_with(record)
         else:
             path = record.path(home)
             print(f"notice: left out: {path} was measured on another set than that of {record.run_id} here", file=sys.stderr)

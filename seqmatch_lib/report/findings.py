@@ -25,6 +25,7 @@ from seqmatch_lib.report.controls import (
     SELECTED,
     STAGED,
     comparison,
+    halves_by_network,
     leads,
     order,
 )
@@ -223,6 +224,12 @@ def find_transfer(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str
     found = f"Lead over random real images under the same training, in points: {'; '.join(parts)}. "
     for method, rows in leads.groupby("method", sort=False):
         found += f"{name_of(method)} minus {name_of(method.removeprefix(SEQUENTIAL_PREFIX))}: {_by_network(rows, 'lead')}. "
+    halves = halves_by_network(evidence, dataset, ipc, scale)
+    for (base, name), rows in halves.groupby(["base", "set"], sort=False):
+        control = name_set(name, rows["num_subsets"].max())
+        found += f"{name_of(SEQUENTIAL_PREFIX + base)} minus {control}: {_by_network(rows, 'difference')}. "
+    if len(leads) and halves.empty:
+        found += "Independent halves, the control, were not evaluated there. "
     if missing:
         found += f"Not evaluated on other architectures: the sets of {', '.join(map(name_of, missing))}."
     sure = f"{_seeds(frame)}, {format_range(frame['n'])} networks of each architecture."

@@ -222,7 +222,27 @@ def transfer(evidence: Evidence, dataset: str, ipc: int, scale: str) -> pd.DataF
     """Accuracy of several architectures trained on the sets of presets: a row for each method and architecture.
 
     `gain` is over random real images, `lead` that of a sequence over its base method. All is over the seeds that every
-    architecture of a method has. Methods of which one architecture is known are left out.
+    architecture of a method has. Methods of which one architecture is known are left out. `controls.halves_by_network` has
+    the control of `lead`.
+    """
+    found, pooled = values_by_network(evidence, dataset, ipc, scale), []
+    for (method, network), (last, random) in found.items():
+        base = method.removeprefix(SEQUENTIAL_PREFIX)
+        reference = found.get((base, network), [{}])[0] if base != method else {}
+        if random:
+            row = {"method": method, "network": network} | mean_and_std(last) | mean_and_std(random, "random")
+            row |= difference(last, random, "gain") | difference(last, reference, "lead")
+            pooled.append(row | {"seeds": len(last), "n": sum(map(len, last.values()))})
+    if not pooled:
+        return pd.DataFrame(columns=["method", "network", "accuracy", "random", "gain", "lead", "seeds", "n"])
+    frame = pd.DataFrame(pooled)
+    return frame[frame.groupby("method")["network"].transform("nunique") > 1].reset_index(drop=True)
+
+
+def values_by_network(evidence: Evidence, dataset: str, ipc: int, scale: str) -> dict[tuple[str, str], list[Values]]:
+    """Returns (method, architecture) -> accuracies of the sets of presets, and of random real images, by seed.
+
+    All are of the seeds that every architecture of a method has.
     """
     rows = evidence.accuracies
     rows = rows[(rows["dataset"] == dataset) & (rows["ipc"] == ipc) & (rows["scale"] == scale)]
@@ -235,18 +255,7 @@ def transfer(evidence: Evidence, dataset: str, ipc: int, scale: str) -> pd.DataF
     for method, known in rows.groupby("method", sort=False):
         for network, group in of_common_seeds(known, "network").groupby("network", sort=False):
             found[method, network] = [values_by_seed(group[group["kind"] == kind]) for kind in ("last", "random")]
-    pooled = []
-    for (method, network), (last, random) in found.items():
-        base = method.removeprefix(SEQUENTIAL_PREFIX)
-        reference = found.get((base, network), [{}])[0] if base != method else {}
-        if random:
-            row = {"method": method, "network": network} | mean_and_std(last) | mean_and_std(random, "random")
-            row |= difference(last, random, "gain") | difference(last, reference, "lead")
-            pooled.append(row | {"seeds": len(last), "n": sum(map(len, last.values()))})
-    if not pooled:
-        return pd.DataFrame(columns=["method", "network", "accuracy", "random", "gain", "lead", "seeds", "n"])
-    frame = pd.DataFrame(pooled)
-    return frame[frame.groupby("method")["network"].transform("nunique") > 1].reset_index(drop=True)
+    return found
 
 
 def robust(evidence: Evidence, dataset: str, scale: str) -> pd.DataFrame:

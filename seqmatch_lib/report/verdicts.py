@@ -34,6 +34,7 @@ from seqmatch_lib.report.controls import (
     SELECTED,
     STAGED,
     comparison,
+    halves_by_network,
     order,
 )
 from seqmatch_lib.report.evidence import PUBLISHED_SETTINGS, Evidence, runs_of
@@ -281,12 +282,15 @@ def _transfer(evidence: Evidence) -> Iterable[tuple[str, ...]]:
             pair = [runs_of(f"cifar10-ipc10-{name}", scale, part.runs) for name in (base, method)]
             seeds = set.intersection(*({run.seed for run in runs} for runs in pair))
             records = ", ".join(run.config_hash[:8] for runs in pair for run in runs if gaps and run.seed in seeds)
+            halves = halves_by_network(part, *cell, scale)
             for network, gap in gaps.items() or [("", Gap())]:
+                sets = halves[(halves["base"] == base) & (halves["network"] == network)].set_index("set")
+                controls = {name: _gap(sets, row) for name, row in CONTROLS.items() if row != EQUAL}
                 yield (
                     PAPER, f"{name_of(method)} keeps its lead over {name_of(base)} on another architecture",
                     ", ".join(filter(None, (name_cell(*cell), name_of(network)))), name_scale(part, *cell, scale, [base]), "–",
-                    str(gap), f"on the ConvNet {own}; halves: not run" if gap.seeds else "",
-                    judge_difference(gap, scale, {"halves": Gap()}, _any_cut_short(part, *cell, scale, base)),
+                    str(gap), f"on the ConvNet {own}; {_list_controls(controls)}" if gap.seeds else "",
+                    judge_difference(gap, scale, controls, _any_cut_short(part, *cell, scale, base)),
                     records,
                 )  # fmt: skip
 

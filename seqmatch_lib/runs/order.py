@@ -16,7 +16,8 @@ from seqmatch_lib.runs.evaluation import evaluate_sets, state_folder
 from seqmatch_lib.runs.experiment import open_run, run_experiment
 from seqmatch_lib.runs.overrides import flatten_settings, overrides_of
 from seqmatch_lib.runs.provenance import describe_provenance
-from seqmatch_lib.runs.records import OrderRecord, fields_of, find_earlier
+from seqmatch_lib.runs.real_data import RealData
+from seqmatch_lib.runs.records import OrderRecord, fields_of, find_earlier, name_on
 from seqmatch_lib.runs.stages import StageCheckpoint
 from seqmatch_lib.store.budget import Budget
 from seqmatch_lib.store.files import remove_leftovers
@@ -25,7 +26,12 @@ from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset, load_sequence,
 OTHER_SEED = 1000  # what is added to a run's seed for the second of the independent parts, twice that for the third, …
 DIVISION = ("ipc", "subset_ipcs", "intervals")  # settings that say how a set is divided
 IMAGES = ("zca", "select_on", "network")  # settings that presets of one cell may differ in, and all sets must have in common
-PARTS = ("sequence", "halves", "one set", "random real")
+PARTS = {  # of the ablation -> a set that tells whether a record has it
+    "sequence": "SeqMatch, $S_2$ first",
+    "halves": "divided, staged",
+    "one set": "undivided, staged",
+    "random real": "random real",
+}
 
 
 def runs_of_order(config: RunConfig) -> dict[str, RunConfig]:
@@ -61,7 +67,12 @@ def runs_of_order(config: RunConfig) -> dict[str, RunConfig]:
 def parts_of_order(config: RunConfig) -> Sequence[str]:
     """Returns the parts of the ablation that a sequence has: all if it has two subsets of one size, else only some."""
     first, *others = config.subset_ipcs
-    return PARTS if others == [first] else ("halves", "random real")
+    return tuple(PARTS) if others == [first] else ("halves", "random real")
+
+
+def missing_parts(config: RunConfig, record: OrderRecord | None) -> list[str]:
+    """Returns the parts of the ablation that a record lacks; without a record, all that the sequence has."""
+    return [part for part in parts_of_order(config) if record is None or PARTS[part] not in record.accuracy]
 
 
 def independent_parts(config: RunConfig) -> list[RunConfig]:
@@ -88,7 +99,11 @@ def _of_one_stage(settings: Mapping[str, Any], base: str, stage: int) -> dict[st
 
 
 def measure_order(
-    config: RunConfig, results_dir: Path | str, parts: Sequence[str] | None = None, device: torch.device | str | None = None
+    config: RunConfig,
+    results_dir: Path | str,
+    parts: Sequence[str] | None = None,
+    device: torch.device | str | None = None,
+    networks: Sequence[str] = (),
 ) -> OrderRecord:
     """Trains networks on sets that are divided and ordered differently, and records their accuracies.
 
@@ -103,6 +118,7 @@ def measure_order(
             "one set": the base method's, and the same distilled once more; "random real". "sequence" and "one set" are of two
             subsets of one size. Other sets that were measured before stay in the record.
         device: defaults to the first GPU, or the CPU.
+        networks: other architectures that are trained on the halves, too.
 
     Raises:
         SeqMatchError: as `run_experiment`.
@@ -112,6 +128,9 @@ def measure_order(
     parts = known if parts is None else parts
     unknown = [part for part in parts if part not in known]
     require(not unknown, f"parts {unknown} are unknown for subsets of {sizes}; use any of {', '.join(known)}")
+    require(not networks or "halves" in parts, f"networks {list(networks)} are trained on halves; name 'halves' in parts, too")
+    own = config.network.name
+    others = [config.changed({"evaluation.networks": [network]}) for network in networks if network != own]
     independent = independent_parts(config) if "halves" in parts else []
     dataset = load_dataset(config.dataset)  # given, it is compared with that of finished runs before others are begun
     for run in needed_runs(config, parts):
@@ -135,32 +154,36 @@ def measure_order(
         if "random real" in parts:
             lr = config.evaluation.real_lr
             sets["random real"] = sample_real_sequence(data.train, data.num_classes, config.subset_ipcs, lr, config.seed)
-        network = config.network.name
-        asked = config.changed({"evaluation.networks": [network]})
-        found, _ = evaluate_sets(sets, asked, data, folder, Budget())
-        if "halves" in parts:  # joint training has the epochs of one stage
-            longer = asked.changed({"training.epochs": len(sequence) * asked.training.epochs})
-            as_long = folder / "as-many-epochs"
-            remove_leftovers(as_long)
-            found |= evaluate_sets({"divided, joint, as many epochs": divided.joint()}, longer, data, as_long, Budget())[0]
+        accuracy = _evaluate(sets, config.changed({"evaluation.networks": [own]}), data, folder)
+        for asked in others:
+            (network,) = asked.evaluation.networks
+            halves = {name: one for name, one in sets.items() if name.startswith("divided")}
+            found = _evaluate(halves, asked, data, folder / network)
+            accuracy |= {name_on(name, network): values for name, values in found.items()}
         record = OrderRecord(
             **fields_of(config, "dataset", "ipc", "scale", "seed"),
             synthetic_sha256=sequence.sha256(),
             other_half=", ".join(run.run_id for run in independent) or None,
-            accuracy={name: accuracies[network]["values"] for name, accuracies in found.items()},
+            accuracy=accuracy,
             **describe_provenance(data.test.images.device),
         )
-        record = _with_earlier_parts(record, results_dir)
+        earlier = find_earlier(OrderRecord, record.path(results_dir))
+        record = record if earlier is None else record.joined_with(earlier)
         record.save(results_dir)
     return record
 
 
-def _with_earlier_parts(record: OrderRecord, results_dir: Path) -> OrderRecord:
-    """Returns a record with the other sets that an earlier record of the same sequence has."""
-    earlier = find_earlier(OrderRecord, record.path(results_dir))
-    if earlier is None or (earlier.config, earlier.synthetic_sha256) != (record.config, record.synthetic_sha256):
-        return record
-    return replace(record, accuracy=earlier.accuracy | record.accuracy, other_half=record.other_half or earlier.other_half)
+def _evaluate(sets: Mapping[str, SubsetSequence], config: RunConfig, data: RealData, folder: Path) -> dict[str, list[float]]:
+    """Returns set -> accuracies of networks trained on it; on halves jointly, also for as many epochs as in stages."""
+    (network,) = config.evaluation.networks
+    remove_leftovers(folder)
+    found, _ = evaluate_sets(sets, config, data, folder, Budget())
+    if "divided, joint" in sets:  # joint training has the epochs of one stage
+        longer = config.changed({"training.epochs": config.num_subsets * config.training.epochs})
+        as_long = folder / "as-many-epochs"
+        remove_leftovers(as_long)
+        found |= evaluate_sets({"divided, joint, as many epochs": sets["divided, joint"]}, longer, data, as_long, Budget())[0]
+    return {name: accuracies[network]["values"] for name, accuracies in found.items()}
 
 
 def _for_second_turn(sequence: RunConfig, one_set: RunConfig) -> BaseMethod:

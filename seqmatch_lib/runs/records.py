@@ -7,7 +7,7 @@ made, so that editing a preset never changes what an older record means; a re-ev
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from types import NoneType, UnionType
@@ -179,7 +179,8 @@ class OrderRecord(Provenance):
         overrides: as in `RunRecord`.
         synthetic_sha256: of the sequence.
         other_half: ids of the runs that the other independent parts are of, with commas; None if they were not measured.
-        accuracy: set -> accuracy in per cent, one a network.
+        accuracy: set -> accuracies in per cent, one for each network. Other architectures than the one that the sets were
+            distilled with stand in brackets behind the name of the set, see `on`.
     """
 
     schema: int
@@ -198,6 +199,19 @@ class OrderRecord(Provenance):
         """Names the run of the sequence."""
         return RunConfig.from_dict(self.config).run_id
 
+    def on(self, network: str | None = None) -> dict[str, list[float]]:
+        """Returns set -> accuracies on one architecture, by default the one that the sets were distilled with."""
+        if network in (None, self.config["network"]["name"]):
+            return {name: values for name, values in self.accuracy.items() if not name.endswith(")")}
+        end = name_on("", network)
+        return {name.removesuffix(end): values for name, values in self.accuracy.items() if name.endswith(end)}
+
+    def joined_with(self, other: "OrderRecord") -> "OrderRecord":
+        """Returns this record with the further sets that another record of the same sequence has."""
+        if (self.config, self.synthetic_sha256) != (other.config, other.synthetic_sha256):
+            return self
+        return replace(self, accuracy=other.accuracy | self.accuracy, other_half=self.other_half or other.other_half)
+
     @property
     def method(self) -> str:
         """The sequence that the other sets are compared with, for example seqmatch_mtt."""
@@ -206,6 +220,11 @@ class OrderRecord(Provenance):
     def path(self, results_dir: Path) -> Path:
         """Returns where the record is kept."""
         return results_dir / "order" / f"{self.run_id}.json"
+
+
+def name_on(name: str, network: str) -> str:
+    """Returns how an `OrderRecord` names a set on another architecture."""
+    return f"{name} ({network})"
 
 
 Record = TypeVar("Record", RunRecord, Reevaluation, OrderRecord)
