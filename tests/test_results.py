@@ -196,6 +196,18 @@ def test_only_an_answer_that_is_shown_spares_a_question(monkeypatch, tmp_path):
     assert halves[-1] == ([], []), "halves that were evaluated on an architecture are not evaluated there again"
 
 
+def test_an_ablation_that_lacks_parts_is_completed(tmp_path, monkeypatch):
+    asked, config = [], RunConfig.from_preset("cifar10-ipc10-seqmatch_mtt", "reduced")
+    monkeypatch.setattr(Results, "_measure_order", lambda results, config, parts: asked.append(parts))
+    make_order(tmp_path, 0, {"divided, staged": [50.0], "random real": [20.0]})
+    Results((tmp_path,)).measure_orders([config, replace(config, seed=1)])  # one of them is enough to show
+    assert asked == []
+    with pytest.raises(StorageError, match="have no distilled set"):
+        Results((tmp_path,)).measure_orders([replace(config, seed=1)])
+    Results((tmp_path,), tmp_path).measure_orders([config])
+    assert asked == [["sequence", "one set"]]
+
+
 def test_ablations_of_one_sequence_in_two_folders_are_one(tmp_path):
     for folder, names in (("first", ["divided, staged"]), ("second", ["divided, staged", "random real"])):
         make_order(tmp_path / folder, 0, {key: [float(len(names))] for key in names})
