@@ -18,8 +18,8 @@ from seqmatch_lib.runs.config import SCALES, RunConfig, config_of_subsets, prese
 from seqmatch_lib.runs.coupling_measurements import TABLES, find_table, load_coupling, measure_coupling
 from seqmatch_lib.runs.experiment import run_experiment
 from seqmatch_lib.runs.order import independent_parts, measure_order, missing_parts, needed_runs
-from seqmatch_lib.runs.records import RunRecord, load_record, load_runs, record_path
-from seqmatch_lib.store.files import digest_json
+from seqmatch_lib.runs.records import RunRecord, load_record, load_runs, order_path, record_path
+from seqmatch_lib.store.files import digest_json, write_parts
 from seqmatch_lib.subsets import set_path
 
 COMPUTED = "build/results"  # of the repository: where notebooks put what they compute
@@ -191,9 +191,20 @@ class Results:
     def _measure_order(self, config: RunConfig, parts: Sequence[str], networks: Sequence[str] = ()) -> None:
         """Makes these parts of an ablation of order and division; does nothing without parts."""
         if parts:
-            # few of the sets are committed
-            Results((self.work_dir,), self.work_dir).run(needed_runs(config, parts), with_sets=True)
+            needed = needed_runs(config, parts)
+            for run in needed:
+                self._copy_to_work(run)
+            Results((self.work_dir,), self.work_dir).run(needed, with_sets=True)  # few are committed with their sets
             measure_order(config, self.work_dir, parts, networks=networks)
+
+    def _copy_to_work(self, config: RunConfig) -> None:
+        """Copies a finished run with its set, and its ablation of order and division, to where missing runs are run."""
+        run = self._find(config, True)
+        if run is None or run.results_dir == self.work_dir or set_path(self.work_dir, config.run_id).is_file():
+            return
+        for path in (set_path(Path(), config.run_id), order_path(Path(), config.run_id), record_path(Path(), config)):
+            if (run.results_dir / path).is_file():
+                write_parts(self.work_dir / path, (run.results_dir / path).read_bytes())
 
     def measure_coupling(self, dataset: str, scale: str, seed: int = 0) -> dict[str, dict[str, DataFrame]]:
         """Returns the coupling measurements of sequences of MTT that stand for their preset, published settings first.
@@ -253,7 +264,7 @@ class Results:
                 run.evaluate(missing, random=True, set={"evaluation.num_networks": num_networks}, results_dir=self.work_dir)
             if run.config.num_subsets > 1:
                 orders = [record for record in self.evidence().orders if digest_json(record.config) == run.config.hash]
-                missing = [name for name in networks if not any(record.on(name) for record in orders)]
+                missing = [name for name in networks if not any("divided, staged" in record.on(name) for record in orders)]
                 self._measure_order(run.config, ["halves"] if missing else [], missing)
         return self.evidence()
 

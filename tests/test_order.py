@@ -167,6 +167,11 @@ def test_halves_are_evaluated_on_other_architectures_too(tmp_path, evaluations):
     assert record.on("vgg11") == {}
     assert evaluations[1]["divided, joint, as many epochs"] == 2 * evaluations[1]["divided, joint"]
     assert measure_order(config, tmp_path, ["sequence"]).on("alexnet") == record.on("alexnet")  # what was measured is kept
+    evaluations[0].clear()
+    more = measure_order(config, tmp_path, ["halves"], networks=["vgg11"])
+    assert more.on("vgg11").keys() == of_halves
+    assert more.on().keys() == {*record.on(), *SETS[:3]}
+    assert set(evaluations[0]) == of_halves, "only on the other architecture"
     with pytest.raises(ConfigError, match=r"networks \['vit'\] are trained on halves; name 'halves' in parts, too"):
         measure_order(config, tmp_path, ["random real"], networks=["vit"])
     with pytest.raises(ConfigError, match="vgg"):
@@ -175,10 +180,16 @@ def test_halves_are_evaluated_on_other_architectures_too(tmp_path, evaluations):
 
 def test_parts_that_a_record_lacks_are_found(tmp_path):
     config = RunConfig.from_preset("cifar10-ipc10-seqmatch_mtt", "reduced")
-    make_order(tmp_path, 0, {"divided, staged (vit)": [30.0], "random real": [20.0]})
-    (record,) = load_orders(tmp_path)
+    of_halves = ["divided, staged", "divided, joint", "divided, joint, as many epochs"]
+    for names, missing in (
+        ([f"{name} (vit)" for name in of_halves], ["sequence", "halves", "one set", "random real"]),
+        ([*of_halves[:2], "random real"], ["sequence", "halves", "one set"]),  # as in records of before the third was measured
+        ([*of_halves, "undivided, staged", "undivided, last"], ["sequence", "random real"]),
+    ):
+        make_order(tmp_path, 0, {name: [30.0] for name in names})
+        (record,) = load_orders(tmp_path)
+        assert order.missing_parts(config, record) == missing
     assert order.missing_parts(config, None) == list(order.PARTS)
-    assert order.missing_parts(config, record) == ["sequence", "halves", "one set"]
 
 
 def test_every_set_gets_its_accuracies_and_the_record_is_kept(tmp_path):

@@ -14,8 +14,8 @@ from seqmatch_lib.report.evidence import Evidence
 from seqmatch_lib.report.queries import transfer
 from seqmatch_lib.results import Results, find_folder, list_configs
 from seqmatch_lib.runs.config import RunConfig, config_of_subsets
-from seqmatch_lib.runs.records import load_reevaluations, load_runs
-from seqmatch_lib.subsets import set_path
+from seqmatch_lib.runs.records import load_orders, load_reevaluations, load_runs
+from seqmatch_lib.subsets import load_sequence, set_path
 
 ROOT = Path(__file__).parents[1]
 REDUCED = RunConfig.from_preset("cifar10-ipc10-mtt", "reduced")
@@ -199,13 +199,29 @@ def test_only_an_answer_that_is_shown_spares_a_question(monkeypatch, tmp_path):
 def test_an_ablation_that_lacks_parts_is_completed(tmp_path, monkeypatch):
     asked, config = [], RunConfig.from_preset("cifar10-ipc10-seqmatch_mtt", "reduced")
     monkeypatch.setattr(Results, "_measure_order", lambda results, config, parts: asked.append(parts))
-    make_order(tmp_path, 0, {"divided, staged": [50.0], "random real": [20.0]})
+    known = ("divided, staged", "divided, joint", "divided, joint, as many epochs", "random real")
+    make_order(tmp_path, 0, {name: [50.0] for name in known})
     Results((tmp_path,)).measure_orders([config, replace(config, seed=1)])  # one of them is enough to show
     assert asked == []
     with pytest.raises(StorageError, match="have no distilled set"):
         Results((tmp_path,)).measure_orders([replace(config, seed=1)])
     Results((tmp_path,), tmp_path).measure_orders([config])
     assert asked == [["sequence", "one set"]]
+
+
+def test_committed_sets_are_not_distilled_again_for_an_ablation(tmp_path, monkeypatch):
+    config, committed, work = RunConfig.from_preset("digits-ipc10-seqmatch_dm", "smoke"), tmp_path / "first", tmp_path / "work"
+    (sequence,) = Results((committed,), committed).run([config])
+    make_order(committed, 0, {"random real": [20.0]}, preset=config.preset, scale="smoke", sha256=sequence.distilled.sha256())
+    distilled, real = [], results_module.run_experiment
+    monkeypatch.setattr(results_module, "run_experiment", lambda run, *more: distilled.append(run.run_id) or real(run, *more))
+    monkeypatch.setattr(results_module, "measure_order", lambda config, folder, parts, networks: None)
+    results = Results((committed, work), work)
+    results.measure_orders([config])
+    assert len(distilled) == 2
+    assert config.run_id not in distilled
+    assert load_sequence(set_path(work, config.run_id)).sha256() == sequence.distilled.sha256()
+    assert load_orders(work) == load_orders(committed)
 
 
 def test_ablations_of_one_sequence_in_two_folders_are_one(tmp_path):

@@ -228,8 +228,9 @@ def find_transfer(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str
     for (base, name), rows in halves.groupby(["base", "set"], sort=False):
         control = name_set(name, rows["num_subsets"].max())
         found += f"{name_of(SEQUENTIAL_PREFIX + base)} minus {control}: {_by_network(rows, 'difference')}. "
-    if len(leads) and halves.empty:
-        found += "Independent halves, the control, were not evaluated there. "
+    alone = sorted({*leads["network"]} - {*halves["network"], "convnet"})
+    if alone:
+        found += f"Independent halves, the control, were not evaluated on {', '.join(map(name_of, alone))}. "
     if missing:
         found += f"Not evaluated on other architectures: the sets of {', '.join(map(name_of, missing))}."
     sure = f"{_seeds(frame)}, {format_range(frame['n'])} networks of each architecture."

@@ -48,11 +48,13 @@ SETTINGS_NOTE = f"""- `difference`: ours minus the published mean. Random real i
   influenced `ours` of a sequence, but not `ours` of its base method.
 - {DAGGER}: written down from memory and not checked. doubtful: the same number is printed for another method."""
 README_NOTE = (
-    "All runs at scales `paper` and `short`; rehearsals are in `10_tables`. Accuracies are in per cent, on test images. "
-    "`ours` is after the last iteration, `selected` after the one that was best on validation images. Published numbers of "
-    f"MTT are the best of all evaluations on test images. {SPREAD}. {DAGGER}: published number written down from memory, not "
-    "checked. `random real` are as many real images, one draw for each seed. `teachers` are those of each stage, `iterations` "
-    "those of all subsets together."
+    "Presets that were run at scales `paper` and `short`; rehearsals are in `10_tables`, runs with changed settings in "
+    "`90_report`. Accuracies are in per cent, on test images. `ours` is after the last iteration, `selected` after the one "
+    "that was best on validation images. Published numbers of MTT are the best of all evaluations on test images. "
+    f"{SPREAD}. {DAGGER}: published number written down from memory, not checked. `random real` are as many real images, one "
+    "draw for each seed; two numbers are published for them, and our networks are trained with augmentation. `teachers` are "
+    "those of each stage, `iterations` those of all subsets together. Scale `short` holds out a tenth of the training images, "
+    "and computes in bfloat16."
 )
 COMPARISON_NOTE = (
     "`iterations` are those of distillation, `epochs` those of training, both over all subsets. `difference` is the sequence "

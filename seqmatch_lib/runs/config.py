@@ -330,7 +330,7 @@ def _base_method(settings: Mapping[str, Any]) -> str:
     base = str(method).removeprefix(SEQUENTIAL_PREFIX)
     known = f"use {' or '.join(REFERENCES)}, or {', '.join(method_names())}, alone or after '{SEQUENTIAL_PREFIX}'"
     remedy = f"{known}; if it is one of your own, import the module that registers it, or install its package"
-    is_known = base in method_names() or method in REFERENCES
+    is_known = isinstance(method, str) and (base in method_names() or method in REFERENCES)
     require(is_known, f"method {method!r:.120} is unknown; {remedy}", NotRegisteredError)
     return base
 

@@ -17,7 +17,7 @@ from seqmatch_lib.runs.experiment import open_run, run_experiment
 from seqmatch_lib.runs.overrides import flatten_settings, overrides_of
 from seqmatch_lib.runs.provenance import describe_provenance
 from seqmatch_lib.runs.real_data import RealData
-from seqmatch_lib.runs.records import OrderRecord, fields_of, find_earlier, name_on
+from seqmatch_lib.runs.records import OrderRecord, fields_of, find_earlier, name_on, order_path
 from seqmatch_lib.runs.stages import StageCheckpoint
 from seqmatch_lib.store.budget import Budget
 from seqmatch_lib.store.files import remove_leftovers
@@ -26,11 +26,11 @@ from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset, load_sequence,
 OTHER_SEED = 1000  # what is added to a run's seed for the second of the independent parts, twice that for the third, …
 DIVISION = ("ipc", "subset_ipcs", "intervals")  # settings that say how a set is divided
 IMAGES = ("zca", "select_on", "network")  # settings that presets of one cell may differ in, and all sets must have in common
-PARTS = {  # of the ablation -> a set that tells whether a record has it
-    "sequence": "SeqMatch, $S_2$ first",
-    "halves": "divided, staged",
-    "one set": "undivided, staged",
-    "random real": "random real",
+PARTS = {  # of the ablation -> its sets, beside those that runs have records of
+    "sequence": ("SeqMatch, $S_2$ first", "SeqMatch, $S_2$ undistilled", "SeqMatch, $S_1$ twice"),
+    "halves": ("divided, staged", "divided, joint", "divided, joint, as many epochs"),
+    "one set": ("undivided, staged", "undivided, last"),
+    "random real": ("random real",),
 }
 
 
@@ -71,8 +71,9 @@ def parts_of_order(config: RunConfig) -> Sequence[str]:
 
 
 def missing_parts(config: RunConfig, record: OrderRecord | None) -> list[str]:
-    """Returns the parts of the ablation that a record lacks; without a record, all that the sequence has."""
-    return [part for part in parts_of_order(config) if record is None or PARTS[part] not in record.accuracy]
+    """Returns the parts of the ablation of which a record lacks sets; without a record, all that the sequence has."""
+    known = {} if record is None else record.on()
+    return [part for part in parts_of_order(config) if not known.keys() >= {*PARTS[part]}]
 
 
 def independent_parts(config: RunConfig) -> list[RunConfig]:
@@ -136,6 +137,9 @@ def measure_order(
     for run in needed_runs(config, parts):
         run_experiment(run, results_dir, device=device, dataset=dataset)
     data, sequence, stages = open_run(config, results_dir, device)
+    earlier = find_earlier(OrderRecord, order_path(results_dir, config.run_id))
+    if earlier is not None and (earlier.config, earlier.synthetic_sha256) != (config.as_dict(), sequence.sha256()):
+        earlier = None
     sets = {}
     with state_folder(results_dir, f"{config.run_id}-order", data) as folder:
         if "one set" in parts:
@@ -154,10 +158,12 @@ def measure_order(
         if "random real" in parts:
             lr = config.evaluation.real_lr
             sets["random real"] = sample_real_sequence(data.train, data.num_classes, config.subset_ipcs, lr, config.seed)
-        accuracy = _evaluate(sets, config.changed({"evaluation.networks": [own]}), data, folder)
+        halves = {name: one for name, one in sets.items() if name in PARTS["halves"]}
+        if others and "halves" not in missing_parts(config, earlier):  # only the other architectures are asked about
+            sets = {name: one for name, one in sets.items() if name not in halves}
+        accuracy = _evaluate(sets, config.changed({"evaluation.networks": [own]}), data, folder) if sets else {}
         for asked in others:
             (network,) = asked.evaluation.networks
-            halves = {name: one for name, one in sets.items() if name.startswith("divided")}
             found = _evaluate(halves, asked, data, folder / network)
             accuracy |= {name_on(name, network): values for name, values in found.items()}
         record = OrderRecord(
@@ -167,7 +173,6 @@ def measure_order(
             accuracy=accuracy,
             **describe_provenance(data.test.images.device),
         )
-        earlier = find_earlier(OrderRecord, record.path(results_dir))
         record = record if earlier is None else record.joined_with(earlier)
         record.save(results_dir)
     return record

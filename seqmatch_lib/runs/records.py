@@ -219,7 +219,12 @@ class OrderRecord(Provenance):
 
     def path(self, results_dir: Path) -> Path:
         """Returns where the record is kept."""
-        return results_dir / "order" / f"{self.run_id}.json"
+        return order_path(results_dir, self.run_id)
+
+
+def order_path(results_dir: Path, run_id: str) -> Path:
+    """Returns where the ablation of order and division of a sequence is kept."""
+    return results_dir / "order" / f"{run_id}.json"
 
 
 def name_on(name: str, network: str) -> str:
