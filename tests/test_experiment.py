@@ -369,13 +369,13 @@ def test_a_later_subset_is_not_put_beside_another_first_one(tmp_path, finished):
     with pytest.raises(StorageError, match=r"stage-2\.safetensors was distilled with other earlier subsets .* delete it"):
         run_experiment(configure(), tmp_path)
     (tmp_path / "state" / record.run_id / "stage-2.safetensors").unlink()
-    with pytest.raises(StorageError, match="is of another set"):  # but S_2 is distilled again
+    with pytest.raises(StorageError, match="records another set"):  # but S_2 is distilled again
         run_experiment(configure(), tmp_path)
 
 
 def test_a_record_is_not_given_for_another_set_than_its_own(tmp_path, finished):
     record = copy_with_another_stage(finished, tmp_path, 2)
-    with pytest.raises(StorageError, match=rf"{record.run_id}.json is of another set .* delete that record") as refused:
+    with pytest.raises(StorageError, match=rf"{record.run_id}.json records another set .* delete that record") as refused:
         run_experiment(configure(), tmp_path)
     assert str(record_path(tmp_path, record)) in str(refused.value)
     record_path(tmp_path, record).unlink()
