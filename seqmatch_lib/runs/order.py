@@ -124,58 +124,77 @@ def measure_order(
     Raises:
         SeqMatchError: as `run_experiment`.
     """
-    results_dir, runs, method = Path(results_dir), runs_of_order(config), get_method(config.base_method)(config.options)
-    known, sizes = parts_of_order(config), list(config.subset_ipcs)
+    results_dir, known = Path(results_dir), parts_of_order(config)
     parts = known if parts is None else parts
-    unknown = [part for part in parts if part not in known]
+    unknown, sizes = [part for part in parts if part not in known], list(config.subset_ipcs)
     require(not unknown, f"parts {unknown} are unknown for subsets of {sizes}; use any of {', '.join(known)}")
     require(not networks or "halves" in parts, f"networks {list(networks)} are trained on halves; name 'halves' in parts, too")
-    own = config.network.name
-    others = [config.changed({"evaluation.networks": [network]}) for network in networks if network != own]
-    independent = independent_parts(config) if "halves" in parts else []
+    asked = {network: config.changed({"evaluation.networks": [network]}) for network in (config.network.name, *networks)}
     dataset = load_dataset(config.dataset)  # given, it is compared with that of finished runs before others are begun
     for run in needed_runs(config, parts):
         run_experiment(run, results_dir, device=device, dataset=dataset)
-    data, sequence, stages = open_run(config, results_dir, device)
-    earlier = find_earlier(OrderRecord, order_path(results_dir, config.run_id))
-    if earlier is not None and (earlier.config, earlier.synthetic_sha256) != (config.as_dict(), sequence.sha256()):
-        earlier = None
-    sets = {}
+    data, sequence, _ = opened = open_run(config, results_dir, device)
     with state_folder(results_dir, f"{config.run_id}-order", data) as folder:
-        if "one set" in parts:
-            _, plain, (stage,) = open_run(runs["one set"], results_dir, device)
-            sets |= {config.base_method.upper(): plain}
-        if "sequence" in parts:
-            sets |= _reordered(sequence, stages, method)
-        if "halves" in parts:
-            loaded = (load_sequence(set_path(results_dir, run.run_id)).to(data.test.images.device) for run in independent)
-            divided = SubsetSequence((sequence.subsets[0], *(part.subsets[0] for part in loaded)))
-            sets |= {"divided, staged": divided, "divided, joint": divided.joint()}
-        if "one set" in parts:
-            checkpoint = StageCheckpoint(folder / "second_version.safetensors", [runs["one set"].hash, plain.sha256()])
-            again = distil_again(_for_second_turn(config, runs["one set"]), stage, stages[1].interval, plain, checkpoint)
-            sets |= {"undivided, staged": plain.then(again), "undivided, last": SubsetSequence((again,))}
-        if "random real" in parts:
-            lr = config.evaluation.real_lr
-            sets["random real"] = sample_real_sequence(data.train, data.num_classes, config.subset_ipcs, lr, config.seed)
+        sets = _sets_of(parts, config, opened, results_dir, folder)
         halves = {name: one for name, one in sets.items() if name in PARTS["halves"]}
-        if others and "halves" not in missing_parts(config, earlier):  # only the other architectures are asked about
+        earlier = find_earlier(OrderRecord, order_path(results_dir, config.run_id))
+        of_this_set = earlier is not None and earlier.synthetic_sha256 == sequence.sha256()
+        if networks and of_this_set and "halves" not in missing_parts(config, earlier):  # only other networks are asked about
             sets = {name: one for name, one in sets.items() if name not in halves}
-        accuracy = _evaluate(sets, config.changed({"evaluation.networks": [own]}), data, folder) if sets else {}
-        for asked in others:
-            (network,) = asked.evaluation.networks
-            found = _evaluate(halves, asked, data, folder / network)
+        on_own = asked.pop(config.network.name)
+        accuracy = _evaluate(sets, on_own, data, folder) if sets else {}
+        for network, changed in asked.items():
+            found = _evaluate(halves, changed, data, folder / network)
             accuracy |= {name_on(name, network): values for name, values in found.items()}
         record = OrderRecord(
             **fields_of(config, "dataset", "ipc", "scale", "seed"),
             synthetic_sha256=sequence.sha256(),
-            other_half=", ".join(run.run_id for run in independent) or None,
+            other_half=", ".join(run.run_id for run in independent_parts(config)) if halves else None,
             accuracy=accuracy,
             **describe_provenance(data.test.images.device),
         )
         record = record if earlier is None else record.joined_with(earlier)
         record.save(results_dir)
     return record
+
+
+def _sets_of(
+    parts: Sequence[str],
+    config: RunConfig,
+    opened: tuple[RealData, SubsetSequence, list[Stage]],
+    results_dir: Path,
+    folder: Path,
+) -> dict[str, SubsetSequence]:
+    """Returns the sets of these parts, by name.
+
+    Args:
+        parts: as in `measure_order`.
+        config: of the sequence.
+        opened: what `open_run` returned of it.
+        results_dir: of the finished runs.
+        folder: keeps the state of the second version of one set.
+    """
+    data, sequence, stages = opened
+    sets, runs, method = {}, runs_of_order(config), get_method(config.base_method)(config.options)
+    device = data.test.images.device
+    if "one set" in parts:
+        _, plain, (stage,) = open_run(runs["one set"], results_dir, device)
+        sets |= {config.base_method.upper(): plain}
+    if "sequence" in parts:
+        sets |= _reordered(sequence, stages, method)
+    if "halves" in parts:
+        loaded = (load_sequence(set_path(results_dir, run.run_id)) for run in independent_parts(config))
+        others = (part.to(device).subsets[0] for part in loaded)
+        divided = SubsetSequence((sequence.subsets[0], *others))
+        sets |= {"divided, staged": divided, "divided, joint": divided.joint()}
+    if "one set" in parts:
+        checkpoint = StageCheckpoint(folder / "second_version.safetensors", [runs["one set"].hash, plain.sha256()])
+        again = distil_again(_for_second_turn(config, runs["one set"]), stage, stages[1].interval, plain, checkpoint)
+        sets |= {"undivided, staged": plain.then(again), "undivided, last": SubsetSequence((again,))}
+    if "random real" in parts:
+        lr = config.evaluation.real_lr
+        sets["random real"] = sample_real_sequence(data.train, data.num_classes, config.subset_ipcs, lr, config.seed)
+    return sets
 
 
 def _evaluate(sets: Mapping[str, SubsetSequence], config: RunConfig, data: RealData, folder: Path) -> dict[str, list[float]]:
