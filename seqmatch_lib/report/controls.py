@@ -14,6 +14,7 @@ from seqmatch_lib.report.evidence import Evidence, runs_of, with_settings
 from seqmatch_lib.report.numbers import make_frame, summarise, values_by_seed, where
 from seqmatch_lib.report.queries import values_by_network
 from seqmatch_lib.runs.config import REFERENCES, SEQUENTIAL_PREFIX
+from seqmatch_lib.runs.order import PARTS
 from seqmatch_lib.runs.overrides import changes_of
 from seqmatch_lib.runs.records import OrderRecord
 from seqmatch_lib.store.files import digest_json
@@ -261,7 +262,7 @@ def halves_by_network(evidence: Evidence, dataset: str, ipc: int, scale: str) ->
     for (method, network), (sequence, _) in values_by_network(evidence, dataset, ipc, scale).items():
         standing = {run.config_hash for run in runs_of(f"{dataset}-ipc{ipc}-{method}", scale, evidence.runs)}
         records = [record for record in evidence.orders if digest_json(record.config) in standing]
-        for name in ("divided, staged", "divided, joint", "divided, joint, as many epochs"):
+        for name in PARTS["halves"]:
             on_network = _of_order(records, name, network)
             if len(on_network) and network != records[0].config["network"]["name"]:
                 common = {"base": method.removeprefix(SEQUENTIAL_PREFIX), "num_subsets": len(records[0].config["subset_ipcs"])}
