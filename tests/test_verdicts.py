@@ -81,10 +81,11 @@ def test_a_claim_shows_every_scale_that_it_was_asked_at_and_its_halves_in_both_t
     """The less favourable of two scales, or of two controls, must not be left out."""
     found = list_verdicts(COMMITTED, PUBLISHED, RESULTS)
     claim = "SeqMatch-MTT is ahead of MTT", "10 images per class"
-    short, rehearsal = (find(found, *claim, scale) for scale in ("short", "rehearsal"))
-    for row in (short, rehearsal):
+    five, two, rehearsal = (find(found, *claim, scale) for scale in ("short, 5 teachers", "short, 2 teachers", "rehearsal"))
+    for row in (five, two, rehearsal):
         assert all(name in row["control"] for name in CONTROLS)
     assert rehearsal["measured"].startswith("-1.1 [")
+    assert (five["measured"], five["verdict"]) == ("-2.9, 1 seed", "not decided (1 seed)")
 
 
 def test_the_lead_on_another_architecture_stands_beside_that_on_the_convnet():
