@@ -236,13 +236,15 @@ def test_soft_labels_train_as_hard_ones_do():
 
 
 def test_real_images_teach_and_noise_does_not():
+    """Ten sets of noise, since a single one can put most images into the right class by chance (of three)."""
     test = Split(*make_images(300, seed=7))
     protocol = EvaluationProtocol(CLASSES, replace(RECIPE, epochs=60, augment="none"), seed=0)
     (good,) = protocol.accuracies(make_sequence(), test, NETWORK, [0])
-    noise = SubsetSequence((SyntheticSubset(torch.randn(18, *SHAPE), torch.arange(18) % CLASSES, 0.01),))
-    (bad,) = protocol.accuracies(noise, test, NETWORK, [0])
+    labels = torch.arange(18) % CLASSES
+    noise = [SubsetSequence((SyntheticSubset(torch.randn(18, *SHAPE), labels, 0.01),)) for _ in range(10)]
+    bad = [accuracy for sequence in noise for accuracy in protocol.accuracies(sequence, test, NETWORK, [0])]
     assert good > 80
-    assert bad < 65
+    assert sum(bad) / len(bad) < 55
 
 
 def test_networks_differ_by_index_and_repeat_by_seed():
