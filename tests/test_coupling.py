@@ -209,15 +209,21 @@ def test_a_pair_of_runs_is_measured_and_the_tables_are_kept(tmp_path):
     assert measured["losses"].groupby("training")["step"].max().to_dict() == {"MTT": 1, "SeqMatch": 2, "real data": 4}
     controls = measured["control_losses"].set_index(["training", "images", "step"])["loss"]
     assert controls.index.droplevel("images").unique().tolist() == [
-        ("MTT, as many epochs", 0), ("MTT, as many epochs", 1), *(("independent halves", step) for step in range(3))
+        ("MTT, as many epochs", 0), ("MTT, as many epochs", 1), *(("$S_1$ repeated", step) for step in range(3)),
+        *(("independent halves", step) for step in range(3)),
     ]  # fmt: skip
     losses = measured["losses"].set_index(["training", "images", "step"])["loss"]
     for images in ("easy", "hard"):
         assert controls["MTT, as many epochs", images, 0] == losses["MTT", images, 0], "the same network at first"
         assert controls["MTT, as many epochs", images, 1] != losses["MTT", images, 1]
-        for step, same in ((0, True), (1, True), (2, False)):  # S_1 comes first in both
-            assert (controls["independent halves", images, step] == losses["SeqMatch", images, step]) == same
+        for name in ("$S_1$ repeated", "independent halves"):
+            for step, same in ((0, True), (1, True), (2, False)):  # S_1 comes first in all
+                assert (controls[name, images, step] == losses["SeqMatch", images, step]) == same
+        assert controls["$S_1$ repeated", images, 2] != controls["independent halves", images, 2]
     assert sorted(set(measured["deciles"]["decile"])) == list(range(10))
+    trained = measured["control_deciles"].pivot_table("accuracy", "after", "decile", sort=False)
+    assert trained.index.tolist() == ["MTT", "MTT, as many epochs", "$S_1$ repeated", "independent halves"]
+    assert len(set(map(tuple, trained.to_numpy()))) == 4
     assert measured["subsets"]["K"].eq(2).all()
 
     (_, joint, _), (_, sequence, stages) = (open_run(config, tmp_path) for config in configs)
@@ -254,6 +260,25 @@ def test_a_pair_of_runs_is_measured_and_the_tables_are_kept(tmp_path):
     noted = read_json(tmp_path / "coupling" / configs[1].run_id / "sets.json")
     assert noted["tables"].keys() == measured.keys(), "those of earlier calls, too"
     assert set(noted["sets"]) == {run.run_id for run in (*configs, other_half)}
+
+
+def test_controls_whose_sets_are_missing_are_left_out(tmp_path):
+    """Independent halves take a run of their own. And S_1 repeated is S_1 with the step sizes of the later subsets."""
+    configs = [config_of_subsets("digits", "mtt", sizes, "smoke") for sizes in ([10], [5, 5])]
+    for config in configs:
+        run_experiment(config, tmp_path)
+    measured = measure_coupling(*configs, [], tmp_path, ["control_losses", "control_deciles"])
+    assert measured["control_losses"]["training"].unique().tolist() == ["MTT, as many epochs", "$S_1$ repeated"]
+    noted = read_json(tmp_path / "coupling" / configs[1].run_id / "sets.json")
+    assert set(noted["sets"]) == {run.run_id for run in configs}
+    data, sequence, stages = open_run(configs[1], tmp_path)
+    first, second = sequence.subsets
+    deciles = measured["control_deciles"].set_index("after")["accuracy"]
+    network = stages[0].make_network(0, "stages")
+    repeated = SubsetSequence((first, replace(first, lr=second.lr)))
+    train_staged([network], repeated, configs[1].training, [make_generator(0, "stages")])
+    correct = (network(data.test.images).argmax(1) == data.test.labels).float()
+    assert deciles["$S_1$ repeated"].mean() == pytest.approx(100 * correct.mean().item(), abs=1)
 
 
 def test_a_stopped_measurement_goes_on_and_teachers_of_stage_2_may_be_shorter(tmp_path):

@@ -349,13 +349,21 @@ def test_what_was_measured_is_told_of_hard_images_the_last_stage_and_the_last_ep
             for step in range(2)]  # fmt: skip
     measured["control_losses"] = pd.DataFrame(rows, columns=["training", "images", "step", "loss"])
     said = findings.find_coupling(measured, "x")
-    assert "on the one set for as many epochs takes it to 1.30, on independent halves to 1.80." in said
+    assert "it is 1.30 on the one set for as many epochs, 1.80 on independent halves." in said
     assert "was not measured" not in said
     gains = {0: 2.0, 9: -1.0}
     rows = [(decile, 50 + stage * gains.get(decile, 0), f"stage {stage + 1}") for stage in (0, 1) for decile in range(10)]
     measured["deciles"] = pd.DataFrame(rows, columns=["decile", "accuracy", "after"])
     said = findings.find_deciles(measured, "x")
     assert "+2.0 points on the easiest tenth of test images, by -1.0 on the hardest, and by +0.1 on average" in said
+    rows = [(decile, 60 if decile == 9 else 50, "MTT") for decile in range(10)]
+    measured["control_deciles"] = pd.DataFrame(rows, columns=["decile", "accuracy", "after"])
+    gains = findings.list_deciles(measured).set_index(["training", "decile"])["gain"]
+    assert gains["stage 2", 0] == 2
+    assert gains["MTT"].tolist() == [0.0] * 9 + [10.0]
+    shown = findings.tabulate_deciles(measured, "x").data.replace("\xa0", " ", regex=True).set_index("training")
+    assert shown.loc["stage 2"].tolist() == ["+2.0", "+0.4", "-0.2", "-1.0", "+0.1"]
+    assert shown.loc["MTT"].tolist() == ["+0.0", "+0.0", "+2.0", "+10.0", "+1.0"]
     rows = [(0, 0, 0.9, "MTT"), (4, 0, 0.5, "MTT"), (4, 1, 0.7, "MTT"), (4, 0, 0.4, "$S_1$")]
     measured["errors"] = pd.DataFrame(rows, columns=["epoch", "teacher", "error", "set"])
     said = findings.find_errors(measured, "x")

@@ -179,8 +179,9 @@ def test_claims_are_counted_once_by_their_leading_scale_and_by_whose_they_are():
     assert "1 of the 4 rows are rehearsals" in text
 
 
+@pytest.mark.parametrize("control", ["$S_1$ repeated", "independent halves"])
 @pytest.mark.parametrize(
-    ("joint", "sequence", "longer", "halves", "verdict"),
+    ("joint", "sequence", "longer", "in_its_place", "verdict"),
     [
         ((2.0, 2.5), (2.0, 2.2, 2.1), None, None, "seen"),
         ((2.0, 1.5), (2.0, 2.2, 2.1), None, None, "not seen"),
@@ -191,8 +192,9 @@ def test_claims_are_counted_once_by_their_leading_scale_and_by_whose_they_are():
     ],
 )
 def test_a_claim_on_hard_images_is_seen_if_the_last_subset_lowers_their_loss_and_neither_one_set_nor_the_controls_do(
-    tmp_path, joint, sequence, longer, halves, verdict
+    tmp_path, joint, sequence, longer, in_its_place, verdict, control
 ):
+    """`in_its_place` is the course with `control` in the place of the last subset."""
     run = make_sequence()
     folder = tmp_path / "coupling" / run.run_id
     folder.mkdir(parents=True)
@@ -204,11 +206,13 @@ def test_a_claim_on_hard_images_is_seen_if_the_last_subset_lowers_their_loss_and
 
     write("losses.csv", {"real data": (3.0, 1.0), "MTT": joint, "SeqMatch": sequence})
     if longer:
-        write("control_losses.csv", {"MTT, as many epochs": longer, "independent halves": halves})
+        write("control_losses.csv", {"MTT, as many epochs": longer, control: in_its_place})
     found = list_verdicts(Evidence([run]), PUBLISHED, tmp_path)
     (row,) = found[found["claim"].str.contains("hard real images")].to_dict("records")
     assert row["verdict"] == f"not decided (rehearsal: {verdict} in 1 seed)"
-    assert row["control"].startswith("MTT, as many epochs" if longer else "not run: MTT, as many epochs")
+    assert row["control"].startswith("MTT, as many epochs" if longer else "not run: MTT, as many epochs, $S_1$ repeated")
+    (other,) = {"$S_1$ repeated", "independent halves"} - {control}
+    assert row["control"].endswith(f"not run: {other}" if longer else "independent halves")
 
 
 @pytest.mark.parametrize(("real", "verdict"), [(0.1, "seen"), (0.3, "not seen")])

@@ -45,7 +45,7 @@ from seqmatch_lib.report.texts import (
     style_frame,
 )
 from seqmatch_lib.runs.config import REFERENCES, SCALES, SEQUENTIAL_PREFIX
-from seqmatch_lib.runs.coupling_measurements import LOSS_CONTROLS, find_table
+from seqmatch_lib.runs.coupling_measurements import FIRST_REPEATED, ONE_SET_LONGER, PARTS_IN_PLACE, find_table
 from seqmatch_lib.runs.records import RunRecord
 
 CHANGES = {  # of a sequence: set of `order` -> in words
@@ -55,6 +55,11 @@ CHANGES = {  # of a sequence: set of `order` -> in words
     "sequence, S_1 twice": "S_2 replaced by S_1",
 }
 GRADIENTS = {"the one set": "gradients", "random real images": "real_gradients"}  # images -> their table of measurements
+CONTROLS_IN_WORDS = {  # of the coupling measurements
+    ONE_SET_LONGER: "the one set for as many epochs",
+    FIRST_REPEATED: "$S_1$ in every stage",
+    PARTS_IN_PLACE: "independent halves",
+}
 WHOLE = "whole data set"  # its name among runs
 NOTHING = "Nothing yet: no such run has a record."
 OF_SCALES = {
@@ -289,9 +294,9 @@ def find_coupling(measured: dict[str, pd.DataFrame], setting: str) -> str:
             f"Training on the one set takes the mean loss of hard real images from {joint}, on the sequence from {sequence}."
         )
     if "control_losses" in measured:
-        last = measured["control_losses"].query("images == 'hard'").groupby("training")["loss"].last()
-        longer, halves = (f"{last[name]:.2f}" for name in LOSS_CONTROLS)
-        parts.append(f"Training on the one set for as many epochs takes it to {longer}, on independent halves to {halves}.")
+        last = measured["control_losses"].query("images == 'hard'").groupby("training", sort=False)["loss"].last()
+        ends = ", ".join(f"{loss:.2f} on {CONTROLS_IN_WORDS[name]}" for name, loss in last.items())
+        parts.append(f"At the end of training on a control it is {ends}.")
     if "gradients" in measured:
         courses, sizes = [], measured["gradients"]["ipc"]
         for images, rows in list_gradients(measured).query("quantity == 'repair(B)'").groupby("images", sort=False):
@@ -345,6 +350,26 @@ def find_deciles(measured: dict[str, pd.DataFrame], setting: str) -> str:
         f"**{setting}**. From stage 1 to stage 2, accuracy changes by {gain.iloc[0]:+.1f} points on the easiest tenth of test "
         f"images, by {gain.iloc[-1]:+.1f} on the hardest, and by {gain.mean():+.1f} on average."
     )
+
+
+def list_deciles(measured: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """Returns the accuracy on each tenth of test images after each training, as points more than after stage 1.
+
+    Columns `decile`, `training` and `gain`; the trainings are stage 2, …, and, where they were measured, the controls.
+    """
+    names = [name for name in ("deciles", "control_deciles") if name in measured]
+    rows = pd.concat([measured[name] for name in names], ignore_index=True).rename(columns={"after": "training"})
+    first = rows[rows["training"] == "stage 1"].set_index("decile")["accuracy"]
+    rows = rows[rows["training"] != "stage 1"]
+    return rows.assign(gain=rows["accuracy"] - rows["decile"].map(first))[["decile", "training", "gain"]]
+
+
+def tabulate_deciles(measured: dict[str, pd.DataFrame], setting: str) -> Styler:
+    """Returns by how many points each training is ahead of stage 1, on easy and on hard test images."""
+    gains = list_deciles(measured).pivot_table("gain", "training", "decile", sort=False)
+    parts = {"easiest tenth": [0], "easy half": range(5), "hard half": range(5, 10), "hardest tenth": [9], "all": range(10)}
+    frame = pd.DataFrame({name: gains[list(deciles)].mean(axis=1).map("{:+.1f}".format) for name, deciles in parts.items()})
+    return style_frame(frame.reset_index(), f"points more than after stage 1; {setting}")
 
 
 def _count_teachers(count: int) -> str:

@@ -33,9 +33,11 @@ from seqmatch_lib.subsets import SubsetSequence, load_sequence, sample_real_subs
 
 SETS = "sets.json"
 TABLES = (
-    "gradients", "real_gradients", "errors", "unseen_errors", "real_errors", "losses", "control_losses", "deciles", "subsets"
+    "gradients", "real_gradients", "errors", "unseen_errors", "real_errors", "losses", "control_losses", "deciles",
+    "control_deciles", "subsets",
 )  # fmt: skip
-LOSS_CONTROLS = ("MTT, as many epochs", "independent halves")
+ONE_SET_LONGER, FIRST_REPEATED, PARTS_IN_PLACE = "MTT, as many epochs", "$S_1$ repeated", "independent halves"
+COUPLING_CONTROLS = (ONE_SET_LONGER, FIRST_REPEATED, PARTS_IN_PLACE)
 FOLLOWED_EPOCHS = 4  # of real training, in which easy and hard images are told apart
 FEW_TEACHERS = 5  # of the measurements as K grows
 GRADIENT_TEACHERS = 3  # of the gradients
@@ -53,7 +55,7 @@ def load_coupling(run_id: str, results_dir: Path) -> dict[str, pd.DataFrame]:
         gradients and real_gradients: `ipc`, `match`, `coupling`, `repair_share`, `start epoch`, `teacher`;
         errors, unseen_errors and real_errors: `epoch`, `teacher`, `error`, `set`;
         losses and control_losses: `training`, `step`, `images` ("easy" or "hard"), `loss`, `rate`;
-        deciles: `decile`, `accuracy`, `after`;
+        deciles and control_deciles: `decile`, `accuracy`, `after`;
         subsets: `K`, `teacher`, `coupling_of_earlier`, `repair_by_last`, `accuracy`. Those that were not measured are missing.
 
     Raises:
@@ -94,9 +96,9 @@ def measure_coupling(
         joint: run of one set.
         sequential: run of a sequence of as many images.
         divided: runs of sequences with other K; the table `subsets` is of these and of `sequential`.
-        results_dir: where all of them were run, with their sets; for "control_losses" also those of
-            `order.independent_parts`.
-        tables: which to measure; those of losses and "deciles" need no teachers.
+        results_dir: where all of them were run, with their sets. Those of `order.independent_parts` are a control only if
+            they are there.
+        tables: which to measure; those of losses and deciles need no teachers.
 
     Raises:
         ConfigError: an unknown table.
@@ -106,12 +108,18 @@ def measure_coupling(
     unknown = [name for name in tables if name not in TABLES]
     require(not unknown, f"tables {unknown} are unknown; use any of {', '.join(TABLES)}")
     folder = results_dir / "coupling" / sequential.run_id
-    parts = independent_parts(sequential) if "control_losses" in tables else []
     missing = [name for name in tables if not (folder / f"{name}.csv").is_file()]
+    parts = _finished_parts(sequential, results_dir) if any(name.startswith("control") for name in missing) else []
     _note_sets(folder, joint, (joint, sequential, *divided, *parts), results_dir, missing)
     for name in missing:
         write_text(folder / f"{name}.csv", getattr(pair, name)().round(6).to_csv(index=False))
     return load_coupling(sequential.run_id, results_dir)
+
+
+def _finished_parts(config: RunConfig, results_dir: Path) -> list[RunConfig]:
+    """Returns the runs of the independent parts of a sequence, or none if one of them has no set."""
+    parts = independent_parts(config)
+    return parts if all(set_path(results_dir, part.run_id).is_file() for part in parts) else []
 
 
 def _note_sets(
@@ -241,17 +249,31 @@ class _Pair:
         return pd.concat([coupling.mean_losses(*self.watched, "real data"), *self._losses(cases)], ignore_index=True)
 
     def control_losses(self) -> pd.DataFrame:
-        """The same while they train on one set for as many epochs as on the sequence, and on independent halves.
+        """The same while they train on the controls.
 
-        Each control begins with the network and the random numbers of the set that it is compared with.
+        Each begins with the network and the random numbers of the set that it is compared with.
+        """
+        return pd.concat(self._losses(self.controls), ignore_index=True)
+
+    @cached_property
+    def controls(self) -> dict[str, tuple[str, SubsetSequence, TrainingRecipe]]:
+        """What the sequence is compared with, in the order of `COUPLING_CONTROLS`, as `_losses` takes it.
+
+        One set for as many epochs as the sequence has in all; S_1 in all stages; and, if all of them were distilled,
+        S_1 with independent parts in the places of the later subsets.
         """
         recipe, sequence = self.joint_config.training, self.sequence[1]
-        longer = replace(recipe, epochs=len(sequence) * recipe.epochs)
-        first = sequence.subsets[0]
-        loaded = (load_sequence(set_path(self.results_dir, run.run_id)) for run in independent_parts(self.config))
-        halves = SubsetSequence((first, *(part.to(first.images.device).subsets[0] for part in loaded)))
-        cases = ("MTT", self.joint[0], longer), ("SeqMatch", halves, recipe)
-        return pd.concat(self._losses(dict(zip(LOSS_CONTROLS, cases, strict=True))), ignore_index=True)
+        first, *later = sequence.subsets
+        repeated = SubsetSequence((first, *(replace(first, lr=subset.lr) for subset in later)))
+        controls = {
+            ONE_SET_LONGER: ("MTT", self.joint[0], replace(recipe, epochs=len(sequence) * recipe.epochs)),
+            FIRST_REPEATED: ("SeqMatch", repeated, recipe),
+        }
+        if parts := _finished_parts(self.config, self.results_dir):
+            loaded = (load_sequence(set_path(self.results_dir, part.run_id)) for part in parts)
+            halves = SubsetSequence((first, *(part.to(first.images.device).subsets[0] for part in loaded)))
+            controls[PARTS_IN_PLACE] = ("SeqMatch", halves, recipe)
+        return controls
 
     @cached_property
     def watched(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -271,16 +293,31 @@ class _Pair:
 
     def deciles(self) -> pd.DataFrame:
         """The accuracy on test images by difficulty, after each stage of training on the sequence."""
-        data, sequence, _ = self.sequence
-        deciles = coupling.difficulty_deciles(self._follow_real("difficulty", make_generator(0), data.test))
+        stages = self._by_difficulty(self.sequence[1], self.config.training)
+        return _list_deciles({f"stage {k}": stage for k, stage in enumerate(stages, start=1)})
+
+    def control_deciles(self) -> pd.DataFrame:
+        """The same at the end of training on the one set and on the controls, each time with the same network at first."""
+        cases = {"MTT": ("MTT", self.joint[0], self.joint_config.training)} | self.controls
+        return _list_deciles({name: self._by_difficulty(*case)[-1] for name, (_, *case) in cases.items()})
+
+    def _by_difficulty(self, sequence: SubsetSequence, recipe: TrainingRecipe) -> list[dict[int, float]]:
+        """Returns the accuracy in each decile of difficulty after each stage of training."""
         network, after = self.network("stages"), []
-        generator = make_generator(self.config.seed, "stages")
         train_staged(
-            [network], sequence, self.config.training, [generator],
-            lambda: after.append(coupling.group_accuracies(network, data.test, deciles)),
+            [network], sequence, recipe, [make_generator(self.config.seed, "stages")],
+            lambda: after.append(coupling.group_accuracies(network, self.test, self.difficulty)),
         )  # fmt: skip
-        rows = [(decile, value, f"stage {k}") for k, stage in enumerate(after, start=1) for decile, value in stage.items()]
-        return pd.DataFrame(rows, columns=["decile", "accuracy", "after"])
+        return after
+
+    @property
+    def test(self) -> Split:
+        return self.sequence[0].test
+
+    @cached_property
+    def difficulty(self) -> torch.Tensor:
+        """The decile of difficulty of each test image."""
+        return coupling.difficulty_deciles(self._follow_real("difficulty", make_generator(0), self.test))
 
     def subsets(self) -> pd.DataFrame:
         """How the last subset is coupled with those before it, for sequences of several K."""
@@ -291,6 +328,12 @@ class _Pair:
         stage, config = self.joint[1], self.joint_config.teachers
         real = Split(stage.images, stage.labels)
         return coupling.follow_real_training(self.network(purpose), real, config, FOLLOWED_EPOCHS, generator, watched)
+
+
+def _list_deciles(accuracies: Mapping[str, Mapping[int, float]]) -> pd.DataFrame:
+    """Returns the table of accuracies by decile, given by what the network was trained on."""
+    rows = [(decile, value, after) for after, values in accuracies.items() for decile, value in values.items()]
+    return pd.DataFrame(rows, columns=["decile", "accuracy", "after"])
 
 
 def _of_last_subset(config: RunConfig, results_dir: Path) -> pd.DataFrame:
