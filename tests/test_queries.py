@@ -359,10 +359,10 @@ def test_what_was_measured_is_told_of_hard_images_the_last_stage_and_the_last_ep
     rows = [(decile, 60 if decile == 9 else 50, "MTT") for decile in range(10)]
     measured["control_deciles"] = pd.DataFrame(rows, columns=["decile", "accuracy", "after"])
     gains = findings.list_deciles(measured).set_index(["training", "decile"])["gain"]
-    assert gains["stage 2", 0] == 2
+    assert gains["SeqMatch", 0] == 2
     assert gains["MTT"].tolist() == [0.0] * 9 + [10.0]
     shown = findings.tabulate_deciles(measured, "x").data.replace("\xa0", " ", regex=True).set_index("training")
-    assert shown.loc["stage 2"].tolist() == ["+2.0", "+0.4", "-0.2", "-1.0", "+0.1"]
+    assert shown.loc["SeqMatch"].tolist() == ["+2.0", "+0.4", "-0.2", "-1.0", "+0.1"]
     assert shown.loc["MTT"].tolist() == ["+0.0", "+0.0", "+2.0", "+10.0", "+1.0"]
     rows = [(0, 0, 0.9, "MTT"), (4, 0, 0.5, "MTT"), (4, 1, 0.7, "MTT"), (4, 0, 0.4, "$S_1$")]
     measured["errors"] = pd.DataFrame(rows, columns=["epoch", "teacher", "error", "set"])

@@ -26,6 +26,7 @@ from seqmatch_lib.report.evidence import Evidence
 from seqmatch_lib.report.tables import load_published, readme_table
 from seqmatch_lib.report.verdicts import list_verdicts
 from seqmatch_lib.runs.config import RunConfig
+from seqmatch_lib.runs.coupling_measurements import load_coupling
 from seqmatch_lib.runs.records import load_record, record_path
 
 ROOT = Path(__file__).parents[1]
@@ -152,7 +153,10 @@ def test_faults_are_those_that_were_counted():
 
 
 def test_accuracies_of_the_verdict_are_published_or_stand_in_a_record():
-    """Of sets of five or ten images per class at scale short, or of scored iterates; a number with a sign is a difference."""
+    """Of sets of five or ten images per class at scale short, of scored iterates, or by difficulty.
+
+    A number with a sign is a difference.
+    """
     cell, evidence = ("cifar10", 10, "short"), Evidence.load(ROOT / "paper_results")
     rows, published = evidence.accuracies, load_published(ROOT / "paper_results")
     rows = rows[(rows["dataset"] == "cifar10") & rows["ipc"].isin([5, 10]) & (rows["scale"] == "short")]
@@ -160,8 +164,11 @@ def test_accuracies_of_the_verdict_are_published_or_stand_in_a_record():
     known = [*map(fmean, rows["values"]), *(fmean(values) for one in orders for values in one.accuracy.values())]
     known += queries.curves(evidence, ROOT / "paper_results", *cell)["accuracy"].tolist()
     known += published[(published["dataset"] == "cifar10") & (published["ipc"] == 10)]["mean"].tolist()
+    (five,) = [run for run in evidence.runs if run.run_id == "cifar10-seqmatch_mtt-ipc10-k2-seed0-dc0405d4"]
+    by_difficulty = load_coupling(five.run_id, ROOT / "paper_results")
+    known += [value for name in ("deciles", "control_deciles") for value in by_difficulty[name]["accuracy"]]
     (verdict,) = re.findall(r"^\*\*The verdict so far(.*?)^!\[", README, flags=re.MULTILINE | re.DOTALL)
-    stated = re.findall(r"(?<![-+\d])\d\d\.\d", verdict)
+    stated = re.findall(r"(?<![-+\d])\d+\.\d", verdict)
     assert len(stated) >= 5
     assert set(stated) <= {f"{accuracy:.1f}" for accuracy in known}
 
