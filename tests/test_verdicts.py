@@ -215,6 +215,39 @@ def test_a_claim_on_hard_images_is_seen_if_the_last_subset_lowers_their_loss_and
     assert row["control"].endswith(f"not run: {other}" if longer else "independent halves")
 
 
+@pytest.mark.parametrize(
+    ("gains", "verdict"),
+    [
+        ({"MTT": 1.0}, "seen"),
+        ({"MTT": 3.0}, "not seen"),
+        ({"MTT": 1.0, "$S_1$ repeated": 0.0, "independent halves": 3.0}, "not seen"),
+    ],
+)
+def test_hard_images_are_taught_by_a_later_subset_if_no_control_gains_more_on_them(tmp_path, gains, verdict):
+    """The sequence gains 2 points on the hard half of the test images and loses 1 on the easy half."""
+    run = make_sequence()
+    folder = tmp_path / "coupling" / run.run_id
+    folder.mkdir(parents=True)
+
+    def write(name, halves):
+        rows = [
+            (decile, 50 + (hard if decile > 4 else easy), after)
+            for after, (easy, hard) in halves.items()
+            for decile in range(10)
+        ]
+        pd.DataFrame(rows, columns=["decile", "accuracy", "after"]).to_csv(folder / name, index=False)
+
+    write("deciles.csv", {"stage 1": (0, 0), "stage 2": (-1, 2)})
+    write("control_deciles.csv", {name: (9, gain) for name, gain in gains.items()})
+    found = list_verdicts(Evidence([run]), PUBLISHED, tmp_path)
+    (row,) = found[found["claim"].str.contains("teaches hard images")].to_dict("records")
+    assert row["measured"] == "hard half +2.0, easy -1.0 (points over S_1)"
+    assert row["control"].startswith(f"MTT {gains['MTT']:+.1f}, easy +9.0; ")
+    assert "not run: MTT, as many epochs" in row["control"]
+    assert "independent halves" in row["control"]
+    assert row["verdict"] == f"not decided (rehearsal: {verdict} in 1 seed)"
+
+
 @pytest.mark.parametrize(("real", "verdict"), [(0.1, "seen"), (0.3, "not seen")])
 def test_repair_is_seen_if_it_grows_more_than_that_of_real_images_at_every_teacher(tmp_path, real, verdict):
     """At teacher 0 the share grows by 0.5 and by 0 for real images, at teacher 1 by 0.2 and by `real`."""

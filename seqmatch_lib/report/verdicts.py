@@ -38,6 +38,7 @@ from seqmatch_lib.report.controls import (
     order,
 )
 from seqmatch_lib.report.evidence import PUBLISHED_SETTINGS, Evidence, runs_of
+from seqmatch_lib.report.findings import list_deciles
 from seqmatch_lib.report.numbers import SEEDS_FOR_AN_INTERVAL
 from seqmatch_lib.report.queries import gain_over_random, transfer
 from seqmatch_lib.report.tables import DATASETS, build_table, format_table, mark_published
@@ -297,8 +298,8 @@ def _transfer(evidence: Evidence) -> Iterable[tuple[str, ...]]:
 
 
 def _coupling(evidence: Evidence, results_dir: Path) -> Iterable[tuple[str, ...]]:
-    """What the coupling measurements of runs that stand for presets say: of losses, then of gradients."""
-    for name, ask in (("losses", _hard_images), ("gradients", _repair)):
+    """What the coupling measurements of runs that stand for presets say: of losses, accuracy by difficulty, and gradients."""
+    for name, ask in (("losses", _hard_images), ("control_deciles", _hard_half), ("gradients", _repair)):
         for part, scale in evidence.parts_of(SCALES):
             for run in part.runs:
                 path = find_table(run, name, results_dir) if run.scale == scale else None
@@ -335,6 +336,24 @@ def _changes_of_hard_images(path: Path) -> tuple[dict[str, list[float]], str]:
     hard = pd.read_csv(path).query("images == 'hard' and training != 'real data'").groupby("training", sort=False)["loss"]
     changes = {name: list(values.diff().dropna()) for name, values in hard}
     return changes, "; ".join(f"{name} {', then '.join(map('{:+.2f}'.format, steps))}" for name, steps in changes.items())
+
+
+def _hard_half(path: Path) -> tuple[str, str, str, str, bool]:
+    """How far the sequence is ahead of S_1 on the hard and on the easy half of the test images.
+
+    Seen if it is further ahead on the hard half than one set and each control that was measured.
+    """
+    claim, source = "A later subset teaches hard images, more so than one set", "our test of the argument"
+    tables = {table: pd.read_csv(path.with_name(f"{table}.csv")) for table in ("deciles", "control_deciles")}
+    gains = list_deciles(tables).assign(half=lambda rows: (rows["decile"] > 4).map({True: "hard", False: "easy"}))
+    halves = gains.pivot_table("gain", "training", "half", sort=False)
+    words = {name: f"{row['hard']:+.1f}, easy {row['easy']:+.1f}" for name, row in halves.iterrows()}
+    measured = f"hard half {words.pop('SeqMatch')} (points over S_1)"
+    missing = [name for name in COUPLING_CONTROLS if name not in words]
+    control = "; ".join(f"{name} {found}" for name, found in words.items()) + f"; not run: {', '.join(missing)}" * bool(
+        missing
+    )
+    return claim, source, measured, control, halves["hard"].idxmax() == "SeqMatch" and halves["hard"].max() > 0
 
 
 def _repair(path: Path) -> tuple[str, str, str, str, bool]:
