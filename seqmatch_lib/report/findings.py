@@ -361,7 +361,7 @@ def list_deciles(measured: dict[str, pd.DataFrame]) -> pd.DataFrame:
     names = [name for name in ("deciles", "control_deciles") if name in measured]
     rows = pd.concat([measured[name] for name in names], ignore_index=True).rename(columns={"after": "training"})
     first = rows[rows["training"] == "stage 1"].set_index("decile")["accuracy"]
-    rows = rows[rows["training"] != "stage 1"].replace({"training": {measured["deciles"]["after"].max(): "SeqMatch"}})
+    rows = rows[rows["training"] != "stage 1"].replace({"training": {measured["deciles"]["after"].iloc[-1]: "SeqMatch"}})
     return rows.assign(gain=rows["accuracy"] - rows["decile"].map(first))[["decile", "training", "gain"]]
 
 

@@ -12,7 +12,7 @@ iterations.
   gradients were measured in single pairs: they are seen there or not, and never decided.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import product
 from math import hypot, nan
@@ -299,12 +299,13 @@ def _transfer(evidence: Evidence) -> Iterable[tuple[str, ...]]:
 
 def _coupling(evidence: Evidence, results_dir: Path) -> Iterable[tuple[str, ...]]:
     """What the coupling measurements of runs that stand for presets say: of losses, accuracy by difficulty, and gradients."""
-    for name, ask in (("losses", _hard_images), ("control_deciles", _hard_half), ("gradients", _repair)):
+    asked = {("losses",): _hard_images, ("deciles", "control_deciles"): _hard_half, ("gradients",): _repair}
+    for names, ask in asked.items():
         for part, scale in evidence.parts_of(SCALES):
             for run in part.runs:
-                path = find_table(run, name, results_dir) if run.scale == scale else None
-                if path is not None and run in runs_of(run.preset, scale, part.runs):
-                    claim, source, measured, control, seen = ask(path)
+                paths = [find_table(run, name, results_dir) if run.scale == scale else None for name in names]
+                if all(paths) and run in runs_of(run.preset, scale, part.runs):
+                    claim, source, measured, control, seen = ask(*paths)
                     rehearsal = "" if scale in PUBLISHED_SETTINGS else "rehearsal: "
                     yield (
                         PAPER, claim, name_cell(run.dataset, run.ipc),
@@ -323,12 +324,16 @@ def _hard_images(path: Path) -> tuple[str, str, str, str, bool]:
     claim, source = "One set does not lower the loss of hard real images, a later subset does", "our test of figure 1"
     of_controls = path.with_name(f"control_{path.name}")
     controls, control = _changes_of_hard_images(of_controls) if of_controls.is_file() else ({}, "")
-    missing = [name for name in COUPLING_CONTROLS if name not in controls]
-    control = "; ".join(filter(None, (control, f"not run: {', '.join(missing)}" if missing else "")))
     of_one_set = [changes["MTT"][0], *(steps[0] for name, steps in controls.items() if name == ONE_SET_LONGER)]
     in_its_place = [steps[-1] for name, steps in controls.items() if name != ONE_SET_LONGER]
     seen = min(of_one_set) > 0 and changes["SeqMatch"][-1] < min([0, *in_its_place])
-    return claim, source, measured, control, seen
+    return claim, source, measured, _with_missing(control, controls), seen
+
+
+def _with_missing(control: str, measured: Collection[str]) -> str:
+    """Adds to what controls say which of `COUPLING_CONTROLS` were not measured."""
+    missing = [name for name in COUPLING_CONTROLS if name not in measured]
+    return "; ".join(filter(None, (control, f"not run: {', '.join(missing)}" if missing else "")))
 
 
 def _changes_of_hard_images(path: Path) -> tuple[dict[str, list[float]], str]:
@@ -338,21 +343,18 @@ def _changes_of_hard_images(path: Path) -> tuple[dict[str, list[float]], str]:
     return changes, "; ".join(f"{name} {', then '.join(map('{:+.2f}'.format, steps))}" for name, steps in changes.items())
 
 
-def _hard_half(path: Path) -> tuple[str, str, str, str, bool]:
+def _hard_half(path: Path, of_controls: Path) -> tuple[str, str, str, str, bool]:
     """How far the sequence is ahead of S_1 on the hard and on the easy half of the test images.
 
     Seen if it is further ahead on the hard half than one set and each control that was measured.
     """
     claim, source = "A later subset teaches hard images, more so than one set", "our test of the argument"
-    tables = {table: pd.read_csv(path.with_name(f"{table}.csv")) for table in ("deciles", "control_deciles")}
+    tables = {"deciles": pd.read_csv(path), "control_deciles": pd.read_csv(of_controls)}
     gains = list_deciles(tables).assign(half=lambda rows: (rows["decile"] > 4).map({True: "hard", False: "easy"}))
     halves = gains.pivot_table("gain", "training", "half", sort=False)
     words = {name: f"{row['hard']:+.1f}, easy {row['easy']:+.1f}" for name, row in halves.iterrows()}
     measured = f"hard half {words.pop('SeqMatch')} (points over S_1)"
-    missing = [name for name in COUPLING_CONTROLS if name not in words]
-    control = "; ".join(f"{name} {found}" for name, found in words.items()) + f"; not run: {', '.join(missing)}" * bool(
-        missing
-    )
+    control = _with_missing("; ".join(f"{name} {found}" for name, found in words.items()), words)
     return claim, source, measured, control, halves["hard"].idxmax() == "SeqMatch" and halves["hard"].max() > 0
 
 
