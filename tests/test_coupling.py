@@ -267,18 +267,22 @@ def test_controls_whose_sets_are_missing_are_left_out(tmp_path):
     configs = [config_of_subsets("digits", "mtt", sizes, "smoke") for sizes in ([10], [5, 5])]
     for config in configs:
         run_experiment(config, tmp_path)
-    measured = measure_coupling(*configs, [], tmp_path, ["control_losses", "control_deciles"])
+    measured = measure_coupling(*configs, [], tmp_path, ["control_losses"])
     assert measured["control_losses"]["training"].unique().tolist() == ["MTT, as many epochs", "$S_1$ repeated"]
     noted = read_json(tmp_path / "coupling" / configs[1].run_id / "sets.json")
     assert set(noted["sets"]) == {run.run_id for run in configs}
-    data, sequence, stages = open_run(configs[1], tmp_path)
+    _, sequence, (stage, _) = open_run(configs[1], tmp_path)
     first, second = sequence.subsets
-    deciles = measured["control_deciles"].set_index("after")["accuracy"]
-    network = stages[0].make_network(0, "stages")
-    repeated = SubsetSequence((first, replace(first, lr=second.lr)))
-    train_staged([network], repeated, configs[1].training, [make_generator(0, "stages")])
-    correct = (network(data.test.images).argmax(1) == data.test.labels).float()
-    assert deciles["$S_1$ repeated"].mean() == pytest.approx(100 * correct.mean().item(), abs=1)
+    real, means = Split(stage.images, stage.labels), []
+    for lr in (second.lr, first.lr):
+        network, repeated = stage.make_network(0, "watched", "SeqMatch"), SubsetSequence((first, replace(first, lr=lr)))
+        given = repeated, configs[1].training, real, make_generator(0, "SeqMatch")
+        means.append(coupling.follow_staged_training(network, *given)[-1].mean().item())
+    rows = measured["control_losses"].query("training == '$S_1$ repeated' and step == 2").set_index("images")["loss"]
+    easy = len(real.labels) // 2
+    mean = (easy * rows["easy"] + (len(real.labels) - easy) * rows["hard"]) / len(real.labels)
+    assert mean == pytest.approx(means[0], abs=1e-5)
+    assert mean != pytest.approx(means[1], abs=1e-4), "with the step size of S_1 it would be another mean"
 
 
 def test_a_stopped_measurement_goes_on_and_teachers_of_stage_2_may_be_shorter(tmp_path):

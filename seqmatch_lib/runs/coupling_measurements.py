@@ -23,7 +23,7 @@ from seqmatch_lib.methods import Stage
 from seqmatch_lib.methods.teachers import TrajectorySet, record_stage_teachers
 from seqmatch_lib.runs.config import RunConfig
 from seqmatch_lib.runs.experiment import choose_device, open_run
-from seqmatch_lib.runs.order import independent_parts
+from seqmatch_lib.runs.order import independent_parts, with_first_repeated, with_independent_parts
 from seqmatch_lib.runs.provenance import describe_provenance
 from seqmatch_lib.runs.real_data import RealData
 from seqmatch_lib.runs.records import RunRecord, load_record, record_path
@@ -263,15 +263,12 @@ class _Pair:
         S_1 with independent parts in the places of the later subsets.
         """
         recipe, sequence = self.joint_config.training, self.sequence[1]
-        first, *later = sequence.subsets
-        repeated = SubsetSequence((first, *(replace(first, lr=subset.lr) for subset in later)))
         controls = {
             ONE_SET_LONGER: ("MTT", self.joint[0], replace(recipe, epochs=len(sequence) * recipe.epochs)),
-            FIRST_REPEATED: ("SeqMatch", repeated, recipe),
+            FIRST_REPEATED: ("SeqMatch", with_first_repeated(sequence), recipe),
         }
-        if parts := _finished_parts(self.config, self.results_dir):
-            loaded = (load_sequence(set_path(self.results_dir, part.run_id)) for part in parts)
-            halves = SubsetSequence((first, *(part.to(first.images.device).subsets[0] for part in loaded)))
+        if _finished_parts(self.config, self.results_dir):
+            halves = with_independent_parts(self.config, sequence, self.results_dir)
             controls[PARTS_IN_PLACE] = ("SeqMatch", halves, recipe)
         return controls
 

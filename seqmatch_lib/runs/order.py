@@ -81,6 +81,19 @@ def independent_parts(config: RunConfig) -> list[RunConfig]:
     return [run for name, run in runs_of_order(config).items() if name.startswith("part ")]
 
 
+def with_independent_parts(config: RunConfig, sequence: SubsetSequence, results_dir: Path) -> SubsetSequence:
+    """Returns a sequence with its independent parts, from where they were run, in the places of S_2 … S_K."""
+    first = sequence.subsets[0]
+    loaded = (load_sequence(set_path(results_dir, part.run_id)) for part in independent_parts(config))
+    return SubsetSequence((first, *(part.to(first.images.device).subsets[0] for part in loaded)))
+
+
+def with_first_repeated(sequence: SubsetSequence) -> SubsetSequence:
+    """Returns a sequence with S_1 in the places of S_2 … S_K, where it has their step sizes."""
+    first, *later = sequence.subsets
+    return SubsetSequence((first, *(replace(first, lr=subset.lr) for subset in later)))
+
+
 def needed_runs(config: RunConfig, parts: Sequence[str] | None = None) -> list[RunConfig]:
     """Returns the runs whose sets `measure_order` trains networks on, the sequence first."""
     parts = parts_of_order(config) if parts is None else parts
@@ -183,9 +196,7 @@ def _sets_of(
     if "sequence" in parts:
         sets |= _reordered(sequence, stages, method)
     if "halves" in parts:
-        loaded = (load_sequence(set_path(results_dir, run.run_id)) for run in independent_parts(config))
-        others = (part.to(device).subsets[0] for part in loaded)
-        divided = SubsetSequence((sequence.subsets[0], *others))
+        divided = with_independent_parts(config, sequence, results_dir)
         sets |= {"divided, staged": divided, "divided, joint": divided.joint()}
     if "one set" in parts:
         checkpoint = StageCheckpoint(folder / "second_version.safetensors", [runs["one set"].hash, plain.sha256()])
@@ -226,7 +237,7 @@ def _reordered(sequence: SubsetSequence, stages: Sequence[Stage], method: BaseMe
     return {
         "SeqMatch, $S_2$ first": SubsetSequence((second, first)),
         "SeqMatch, $S_2$ undistilled": SubsetSequence((first, replace(begun, lr=second.lr))),
-        "SeqMatch, $S_1$ twice": SubsetSequence((first, replace(first, lr=second.lr))),
+        "SeqMatch, $S_1$ twice": with_first_repeated(sequence),
     }
 
 
