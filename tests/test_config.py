@@ -1,7 +1,9 @@
 """Presets and overrides: everything known is accepted as it is, everything else is an error that helps."""
 
 import json
+import tomllib
 from dataclasses import FrozenInstanceError
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 
 from seqmatch_lib.data.datasets import DATASETS
 from seqmatch_lib.errors import ConfigError
+from seqmatch_lib.runs import config as config_module
 from seqmatch_lib.runs.config import SCALES, RunConfig, even_subsets, parse_override, preset_names
 from seqmatch_lib.runs.records import load_record
 
@@ -148,6 +151,40 @@ def test_a_later_layer_wins_and_overrides_win_over_all():
     assert smoke.network.width == 8
     assert (changed.options.syn_steps, changed.zca, changed.network.width) == (7, True, 8)
     assert len({paper.run_id, smoke.run_id, changed.run_id}) == 3
+
+
+def test_no_line_of_the_presets_says_what_holds_without_it(monkeypatch):
+    """A default stands in one place: in a dataclass, or in presets.toml where several runs change it."""
+    presets = tomllib.loads(files("seqmatch_lib.runs").joinpath("presets.toml").read_text(encoding="utf-8"))
+    monkeypatch.setattr(config_module, "_read_presets", lambda: presets)
+    cells = [(preset, scale) for scale in SCALES for preset in preset_names()]
+    expected = {cell: RunConfig.from_preset(*cell).as_dict() for cell in cells}
+
+    def changes_a_run(path: str) -> bool:
+        def is_changed(cell: tuple[str, str]) -> bool:
+            try:
+                return RunConfig.from_preset(*cell).as_dict() != expected[cell]
+            except ConfigError:
+                return True
+
+        likely = sorted(cells, key=lambda cell: -sum(part in path for part in (*cell[0].split("-"), cell[1])))
+        return any(map(is_changed, likely))
+
+    idle = []
+    for table, key, path in list(_lines(presets, "")):
+        value = table.pop(key)
+        if not changes_a_run(path):
+            idle.append(f"{path} = {value}")
+        table[key] = value
+    assert not idle
+
+
+def _lines(table: dict, path: str):
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from _lines(value, f"{path}.{key}")
+        else:
+            yield table, key, f"{path}.{key}"
 
 
 def test_one_interval_stands_for_all_subsets():
