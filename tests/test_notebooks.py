@@ -139,7 +139,7 @@ def test_the_quickstart_becomes_a_page_with_pictures_and_without_bars(tmp_path):
     assert page.count("<math") > 10
     assert not re.findall(r"(?:src|href)=.https?:", page), "the page is read without a network"
     assert "smoke: means nothing" in page
-    assert len(load_runs(tmp_path / "results")) == 4
+    assert len(load_runs(tmp_path / "results")) == 5  # a run for each point, and the whole data set
 
 
 def test_the_index_of_an_accented_letter_stands_beside_it():
