@@ -16,10 +16,12 @@ from torch import nn
 from seqmatch_lib.data.datasets import Split
 from seqmatch_lib.engine.evaluation import train_staged
 from seqmatch_lib.engine.inner_loop import InnerBatch, unroll
+from seqmatch_lib.engine.networks import load_parameters
 from seqmatch_lib.engine.training import TrainingRecipe, compute_logits, make_trainer
 from seqmatch_lib.errors import require
-from seqmatch_lib.methods.mtt import MTTConfig
+from seqmatch_lib.methods.mtt import MTTConfig, matching_loss
 from seqmatch_lib.methods.teachers import TeacherConfig, TrajectorySet
+from seqmatch_lib.seeds import make_generator
 from seqmatch_lib.subsets import SubsetSequence
 
 
@@ -133,7 +135,6 @@ class MatchingLoss:
         self._network, self._steps, self._engine = network, steps, engine
         self._start, self._target = (part.to(next(network.parameters()).device) for part in segment)
         self._lr = self._start.new_tensor(lr)
-        self._scale = (self._start - self._target).square().sum()
 
     def reach(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Returns θ̂(S), differentiable in the images."""
@@ -142,13 +143,12 @@ class MatchingLoss:
 
     def error(self, images: torch.Tensor, labels: torch.Tensor) -> float:
         """Returns L(S): 0 if the target is reached, 1 if the student came no nearer to it."""
-        return ((self.reach(images, labels).detach() - self._target).square().sum() / self._scale).item()
+        return matching_loss(self.reach(images, labels).detach(), self._start, self._target).item()
 
     def gradient(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Returns ∇L with respect to the images."""
         leaf = images.detach().clone().requires_grad_()
-        loss = (self.reach(leaf, labels) - self._target).square().sum() / self._scale
-        return torch.autograd.grad(loss, leaf)[0]
+        return torch.autograd.grad(matching_loss(self.reach(leaf, labels), self._start, self._target), leaf)[0]
 
     def coupling(self, a: tuple[torch.Tensor, torch.Tensor], b: tuple[torch.Tensor, torch.Tensor]) -> float:
         """Returns c(A|B) = ‖∇_A L(A ∪ B) − ∇_A L(A)‖ / ‖∇_A L(A)‖: how far the presence of B changes A's gradient.
@@ -203,6 +203,44 @@ def errors_along_trajectory(
         segment = teachers.segment(teacher, epoch, epoch + mtt.expert_epochs)
         error = MatchingLoss(network, segment, mtt.syn_steps, lr, mtt.engine).error(*sequence.union())
         rows.append({"epoch": epoch, "teacher": teacher, "error": error})
+    return pd.DataFrame(rows)
+
+
+def errors_of_real_training(
+    network: nn.Module,
+    teachers: TrajectorySet,
+    real: Split,
+    config: TeacherConfig,
+    expert_epochs: int,
+    epochs: Iterable[int],
+    which: Iterable[int],
+    seed: int,
+) -> pd.DataFrame:
+    """Returns the matching error of real training itself: columns epoch, teacher, error.
+
+    A network is trained from the start of a teacher's segment, for as many epochs and in the same way, but with other batches
+    and augmentation. Both movements are a common one and chance, and both chances count here. A student that makes the common
+    movement alone would have half of this error; that is the part of the matching loss that no set can be meant to lower.
+
+    Args:
+        network: the architecture; its parameters are replaced.
+        teachers: recorded trajectories.
+        real: images that the teachers were trained on.
+        config: how they were trained. A momentum, which segments do not hold, begins at zero.
+        expert_epochs: M.
+        epochs: start epochs e; each e + M must have been recorded.
+        which: numbers of the teachers to take.
+        seed: of batches and augmentation.
+    """
+    rows = []
+    for epoch, teacher in product(epochs, which):
+        segment = [part.to(real.images) for part in teachers.segment(teacher, epoch, epoch + expert_epochs)]
+        load_parameters(network, segment[0])
+        trainer = make_trainer([network], config.recipe, config.lr)
+        generator = make_generator(seed, "real training", teacher, epoch)
+        for _ in range(expert_epochs):
+            trainer.epoch(real.images, real.labels, [generator])
+        rows.append({"epoch": epoch, "teacher": teacher, "error": matching_loss(trainer.parameters()[0], *segment).item()})
     return pd.DataFrame(rows)
 
 

@@ -170,6 +170,25 @@ def test_errors_along_a_trajectory_have_a_row_for_each_epoch_and_teacher(tmp_pat
     assert frame["error"][3] == pytest.approx(match.error(*sequence.union()))
 
 
+def test_real_training_with_the_batches_of_the_teacher_has_no_error_and_with_others_it_has(tmp_path, monkeypatch):
+    stage = make_stage(tmp_path)
+    teachers, real = record_stage_teachers(stage), Split(stage.images, stage.labels)
+
+    def errors():
+        given = teachers, real, stage.teachers, 1, (0, 2), (1,), 0
+        return coupling.errors_of_real_training(stage.make_network(0, "any"), *given).set_index(["epoch", "teacher"])["error"]
+
+    others = errors()
+    assert others.index.tolist() == [(0, 1), (2, 1)]
+    assert others.gt(0.001).all()
+    monkeypatch.setattr(
+        coupling,
+        "make_generator",
+        lambda _, __, teacher, epoch: make_generator(TEACHERS.seed, "teacher", teacher, "epoch", epoch),
+    )
+    assert errors().tolist() == pytest.approx([0, 0], abs=1e-9)
+
+
 def test_committed_measurements_are_read_and_missing_ones_named(tmp_path):
     run_id = "cifar10-seqmatch_mtt-ipc10-k2-seed0-0818608f"
     measured = load_coupling(run_id, Path(__file__).parents[1] / "paper_results")
@@ -197,11 +216,16 @@ def test_a_pair_of_runs_is_measured_and_the_tables_are_kept(tmp_path):
     assert measured["real_gradients"][keys].equals(measured["gradients"][keys])
     assert not measured["real_gradients"].equals(measured["gradients"])
     assert measured["gradients"].groupby(keys[:3])["coupling"].nunique().eq(3).all(), "three teachers, each with its own value"
-    assert set(measured["errors"]["set"]) == {"MTT, 10 images", "$S_1$", "$S_1 \\cup S_2$, after $S_1$"}
+    after = ["$S_1 \\cup S_2$, after $S_1$", "$S_1$ repeated, after $S_1$"]
+    assert measured["errors"]["set"].unique().tolist() == ["MTT, 10 images", "$S_1$", *after]
     assert set(measured["real_errors"]["set"]) == {"10 random real, step size of MTT", "5 random real, step size of $S_1$"}
-    assert len(measured["real_errors"]) == 2 / 3 * len(measured["errors"]), (
+    assert len(measured["real_errors"]) == 2 / 4 * len(measured["errors"]), (
         "at the same start epochs, of the teachers of stage 1"
     )
+    trainings = measured["training_errors"].set_index(["set", "epoch", "teacher"])["error"]
+    assert trainings.index.get_level_values("set").unique().tolist() == ["real training", "real training, after $S_1$"]
+    assert set(trainings.index.get_level_values("epoch")) == set(measured["errors"]["epoch"])
+    assert trainings.gt(0).all()
     seen, unseen = (set(measured[name]["teacher"]) for name in ("errors", "unseen_errors"))
     assert len(unseen) == 3
     assert min(unseen) == max(seen) + 1, "teachers that no set was distilled with"
@@ -236,11 +260,13 @@ def test_a_pair_of_runs_is_measured_and_the_tables_are_kept(tmp_path):
         return MatchingLoss(stage.make_network(0, "any"), segment, mtt.syn_steps, sequence.subsets[-1].lr)
 
     given, lr = (stages[0].images, stages[0].labels, 10, 5), first.subsets[0].lr
+    repeated = replace(first.subsets[0], lr=sequence.subsets[1].lr)
     real = SubsetSequence((sample_real_subset(*given, lr, 0, "matching error", 5),))
     for table, name, stage, measured_set, teacher in (
         ("errors", "MTT, 10 images", 0, joint, 1),
         ("errors", "$S_1$", 0, first, 1),
         ("errors", "$S_1 \\cup S_2$, after $S_1$", 1, sequence, 1),
+        ("errors", "$S_1$ repeated, after $S_1$", 1, SubsetSequence((first.subsets[0], repeated)), 1),
         ("unseen_errors", "MTT, 10 images, unseen teachers", 0, joint, max(unseen)),
         ("unseen_errors", "$S_1$, unseen teachers", 0, first, max(unseen)),
         ("real_errors", "5 random real, step size of $S_1$", 0, real, 1),
@@ -248,6 +274,11 @@ def test_a_pair_of_runs_is_measured_and_the_tables_are_kept(tmp_path):
         found = measured[table].set_index(["set", "epoch", "teacher"])["error"][name, last, teacher]
         error = match(stages[stage], last, measured_set, teacher).error(*measured_set.union())
         assert found == pytest.approx(error, abs=1e-4)
+    (again,) = coupling.errors_of_real_training(
+        stages[1].make_network(0, "any"), record_stage_teachers(stages[1]), Split(stages[1].images, stages[1].labels),
+        stages[1].teachers, mtt.expert_epochs, [last], [0], 0,
+    )["error"]  # fmt: skip
+    assert trainings["real training, after $S_1$", last, 0] == pytest.approx(again, abs=1e-4)
     images, labels = joint.union()
     halves = (images[::10], labels[::10]), (images[1::10], labels[1::10])
     found = measured["gradients"].set_index(["ipc", "start epoch", "teacher"]).loc[2, last, 1]
@@ -298,7 +329,7 @@ def test_a_stopped_measurement_goes_on_and_teachers_of_stage_2_may_be_shorter(tm
     measured = measure_coupling(joint, sequential, [], tmp_path, ["losses", "errors"])
     assert measured["losses"]["measured"].tolist() == ["before"]
     assert sorted(set(measured["errors"]["epoch"])) == [0, 1], "start epochs whose ends all teachers have recorded"
-    assert set(measured["errors"].groupby("epoch")["set"].nunique()) == {3}
+    assert set(measured["errors"].groupby("epoch")["set"].nunique()) == {4}
 
 
 def test_tables_of_other_sets_are_neither_used_nor_read(tmp_path, capsys):

@@ -153,10 +153,7 @@ class MTT(BaseMethod):
     def step(
         self, prepared: MTTPrepared, trainable: Trainable, frozen: SubsetSequence, generator: torch.Generator
     ) -> torch.Tensor:
-        """Trains on S_1 ∪ … ∪ S_k from a teacher's parameters at epoch e, and matches its parameters at epoch e + M.
-
-        The loss is ‖θ̂_N − θ*_{e+M}‖² / ‖θ*_e − θ*_{e+M}‖².
-        """
+        """Trains on S_1 ∪ … ∪ S_k from a teacher's parameters at epoch e, and matches its parameters at epoch e + M."""
         config = self.config
         first, end = prepared.interval
         teacher = int(torch.randint(len(prepared.teachers), (), generator=generator))
@@ -167,7 +164,7 @@ class MTT(BaseMethod):
         batch_size = config.batch_syn or len(trainable.images)
         batches = draw_batches(images, batch_size, config.syn_steps, config.augment, generator)
         reached = unroll(prepared.network, start, images, labels, batches, trainable.lr, config.engine, config.precision)
-        loss = (reached - target).square().sum() / (start - target).square().sum()
+        loss = matching_loss(reached, start, target)
         loss.backward()
         if config.max_grad_norm:
             clip_gradients(trainable, config.max_grad_norm)
@@ -182,6 +179,11 @@ class MTT(BaseMethod):
         images = max(batches) * (4 * config.syn_steps if higher else 1)
         variant = "higher" if higher else f"compiled {config.precision}"
         return Effort(passes, images, config.syn_steps + 4, variant, "inner_steps")
+
+
+def matching_loss(reached: torch.Tensor, start: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Returns ‖θ̂_N − θ*_{e+M}‖² / ‖θ*_e − θ*_{e+M}‖² of (P,) parameters: reached, at the start, and aimed at."""
+    return (reached - target).square().sum() / (start - target).square().sum()
 
 
 def clip_gradients(trainable: Trainable, max_grad_norm: float) -> None:

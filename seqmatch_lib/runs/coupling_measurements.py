@@ -33,14 +33,15 @@ from seqmatch_lib.subsets import SubsetSequence, load_sequence, sample_real_subs
 
 SETS = "sets.json"
 TABLES = (
-    "gradients", "real_gradients", "errors", "unseen_errors", "real_errors", "losses", "control_losses", "deciles",
-    "control_deciles", "subsets",
+    "gradients", "real_gradients", "errors", "unseen_errors", "real_errors", "training_errors", "losses", "control_losses",
+    "deciles", "control_deciles", "subsets",
 )  # fmt: skip
 ONE_SET_LONGER, FIRST_REPEATED, PARTS_IN_PLACE = "MTT, as many epochs", "$S_1$ repeated", "independent halves"
 COUPLING_CONTROLS = (ONE_SET_LONGER, FIRST_REPEATED, PARTS_IN_PLACE)
 FOLLOWED_EPOCHS = 4  # of real training, in which easy and hard images are told apart
 FEW_TEACHERS = 5  # of the measurements as K grows
 GRADIENT_TEACHERS = 3  # of the gradients
+RETRAINED_TEACHERS = 1  # of real training with other batches: an epoch of real training takes long
 UNSEEN_TEACHERS = 3  # of the matching error, besides those that the sets were distilled with
 
 
@@ -53,7 +54,7 @@ def load_coupling(run_id: str, results_dir: Path) -> dict[str, pd.DataFrame]:
 
     Returns:
         gradients and real_gradients: `ipc`, `match`, `coupling`, `repair_share`, `start epoch`, `teacher`;
-        errors, unseen_errors and real_errors: `epoch`, `teacher`, `error`, `set`;
+        errors, unseen_errors, real_errors and training_errors: `epoch`, `teacher`, `error`, `set`;
         losses and control_losses: `training`, `step`, `images` ("easy" or "hard"), `loss`, `rate`;
         deciles and control_deciles: `decile`, `accuracy`, `after`;
         subsets: `K`, `teacher`, `coupling_of_earlier`, `repair_by_last`, `accuracy`. Those that were not measured are missing.
@@ -183,7 +184,7 @@ class _Pair:
         """Measures a set of images and labels at each teacher."""
         sequence, stage = self.joint
         mtt, ipc = self.joint_config.options, self.joint_config.ipc
-        teachers = record_stage_teachers(replace(stage, teachers=replace(stage.teachers, num_teachers=len(sets))))
+        teachers = _record_some(stage, len(sets))
         last = self.joint_config.intervals[0][1] - mtt.expert_epochs
         epochs = sorted({0, last // 2, last})
         match = (mtt.syn_steps, sequence.subsets[0].lr, mtt.engine)
@@ -204,6 +205,7 @@ class _Pair:
             f"MTT, {self.joint_config.ipc} images": (first, joint),
             "$S_1$": (first, SubsetSequence(sequence.subsets[:1])),
             "$S_1 \\cup S_2$, after $S_1$": (second, SubsetSequence(sequence.subsets[:2])),
+            f"{FIRST_REPEATED}, after $S_1$": (second, SubsetSequence(with_first_repeated(sequence).subsets[:2])),
         }
         return self._errors(cases)
 
@@ -211,8 +213,7 @@ class _Pair:
         """The same for one set and S_1 at further teachers of stage 1, which no set was distilled with."""
         (joint, stage), (_, sequence, _) = self.joint, self.sequence
         seen = stage.teachers.num_teachers
-        more = replace(stage.teachers, num_teachers=seen + UNSEEN_TEACHERS)
-        teachers = record_stage_teachers(replace(stage, teachers=more))
+        teachers = _record_some(stage, seen + UNSEEN_TEACHERS)
         sets = {f"MTT, {self.joint_config.ipc} images": joint, "$S_1$": SubsetSequence(sequence.subsets[:1])}
         cases = {f"{name}, unseen teachers": (teachers, subsets) for name, subsets in sets.items()}
         return self._errors(cases, range(seen, seen + UNSEEN_TEACHERS))
@@ -232,15 +233,31 @@ class _Pair:
     def _errors(
         self, cases: Mapping[str, tuple[TrajectorySet, SubsetSequence]], which: Sequence[int] | None = None
     ) -> pd.DataFrame:
-        """Measures sets, by name with the teachers to follow, at the start epochs that the teachers of all stages have."""
-        mtt, network = self.joint_config.options, self.network("coupling")
-        last = min(end for _, end in (*self.joint_config.intervals, *self.config.intervals)) - mtt.expert_epochs
-        starts = range(0, last + 1, max(1, last // 4))
+        """Measures sets, by name with the teachers to follow."""
+        given = self.joint_config.options, self.start_epochs, which
         errors = [
-            coupling.errors_along_trajectory(network, teachers, subsets, mtt, starts, which).assign(set=name)
+            coupling.errors_along_trajectory(self.network("coupling"), teachers, subsets, *given).assign(set=name)
             for name, (teachers, subsets) in cases.items()
         ]
         return pd.concat(errors, ignore_index=True)
+
+    def training_errors(self) -> pd.DataFrame:
+        """The same for training on the real data itself, with other batches than the teachers of either stage had."""
+        (_, stage), (_, _, (_, second, *_)) = self.joint, self.sequence
+        given = self.joint_config.options.expert_epochs, self.start_epochs, range(RETRAINED_TEACHERS), self.config.seed
+        errors = []
+        for name, one in (("real training", stage), ("real training, after $S_1$", second)):
+            teachers, real = _record_some(one, RETRAINED_TEACHERS), Split(one.images, one.labels)
+            network = self.network("coupling")
+            errors.append(coupling.errors_of_real_training(network, teachers, real, one.teachers, *given).assign(set=name))
+        return pd.concat(errors, ignore_index=True)
+
+    @property
+    def start_epochs(self) -> Sequence[int]:
+        """About five start epochs of matched segments, which the teachers of all stages have."""
+        ends = [end for _, end in (*self.joint_config.intervals, *self.config.intervals)]
+        last = min(ends) - self.joint_config.options.expert_epochs
+        return range(0, last + 1, max(1, last // 4))
 
     def losses(self) -> pd.DataFrame:
         """The losses of easy and hard real images while networks train on real data, on the set, and on the sequence."""
@@ -325,6 +342,11 @@ class _Pair:
         stage, config = self.joint[1], self.joint_config.teachers
         real = Split(stage.images, stage.labels)
         return coupling.follow_real_training(self.network(purpose), real, config, FOLLOWED_EPOCHS, generator, watched)
+
+
+def _record_some(stage: Stage, num_teachers: int) -> TrajectorySet:
+    """Records so many teachers of a stage, fewer or more than its own runs have."""
+    return record_stage_teachers(replace(stage, teachers=replace(stage.teachers, num_teachers=num_teachers)))
 
 
 def _list_deciles(accuracies: Mapping[str, Mapping[int, float]]) -> pd.DataFrame:
