@@ -127,5 +127,7 @@ def test_matching_errors_of_distilled_and_of_real_images_have_axes_of_their_own(
     distilled, real = figure.axes
     assert distilled.get_ylim()[1] < 1.5 < real.get_ylim()[1]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["MTT", "S_1", "5 random real"]
+    trained = frame.assign(set=frame["set"].replace({"S_1": "real training, after S_1"}))
+    assert "real training, other batches" in [axis.get_title() for axis in figures.plot_errors(trained, "setting").axes]
     (alone,) = figures.plot_errors(frame[frame["set"] != "5 random real"], "setting").axes
     assert alone.get_title() == "distilled images"

@@ -237,11 +237,12 @@ def plot_gradients(frame: pd.DataFrame, title: str) -> Figure:
 
 
 def plot_errors(frame: pd.DataFrame, title: str) -> Figure:
-    """Draws a frame of `findings.list_errors`: a panel for distilled images and, on an axis of its own, one for real ones.
+    """Draws a frame of `findings.list_errors`: distilled images, and on axes of their own random real ones and real training.
 
     Bands span the teachers. At an error of 1, the black line, a student does not move.
     """
-    kinds = frame["set"].str.contains("random real").map({True: "random real images", False: "distilled images"})
+    panels = {"random real": "random real images", "real training": "real training, other batches"}
+    kinds = [next((panel for part, panel in panels.items() if part in name), "distilled images") for name in frame["set"]]
     grid = sns.relplot(
         frame.assign(images=kinds), x="epoch", y="error", hue="set", style="set", col="images", kind="line", markers=True,
         palette=PALETTE, errorbar=("pi", 100), height=3.4, aspect=1.3, facet_kws={"sharey": False},

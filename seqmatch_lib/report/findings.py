@@ -330,8 +330,8 @@ def list_losses(measured: dict[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def list_errors(measured: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """Returns the matching errors of the sets and, where measured, at unseen teachers and of random real images, one a row."""
-    names = ("errors", "unseen_errors", "real_errors")
+    """Returns the matching errors of the sets and, where measured, of unseen teachers and all controls, one a row."""
+    names = ("errors", "unseen_errors", "real_errors", "training_errors")
     return pd.concat([measured[name] for name in names if name in measured], ignore_index=True)
 
 
