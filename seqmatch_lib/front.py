@@ -80,11 +80,20 @@ class Run:
         """
         return load_sequence(self._find_set())
 
-    def _find_set(self) -> Path:
-        """Returns where the distilled set is; raises StorageError if there is none."""
+    @cached_property
+    def selected(self) -> SubsetSequence:
+        """The set with the iterate of S_K that scored best; the distilled set itself if no iterate was scored.
+
+        Raises:
+            StorageError: there is none, as in `distilled`; runs of older versions did not keep it.
+        """
+        return self.distilled if self.record.selected_on == "none" else load_sequence(self._find_set(selected=True))
+
+    def _find_set(self, selected: bool = False) -> Path:
+        """Returns where the distilled set, or the selected one, is; raises StorageError if there is none."""
         all_real = f"{self.record.run_id} has no distilled set, because method 'whole' trains on all real images"
         require(self.config.method != "whole", f"{all_real}; take the run of another method, such as mtt", StorageError)
-        path = set_path(self.results_dir, self.record.run_id)
+        path = set_path(self.results_dir, self.record.run_id, selected)
         remedy = f"{'run' if self.dataset is None else 'distill'}(…, force=True)"
         message = f"{path} is not there, although the run has a record; give {remedy} to distil it again"
         require(path.is_file(), message, StorageError)

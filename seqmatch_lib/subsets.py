@@ -16,6 +16,8 @@ from seqmatch_lib.seeds import make_generator
 from seqmatch_lib.store.files import digest_tensors, load_tensors, save_tensors
 from seqmatch_lib.store.settings import is_file_name
 
+SET_FOLDERS = ("distilled", "selected")  # of a results folder: sets with the last, and with the selected iterate of S_K
+
 
 @dataclass(frozen=True, repr=False)
 class SyntheticSubset:
@@ -123,7 +125,7 @@ def load_sequence(path: Path) -> SubsetSequence:
     Raises:
         StorageError: the file is missing, damaged, or not a distilled set.
     """
-    again = "delete it to make it again" if path.parent.name == "distilled" else "copy it again"  # a run's, or anyone's
+    again = "delete it to make it again" if path.parent.name in SET_FOLDERS else "copy it again"  # a run's, or anyone's
     tensors, metadata = load_tensors(path, f"{again}; a set in the layout of another code is read by the command `import`")
     try:
         _check_metadata(metadata, len(tensors))
@@ -159,9 +161,9 @@ def _check_metadata(metadata: Any, most: int) -> None:
         raise ValueError(f"class_names are {names!r:.80}")
 
 
-def set_path(results_dir: Path, run_id: str) -> Path:
-    """Returns where the distilled set of a run is kept."""
-    return results_dir / "distilled" / f"{run_id}.safetensors"
+def set_path(results_dir: Path, run_id: str, selected: bool = False) -> Path:
+    """Returns where the distilled set of a run is kept, or that with the selected iterate of its last subset."""
+    return results_dir / SET_FOLDERS[selected] / f"{run_id}.safetensors"
 
 
 def spread_lrs(lrs: Sequence[float], count: int, origin: str) -> list[float]:

@@ -96,6 +96,32 @@ def test_the_distilled_set_is_the_one_of_the_record(finished):
     assert sequence.metadata["run_id"] == record.run_id
 
 
+def test_the_selected_set_is_kept_and_made_again_from_the_state_if_it_is_lost(tmp_path, monkeypatch):
+    scores = iter([80.0, 70.0, 60.0, 50.0])  # of both stages: the first iterate is best
+    monkeypatch.setattr(EvaluationProtocol, "score", lambda *_: [next(scores)])
+    record = run_experiment(configure(), tmp_path)
+    last, path = (set_path(tmp_path, record.run_id, selected) for selected in (False, True))
+    selected = load_sequence(path)
+    assert selected.sha256() != record.synthetic_sha256
+    assert selected.subsets[0].images.equal(load_sequence(last).subsets[0].images)
+    again = evaluate(path).accuracy["convnet"]
+    assert again["values"] == record.accuracy_selected["values"]
+    kept = path.read_bytes()
+    path.unlink()
+    assert run_experiment(configure(), tmp_path) == record
+    assert path.read_bytes() == kept
+    shutil.rmtree(tmp_path / "state")  # as in a copy of the results, which is read as it is
+    path.unlink()
+    assert run_experiment(configure(), tmp_path) == record
+    assert not path.exists()
+
+
+def test_runs_that_select_nothing_keep_one_set(tmp_path):
+    record = run_experiment(configure(select_on="none"), tmp_path)
+    assert set_path(tmp_path, record.run_id).is_file()
+    assert not (tmp_path / "selected").exists()
+
+
 def test_a_last_iterate_that_was_not_selected_needs_no_step_size(tmp_path, monkeypatch, capsys):
     step = MTT.step
 

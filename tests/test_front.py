@@ -482,6 +482,15 @@ def test_a_record_without_its_set_says_how_to_get_the_set(mine, tmp_path, of_arr
     bare = front.Run(mine.config, mine.record, tmp_path, mine.dataset if of_arrays else None)
     with pytest.raises(StorageError, match=rf"give {call}\(…, force=True\) to distil it again"):
         _ = bare.distilled
+    with pytest.raises(StorageError, match=rf"selected.*give {call}\(…, force=True\) to distil it again"):
+        _ = replace(bare, record=replace(bare.record, selected_on="validation")).selected
+
+
+def test_the_selected_set_of_a_run_is_its_own_or_the_distilled_one(tmp_path):
+    run = sm.run("digits-ipc10-mtt", "smoke", set=QUICK, results_dir=tmp_path)
+    assert run.selected.sha256() == sm.load(tmp_path / "selected" / f"{run.record.run_id}.safetensors").sha256()
+    unscored = sm.run("digits-ipc10-mtt", "smoke", set=QUICK | {"select_on": "none"}, results_dir=tmp_path)
+    assert unscored.selected is unscored.distilled
 
 
 def test_a_run_on_all_real_images_says_that_it_has_no_set(tmp_path):

@@ -65,7 +65,8 @@ def run_experiment(
 
     Returns:
         The record, which is also in `results_dir/runs/<dataset>/<run_id>.json`; the distilled set is in
-        `results_dir/distilled/<run_id>.safetensors`.
+        `results_dir/distilled/<run_id>.safetensors`, and that with the selected iterate of the last subset in
+        `results_dir/selected/<run_id>.safetensors`.
 
     Raises:
         OutOfTime: `max_minutes` have passed and the state is saved.
@@ -75,9 +76,10 @@ def run_experiment(
     results_dir = Path(results_dir)
     state_dir = results_dir / "state" / config.run_id
     path = record_path(results_dir, config)
-    has_set = config.method == "whole" or set_path(results_dir, config.run_id).is_file()
-    remakes_set = not has_set and state_dir.is_dir()  # from what made it before
-    if path.is_file() and not (force or remakes_set):  # before any lock: it may lie where nothing can be written
+    sets = [] if config.method == "whole" else [set_path(results_dir, config.run_id)]
+    sets += [set_path(results_dir, config.run_id, selected=True)] if _selects(config) else []
+    remakes_sets = state_dir.is_dir() and not all(one.is_file() for one in sets)  # from what made them before
+    if path.is_file() and not (force or remakes_sets):  # before any lock: it may lie where nothing can be written
         record = load_record(path)
         if dataset is None and find_dataset(config.dataset).folder is not None:
             dataset = load_dataset(config.dataset)  # a name of the user's own says little about what is in the folder
@@ -89,7 +91,7 @@ def run_experiment(
         if force:
             _discard(path, state_dir, dataset)
         remove_leftovers(state_dir)
-        for folder in (path.parent, set_path(results_dir, config.run_id).parent):
+        for folder in (path.parent, *(one.parent for one in sets)):
             remove_leftovers(folder, f"{config.run_id}.")
         budget = Budget(max_minutes, save_seconds)
         record = _execute(config, dataset, results_dir, state_dir, budget, choose_device(device))
@@ -101,6 +103,11 @@ def run_experiment(
             return earlier
         record.save(results_dir)
     return record
+
+
+def _selects(config: RunConfig) -> bool:
+    """Whether iterates are scored, so that the selected one is a set of its own."""
+    return config.options is not None and config.select_on != "none"
 
 
 def _discard(record: Path, state_dir: Path, dataset: ImageDataset) -> None:
@@ -220,6 +227,8 @@ def _execute(
     if config.method != "whole":
         path = set_path(results_dir, config.run_id)
         last.save(path)
+        if _selects(config):
+            selected.save(set_path(results_dir, config.run_id, selected=True))
         if config.zca:
             pictures = [data.preprocessing.inverse(subset.images) for subset in last.subsets]
             write_sheet(path.with_suffix(".png"), pictures, data.num_classes)

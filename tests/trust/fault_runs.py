@@ -76,9 +76,10 @@ class Case:
         return results / "state" / self.config.run_id
 
     def outcome(self, results: Path) -> tuple[dict[str, Any], bytes]:
-        """Returns what must be equal between two finished runs: the record and the bytes of the distilled set."""
+        """Returns what must be equal between two finished runs: the record, and the bytes of the last and the selected set."""
         record = load_record(record_path(results, self.config))
-        return record.comparable(), set_path(results, self.config.run_id).read_bytes()
+        sets = [set_path(results, self.config.run_id, selected).read_bytes() for selected in (False, True)]
+        return record.comparable(), b"".join(sets)
 
 
 _SHORT_TEACHERS = ("teachers.epochs=2", "teachers.later_epochs=2", "intervals=[[0,2],[0,2]]")

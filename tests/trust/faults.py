@@ -53,7 +53,7 @@ from seqmatch_lib.runs.listing import format_columns
 from seqmatch_lib.runs.records import load_record
 from seqmatch_lib.runs.stages import StageCheckpoint, read_progress
 from seqmatch_lib.store.files import load_tensors, read_json, write_json
-from seqmatch_lib.subsets import load_sequence
+from seqmatch_lib.subsets import SET_FOLDERS, load_sequence
 
 PAGE = 4096
 DISK = "4m"
@@ -269,7 +269,7 @@ class Harness:
         """Makes a folder of a killed run read-only, then writable again. In a mount namespace only."""
         results = disk / "results"
         results.mkdir(exist_ok=True)
-        parts = ["", "state", "teachers", "distilled", "runs"]
+        parts = ["", "state", "teachers", *SET_FOLDERS, "runs"]
         for index in range(times):
             wipe(results)
             watch, part = Watch(case, results), parts[index % len(parts)]
@@ -497,7 +497,7 @@ def _files(folder: Path) -> list[Path]:
 
 def _kind(path: Path) -> str:
     """Returns what kind of file of a results folder this is."""
-    if path.parent.name == "distilled":
+    if path.parent.name in SET_FOLDERS:
         return "distilled set"
     return "record" if path.parent.parent.name == "runs" else re.sub(r"\d+", "*", path.name)
 
