@@ -1,5 +1,6 @@
 """The coupling measurements: cases with known answers, finite differences, and the definitions written out."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from seqmatch_lib.runs.experiment import open_run, run_experiment
 from seqmatch_lib.runs.order import runs_of_order
 from seqmatch_lib.seeds import make_generator
 from seqmatch_lib.store.files import read_json
-from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset, sample_real_subset
+from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset, load_sequence, sample_real_subset, set_path
 
 
 @pytest.fixture
@@ -203,6 +204,9 @@ def test_a_pair_of_runs_is_measured_and_the_tables_are_kept(tmp_path):
     other_half = runs_of_order(configs[1])["part 2"]
     for config in (*configs, other_half):
         run_experiment(config, tmp_path)
+    path = set_path(tmp_path, configs[1].run_id, selected=True)
+    first, second = load_sequence(path).subsets
+    SubsetSequence((first, replace(second, images=-second.images))).save(path)  # surely another set than the last
     assert list(measure_coupling(*configs, [], tmp_path, ["losses"])) == ["losses"]
     noted = read_json(tmp_path / "coupling" / configs[1].run_id / "sets.json")
     assert list(noted["tables"]) == ["losses"]
@@ -248,6 +252,9 @@ def test_a_pair_of_runs_is_measured_and_the_tables_are_kept(tmp_path):
     trained = measured["control_deciles"].pivot_table("accuracy", "after", "decile", sort=False)
     assert trained.index.tolist() == ["MTT", "MTT, as many epochs", "$S_1$ repeated", "independent halves"]
     assert len(set(map(tuple, trained.to_numpy()))) == 4
+    chosen = measured["selected_deciles"].set_index("decile")["accuracy"]
+    assert set(measured["selected_deciles"]["after"]) == {"SeqMatch, selected iterate"}
+    assert chosen.tolist() != measured["deciles"].query("after == 'stage 2'")["accuracy"].tolist()
     assert measured["subsets"]["K"].eq(2).all()
 
     (_, joint, _), (_, sequence, stages) = (open_run(config, tmp_path) for config in configs)
@@ -298,7 +305,12 @@ def test_controls_whose_sets_are_missing_are_left_out(tmp_path):
     configs = [config_of_subsets("digits", "mtt", sizes, "smoke") for sizes in ([10], [5, 5])]
     for config in configs:
         run_experiment(config, tmp_path)
-    measured = measure_coupling(*configs, [], tmp_path, ["control_losses"])
+    distilled, selected = (set_path(tmp_path, configs[1].run_id, selected) for selected in (False, True))
+    shutil.copy(distilled, selected)  # the last iterate is the selected one
+    measured = measure_coupling(*configs, [], tmp_path, ["control_losses", "selected_deciles"])
+    selected.unlink()  # as in runs of older versions
+    assert measure_coupling(*configs, [], tmp_path, ["control_losses", "selected_deciles"]).keys() == measured.keys()
+    assert list(measured) == ["control_losses"]
     assert measured["control_losses"]["training"].unique().tolist() == ["MTT, as many epochs", "$S_1$ repeated"]
     noted = read_json(tmp_path / "coupling" / configs[1].run_id / "sets.json")
     assert set(noted["sets"]) == {run.run_id for run in configs}

@@ -357,9 +357,9 @@ def list_deciles(measured: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """Returns the accuracy on each tenth of test images after each training, as points more than after stage 1.
 
     Columns `decile`, `training` and `gain`; the trainings are later stages, the last one called SeqMatch, and, where they were
-    measured, the controls.
+    measured, the selected iterate of the sequence and the controls.
     """
-    names = [name for name in ("deciles", "control_deciles") if name in measured]
+    names = [name for name in ("deciles", "selected_deciles", "control_deciles") if name in measured]
     rows = pd.concat([measured[name] for name in names], ignore_index=True).rename(columns={"after": "training"})
     first = rows[rows["training"] == "stage 1"].set_index("decile")["accuracy"]
     rows = rows[rows["training"] != "stage 1"].replace({"training": {measured["deciles"]["after"].iloc[-1]: "SeqMatch"}})

@@ -34,10 +34,11 @@ from seqmatch_lib.subsets import SubsetSequence, load_sequence, sample_real_subs
 SETS = "sets.json"
 TABLES = (
     "gradients", "real_gradients", "errors", "unseen_errors", "real_errors", "training_errors", "losses", "control_losses",
-    "deciles", "control_deciles", "subsets",
+    "deciles", "selected_deciles", "control_deciles", "subsets",
 )  # fmt: skip
 ONE_SET_LONGER, FIRST_REPEATED, PARTS_IN_PLACE = "MTT, as many epochs", "$S_1$ repeated", "independent halves"
 COUPLING_CONTROLS = (ONE_SET_LONGER, FIRST_REPEATED, PARTS_IN_PLACE)
+SELECTED = "SeqMatch, selected iterate"
 FOLLOWED_EPOCHS = 4  # of real training, in which easy and hard images are told apart
 FEW_TEACHERS = 5  # of the measurements as K grows
 GRADIENT_TEACHERS = 3  # of the gradients
@@ -56,7 +57,7 @@ def load_coupling(run_id: str, results_dir: Path) -> dict[str, pd.DataFrame]:
         gradients and real_gradients: `ipc`, `match`, `coupling`, `repair_share`, `start epoch`, `teacher`;
         errors, unseen_errors, real_errors and training_errors: `epoch`, `teacher`, `error`, `set`;
         losses and control_losses: `training`, `step`, `images` ("easy" or "hard"), `loss`, `rate`;
-        deciles and control_deciles: `decile`, `accuracy`, `after`;
+        deciles, selected_deciles and control_deciles: `decile`, `accuracy`, `after`;
         subsets: `K`, `teacher`, `coupling_of_earlier`, `repair_by_last`, `accuracy`. Those that were not measured are missing.
 
     Raises:
@@ -99,7 +100,8 @@ def measure_coupling(
         divided: runs of sequences with other K; the table `subsets` is of these and of `sequential`.
         results_dir: where all of them were run, with their sets. Those of `order.independent_parts` are a control only if
             they are there.
-        tables: which to measure; those of losses and deciles need no teachers.
+        tables: which to measure; those of losses and deciles need no teachers. `selected_deciles` is left out where the run
+            has kept no other set than the last.
 
     Raises:
         ConfigError: an unknown table.
@@ -110,6 +112,8 @@ def measure_coupling(
     require(not unknown, f"tables {unknown} are unknown; use any of {', '.join(TABLES)}")
     folder = results_dir / "coupling" / sequential.run_id
     missing = [name for name in tables if not (folder / f"{name}.csv").is_file()]
+    if pair.selected is None and "selected_deciles" in missing:
+        missing.remove("selected_deciles")
     parts = _finished_parts(sequential, results_dir) if any(name.startswith("control") for name in missing) else []
     _note_sets(folder, joint, (joint, sequential, *divided, *parts), results_dir, missing)
     for name in missing:
@@ -309,6 +313,18 @@ class _Pair:
         """The accuracy on test images by difficulty, after each stage of training on the sequence."""
         stages = self._by_difficulty(self.sequence[1], self.config.training)
         return _list_deciles({f"stage {k}": stage for k, stage in enumerate(stages, start=1)})
+
+    def selected_deciles(self) -> pd.DataFrame:
+        """The same at the end of training on the sequence with the selected iterate of its last subset."""
+        return _list_deciles({SELECTED: self._by_difficulty(self.selected, self.config.training)[-1]})
+
+    @cached_property
+    def selected(self) -> SubsetSequence | None:
+        """The sequence with the selected iterate of its last subset; None if that is the last iterate, or was not kept."""
+        last, path = (set_path(self.results_dir, self.config.run_id, selected) for selected in (False, True))
+        sequence = load_sequence(path) if path.is_file() else None
+        is_other = sequence is not None and sequence.sha256() != load_sequence(last).sha256()
+        return sequence.to(choose_device()) if is_other else None
 
     def control_deciles(self) -> pd.DataFrame:
         """The same at the end of training on the one set and on the controls, each time with the same network at first."""
