@@ -122,7 +122,7 @@ def _add_runs(commands: Any) -> None:
 def _add_sets(commands: Any) -> None:
     """Adds the commands for distilled sets: evaluate, export, import."""
     evaluate = _add_command(commands, "evaluate", _evaluate, "train fresh networks on a distilled set and test them")
-    evaluate.add_argument("path", type=Path, metavar="PATH", help="a .safetensors file below <results>/distilled or <results>/selected")
+    evaluate.add_argument("path", type=Path, metavar="PATH", help="a .safetensors file in distilled/ or selected/")
     evaluate.add_argument("--networks", nargs="+", metavar="NAME", help="architectures; default: those of the set's own run")
     evaluate.add_argument("--num-networks", type=int, metavar="N", help="per architecture; default: as in the set's own run")
     evaluate.add_argument("--seed", type=int, default=0, help="default: 0")
@@ -134,7 +134,7 @@ def _add_sets(commands: Any) -> None:
     _add_folder_arguments(evaluate, of_set=True)
 
     export = _add_command(commands, "export", _export, "write a distilled set in the layout of another code, or as pictures")
-    export.add_argument("path", type=Path, metavar="PATH", help="a .safetensors file below <results>/distilled or <results>/selected")
+    export.add_argument("path", type=Path, metavar="PATH", help="a .safetensors file in distilled/ or selected/")
     export.add_argument("--to", required=True, choices=FORMATS, metavar="FORMAT", help=", ".join(FORMATS))
     export.add_argument("--out", type=Path, required=True, metavar="DIR", help="new or empty folder for the files")
     _add_folder_arguments(export, of_set=True)

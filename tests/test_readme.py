@@ -166,7 +166,8 @@ def test_accuracies_of_the_verdict_are_published_or_stand_in_a_record():
     known += published[(published["dataset"] == "cifar10") & (published["ipc"] == 10)]["mean"].tolist()
     (five,) = [run for run in evidence.runs if run.run_id == "cifar10-seqmatch_mtt-ipc10-k2-seed0-dc0405d4"]
     by_difficulty = load_coupling(five.run_id, ROOT / "paper_results")
-    known += [value for name in ("deciles", "selected_deciles", "control_deciles") for value in by_difficulty[name]["accuracy"]]
+    tables = ("deciles", "selected_deciles", "control_deciles")
+    known += [value for name in tables for value in by_difficulty[name]["accuracy"]]
     (verdict,) = re.findall(r"^\*\*The verdict so far(.*?)^!\[", README, flags=re.MULTILINE | re.DOTALL)
     stated = re.findall(r"(?<![-+\d])\d+\.\d", verdict)
     assert len(stated) >= 5
