@@ -108,6 +108,7 @@ def test_the_selected_set_is_kept_and_made_again_from_the_state_if_it_is_lost(tm
     assert again["values"] == record.accuracy_selected["values"]
     kept = path.read_bytes()
     path.unlink()
+    monkeypatch.setattr(EvaluationProtocol, "evaluate", None)  # no network is trained again
     assert run_experiment(configure(), tmp_path) == record
     assert path.read_bytes() == kept
     shutil.rmtree(tmp_path / "state")  # as in a copy of the results, which is read as it is

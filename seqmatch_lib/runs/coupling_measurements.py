@@ -112,7 +112,7 @@ def measure_coupling(
     require(not unknown, f"tables {unknown} are unknown; use any of {', '.join(TABLES)}")
     folder = results_dir / "coupling" / sequential.run_id
     missing = [name for name in tables if not (folder / f"{name}.csv").is_file()]
-    if pair.selected is None and "selected_deciles" in missing:
+    if "selected_deciles" in missing and pair.selected is None:
         missing.remove("selected_deciles")
     parts = _finished_parts(sequential, results_dir) if any(name.startswith("control") for name in missing) else []
     _note_sets(folder, joint, (joint, sequential, *divided, *parts), results_dir, missing)

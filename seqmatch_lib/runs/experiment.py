@@ -94,15 +94,7 @@ def run_experiment(
         for folder in (path.parent, *(one.parent for one in sets)):
             remove_leftovers(folder, f"{config.run_id}.")
         budget = Budget(max_minutes, save_seconds)
-        record = _execute(config, dataset, results_dir, state_dir, budget, choose_device(device))
-        if path.is_file():
-            earlier = load_record(path)
-            problem = f"{path} records another set than the one just distilled in place of the missing set"
-            same = earlier.synthetic_sha256 == record.synthetic_sha256
-            require(same, f"{problem}; delete that record and give the same command again", StorageError)
-            return earlier
-        record.save(results_dir)
-    return record
+        return _execute(config, dataset, results_dir, state_dir, budget, choose_device(device))
 
 
 def _selects(config: RunConfig) -> bool:
@@ -208,7 +200,7 @@ def _tell_of_unseen_gpu() -> None:
 def _execute(
     config: RunConfig, dataset: ImageDataset, results_dir: Path, state_dir: Path, budget: Budget, device: torch.device
 ) -> RunRecord:
-    """Runs what is missing and returns the record."""
+    """Runs what is missing, writes the record unless there is one already, and returns it."""
     UNCOMPILED.clear()
     select_on = "none" if config.method == "whole" else config.select_on  # "whole" holds nothing out
     data = prepare_data(dataset, config.zca, select_on, device)
@@ -224,16 +216,30 @@ def _execute(
     _check_same_data(_first_notes(claim, {"fingerprint": dataset.fingerprint})["fingerprint"], dataset, claim)
     stages = _distill(config, data, results_dir, state_dir, budget)
     last, selected = _make_sequences(config, data, stages)
+    path = record_path(results_dir, config)
+    earlier = load_record(path) if path.is_file() else None
+    problem = f"{path} records another set than the one just distilled in place of the missing set"
+    same = earlier is None or earlier.synthetic_sha256 == last.sha256()
+    require(same, f"{problem}; delete that record and give the same command again", StorageError)
     if config.method != "whole":
-        path = set_path(results_dir, config.run_id)
-        last.save(path)
-        if _selects(config):
-            selected.save(set_path(results_dir, config.run_id, selected=True))
-        if config.zca:
-            pictures = [data.preprocessing.inverse(subset.images) for subset in last.subsets]
-            write_sheet(path.with_suffix(".png"), pictures, data.num_classes)
+        _save_sets(config, data, results_dir, last, selected)
+    if earlier is not None:  # only its sets were missing
+        return earlier
     accuracies, seconds = _evaluate(config, data, last, selected, state_dir, budget)
-    return _make_record(config, data, stages, last, accuracies, seconds, start)
+    record = _make_record(config, data, stages, last, accuracies, seconds, start)
+    record.save(results_dir)
+    return record
+
+
+def _save_sets(config: RunConfig, data: RealData, results_dir: Path, last: SubsetSequence, selected: SubsetSequence) -> None:
+    """Writes the set, with a sheet of its pictures if it is whitened, and the set with the selected iterate."""
+    path = set_path(results_dir, config.run_id)
+    last.save(path)
+    if config.zca:
+        pictures = [data.preprocessing.inverse(subset.images) for subset in last.subsets]
+        write_sheet(path.with_suffix(".png"), pictures, data.num_classes)
+    if _selects(config):
+        selected.save(set_path(results_dir, config.run_id, selected=True))
 
 
 def _first_notes(path: Path, notes: dict[str, Any]) -> dict[str, Any]:
