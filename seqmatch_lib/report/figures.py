@@ -245,7 +245,7 @@ def plot_errors(frame: pd.DataFrame, title: str) -> Figure:
     kinds = [next((panel for part, panel in panels.items() if part in name), "distilled images") for name in frame["set"]]
     grid = sns.relplot(
         frame.assign(images=kinds), x="epoch", y="error", hue="set", style="set", col="images", kind="line", markers=True,
-        palette=PALETTE, errorbar=("pi", 100), height=3.4, aspect=1.3, facet_kws={"sharey": False},
+        palette=PALETTE, errorbar=("pi", 100), height=3.4, aspect=1.3, col_wrap=2, facet_kws={"sharey": False},
     )  # fmt: skip
     grid.set_titles("{col_name}").set_axis_labels("start epoch of the teacher", "matching error (1: not moved)")
     grid.refline(y=1, color="black", linestyle="-", linewidth=1)
