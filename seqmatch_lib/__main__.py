@@ -30,7 +30,7 @@ from seqmatch_lib.engine.evaluation import format_accuracy
 from seqmatch_lib.errors import OutOfTime, SeqMatchError, first_line, require
 from seqmatch_lib.exchange.formats import FORMATS, PREPROCESSED, export_sequence, import_sequence
 from seqmatch_lib.exchange.pixel_layouts import share_outside
-from seqmatch_lib.front import RESULTS, config_of, evaluate
+from seqmatch_lib.front import RESULTS, config_of, evaluate, find_folder
 from seqmatch_lib.runs.config import SCALES, RunConfig, config_asked_for, parse_overrides, preset_names
 from seqmatch_lib.runs.experiment import record_shared_teachers, run_experiment
 from seqmatch_lib.runs.listing import format_records, format_reevaluations
@@ -386,7 +386,6 @@ def _tables(options: argparse.Namespace) -> None:
     from seqmatch_lib.report.charts import write_figures
     from seqmatch_lib.report.evidence import Evidence
     from seqmatch_lib.report.tables import load_published, published_path, readme_table, write_tables
-    from seqmatch_lib.results import find_folder
 
     evidence = Evidence.load(options.results)
     _require_records(evidence.runs, options.results)

@@ -47,6 +47,30 @@ if TYPE_CHECKING:  # the library runs without the notebook packages
 RESULTS = "paper_results"
 
 
+def find_folder(name: Path | str = RESULTS) -> Path:
+    """Returns a folder below the current directory, below one above it, or in the repository of this library.
+
+    Raises:
+        StorageError: the folder is in none of them.
+    """
+    folder = look_for(name)
+    remedy = "work inside a checkout of the repository, or give results_dir the path of a folder of records"
+    require(folder is not None, f"no folder {name} in {Path.cwd()} or above it; {remedy}", StorageError)
+    return folder
+
+
+def look_for(name: Path | str, in_library: bool = True) -> Path | None:
+    """Returns what `find_folder` does, but None if there is no such folder; `in_library`: also in the library's repository."""
+    places = [Path.cwd(), *Path.cwd().parents, *([Path(__file__).parents[1]] if in_library else [])]
+    return next((place / name for place in places if (place / name).is_dir()), None)
+
+
+def _results_folder(path: Path | str, in_library: bool = True) -> Path:
+    """Returns a results folder as it was given; the default one is looked for, so that it is found from folders below, too."""
+    path = _as_path(path)
+    return (look_for(path, in_library) or path) if path == Path(RESULTS) else path
+
+
 @dataclass(frozen=True, repr=False)
 class Run:
     """A finished run: its record, its distilled set, and methods to show and evaluate them.
@@ -210,7 +234,7 @@ def run(
             training, fewer teachers and iterations; hours to days on a CPU) or "paper" (the published settings).
         seed: of initial images, batches and evaluation networks.
         set: settings that differ from the preset, by dotted keys: `{"mtt.syn_steps": 20, "subset_ipcs": [5, 5]}`.
-        results_dir: folder of records and distilled sets.
+        results_dir: folder of records and distilled sets. The default one may also lie above the current directory.
         max_minutes: stop at the first checkpoint after this time, with `OutOfTime`.
         force: discard the record, if there is one, and run again; an unfinished run goes on, see `run_experiment`.
         download: whether a missing data set may be downloaded.
@@ -226,7 +250,7 @@ def run(
         config = preset
     else:
         config = config_asked_for(preset, scale, seed, as_overrides(set))
-    folder = _as_path(results_dir)
+    folder = _results_folder(results_dir, in_library=False)
     record = run_experiment(config, folder, max_minutes=max_minutes, force=force, download=download)
     return Run(config, record, folder)
 
@@ -409,6 +433,9 @@ def load(path: Path | str) -> SubsetSequence:
 def records(results_dir: Path | str = RESULTS) -> "DataFrame":
     """Returns a row for each network of each run, with its accuracy in per cent.
 
+    Args:
+        results_dir: folder of records; by default the committed ones, found as in `find_folder`.
+
     Returns:
         Columns `dataset`, `ipc`, `method`, `num_subsets`, `scale`, `run_id`, `seed`, `training` ("last", "selected", "joint",
         or "random" for random real images), `network`, `accuracy`.
@@ -418,7 +445,7 @@ def records(results_dir: Path | str = RESULTS) -> "DataFrame":
     """
     from pandas import DataFrame
 
-    runs = load_runs(_as_path(results_dir))
+    runs = load_runs(_results_folder(results_dir))
     require(bool(runs), f"{results_dir} holds no records; make one with `run(preset, results_dir=…)` or give another folder")
     names = ("dataset", "ipc", "method", "num_subsets", "scale", "run_id", "seed")
     rows = [
@@ -435,6 +462,9 @@ def records(results_dir: Path | str = RESULTS) -> "DataFrame":
 def reevaluations(results_dir: Path | str = RESULTS) -> "DataFrame":
     """Returns a row for each network of each re-evaluation that `evaluate` has kept, with its accuracy in per cent.
 
+    Args:
+        results_dir: folder of records; by default the committed ones, found as in `find_folder`.
+
     Returns:
         Columns `dataset`, `run_id` (of the set; "imported" for one from elsewhere), `joint`, `seed`, `training` ("set", or
         "random" for random real images), `network`, `accuracy`.
@@ -444,7 +474,7 @@ def reevaluations(results_dir: Path | str = RESULTS) -> "DataFrame":
     """
     from pandas import DataFrame
 
-    found = load_reevaluations(_as_path(results_dir))
+    found = load_reevaluations(_results_folder(results_dir))
     remedy = "make one with `evaluate(…, results_dir=…)` or give another folder"
     require(bool(found), f"{results_dir} holds no re-evaluations; {remedy}")
     rows = [
@@ -476,7 +506,7 @@ def presets(dataset: str | None = None, scale: str = "paper", results_dir: Path 
 
     known = dataset is None or dataset in tuple(DATASETS)
     require(known, f"data set {dataset!r:.120} is unknown; use one of {', '.join(DATASETS)}")
-    results_dir = _as_path(results_dir)
+    results_dir = _results_folder(results_dir)
     configs = [RunConfig.from_preset(name, scale) for name in preset_names()]
     configs = [config for config in configs if dataset in (None, config.dataset)]
     names, has_published = ("preset", "ipc", "method", "num_subsets"), (results_dir / "published").is_dir()

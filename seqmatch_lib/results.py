@@ -10,7 +10,7 @@ from pandas import DataFrame
 
 from seqmatch_lib.bench.cost import CostModel
 from seqmatch_lib.errors import StorageError, require
-from seqmatch_lib.front import RESULTS, Run
+from seqmatch_lib.front import RESULTS, Run, find_folder, look_for
 from seqmatch_lib.report.evidence import Evidence, runs_of
 from seqmatch_lib.report.queries import OF_NETWORKS
 from seqmatch_lib.report.texts import name_run
@@ -24,23 +24,6 @@ from seqmatch_lib.subsets import set_path
 
 COMPUTED = "build/results"  # of the repository: where notebooks put what they compute
 ANNOUNCED_MINUTES = 2.0  # what takes longer is announced
-
-
-def find_folder(name: Path | str = RESULTS) -> Path:
-    """Returns a folder below the current directory, below one above it, or in the repository of this library.
-
-    Raises:
-        StorageError: the folder is in none of them.
-    """
-    folder = _look_for(name)
-    remedy = "work inside a checkout of the repository, or give results_dir the path of a folder of records"
-    require(folder is not None, f"no folder {name} in {Path.cwd()} or above it; {remedy}", StorageError)
-    return folder
-
-
-def _look_for(name: Path | str) -> Path | None:
-    places = [Path.cwd(), *Path.cwd().parents, Path(__file__).parents[1]]
-    return next((place / name for place in places if (place / name).is_dir()), None)
 
 
 def list_configs(
@@ -112,7 +95,7 @@ class Results:
         require(isinstance(compute, bool), f"compute {compute!r:.120} must be True or False")
         if not compute:
             return cls((find_folder(results_dir),))
-        here, committed = Path.cwd(), _look_for(RESULTS)
+        here, committed = Path.cwd(), look_for(RESULTS)
         home = here if committed is None else committed.parent
         is_from_here = (here / results_dir).is_dir() or ".." in Path(results_dir).parts
         work_dir = ((here if is_from_here else home) / results_dir).resolve()
@@ -302,7 +285,7 @@ class Results:
 
         They are those of a run with equal settings and another seed, if there is one, else predicted by a committed benchmark.
         """
-        committed = _look_for(RESULTS)
+        committed = look_for(RESULTS)
         if committed is None or not any((committed / "benchmarks").glob("*.json")):
             return 0.0, len(configs)
         model = replace(CostModel.load(committed), records=self.records())
