@@ -8,7 +8,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import numpy as np
 import pytest
 import torch
@@ -137,6 +136,8 @@ def wait_until(condition: Callable[[], Any], seconds: float, what: str) -> Any:
 
 def write_notebook(path: Path, *cells: str) -> None:
     """Writes a notebook of code, the first cell of which holds the parameters."""
+    import nbformat  # here, since the checks for a GPU run without the notebook packages
+
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     notebook = nbformat.v4.new_notebook(cells=list(map(nbformat.v4.new_code_cell, cells)), metadata={"kernelspec": kernel})
     notebook.cells[0].metadata["tags"] = ["parameters"]

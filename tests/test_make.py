@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,9 @@ def python(checkout):
     bin_.mkdir(parents=True)
     (bin_ / "python").write_text('#!/bin/sh\necho "$@" >> calls\ncase "$*" in $FAILS) exit $CODE;; esac\n')
     (bin_ / "python").chmod(0o755)
+    for name in ("build/gpu/teachers/one", "build/gpu/runs/record.json", "elsewhere/runs/record.json"):
+        (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+        (checkout / name).touch()
 
     def gpu(fails: str, code: int, *arguments: str) -> tuple[int, list[str]]:
         (checkout / "calls").write_text("")
@@ -95,11 +99,14 @@ SHORT = [
 ]
 
 
-def test_minutes_of_a_gpu_end_in_as_much_as_can_be_had(python):
+def test_minutes_of_a_gpu_end_in_as_much_as_can_be_had(python, checkout):
     """A failing check, or a run that is out of time, stops none of what follows; only missing data stop all at once."""
     first = "-m seqmatch_lib run cifar10-ipc10-seqmatch_mtt --scale smoke --results build/gpu"
-    calls = [first, "-m pytest -m gpu", "-m seqmatch_lib bench --quick --results build/gpu", *SHORT]
+    calls = [first, "-m pytest -m gpu tests/test_gpu.py", "-m seqmatch_lib bench --quick --results build/gpu", *SHORT]
     assert python("nothing", 1) == (0, calls)
+    with tarfile.open(checkout / "build" / "gpu.tar.gz") as packed:
+        assert [name for name in packed.getnames() if Path(name).suffix] == ["./runs/record.json"]
+        assert "./teachers" not in packed.getnames()
     assert python("*--max-minutes*", 75) == (0, calls)
     for fails in ("*pytest*", "*bench*", "*--max-minutes*"):
         code, found = python(fails, 2)
