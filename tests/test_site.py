@@ -39,7 +39,7 @@ def test_nothing_is_loaded_from_other_servers(site):
 
 def test_the_start_page_shows_figure_and_verdicts_and_links_lead_somewhere(site):
     page = (site / "index.html").read_text()
-    assert page.index("comparison_10_short.png") < page.index("<h2>Verdicts")
+    assert page.index("comparison_10_short.svg") < page.index("<h2>Verdicts")
     assert "not decided" in page[page.index("<h2>Verdicts") :]
     for path in site.rglob("*.html"):
         for link in re.findall(r'href="([^"#:?]+\.html)', path.read_text()):

@@ -166,7 +166,7 @@ def test_the_committed_tables_and_figures_are_what_the_records_say(tmp_path):
     remedy = "run `python -m seqmatch_lib tables`"
     evidence = Evidence.load(RESULTS)
     written = write_tables(evidence, PUBLISHED, tmp_path)
-    written += charts.write_figures(evidence, PUBLISHED, RESULTS, tmp_path, ["svg"])
+    written += charts.write_figures(evidence, PUBLISHED, RESULTS, tmp_path)
     for path in written:
         committed = RESULTS / path.relative_to(tmp_path)
         assert committed.is_file(), f"{committed} is missing: {remedy}"

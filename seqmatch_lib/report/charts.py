@@ -455,7 +455,6 @@ def write_figures(
     published: pd.DataFrame,
     results_dir: Path,
     out_dir: Path | None = None,
-    kinds: Sequence[str] = ("svg", "png"),
 ) -> list[Path]:
     """Draws the figures of tables and report from all records; a figure that no record is for is left out.
 
@@ -463,15 +462,14 @@ def write_figures(
         evidence: the records in `results_dir`.
         published: of `load_published`.
         results_dir: folder of the distilled sets and of the checkpoints of unfinished runs.
-        out_dir: the files go below `out_dir/figures`; by default `results_dir`.
-        kinds: of files.
+        out_dir: the files, of kind SVG, go below `out_dir/figures`; by default `results_dir`.
     """
     set_style()
     folder, paths = (out_dir or results_dir) / "figures", []
 
     def draw(name: str, plot: Callable[..., Figure], *arguments: Any) -> None:
         with suppress(NothingToDraw):
-            paths.extend(save_figure(plot(*arguments), folder / name, kinds))
+            paths.extend(save_figure(plot(*arguments), folder / name, ["svg"]))
         plt.close("all")
 
     for ipc in (10, 50):
