@@ -195,6 +195,7 @@ def test_committed_measurements_are_read_and_missing_ones_named(tmp_path):
     measured = load_coupling(run_id, Path(__file__).parents[1] / "paper_results")
     assert set(measured["losses"]["training"]) == {"real data", "MTT", "SeqMatch"}
     assert set(measured["deciles"]["after"]) == {"stage 1", "stage 2"}
+    assert set(measured["deciles"]["network"]) == {0}  # of which its file says nothing
     with pytest.raises(StorageError, match="has no measurements; run 01_coupling_issue"):
         load_coupling(run_id, tmp_path)
 
@@ -249,6 +250,8 @@ def test_a_pair_of_runs_is_measured_and_the_tables_are_kept(tmp_path):
                 assert (controls[name, images, step] == losses["SeqMatch", images, step]) == same
         assert controls["$S_1$ repeated", images, 2] != controls["independent halves", images, 2]
     assert sorted(set(measured["deciles"]["decile"])) == list(range(10))
+    by_network = measured["deciles"].pivot_table("accuracy", "network", ["after", "decile"])
+    assert len(by_network) == configs[1].evaluation.num_networks == len(set(map(tuple, by_network.to_numpy()))) > 1
     trained = measured["control_deciles"].pivot_table("accuracy", "after", "decile", sort=False)
     assert trained.index.tolist() == ["MTT", "MTT, as many epochs", "$S_1$ repeated", "independent halves"]
     assert len(set(map(tuple, trained.to_numpy()))) == 4

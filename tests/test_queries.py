@@ -353,17 +353,19 @@ def test_what_was_measured_is_told_of_hard_images_the_last_stage_and_the_last_ep
     assert "was not measured" not in said
     gains = {0: 2.0, 9: -1.0}
     rows = [(decile, 50 + stage * gains.get(decile, 0), f"stage {stage + 1}") for stage in (0, 1) for decile in range(10)]
-    measured["deciles"] = pd.DataFrame(rows, columns=["decile", "accuracy", "after"])
+    measured["deciles"] = pd.DataFrame(rows, columns=["decile", "accuracy", "after"]).assign(network=0)
     said = findings.find_deciles(measured, "x")
-    assert "+2.0 points on the easiest tenth of test images, by -1.0 on the hardest, and by +0.1 on average" in said
+    assert (
+        "+2.0 points on the easiest tenth of test images, by -1.0 on the hardest, and by +0.1 on average (one network)" in said
+    )
     rows = [(decile, 60 if decile == 9 else 50, "MTT") for decile in range(10)]
-    measured["control_deciles"] = pd.DataFrame(rows, columns=["decile", "accuracy", "after"])
+    measured["control_deciles"] = pd.DataFrame(rows, columns=["decile", "accuracy", "after"]).assign(network=0)
     gains = findings.list_deciles(measured).set_index(["training", "decile"])["gain"]
     assert gains["SeqMatch", 0] == 2
     assert gains["MTT"].tolist() == [0.0] * 9 + [10.0]
     shown = findings.tabulate_deciles(measured, "x").data.replace("\xa0", " ", regex=True).set_index("training")
-    assert shown.loc["SeqMatch"].tolist() == ["+2.0", "+0.4", "-0.2", "-1.0", "+0.1"]
-    assert shown.loc["MTT"].tolist() == ["+0.0", "+0.0", "+2.0", "+10.0", "+1.0"]
+    assert shown.loc["SeqMatch"].tolist() == ["+2.0", "+0.4", "-0.2", "-1.0", "+0.1", "+0.08", "-0.04"]
+    assert shown.loc["MTT"].tolist() == ["+0.0", "+0.0", "+2.0", "+10.0", "+1.0", "+0.00", "+0.41"]
     rows = [(0, 0, 0.9, "MTT"), (4, 0, 0.5, "MTT"), (4, 1, 0.7, "MTT"), (4, 0, 0.4, "$S_1$")]
     measured["errors"] = pd.DataFrame(rows, columns=["epoch", "teacher", "error", "set"])
     said = findings.find_errors(measured, "x")

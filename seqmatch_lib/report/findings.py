@@ -8,6 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from pandas.io.formats.style import Styler
 
@@ -60,6 +61,10 @@ CONTROLS_IN_WORDS = {  # of the coupling measurements
     FIRST_REPEATED: "$S_1$ in every stage",
     PARTS_IN_PLACE: "independent halves",
 }
+TENTHS = {  # parts of the test images by difficulty -> deciles
+    "easiest tenth": [0], "easy half": range(5), "hard half": range(5, 10), "hardest tenth": [9], "all": range(10),
+}  # fmt: skip
+SEQUENCE = "SeqMatch"  # its name in measurements of coupling, after its last stage
 WHOLE = "whole data set"  # its name among runs
 NOTHING = "Nothing yet: no such run has a record."
 OF_SCALES = {
@@ -345,33 +350,53 @@ def find_errors(measured: dict[str, pd.DataFrame], setting: str) -> str:
 
 def find_deciles(measured: dict[str, pd.DataFrame], setting: str) -> str:
     """How accuracy on easy and on hard test images changes from stage 1 to stage 2 of training."""
-    deciles = measured["deciles"].pivot_table("accuracy", "decile", "after")
-    gain = deciles.iloc[:, -1] - deciles.iloc[:, 0]
+    gains = list_deciles(measured).query("training == @SEQUENCE")
+    gain, count = gains.groupby("decile")["gain"].mean(), gains["network"].nunique()
+    networks = "one network" if count == 1 else f"means over {count} networks"
     return (
         f"**{setting}**. From stage 1 to stage 2, accuracy changes by {gain.iloc[0]:+.1f} points on the easiest tenth of test "
-        f"images, by {gain.iloc[-1]:+.1f} on the hardest, and by {gain.mean():+.1f} on average."
+        f"images, by {gain.iloc[-1]:+.1f} on the hardest, and by {gain.mean():+.1f} on average ({networks})."
     )
 
 
 def list_deciles(measured: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """Returns the accuracy on each tenth of test images after each training, as points more than after stage 1.
+    """Returns how far each network is ahead of itself after stage 1, on each tenth of test images after each training.
 
-    Columns `decile`, `training` and `gain`; the trainings are later stages, the last one called SeqMatch, and, where they were
-    measured, the selected iterate of the sequence and the controls.
+    Columns `decile`, `training`, `network`, `gain` (points) and `log_odds` (the gain of log(p / (1 - p)), where p is the
+    accuracy; 0 and 100 % count as 0.05 and 99.95 %). The trainings are later stages, the last one called SeqMatch, and, where
+    they were measured, the selected iterate of the sequence and the controls.
     """
     names = [name for name in ("deciles", "selected_deciles", "control_deciles") if name in measured]
     rows = pd.concat([measured[name] for name in names], ignore_index=True).rename(columns={"after": "training"})
-    first = rows[rows["training"] == "stage 1"].set_index("decile")["accuracy"]
-    rows = rows[rows["training"] != "stage 1"].replace({"training": {measured["deciles"]["after"].iloc[-1]: "SeqMatch"}})
-    return rows.assign(gain=rows["accuracy"] - rows["decile"].map(first))[["decile", "training", "gain"]]
+    rows["odds"] = np.log(1 / (100 / rows["accuracy"].clip(0.05, 99.95) - 1))
+    first, place = rows[rows["training"] == "stage 1"], ["network", "decile"]
+    last = measured["deciles"]["after"].iloc[-1]
+    rows = rows[rows["training"] != "stage 1"].replace({"training": {last: SEQUENCE}})
+    rows = rows.merge(first[[*place, "accuracy", "odds"]], on=place, suffixes=("", "_first"))
+    rows["gain"], rows["log_odds"] = rows["accuracy"] - rows["accuracy_first"], rows["odds"] - rows["odds_first"]
+    return rows[["decile", "training", "network", "gain", "log_odds"]]
+
+
+def gains_on(part: str, gains: pd.DataFrame, column: str = "gain") -> pd.DataFrame:
+    """Returns the mean gain on one of the parts `TENTHS` of the test images: rows are trainings, columns are networks."""
+    rows = gains[gains["decile"].isin(TENTHS[part])]
+    return rows.pivot_table(column, "training", "network", sort=False)
 
 
 def tabulate_deciles(measured: dict[str, pd.DataFrame], setting: str) -> Styler:
-    """Returns by how many points each training is ahead of stage 1, on easy and on hard test images."""
-    gains = list_deciles(measured).pivot_table("gain", "training", "decile", sort=False)
-    parts = {"easiest tenth": [0], "easy half": range(5), "hard half": range(5, 10), "hardest tenth": [9], "all": range(10)}
-    frame = pd.DataFrame({name: gains[list(deciles)].mean(axis=1).map("{:+.1f}".format) for name, deciles in parts.items()})
+    """Returns how far each training is ahead of stage 1 on easy and hard test images: mean ± std over networks."""
+    gains = list_deciles(measured)
+    columns = {part: (part, "gain", 1) for part in TENTHS}
+    columns |= {f"log-odds, {part}": (part, "log_odds", 2) for part in ("easiest tenth", "hardest tenth")}
+    parts = {name: _with_spread(gains_on(part, gains, column), digits) for name, (part, column, digits) in columns.items()}
+    frame = pd.DataFrame(parts)
     return style_frame(frame.reset_index(), f"points more than after stage 1; {setting}")
+
+
+def _with_spread(values: pd.DataFrame, digits: int) -> pd.Series:
+    """Returns the mean of each row in words, with the standard deviation where there are several values."""
+    spread = (lambda row: f" ± {row.std():.{digits}f}") if values.shape[1] > 1 else (lambda row: "")
+    return values.apply(lambda row: f"{row.mean():+.{digits}f}{spread(row)}", axis=1)
 
 
 def _count_teachers(count: int) -> str:

@@ -57,7 +57,7 @@ def load_coupling(run_id: str, results_dir: Path) -> dict[str, pd.DataFrame]:
         gradients and real_gradients: `ipc`, `match`, `coupling`, `repair_share`, `start epoch`, `teacher`;
         errors, unseen_errors, real_errors and training_errors: `epoch`, `teacher`, `error`, `set`;
         losses and control_losses: `training`, `step`, `images` ("easy" or "hard"), `loss`, `rate`;
-        deciles, selected_deciles and control_deciles: `decile`, `accuracy`, `after`;
+        deciles, selected_deciles and control_deciles: `decile`, `accuracy`, `after`, `network`;
         subsets: `K`, `teacher`, `coupling_of_earlier`, `repair_by_last`, `accuracy`. Those that were not measured are missing.
 
     Raises:
@@ -66,7 +66,13 @@ def load_coupling(run_id: str, results_dir: Path) -> dict[str, pd.DataFrame]:
     folder = results_dir / "coupling" / run_id
     measured = [name for name in TABLES if (folder / f"{name}.csv").is_file()]
     require(bool(measured), f"{folder} has no measurements; run 01_coupling_issue with compute = True", StorageError)
-    return {name: pd.read_csv(folder / f"{name}.csv") for name in measured}
+    return {name: read_table(folder / f"{name}.csv") for name in measured}
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """Reads one measurement. Older ones by difficulty are of one network, and do not say so: it is number 0."""
+    table = pd.read_csv(path)
+    return table.assign(network=0) if "decile" in table and "network" not in table else table
 
 
 def find_table(run: RunRecord, name: str, results_dir: Path) -> Path | None:
@@ -311,12 +317,11 @@ class _Pair:
 
     def deciles(self) -> pd.DataFrame:
         """The accuracy on test images by difficulty, after each stage of training on the sequence."""
-        stages = self._by_difficulty(self.sequence[1], self.config.training)
-        return _list_deciles({f"stage {k}": stage for k, stage in enumerate(stages, start=1)})
+        return self._by_difficulty({"": (self.sequence[1], self.config.training)})
 
     def selected_deciles(self) -> pd.DataFrame:
         """The same at the end of training on the sequence with the selected iterate of its last subset."""
-        return _list_deciles({SELECTED: self._by_difficulty(self.selected, self.config.training)[-1]})
+        return self._by_difficulty({SELECTED: (self.selected, self.config.training)})
 
     @cached_property
     def selected(self) -> SubsetSequence | None:
@@ -327,15 +332,29 @@ class _Pair:
         return sequence.to(choose_device()) if is_other else None
 
     def control_deciles(self) -> pd.DataFrame:
-        """The same at the end of training on the one set and on the controls, each time with the same network at first."""
-        cases = {"MTT": ("MTT", self.joint[0], self.joint_config.training)} | self.controls
-        return _list_deciles({name: self._by_difficulty(*case)[-1] for name, (_, *case) in cases.items()})
+        """The same at the end of training on the one set and on the controls, each time with the same networks at first."""
+        cases = {"MTT": (self.joint[0], self.joint_config.training)}
+        return self._by_difficulty(cases | {name: case for name, (_, *case) in self.controls.items()})
 
-    def _by_difficulty(self, sequence: SubsetSequence, recipe: TrainingRecipe) -> list[dict[int, float]]:
-        """Returns the accuracy in each decile of difficulty after each stage of training."""
-        network, after = self.network("stages"), []
+    def _by_difficulty(self, cases: Mapping[str, tuple[SubsetSequence, TrainingRecipe]]) -> pd.DataFrame:
+        """Returns the accuracy in each decile of difficulty, of as many networks as evaluate the run.
+
+        At the end of training on each set, by its name; for the name "" after each stage of it.
+        """
+        rows = []
+        for number in range(self.config.evaluation.num_networks):
+            for name, case in cases.items():
+                stages = self._follow_stages(number, *case)
+                after = {name: stages[-1]} if name else {f"stage {k}": stage for k, stage in enumerate(stages, start=1)}
+                rows += [(*one, stage, number) for stage, accuracies in after.items() for one in accuracies.items()]
+        return pd.DataFrame(rows, columns=["decile", "accuracy", "after", "network"])
+
+    def _follow_stages(self, number: int, sequence: SubsetSequence, recipe: TrainingRecipe) -> list[dict[int, float]]:
+        """Returns the accuracy of one network in each decile of difficulty after each stage of training."""
+        purpose = ("stages", str(number)) if number else ("stages",)  # the first network is the only one of older tables
+        network, after = self.network(*purpose), []
         train_staged(
-            [network], sequence, recipe, [make_generator(self.config.seed, "stages")],
+            [network], sequence, recipe, [make_generator(self.config.seed, *purpose)],
             lambda: after.append(coupling.group_accuracies(network, self.test, self.difficulty)),
         )  # fmt: skip
         return after
@@ -363,12 +382,6 @@ class _Pair:
 def _record_some(stage: Stage, num_teachers: int) -> TrajectorySet:
     """Records so many teachers of a stage, fewer or more than its own runs have."""
     return record_stage_teachers(replace(stage, teachers=replace(stage.teachers, num_teachers=num_teachers)))
-
-
-def _list_deciles(accuracies: Mapping[str, Mapping[int, float]]) -> pd.DataFrame:
-    """Returns the table of accuracies by decile, given by what the network was trained on."""
-    rows = [(decile, value, after) for after, values in accuracies.items() for decile, value in values.items()]
-    return pd.DataFrame(rows, columns=["decile", "accuracy", "after"])
 
 
 def _of_last_subset(config: RunConfig, results_dir: Path) -> pd.DataFrame:
