@@ -82,6 +82,21 @@ def test_an_ablation_of_order_belongs_to_the_part_of_its_run(tmp_path, runs):
     ]
 
 
+def test_the_claim_is_told_in_three_sentences_with_its_controls(tmp_path, runs):
+    make_order(
+        tmp_path, 0, {"SeqMatch": [54.0], "divided, staged": [55.0]}, changes=SHORTER | {"mtt.iterations": 200}, scale="short"
+    )
+    said = findings.find_claim(Evidence(runs, orders=load_orders(tmp_path)), PUBLISHED, "cifar10", 10).splitlines()
+    assert [line[:2] for line in said[2:]] == ["1.", "2.", "3."]
+    assert "Published are 65.3 % with MTT and 66.2 % with SeqMatch-MTT" in said[2]
+    assert said[2].endswith("we get 50.0 and 54.0 % with 2 teachers per stage.")
+    ahead = "4.0 points ahead of *one set, as many iterations*"
+    assert said[3].endswith(f"with 2 teachers per stage, {ahead} and 1.0 points behind *independent halves, in stages*.")
+    assert said[4].endswith("it takes 3 seeds with all controls, and there is 1.")
+    (alone,) = findings.find_claim(Evidence(runs[:1]), PUBLISHED, "cifar10", 10).splitlines()
+    assert alone.startswith("Nothing yet")
+
+
 def test_of_several_halves_the_best_are_the_control(tmp_path, runs):
     values = {"SeqMatch": [54.0], "divided, staged": [50.0], "divided, joint": [55.0]}
     make_order(tmp_path, 0, values, changes=SHORTER | {"mtt.iterations": 200}, scale="short")

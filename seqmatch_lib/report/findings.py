@@ -31,7 +31,7 @@ from seqmatch_lib.report.controls import (
     order,
 )
 from seqmatch_lib.report.evidence import Evidence, runs_of
-from seqmatch_lib.report.numbers import of_common_seeds
+from seqmatch_lib.report.numbers import SEEDS_FOR_AN_INTERVAL, of_common_seeds
 from seqmatch_lib.report.texts import (
     count_seeds,
     format_frame,
@@ -95,6 +95,38 @@ def tabulate_comparison(evidence: Evidence, dataset: str, ipc: int, scale: str) 
     """Returns `comparison` as notebooks show it, with its setting above."""
     frame = format_frame(comparison(evidence, dataset, ipc, scale))
     return style_frame(frame, name_runs(evidence, dataset, ipc, scale))
+
+
+def find_claim(evidence: Evidence, published: pd.DataFrame, dataset: str, ipc: int, base: str = "mtt") -> str:
+    """What the runs with the published network and training say of the paper's claim, in three sentences."""
+    numbers = published[(published["dataset"] == dataset) & (published["ipc"] == ipc)].set_index("method")["mean"]
+    sequence, ours, gaps, seeds = SEQUENTIAL_PREFIX + base, [], [], []
+    for part in evidence.parts("short"):
+        rows = comparison(part, dataset, ipc, "short", bases=[base]).set_index("set")
+        one_set, halves = leads(rows.reset_index())
+        if one_set:
+            teachers = f"with {name_scale(part, dataset, ipc, 'short', [base]).partition(', ')[2]}"
+            ours.append(f"{rows.loc[one_set[0], 'accuracy']:.1f} and {rows.loc[STAGED, 'accuracy']:.1f} % {teachers}")
+            of_halves = f"and {_name_gap(rows, halves)}" if halves else "(independent halves were not run)"
+            gaps.append(f"{teachers}, {_name_gap(rows, one_set[0])} {of_halves}")
+            seeds.append(int(rows.loc[one_set[0], "difference_seeds"]))
+    if not ours:
+        return NOTHING
+    return (
+        f"**In three sentences** ({name_of(dataset)}, {name_ipc(ipc)} images per class, scale `short`).\n\n"
+        f"1. Published are {numbers[base]:.1f} % with {name_of(base)} and {numbers[sequence]:.1f} % with {name_of(sequence)}; "
+        f"with fewer teachers and iterations we get {'; '.join(ours)}.\n"
+        f"2. The sequence is, over the seeds that both sides have, {'; '.join(gaps)}.\n"
+        "3. That neither confirms nor refutes that a set is better distilled in sequence: it takes "
+        f"{SEEDS_FOR_AN_INTERVAL} seeds with all controls, and there {'is' if max(seeds) == 1 else 'are'} "
+        f"{format_range(pd.Series(seeds))}."
+    )
+
+
+def _name_gap(rows: pd.DataFrame, name: str) -> str:
+    """Returns where the sequence is beside one set of a comparison, which its rows are named by, in words."""
+    gap = rows.loc[name, "difference"]
+    return f"{abs(gap):.1f} points {'behind' if gap < 0 else 'ahead of'} *{name_set(name, rows['num_subsets'].max())}*"
 
 
 def find_leads(evidence: Evidence, dataset: str) -> str:
