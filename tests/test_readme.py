@@ -152,13 +152,24 @@ def test_faults_are_those_that_were_counted():
     assert rows[:1] + rows[2:] == [list(counted.columns), *counted.to_numpy().tolist()]
 
 
+def read_results():
+    """All committed records, and the published accuracies."""
+    return Evidence.load(ROOT / "paper_results"), load_published(ROOT / "paper_results")
+
+
+def find_parts(evidence, *cell):
+    """The records of five teachers, then those of two, which alone have halves."""
+    five, two = [part for part in evidence.parts("short") if len(controls.comparison(part, *cell))]
+    return five, two
+
+
 def test_accuracies_of_the_verdict_are_published_or_stand_in_a_record():
     """Of sets of five or ten images per class at scale short, of scored iterates, or by difficulty.
 
     A number with a sign is a difference.
     """
-    cell, evidence = ("cifar10", 10, "short"), Evidence.load(ROOT / "paper_results")
-    rows, published = evidence.accuracies, load_published(ROOT / "paper_results")
+    cell, evidence, published = ("cifar10", 10, "short"), *read_results()
+    rows = evidence.accuracies
     rows = rows[(rows["dataset"] == "cifar10") & rows["ipc"].isin([5, 10]) & (rows["scale"] == "short")]
     orders = [one for one in evidence.orders if (one.dataset, one.ipc, one.scale) == cell]
     known = [*map(fmean, rows["values"]), *(fmean(values) for one in orders for values in one.accuracy.values())]
@@ -174,11 +185,29 @@ def test_accuracies_of_the_verdict_are_published_or_stand_in_a_record():
     assert set(stated) <= {f"{accuracy:.1f}" for accuracy in known}
 
 
+def test_every_cell_of_the_table_of_the_verdict_is_that_of_its_row_and_column():
+    cell, evidence, published = ("cifar10", 10, "short"), *read_results()
+    five, two = (controls.comparison(part, *cell).set_index("set") for part in find_parts(evidence, *cell))
+    chosen, one_set = controls.SELECTED[controls.ONE_SET], controls.ONE_SET
+    staged = evidence.accuracies.query("method == 'seqmatch_mtt' and ipc == 10 and scale == 'short' and is_first")
+    by_seed = staged[staged["record"].isin(two.loc[controls.STAGED, "records"].split(", "))].query("kind == 'last'")
+    selected = staged[staged["record"] == five.loc[controls.STAGED, "records"]].query("kind == 'selected'")
+    means = published.query("dataset == 'cifar10' and ipc == 10").set_index("method")["mean"]
+    expected = [
+        [means["seqmatch_mtt"], *map(fmean, by_seed.sort_values("seed")["values"]), five.loc[controls.STAGED, "accuracy"],
+         *map(fmean, selected["values"])],
+        [means["mtt"], *two.loc[[controls.LONGER, controls.EQUAL], "accuracy"], *five.loc[[one_set, chosen], "accuracy"]],
+        [two.loc[controls.HALVES, "accuracy"]],
+        list(two.loc[[controls.HALVES_JOINTLY, controls.HALVES_LONGER], "accuracy"]),
+    ]  # fmt: skip
+    rows = re.findall(r"^\| (?:SeqMatch-MTT, in stages|MTT, one set|independent halves).*$", README, flags=re.MULTILINE)
+    assert [re.findall(r"\d+\.\d", row) for row in rows] == [[f"{value:.1f}" for value in row] for row in expected]
+
+
 def test_differences_are_those_of_the_records():
     """In the verdict the lead over one set, in rehearsals over one of equal effort; in the list those that it names."""
     evidence, cell = Evidence.load(ROOT / "paper_results"), ("cifar10", 10)
-    # five teachers, then two, which alone have halves
-    five, short = [part for part in evidence.parts("short") if len(controls.comparison(part, *cell, "short"))]
+    five, short = find_parts(evidence, *cell, "short")
 
     def gap(part, dataset, ipc, scale, base, name, column="difference"):
         found = controls.comparison(part, dataset, ipc, scale, bases=[base]).set_index("set")
