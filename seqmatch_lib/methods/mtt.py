@@ -60,8 +60,8 @@ class MTTConfig:
     momentum_img: float = 0.5
     momentum_lr: float = 0.5
     augment: str = DSA_STRATEGY
-    engine: str = "higher"
-    precision: str = "float32"
+    engine: str = "compiled"
+    precision: str = "tf32"
     lr_label: float = omit_default(0.0)
     momentum_label: float = omit_default(0.9)
     label_epoch: int = omit_default(-1)
