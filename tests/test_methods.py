@@ -510,7 +510,7 @@ def test_the_precision_that_is_asked_for_is_the_one_that_is_used(tmp_path, monke
         (IDCConfig, {"match_augment": "colour"}, "augmentation 'colour'"),
         (IDCConfig, {"engine": "higher"}, "engine 'higher' is unknown; use one of eager, compiled"),
         (DMConfig, {"later_fix_iter": 0}, "dm.later_fix_iter 0"),
-        (DMConfig, {"momentum_img": 1.0}, "momentum_img 1.0"),
+        (DMConfig, {"momentum_img": 1.0}, "dm.momentum_img 1.0"),
         (BaseConfig, {"syn_lr": float("nan")}, "syn_lr nan must be positive"),
         (BaseConfig, {"momentum_img": -0.1}, r"momentum_img -0.1 must lie in \[0, 1\)"),
         (KRRConfig, {"num_networks": 0}, "krr.num_networks 0"),
