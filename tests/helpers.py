@@ -27,8 +27,10 @@ from seqmatch_lib.subsets import SubsetSequence
 
 SHAPE, CLASSES = (1, 6, 6), 3
 NETWORK = NetworkConfig(width=4, depth=1)
-RECIPE = TrainingRecipe(epochs=6)
-TEACHERS = TeacherConfig(num_teachers=2, epochs=4, later_epochs=3, lr=0.05, batch_size=16)
+EAGER = {"engine": "eager", "precision": "float32"}  # compiling takes longer than the tests
+HIGHER = EAGER | {"engine": "higher"}  # the same for the inner loop of MTT
+RECIPE = TrainingRecipe(epochs=6, **EAGER)
+TEACHERS = TeacherConfig(num_teachers=2, epochs=4, later_epochs=3, lr=0.05, batch_size=16, **EAGER)
 
 
 class Impatient(Budget):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import CLASSES, NETWORK, RECIPE, SHAPE, TEACHERS, make_images, make_stage
+from helpers import CLASSES, HIGHER, NETWORK, RECIPE, SHAPE, TEACHERS, make_images, make_stage
 
 from seqmatch_lib import coupling
 from seqmatch_lib.coupling import MatchingLoss
@@ -164,7 +164,7 @@ def test_errors_along_a_trajectory_have_a_row_for_each_epoch_and_teacher(tmp_pat
     teachers = record_stage_teachers(stage)
     network = stage.make_network(0, "any")
     sequence = SubsetSequence(tuple(SyntheticSubset(*make_images(6, seed), lr) for seed, lr in ((0, 0.01), (1, 0.05))))
-    mtt = MTTConfig(syn_steps=4, expert_epochs=2, engine="higher")
+    mtt = MTTConfig(syn_steps=4, expert_epochs=2, **HIGHER)
     frame = coupling.errors_along_trajectory(network, teachers, sequence, mtt, (0, 2))
     assert frame["epoch"].tolist() == [0, 0, 2, 2]
     match = MatchingLoss(network, teachers.segment(1, 2, 4), 4, 0.05)  # the last step size

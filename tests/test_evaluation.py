@@ -69,7 +69,7 @@ def test_a_stage_is_sgd_whose_momentum_survives_the_steps_of_idc_and_not_that_of
     """Against the public protocols written out: full batch, no augmentation."""
     images, labels = make_images(12)
     shared = {"batch_size": 64, "momentum": 0.9, "weight_decay": 0.01, "augment": "none"}
-    recipe = TrainingRecipe(epochs=7, engine=engine, schedule=schedule, **shared)
+    recipe = replace(RECIPE, epochs=7, engine=engine, schedule=schedule, **shared)
     network = make_network(NETWORK, SHAPE, CLASSES, make_generator(0))
     theta = flatten_parameters(network)
     velocity = torch.zeros_like(theta)
@@ -89,7 +89,7 @@ def test_an_epoch_visits_every_image_once(monkeypatch, engine, uncompiled):
     monkeypatch.setattr(training, "apply_augmentation", lambda images, drawn: seen.append(images) or images)
     images, labels = make_images(10)
     network = make_network(NETWORK, SHAPE, CLASSES, make_generator(0))
-    recipe = TrainingRecipe(batch_size=4, augment="none", engine=engine)
+    recipe = replace(RECIPE, batch_size=4, augment="none", engine=engine)
     training.make_trainer([network], recipe, 0.1).epoch(images, labels, [make_generator(0)])
     assert [len(batch) for batch in seen] == [4, 4, 2]
     assert sorted(torch.cat(seen).flatten(1).sum(1).tolist()) == sorted(images.flatten(1).sum(1).tolist())
@@ -112,7 +112,7 @@ def test_together_is_one_by_one_up_to_rounding(uncompiled):
     losses = []
     for engine in training.TRAINING_ENGINES:
         networks = [make_network(NETWORK, SHAPE, CLASSES, make_generator(index)) for index in range(2)]
-        trainer = training.make_trainer(networks, TrainingRecipe(batch_size=4, augment="color", engine=engine), 0.05)
+        trainer = training.make_trainer(networks, replace(RECIPE, batch_size=4, augment="color", engine=engine), 0.05)
         losses.append(trainer.epoch(*make_images(10), [make_generator(index) for index in range(2)]))
     torch.testing.assert_close(*losses)
 
@@ -121,7 +121,7 @@ def test_together_is_one_by_one_up_to_rounding(uncompiled):
 @pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
 def test_together_is_one_by_one_with_every_optimizer_loss_and_cutmix(optimizer, loss, uncompiled):
     images, labels = make_images(10)
-    recipe = TrainingRecipe(epochs=9, batch_size=4, optimizer=optimizer, loss=loss, schedule="steps", cutmix=0.5)
+    recipe = replace(RECIPE, epochs=9, batch_size=4, optimizer=optimizer, loss=loss, schedule="steps", cutmix=0.5)
     trained = []
     for engine in training.TRAINING_ENGINES:
         networks = [make_network(NETWORK, SHAPE, CLASSES, make_generator(index)).double() for index in range(2)]
@@ -136,7 +136,7 @@ def test_weights_decay_with_every_optimizer(optimizer):
     trained = []
     for weight_decay in (0.0, 0.1):
         network = make_network(NETWORK, SHAPE, CLASSES, make_generator(0))
-        recipe = TrainingRecipe(epochs=2, optimizer=optimizer, weight_decay=weight_decay)
+        recipe = replace(RECIPE, epochs=2, optimizer=optimizer, weight_decay=weight_decay)
         train_stage([network], *make_images(6), 0.01, recipe, [make_generator(0)])
         trained.append(flatten_parameters(network))
     assert not torch.allclose(*trained, atol=1e-4)
@@ -149,7 +149,7 @@ def test_cutmix_mixes_the_targets_that_the_loss_has_for_classes(loss, shift):
     for targets in (labels, torch.eye(CLASSES)[labels] - shift):
         network = make_network(NETWORK, SHAPE, CLASSES, make_generator(0))
         network[-1] = torch.nn.Sequential(network[-1])  # a head of one's own may be more than a linear layer
-        recipe = TrainingRecipe(epochs=2, batch_size=4, loss=loss, cutmix=0.5)
+        recipe = replace(RECIPE, epochs=2, batch_size=4, loss=loss, cutmix=0.5)
         train_stage([network], images, targets, 0.02, recipe, [make_generator(0)])
         trained.append(flatten_parameters(network))
     assert torch.equal(*trained)
@@ -219,7 +219,7 @@ def test_compiled_code_trains_as_plain_code_does():
     trained = []
     for engine in training.TRAINING_ENGINES:
         networks = [make_network(NETWORK, SHAPE, CLASSES, make_generator(index)).double() for index in range(2)]
-        trainer = training.make_trainer(networks, TrainingRecipe(batch_size=6, engine=engine), 0.05)
+        trainer = training.make_trainer(networks, replace(RECIPE, batch_size=6, engine=engine), 0.05)
         trainer.epoch(images.double(), labels, [make_generator(index, "batches") for index in range(2)])
         trained.append(trainer.parameters())
     torch.testing.assert_close(*trained, rtol=1e-8, atol=1e-9)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import CLASSES, NETWORK, RECIPE, TEACHERS, Impatient, checkpoints, finish_in_parts, make_stage
+from helpers import CLASSES, EAGER, HIGHER, NETWORK, RECIPE, TEACHERS, Impatient, checkpoints, finish_in_parts, make_stage
 
 from seqmatch_lib.data.preprocessing import Normalisation, Whitening
 from seqmatch_lib.engine import step_functions
@@ -27,13 +27,13 @@ from seqmatch_lib.subsets import SubsetSequence
 
 IDC_CONFIG = IDCConfig(
     iterations=(5,), inner_loop=(2,), fix_iter=2, lr_img=0.05, batch_real=7, batch_syn_max=6, n_data=20, net_batch_size=8,
-    engine="eager",
+    **EAGER,
 )  # fmt: skip
 DM_CONFIG = DMConfig(iterations=5, lr_img=0.5, batch_real=9, fix_iter=2, later_fix_iter=3)
 KRR_CONFIG = KRRConfig(
-    iterations=8, lr_img=0.02, batch_real=30, num_networks=2, max_online_updates=2, batch_syn=5, net_lr=0.01, engine="eager"
+    iterations=8, lr_img=0.02, batch_real=30, num_networks=2, max_online_updates=2, batch_syn=5, net_lr=0.01, **EAGER
 )
-MTT_CONFIG = MTTConfig(iterations=4, syn_steps=2, expert_epochs=2, lr_img=0.5, lr_lr=1e-4, syn_lr=0.05, lr_label=0.3)
+MTT_CONFIG = MTTConfig(iterations=4, syn_steps=2, expert_epochs=2, lr_img=0.5, lr_lr=1e-4, syn_lr=0.05, lr_label=0.3, **HIGHER)
 METHODS = {"idc": IDC(IDC_CONFIG), "dm": DM(DM_CONFIG), "krr": KRR(KRR_CONFIG), "mtt": MTT(MTT_CONFIG)}
 
 
@@ -307,7 +307,7 @@ class LiteralKRR:
 def test_krr_is_its_literal_transcription(tmp_path, float64, later, changes):
     config = replace(KRR_CONFIG, **changes)
     method = KRR(config)
-    recipe = TrainingRecipe(epochs=5, optimizer="adam", loss="mse", schedule="cosine", weight_decay=0.0)
+    recipe = replace(RECIPE, epochs=5, optimizer="adam", loss="mse", schedule="cosine", weight_decay=0.0)
     stage = make_later_stage(tmp_path, method) if later else make_double_stage(tmp_path)
     stage = replace(stage, recipe=recipe)
     trainable = method.initialise(stage)
@@ -510,7 +510,7 @@ def test_the_precision_that_is_asked_for_is_the_one_that_is_used(tmp_path, monke
         (IDCConfig, {"match_augment": "colour"}, "augmentation 'colour'"),
         (IDCConfig, {"engine": "higher"}, "engine 'higher' is unknown; use one of eager, compiled"),
         (DMConfig, {"later_fix_iter": 0}, "dm.later_fix_iter 0"),
-        (DMConfig, {"momentum_img": 1.0}, "momentum_img 1.0"),
+        (DMConfig, {"momentum_img": 1.0}, "dm.momentum_img 1.0"),
         (BaseConfig, {"syn_lr": float("nan")}, "syn_lr nan must be positive"),
         (BaseConfig, {"momentum_img": -0.1}, r"momentum_img -0.1 must lie in \[0, 1\)"),
         (KRRConfig, {"num_networks": 0}, "krr.num_networks 0"),

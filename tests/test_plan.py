@@ -139,7 +139,7 @@ def test_the_plan_lists_what_is_missing_longest_first(tmp_path, capsys):
     arguments = ["plan", "--scale", "reduced", "--datasets", "cifar10", "--seeds", "0,1", "--results", str(tmp_path)]
     assert main(arguments) == 0
     table, totals = capsys.readouterr().out.split("\n\n")
-    rows = [line.rsplit(maxsplit=3) for line in table.splitlines()[1:]]
+    rows = [line.rsplit(maxsplit=3) for line in table.splitlines()[2:]]
     minutes = [float(row[1].replace(",", "")) for row in rows]
     assert minutes == sorted(minutes, reverse=True)
     assert {row[3] for row in rows} == {"measured", "predicted"}

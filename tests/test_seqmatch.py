@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import CLASSES, NETWORK, RECIPE, SHAPE, TEACHERS, call_flat, checkpoints, make_stage
+from helpers import CLASSES, HIGHER, NETWORK, RECIPE, SHAPE, TEACHERS, call_flat, checkpoints, make_stage
 from torch.func import grad
 
 from seqmatch_lib.engine.augment import apply_augmentation, draw_augmentation
@@ -20,7 +20,9 @@ from seqmatch_lib.seeds import make_generator
 from seqmatch_lib.seqmatch import distill_sequence, distill_subset
 from seqmatch_lib.subsets import SubsetSequence
 
-CONFIG = MTTConfig(iterations=5, syn_steps=3, expert_epochs=2, lr_img=0.5, lr_lr=1e-3, syn_lr=0.05, later_syn_lr=0.07)
+CONFIG = MTTConfig(
+    iterations=5, syn_steps=3, expert_epochs=2, lr_img=0.5, lr_lr=1e-3, syn_lr=0.05, later_syn_lr=0.07, **HIGHER
+)
 IPCS, INTERVALS = (2, 3, 1), ((0, 4), (0, 3), (0, 3))  # of three stages
 
 

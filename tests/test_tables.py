@@ -10,12 +10,12 @@ from made_records import COMMITTED, PUBLISHED, RESULTS, TEMPLATE, make_run
 from seqmatch_lib.__main__ import main
 from seqmatch_lib.bench.cost import CostModel, format_pending
 from seqmatch_lib.bench.report import load_benchmark, newest_benchmark
+from seqmatch_lib.data.datasets import PAPER_DATASETS
 from seqmatch_lib.errors import StorageError
 from seqmatch_lib.front import records as accuracies_of
 from seqmatch_lib.report import charts
 from seqmatch_lib.report.evidence import Evidence
 from seqmatch_lib.report.tables import (
-    DATASETS,
     build_table,
     describe_table,
     format_table,
@@ -62,7 +62,7 @@ def test_tables_of_which_every_cell_was_run_are_written(tmp_path):
     assert "| sequence, in stages " in compared[0]
 
 
-@pytest.mark.parametrize("dataset", DATASETS)
+@pytest.mark.parametrize("dataset", PAPER_DATASETS)
 def test_every_cell_has_a_row_and_missing_ones_give_the_command(dataset):
     table = build_table(dataset, [], PUBLISHED)
     assert sorted(table["preset"]) == sorted(name for name in preset_names() if name.startswith(f"{dataset}-"))
@@ -184,7 +184,7 @@ def test_a_markdown_table_has_a_line_for_each_row():
 
 def test_published_numbers_are_complete_and_name_their_source():
     assert not PUBLISHED.duplicated(["dataset", "ipc", "method"]).any()
-    assert set(PUBLISHED["dataset"]) == set(DATASETS)
+    assert set(PUBLISHED["dataset"]) == set(PAPER_DATASETS)
     assert PUBLISHED["mean"].between(0, 100).all()
     assert (PUBLISHED["source"] != "").all()
     assert PUBLISHED["check"].str.contains("read in|^unverified(?:, doubtful)?$").all()
@@ -210,7 +210,7 @@ def test_the_command_writes_tables_and_lists_what_is_pending(tmp_path, capsys, m
     for record in own:
         record.save(tmp_path / "paper_results")
     assert main(["tables"]) == 0
-    assert sum("/tables/" in line for line in capsys.readouterr().out.splitlines()) == 3 * len(DATASETS)
+    assert sum("/tables/" in line for line in capsys.readouterr().out.splitlines()) == 3 * len(PAPER_DATASETS)
     assert main(["tables", "--readme"]) == 0
     assert capsys.readouterr().out == readme_table(Evidence(own), PUBLISHED)
     assert main(["tables", "--results", "mistyped"]) == 2

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import Impatient, finish_in_parts, flip, make_images, make_stage
+from helpers import EAGER, Impatient, finish_in_parts, flip, make_images, make_stage
 
 from seqmatch_lib.engine.evaluation import train_staged
 from seqmatch_lib.engine.networks import NetworkConfig, flatten_parameters, make_network
@@ -16,7 +16,7 @@ from seqmatch_lib.store.files import load_tensors, save_tensors
 from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset
 
 SHAPE, CLASSES, EPOCHS = (1, 4, 4), 3, 5
-RECIPE = TrainingRecipe(epochs=EPOCHS, batch_size=4, cutmix=0.5)
+RECIPE = TrainingRecipe(epochs=EPOCHS, batch_size=4, cutmix=0.5, **EAGER)
 OWNER = {"networks": [0, 1]}
 
 

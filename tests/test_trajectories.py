@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers import Impatient, flip, make_stage
+from helpers import EAGER, Impatient, flip, make_stage
 
 from seqmatch_lib.engine import training
 from seqmatch_lib.engine.networks import NetworkConfig, count_parameters, flatten_parameters, make_network
@@ -21,7 +21,7 @@ from seqmatch_lib.seeds import make_generator
 from seqmatch_lib.store.budget import Budget
 from seqmatch_lib.store.files import acquire_lock
 
-CONFIG = TeacherConfig(num_teachers=3, epochs=4, lr=0.1, batch_size=8)
+CONFIG = TeacherConfig(num_teachers=3, epochs=4, lr=0.1, batch_size=8, **EAGER)
 SHAPE, CLASSES, EPOCHS = (1, 4, 4), 3, 4
 
 

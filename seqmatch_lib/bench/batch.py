@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from seqmatch_lib.bench.cost import CostModel, Work, predict_work
-from seqmatch_lib.data.datasets import find_dataset
+from seqmatch_lib.data.datasets import PAPER_DATASETS, find_dataset
 from seqmatch_lib.errors import ConfigError, require
 from seqmatch_lib.runs.config import RunConfig, preset_names, require_known
+from seqmatch_lib.runs.listing import format_columns
 from seqmatch_lib.runs.records import record_path
 from seqmatch_lib.store.files import digest_json, only_process
 
 SETTINGS = ("scale", "datasets", "presets", "seeds", "results", "notebooks", "threads", "device", "slot", "memory")
-DATASETS = ("digits", "svhn", "cifar10", "cifar100", "tiny_imagenet")  # of the paper, and the built-in one
 MARGIN = 2.0  # 97 in 100 recorded runs of five minutes and more took less than twice what the others predict
 START_MINUTES = 10.0  # on top: imports, data, compilation
 DAY = 1440.0  # asked for where nothing is predicted and there is no slot
@@ -91,7 +91,7 @@ class Batch:
             known = dict.fromkeys(name.split("-")[0] for name in preset_names())
             for name in datasets:
                 require_known("data set", name, known)
-            datasets = datasets or (("digits",) if scale == "smoke" else DATASETS)
+            datasets = datasets or (("digits",) if scale == "smoke" else ("digits", *PAPER_DATASETS))
             presets = tuple(name for name in preset_names() if name.split("-")[0] in datasets)
         seeds = tuple(_read_seed(seed) for seed in split_names(settings.get("seeds", 0)))
         require(bool(seeds), "seeds is empty; give at least one, such as seeds=0")
@@ -235,11 +235,12 @@ class Batch:
                 names[teachers] = (f"teachers {teachers}", "")
         needs = {job: self.need(job) for job in names}
         order = sorted(names, key=lambda job: (-(needs[job].minutes or 0.0), names[job]))
-        lines = [f"{'run':<36}{'seed':>6}{'minutes':>12}{'MiB':>10}"]
+        rows = [("run", "seed", "minutes", "MiB", "source")]
         for job in order:
             (name, seed), need = names[job], needs[job]
             minutes = "-" if need.minutes is None else f"{need.minutes:,.1f}"
-            lines.append(f"{name:<36}{seed:>6}{minutes:>12}{need.mebibytes:>10,.0f}  {need.source}")
+            rows.append((name, seed, minutes, f"{need.mebibytes:,.0f}", need.source))
+        lines = [format_columns(rows, left=1)]
         count = f"{len(missing)} of {len(self.configs)} runs at scale {self.scale} are missing from {self.results}"
         if not needs:
             return "\n".join([*lines, "", count])

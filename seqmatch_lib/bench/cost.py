@@ -19,6 +19,7 @@ from seqmatch_lib.engine.step_functions import GRADIENT_PASSES
 from seqmatch_lib.errors import SeqMatchError, require
 from seqmatch_lib.methods import get_method
 from seqmatch_lib.runs.config import RunConfig, preset_names
+from seqmatch_lib.runs.listing import format_columns
 from seqmatch_lib.runs.overrides import changes_of
 from seqmatch_lib.runs.real_data import VALIDATION_SHARE
 from seqmatch_lib.runs.records import RunRecord, load_runs
@@ -263,9 +264,10 @@ def format_cost(config: RunConfig, dataset: DatasetSpec, model: CostModel, threa
     threads = threads or torch.get_num_threads()
     seconds, work = model.predict(config, threads, dataset), predict_work(config, dataset)
     lines = [f"{config.preset}, scale {config.scale}, {threads} thread{'s' * (threads > 1)} of {model.machine}", ""]
-    lines.append(f"{'phase':<14}{'PFLOP':>10}{'hours':>10}{'memory GiB':>12}")
+    rows = [("phase", "PFLOP", "hours", "memory GiB")]
     for phase, part in work.items():
-        lines.append(f"{phase:<14}{part.flops / 1e15:>10.3f}{seconds[phase] / 3600:>10.2f}{part.bytes / 2**30:>12.1f}")
+        rows.append((phase, f"{part.flops / 1e15:.3f}", f"{seconds[phase] / 3600:.2f}", f"{part.bytes / 2**30:.1f}"))
+    lines.append(format_columns(rows, left=1))
     errors = sorted(model.errors())
     if len(errors) >= ENOUGH_RECORDS:
         low, middle, high = (errors[round(share * (len(errors) - 1))] for share in (0.1, 0.5, 0.9))
@@ -303,12 +305,16 @@ def format_pending(scale: str, model: CostModel) -> str:
             groups.setdefault((config.dataset, config.method), []).append(config)
     count = sum(len(configs) for configs in groups.values())
     lines = [f"{count} of {len(preset_names())} presets have no record at scale {scale}; hours of 1 thread of {model.machine}"]
-    lines += ["", f"{'data set':<16}{'method':<16}{'ipc':<28}{'hours':>12}"]
-    total = 0.0
+    rows, total = [("data set", "method", "ipc", "hours")], 0.0
     for (dataset, method), configs in sorted(groups.items()):
         hours = sum(sum(model.predict(config, threads=1).values()) for config in configs) / 3600
         total += hours
         ipcs = ", ".join(str(config.ipc or "all") for config in sorted(configs, key=lambda config: config.ipc))
-        lines.append(f"{dataset:<16}{method:<16}{ipcs:<28}{hours:>12,.1f}")
-    lines += ["", f"in all {total:,.0f} hours; for one of them: python -m seqmatch_lib cost PRESET --scale {scale}"]
+        rows.append((dataset, method, ipcs, f"{hours:,.1f}"))
+    lines += [
+        "",
+        format_columns(rows, left=3),
+        "",
+        f"in all {total:,.0f} hours; for one of them: python -m seqmatch_lib cost PRESET --scale {scale}",
+    ]
     return "\n".join(lines)

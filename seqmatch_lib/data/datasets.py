@@ -162,6 +162,7 @@ DATASETS: dict[str, DatasetSpec] = {
         DatasetSpec("fashion_mnist", 10, (1, 28, 28), (0.2861,), (0.3530,), 60_000, 10_000),
     )
 }
+PAPER_DATASETS = ("svhn", "cifar10", "cifar100", "tiny_imagenet")  # with published numbers, in the order of the paper
 
 
 def register_dataset(spec: DatasetSpec) -> None:

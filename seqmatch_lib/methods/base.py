@@ -231,7 +231,7 @@ class MethodState:
 
 @dataclass(frozen=True)
 class BaseConfig:
-    """Settings that every method has.
+    """Settings that `BaseMethod` reads; a method without some of them has its own function in place of the one that does.
 
     Args:
         iterations: of each stage, at least 1.
@@ -240,16 +240,18 @@ class BaseConfig:
         syn_lr: step size of training on the set, positive; the initial one, if the method learns it.
     """
 
+    prefix: ClassVar[str] = ""  # of settings in messages, such as "mtt."
+
     iterations: int = 1000
     lr_img: float = 1.0
     momentum_img: float = 0.5
     syn_lr: float = 0.01
 
     def __post_init__(self) -> None:
-        require(self.iterations >= 1, f"iterations {self.iterations} must be at least 1")
-        require(self.lr_img > 0, f"lr_img {self.lr_img} must be positive")
-        require(self.syn_lr > 0, f"syn_lr {self.syn_lr} must be positive")
-        require(0 <= self.momentum_img < 1, f"momentum_img {self.momentum_img} must lie in [0, 1)")
+        require(self.iterations >= 1, f"{self.prefix}iterations {self.iterations} must be at least 1")
+        require(self.lr_img > 0, f"{self.prefix}lr_img {self.lr_img} must be positive")
+        require(self.syn_lr > 0, f"{self.prefix}syn_lr {self.syn_lr} must be positive")
+        require(0 <= self.momentum_img < 1, f"{self.prefix}momentum_img {self.momentum_img} must lie in [0, 1)")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ FEATURE_PASSES = 3  # cost of a synthetic image: its features, and their derivat
 
 @dataclass(frozen=True)
 class DMConfig(BaseConfig):
-    """Hyperparameters of DM, beside those of every method; named as in its public code, where `syn_lr` is `lr_net`.
+    """Hyperparameters of DM, beside those of `BaseConfig`; named as in its public code, where `syn_lr` is `lr_net`.
 
     Args:
         iterations: each on all classes.
@@ -27,6 +27,8 @@ class DMConfig(BaseConfig):
 
     Source: `main_DM.py` of the public code; `fix_iter` is from the public code of SeqMatch-IDC.
     """
+
+    prefix = "dm."
 
     iterations: int = 20_000
     batch_real: int = 256

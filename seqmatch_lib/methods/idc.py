@@ -68,7 +68,7 @@ class IDCConfig:
         cutmix: probability of CutMix in the network's training.
         syn_lr: step size for training on the set, not learned.
         engine: "eager" or "compiled", for matches and the network's training.
-        precision: of engine "compiled", see `StepFunctions`.
+        precision: of engine "compiled", see `StepFunctions`; engine "eager" has only "float32".
 
     Source: `argument.py`, `misc/reproduce.py` and `condense.py` of the public code; `inner_loops`, `niters` and `fix_iter` in
     `condense_new.py` of SeqMatch-IDC.
@@ -96,7 +96,7 @@ class IDCConfig:
     cutmix: float = 0.5
     syn_lr: float = 0.01
     engine: str = "compiled"
-    precision: str = "float32"
+    precision: str = "tf32"
 
     def __post_init__(self) -> None:
         for name in ("iterations", "inner_loop"):

@@ -42,7 +42,7 @@ class KRRConfig:
         net_lr: step size of Adam, which trains the networks.
         syn_lr: step size of Adam for training on the set, not learned.
         engine: "eager" or "compiled", for the networks' training.
-        precision: of engine "compiled", see `StepFunctions`.
+        precision: of engine "compiled", see `StepFunctions`; engine "eager" has only "float32".
 
     Source: `script/distill.py` and `lib/datadistillation/frepo.py` of the public code.
     """
@@ -59,7 +59,7 @@ class KRRConfig:
     net_lr: float = 3e-4
     syn_lr: float = 3e-4
     engine: str = "compiled"
-    precision: str = "float32"
+    precision: str = "tf32"
 
     def __post_init__(self) -> None:
         for name in ("iterations", "batch_real", "num_networks", "max_online_updates", "batch_syn"):

@@ -13,26 +13,23 @@ from seqmatch_lib.engine.networks import load_parameters
 from seqmatch_lib.engine.step_functions import ADJOINT_PASSES, GRADIENT_PASSES, check_engine
 from seqmatch_lib.engine.training import TrainingRecipe
 from seqmatch_lib.errors import require
-from seqmatch_lib.methods.base import BaseMethod, Effort, Intervals, MethodState, Stage, Trainable, register_method
+from seqmatch_lib.methods.base import BaseConfig, BaseMethod, Effort, Intervals, MethodState, Stage, Trainable, register_method
 from seqmatch_lib.methods.teachers import TeacherConfig, TrajectorySet, record_stage_teachers
 from seqmatch_lib.store.settings import omit_default
 from seqmatch_lib.subsets import SubsetSequence
 
 
 @dataclass(frozen=True)
-class MTTConfig:
-    """Hyperparameters of MTT, named as in the public code.
+class MTTConfig(BaseConfig):
+    """Hyperparameters of MTT, beside those of `BaseConfig`; named as in the public code, where `syn_lr` is `lr_teacher`.
 
     Args:
         iterations: outer steps of each stage, each with one teacher segment.
         syn_steps: inner steps on the synthetic images (N in the paper).
         expert_epochs: epochs of a teacher segment (M); the papers call teachers experts.
         batch_syn: synthetic images in each inner step; 0 for the size of the stage's subset, the public default.
-        lr_img: learning rate of the images.
         lr_lr: learning rate of the step size.
-        syn_lr: initial step size in stage 1 (`lr_teacher` in the public code).
-        later_syn_lr: initial step size in stages k >= 2.
-        momentum_img: of the image optimiser.
+        later_syn_lr: initial step size in stages k >= 2; `syn_lr` is that of stage 1.
         momentum_lr: of the step-size optimiser.
         augment: DSA strategy in the inner loop, or "none".
         engine: of `unroll`.
@@ -49,35 +46,35 @@ class MTTConfig:
     Trajectory Matching" (DATM), ICLR 2024.
     """
 
+    prefix = "mtt."
+
     iterations: int = 5000
+    lr_img: float = 100.0
     syn_steps: int = 30
     expert_epochs: int = 2
     batch_syn: int = 0
-    lr_img: float = 100.0
     lr_lr: float = 1e-5
-    syn_lr: float = 0.01
     later_syn_lr: float = 0.01
-    momentum_img: float = 0.5
     momentum_lr: float = 0.5
     augment: str = DSA_STRATEGY
-    engine: str = "higher"
-    precision: str = "float32"
+    engine: str = "compiled"
+    precision: str = "tf32"
     lr_label: float = omit_default(0.0)
     momentum_label: float = omit_default(0.9)
     label_epoch: int = omit_default(-1)
     max_grad_norm: float = omit_default(0.0)
 
     def __post_init__(self) -> None:
-        for name in ("iterations", "syn_steps", "expert_epochs"):
+        super().__post_init__()
+        for name in ("syn_steps", "expert_epochs"):
             require(getattr(self, name) >= 1, f"mtt.{name} {getattr(self, name)} must be at least 1")
         require(self.batch_syn >= 0, f"mtt.batch_syn {self.batch_syn} must not be negative; 0 is the size of the subset")
-        for name in ("lr_img", "syn_lr", "later_syn_lr"):
-            require(getattr(self, name) > 0, f"mtt.{name} {getattr(self, name)} must be positive")
+        require(self.later_syn_lr > 0, f"mtt.later_syn_lr {self.later_syn_lr} must be positive")
         require(self.lr_lr >= 0, f"mtt.lr_lr {self.lr_lr} must not be negative; 0 keeps the step size fixed")
         require(self.lr_label >= 0, f"mtt.lr_label {self.lr_label} must not be negative; 0 keeps the classes as labels")
         require(self.max_grad_norm >= 0, f"mtt.max_grad_norm {self.max_grad_norm} must not be negative; 0 is no bound")
         require(self.label_epoch >= -1, f"mtt.label_epoch {self.label_epoch} must be at least 0, or -1 for the last epoch")
-        for name in ("momentum_img", "momentum_lr", "momentum_label"):
+        for name in ("momentum_lr", "momentum_label"):
             require(0 <= getattr(self, name) < 1, f"mtt.{name} {getattr(self, name)} must lie in [0, 1)")
         check_strategy(self.augment)
         check_engine(self.engine, self.precision, UNROLL_ENGINES)

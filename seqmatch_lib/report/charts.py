@@ -13,7 +13,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from seqmatch_lib.data.datasets import DatasetSpec, find_dataset
+from seqmatch_lib.data.datasets import PAPER_DATASETS, DatasetSpec, find_dataset
 from seqmatch_lib.errors import StorageError, require
 from seqmatch_lib.methods import method_names
 from seqmatch_lib.report import controls, queries
@@ -30,7 +30,7 @@ from seqmatch_lib.report.figures import (
     whole_ticks,
 )
 from seqmatch_lib.report.numbers import of_common_seeds
-from seqmatch_lib.report.tables import DATASETS, UNVERIFIED, build_table
+from seqmatch_lib.report.tables import UNVERIFIED, build_table
 from seqmatch_lib.report.texts import (
     count_seeds,
     format_range,
@@ -479,7 +479,7 @@ def write_figures(
     draw("comparison_10_short", plot_comparison, evidence, "cifar10", 10, "short")
     draw("order", plot_order, evidence, "cifar10", 10, "reduced")
     draw("gain", plot_gain, evidence, "cifar10", "reduced")
-    for dataset in DATASETS:
+    for dataset in PAPER_DATASETS:
         draw(dataset, plot_table, published, evidence.runs, dataset)
     for ipc in (1, 10):
         draw(f"curves_{ipc}", plot_curves, evidence, published, results_dir, "cifar10", ipc, "short")

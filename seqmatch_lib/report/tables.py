@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from seqmatch_lib.data.datasets import PAPER_DATASETS
 from seqmatch_lib.errors import StorageError, require
 from seqmatch_lib.report.controls import comparison
 from seqmatch_lib.report.evidence import PUBLISHED_SETTINGS, Evidence, iterations_of, runs_of
@@ -18,7 +19,6 @@ from seqmatch_lib.runs.config import REFERENCES, RunConfig, preset_names
 from seqmatch_lib.runs.records import RunRecord, check_same_images
 from seqmatch_lib.store.files import write_text
 
-DATASETS = ("svhn", "cifar10", "cifar100", "tiny_imagenet")  # with published numbers, in the order of the paper
 COLUMNS = (  # of `build_table`
     "preset", "ipc", "method", "published", "published_std", "mark", "augmented", "ours", "ours_std", "selected",
     "selected_std", "random", "random_std", "scale", "iterations", "teachers", "seeds", "n", "train_images", "core_hours",
@@ -174,7 +174,7 @@ def _summarise(runs: Sequence[RunRecord], scale: str) -> dict[str, Any]:
 
 def readme_table(evidence: Evidence, published: pd.DataFrame) -> str:
     """Returns the README's table of results as Markdown: every cell that was run at scale "paper" or "short"."""
-    cells = pd.concat(build_table(name, evidence.runs, published).assign(dataset=name) for name in DATASETS)
+    cells = pd.concat(build_table(name, evidence.runs, published).assign(dataset=name) for name in PAPER_DATASETS)
     shown = format_table(cells[cells["seeds"] > 0]).replace("", "-")
     shown["seeds"] = [f"{seeds} ({n})" for seeds, n in zip(shown["seeds"], shown["n"], strict=True)]
     names = {"dataset": "data set", "random": "random real", "seeds": "seeds (networks)"}
@@ -252,7 +252,7 @@ def write_tables(evidence: Evidence, published: pd.DataFrame, out_dir: Path) -> 
     Returns the files, below `out_dir/tables`.
     """
     paths = []
-    for dataset in DATASETS:
+    for dataset in PAPER_DATASETS:
         settings = build_table(dataset, evidence.runs, published)
         rehearsal = build_table(dataset, evidence.runs, published, ("reduced",))
         parts = [("Scales paper and short", settings, SETTINGS_NOTE), ("Rehearsal (scale reduced)", rehearsal, REHEARSAL_NOTE)]

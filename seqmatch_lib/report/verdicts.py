@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from seqmatch_lib.data.datasets import PAPER_DATASETS
 from seqmatch_lib.methods import get_method, method_names
 from seqmatch_lib.report.controls import (
     EQUAL,
@@ -41,7 +42,7 @@ from seqmatch_lib.report.evidence import PUBLISHED_SETTINGS, Evidence, runs_of
 from seqmatch_lib.report.findings import SEQUENCE, gains_on, list_deciles
 from seqmatch_lib.report.numbers import SEEDS_FOR_AN_INTERVAL, difference
 from seqmatch_lib.report.queries import gain_over_random, transfer
-from seqmatch_lib.report.tables import DATASETS, build_table, format_table, mark_published
+from seqmatch_lib.report.tables import build_table, format_table, mark_published
 from seqmatch_lib.report.texts import count_seeds, format_gap, name_cell, name_of, name_scale, name_scale_of, name_set
 from seqmatch_lib.runs.config import REFERENCES, SEQUENTIAL_PREFIX, RunConfig
 from seqmatch_lib.runs.coupling_measurements import COUPLING_CONTROLS, ONE_SET_LONGER, find_table, read_table
@@ -173,7 +174,7 @@ def summarise(verdicts: pd.DataFrame) -> str:
 
 def _accuracies(evidence: Evidence, published: pd.DataFrame) -> Iterable[tuple[str, ...]]:
     """Published accuracies of what was run at scales paper and short."""
-    for dataset, (part, scale) in product(DATASETS, evidence.parts_of(PUBLISHED_SETTINGS)):
+    for dataset, (part, scale) in product(PAPER_DATASETS, evidence.parts_of(PUBLISHED_SETTINGS)):
         table = build_table(dataset, part.runs, published, [scale])
         table = table[(table["seeds"] > 0) & table["published"].notna()]
         for row, shown in zip(table.to_dict("records"), format_table(table).to_dict("records"), strict=True):

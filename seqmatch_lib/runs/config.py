@@ -118,14 +118,15 @@ class RunConfig:
         table = _read_presets()
         require_known("preset", preset, table["preset"])
         settings = _read_name(preset)
-        dataset, base = settings["dataset"], settings["method"].removeprefix(SEQUENTIAL_PREFIX)
+        dataset, method = settings["dataset"], settings["method"]
+        base, plain = method.removeprefix(SEQUENTIAL_PREFIX), preset.replace(SEQUENTIAL_PREFIX, "")
+        layers = [(table, "defaults"), (table["method"], base), (table["dataset"], dataset), (table["preset"], plain)]
+        if base != method:  # a sequence has what its base method has, and its own over that
+            layers += [(table["method"], method), (table["preset"], preset)]
         scaled = table["scale"].get(scale, {})
-        own = preset.replace(SEQUENTIAL_PREFIX, ""), preset  # a sequence has what its base method has, and its own over that
-        layers = [table["defaults"], table["method"].get(base, {}), table["dataset"].get(dataset, {})]
-        layers += [table["preset"].get(name, {}) for name in own]
-        layers += [scaled.get(name, {}) for name in ("all", dataset, base, *own)]
-        for layer in layers:
-            settings = _merge(settings, layer)
+        layers += [(scaled, name) for name in ("all", dataset, base, plain, preset)]
+        for group, name in layers:
+            settings = _merge(settings, _layer(group, name))
         if not _has_intervals(base):
             settings["intervals"] = []  # those of a scale are meant for the others
         return cls.from_dict({**_override(settings, overrides), "preset": preset, "scale": scale, "seed": seed})
@@ -314,6 +315,13 @@ def _has_intervals(base: str) -> bool:
 @cache
 def _read_presets() -> dict[str, Any]:
     return tomllib.loads(files("seqmatch_lib.runs").joinpath("presets.toml").read_text(encoding="utf-8"))
+
+
+def _layer(group: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Returns the layer of a name, over the one that it is `like`; an empty one if there is none."""
+    layer = dict(group.get(name, {}))
+    like = layer.pop("like", None)
+    return _merge(_layer(group, like), layer) if like else layer
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
