@@ -43,6 +43,8 @@ def test_images_stand_by_class_and_subset():
     assert shown[::3, ::3].tolist() == pytest.approx(torch.tensor([[0, 0.1], [0.2, 0.3], [0.4, 0.5]]))
     assert (shown[2::3] == 1).all()
     assert (shown[:, 2::3] == 1).all()
+    frames = [path.get_extents().extents.tolist() for path in left.collections[0].get_paths()]
+    assert sorted(frames) == [[x - 0.5, y - 0.5, x + 1.5, y + 1.5] for x in (0, 3) for y in (0, 3, 6)], "one an image"
     assert [label.get_text() for label in left.get_yticklabels()] == ["a", "b", "c"]
     assert [label.get_text() for label in right.get_yticklabels()] == []
     assert left.get_title() == "SeqMatch-MTT\n$S_1$\nstep size 0.5"

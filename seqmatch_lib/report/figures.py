@@ -1,6 +1,7 @@
 """Figures of the notebooks: distilled images, loss curves, accuracy bars, and the sketch of the method."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import product
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ import pandas as pd
 import seaborn as sns
 import torch
 from matplotlib.axes import Axes
+from matplotlib.collections import PatchCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from seqmatch_lib.data.datasets import ImageDataset
@@ -128,6 +131,7 @@ def show_pictures(
         tiles = torch.nn.functional.pad(by_class, (0, gap, 0, gap), value=1.0)  # (rows, columns, C, H, W)
         grid = tiles.permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2)[:-gap, :-gap].numpy()
         axis.imshow(grid.squeeze(-1) if grid.shape[2] == 1 else grid, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        _draw_frames(axis, grid.shape, pixels.shape[2:], gap)
         names = [class_names[label] for label in shown] if number == 0 else []
         axis.set(xticks=[], yticks=[(height + gap) * row + height / 2 for row in range(len(names))], yticklabels=names)
         axis.grid(False)
@@ -138,6 +142,13 @@ def show_pictures(
     figure.suptitle(title)
     figure.tight_layout()
     return figure
+
+
+def _draw_frames(axis: Axes, shape: Sequence[int], size: Sequence[int], gap: int) -> None:
+    """Draws a frame around each picture of a grid: without it, one that is white at its border looks cut off."""
+    tops, lefts = (range(0, whole, one + gap) for whole, one in zip(shape, size, strict=False))
+    frames = [Rectangle((left - 0.5, top - 0.5), size[1], size[0]) for top, left in product(tops, lefts)]
+    axis.add_collection(PatchCollection(frames, facecolor="none", edgecolor="0.75", linewidth=0.6, clip_on=False))
 
 
 def plot_losses(records: Mapping[str, RunRecord], window: int = 20, axis: Axes | None = None, title: str = "") -> Axes:
