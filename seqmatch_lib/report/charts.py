@@ -90,10 +90,7 @@ def plot_table(published: pd.DataFrame, records: Sequence[RunRecord], dataset: s
             axis.grid(axis="y", visible=False)
             axis.label_outer()
     axes[0, 0].set_xlim(left=0)  # and that of all others
-    note = SPREAD
-    if ours[ours["scale"] == "short"]["teachers"].notna().any():
-        note += "\nnumbers beside circles: teachers of each, from left to right; compare circles of as many teachers"
-    legend_below(figure, axes.flat, name_of(dataset), note)
+    legend_below(figure, axes.flat, name_of(dataset), "\n".join([SPREAD, *_note_efforts(ours)]))
     return figure
 
 
@@ -103,17 +100,32 @@ def _draw_published(axis: Axes, methods: Sequence[str], known: pd.DataFrame, our
         axis.barh(range(len(methods)), bars.fillna(0), color="0.8", edgecolor="white", hatch=hatch, label=label)
     color = sns.color_palette(PALETTE)[3]
     for scale, face, note in zip(PUBLISHED_SETTINGS, (color, "white"), ("", ", few teachers and iterations"), strict=True):
-        _draw_means(axis, methods, ours[ours["scale"] == scale], "ours", color, "o", f"ours, scale {scale}{note}", face)
-    short = ours[(ours["scale"] == "short") & ours["iterations"].notna()]
-    if len(short):
-        short = short.sort_values("teachers")
-        teachers = ["" if pd.isna(count) else f"{count} teachers,\n" for count in short["teachers"]]
-        efforts = dict.fromkeys(f"{one}{count:,} iterations" for one, count in zip(teachers, short["iterations"], strict=True))
-        corner = {"ha": "right", "va": "bottom", "fontsize": 9, "transform": axis.transAxes}  # beside the shortest bars
-        axis.text(0.98, 0.03, "\n".join(["scale short:", *efforts]), **corner)
-        for method, rows in short[short["teachers"].notna()].sort_values("ours").groupby("method"):
-            beside = {"xytext": (6, 0), "textcoords": "offset points", "va": "center", "fontsize": 8}
-            axis.annotate(", ".join(map(str, rows["teachers"])), (rows["ours"].max(), methods.index(method)), **beside)
+        rows = ours[ours["scale"] == scale].sort_values(["method", "teachers"])
+        shifts = _shift_apart(rows["method"])
+        _draw_means(axis, methods, rows, "ours", color, "o", f"ours, scale {scale}{note}", face, shifts)
+        beside = {"xytext": (6, 0), "textcoords": "offset points", "va": "center", "fontsize": 8}
+        for row, shift in zip(rows.itertuples(), shifts, strict=True):
+            if scale == "short" and pd.notna(row.teachers):
+                axis.annotate(row.teachers, (row.ours, methods.index(row.method) + shift), **beside)
+
+
+def _shift_apart(names: pd.Series) -> pd.Series:
+    """Returns how far up each row is drawn, so that none hides another one of the same name: the first is the highest."""
+    group = names.groupby(names)
+    return 0.25 * (group.transform("size") - 1 - 2 * group.cumcount()) / (group.transform("size") - 1).clip(lower=1)
+
+
+def _note_efforts(ours: pd.DataFrame) -> list[str]:
+    """Returns lines that say what the circles of scale "short" took: one for each size and method."""
+    short = ours[(ours["scale"] == "short") & ours["iterations"].notna()].sort_values("teachers")
+    if not short["teachers"].notna().any():
+        return []
+    lines = ["scale short: numbers beside circles are teachers; compare circles of as many teachers"]
+    for (ipc, method), rows in short.groupby(["ipc", "method"]):
+        teachers = ["" if pd.isna(count) else f"{count} teachers, " for count in rows["teachers"]]
+        took = [f"{each}{count:,} iterations" for each, count in zip(teachers, rows["iterations"], strict=True)]
+        lines.append(f"{ipc} image{'s' * (ipc > 1)} per class, {name_of(method)}: {'; '.join(took)}")
+    return lines
 
 
 def _draw_rehearsal(axis: Axes, methods: Sequence[str], rehearsal: pd.DataFrame) -> None:
@@ -134,10 +146,18 @@ def _by_accuracy(table: pd.DataFrame, column: str, also: Sequence[str] = ()) -> 
 
 
 def _draw_means(
-    axis: Axes, methods: Sequence[str], table: pd.DataFrame, column: str, color: Any, marker: str, label: str, face: Any = None
+    axis: Axes,
+    methods: Sequence[str],
+    table: pd.DataFrame,
+    column: str,
+    color: Any,
+    marker: str,
+    label: str,
+    face: Any = None,
+    shifts: pd.Series | float = 0.0,
 ) -> None:
     if len(table):
-        places, spread = [methods.index(method) for method in table["method"]], table[f"{column}_std"].fillna(0)
+        places, spread = shifts + table["method"].map(methods.index), table[f"{column}_std"].fillna(0)
         axis.errorbar(table[column], places, xerr=spread, fmt=marker, color=color, mfc=face, capsize=2, label=label)
 
 

@@ -26,7 +26,7 @@ from seqmatch_lib.runs.records import RunRecord
 
 PALETTE = "colorblind"
 WHITE_BOX = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # behind a text, so that no grid crosses it
-LEGEND_ROWS = 8  # for which the figures with a legend below have room
+LEGEND_ROWS = 6  # for which the figures with a legend below have room
 SPREAD = "error bars: standard deviation over seeds, or over networks of one seed"
 
 
@@ -60,7 +60,7 @@ def legend_below(figure: Figure, axes: Iterable[Axes], title: str, note: str = "
             handles.setdefault(label, handle)
     handles = dict(sorted(handles.items(), key=lambda one: isinstance(one[1], Line2D)))  # points first, then lines
     columns = max(1, min(len(handles), int(figure.get_figwidth() / (0.7 + 0.085 * max(map(len, handles))))))
-    more = max(0, ceil(len(handles) / columns) + bool(note) - LEGEND_ROWS)
+    more = max(0, ceil(len(handles) / columns) + len(note.splitlines()) - LEGEND_ROWS)
     figure.set_figheight(figure.get_figheight() + 0.25 * more)  # a long legend takes no height from the panels
     figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.06)
     place = {"loc": "outside lower center", "ncols": columns, "frameon": False}
