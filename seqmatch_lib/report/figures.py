@@ -52,7 +52,7 @@ def save_figure(figure: Figure, stem: Path, kinds: Sequence[str] = ("svg", "png"
 def whole_ticks(axes: Iterable[Axes]) -> None:
     """Puts ticks at whole numbers on the x axis, for counts such as epochs, stages and images."""
     for axis in axes:
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, steps=[1, 2, 5, 10]))
 
 
 def legend_below(figure: Figure, axes: Iterable[Axes], title: str, note: str = "") -> None:
