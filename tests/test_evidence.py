@@ -164,7 +164,7 @@ def test_every_last_iterate_is_drawn_once(tmp_path, runs):
     runs.append(make_short("mtt", 0, (61.0, 62.0), (3000,), {"mtt.iterations": 3000}))
     for run in runs:
         run.stages[0]["test_scores"] = [[100, 50.0]]
-    _, ends = charts.plot_curves(Evidence(runs), PUBLISHED, tmp_path, *CELL).axes
+    *_, ends = charts.plot_curves(Evidence(runs), PUBLISHED, tmp_path, *CELL).axes
     names = [text.get_text() for text in ends.get_yticklabels()]
     assert len(names) == len(set(names))
     assert [name for name in names if "one set" in name] == [

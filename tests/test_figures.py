@@ -7,8 +7,10 @@ import pandas as pd
 import pytest
 import torch
 
-from seqmatch_lib.errors import StorageError
+from seqmatch_lib.errors import ConfigError, StorageError
 from seqmatch_lib.report import charts, figures
+from seqmatch_lib.report.controls import SETS
+from seqmatch_lib.report.looks import look_of
 from seqmatch_lib.runs.config import RunConfig
 from seqmatch_lib.runs.experiment import run_experiment
 from seqmatch_lib.runs.records import load_runs
@@ -43,6 +45,8 @@ def test_images_stand_by_class_and_subset():
     assert shown[::3, ::3].tolist() == pytest.approx(torch.tensor([[0, 0.1], [0.2, 0.3], [0.4, 0.5]]))
     assert (shown[2::3] == 1).all()
     assert (shown[:, 2::3] == 1).all()
+    frames = [path.get_extents().extents.tolist() for path in left.collections[0].get_paths()]
+    assert sorted(frames) == [[x - 0.5, y - 0.5, x + 1.5, y + 1.5] for x in (0, 3) for y in (0, 3, 6)], "one an image"
     assert [label.get_text() for label in left.get_yticklabels()] == ["a", "b", "c"]
     assert [label.get_text() for label in right.get_yticklabels()] == []
     assert left.get_title() == "SeqMatch-MTT\n$S_1$\nstep size 0.5"
@@ -118,16 +122,54 @@ def test_the_committed_sets_are_drawn_with_the_accuracies_of_their_records(tmp_p
         charts.plot_distilled(tmp_path)
 
 
+def make_errors(*sets):
+    rows = [(epoch, teacher, error + 0.1 * teacher, name) for name, error in sets for epoch in (0, 4) for teacher in (0, 1)]
+    return pd.DataFrame(rows, columns=["epoch", "teacher", "error", "set"])
+
+
 def test_matching_errors_of_distilled_and_of_real_images_have_axes_of_their_own():
     """Those of real images are so large that the others would lie on one line."""
-    rows = [(epoch, teacher, error, name) for name, error in (("MTT", 0.8), ("S_1", 0.9), ("5 random real", 3.0))
-            for epoch in (0, 4) for teacher in (0, 1)]  # fmt: skip
-    frame = pd.DataFrame(rows, columns=["epoch", "teacher", "error", "set"])
+    frame = make_errors(("MTT", 0.8), ("$S_1$", 0.9), ("5 random real", 3.0))
     figure = figures.plot_errors(frame, "setting")
     distilled, real = figure.axes
     assert distilled.get_ylim()[1] < 1.5 < real.get_ylim()[1]
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["MTT", "S_1", "5 random real"]
-    trained = frame.assign(set=frame["set"].replace({"S_1": "real training, after S_1"}))
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["MTT", "$S_1$", "5 random real"]
+    trained = frame.assign(set=frame["set"].replace({"$S_1$": "real training, after S_1"}))
     assert "real training, other batches" in [axis.get_title() for axis in figures.plot_errors(trained, "setting").axes]
     (alone,) = figures.plot_errors(frame[frame["set"] != "5 random real"], "setting").axes
     assert alone.get_title() == "distilled images"
+    for axis in figure.axes:
+        assert [label.get_text() for label in axis.get_xticklabels() if label.get_visible()] == ["0", "4"]
+    means = {line.get_label(): list(line.get_ydata()) for line in distilled.lines}
+    assert means["MTT"] == pytest.approx([0.85, 0.85])
+
+
+def test_a_set_has_one_colour_and_one_marker_in_all_figures():
+    sets = ("MTT", "MTT, as many epochs", "SeqMatch", "SeqMatch, selected iterate", "$S_1$ repeated", "independent halves")
+    errors = figures.plot_errors(make_errors(("$S_1$ repeated, after $S_1$", 1.0), ("MTT, 10 images", 0.8)), "").axes[0]
+    deciles = pd.DataFrame([(0, name, 1.0) for name in sets], columns=["decile", "training", "gain"])
+    lines = {line.get_label(): line for line in (*errors.lines, *figures.plot_deciles(deciles, "").axes[0].lines)}
+    drawn = {name: (line.get_color(), line.get_marker()) for name, line in lines.items()}
+    assert drawn["MTT"] == drawn["MTT, 10 images"]
+    assert drawn["$S_1$ repeated"] == drawn["$S_1$ repeated, after $S_1$"]
+    for part in range(2):
+        assert len({drawn[name][part] for name in sets}) == len(sets)
+
+
+@pytest.mark.parametrize("name", sorted({*SETS, "real data", "stage 1", "stage 2", "$S_1 \\cup S_2$, after $S_1$"}))
+def test_every_set_has_a_look(name):
+    assert look_of(name)["markerfacecolor"] == ("white" if "jointly" in name else look_of(name)["color"])
+
+
+def test_a_set_without_a_look_is_refused():
+    with pytest.raises(ConfigError, match="no colour is known for the set 'two sets'"):
+        look_of("two sets")
+
+
+def test_losses_have_a_panel_for_each_training_and_no_empty_one():
+    rows = [(name, step, images, 2.0) for name in ("real data", "MTT", "SeqMatch", "$S_1$ repeated") for step in (0, 1)
+            for images in ("easy", "hard")]  # fmt: skip
+    figure = figures.plot_image_losses(pd.DataFrame(rows, columns=["training", "step", "images", "loss"]), "setting")
+    assert [axis.get_title() for axis in figure.axes] == ["real data", "MTT", "SeqMatch", "$S_1$ repeated"]
+    assert [axis.get_xlabel() for axis in figure.axes] == ["epoch of training", *["stage of training"] * 3]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["easy images", "hard images"]

@@ -222,8 +222,8 @@ def test_curves_are_those_of_finished_runs_and_of_checkpoints(tmp_path, monkeypa
     scores = [line for line in axis.lines if "seed" in line.get_label()]
     assert sorted(line.get_linestyle() for line in scores) == ["-", "-", ":", ":", ":"], "test images and validation images"
     assert not any("published" in line.get_label() for line in axis.lines), "a rehearsal is not drawn beside published numbers"
-    rings = [list(line.get_xdata()) for line in axis.lines if line.get_marker() == "o" and len(line.get_xdata())]
-    assert rings == [[300], [300]], "where S_1 is finished, on test and on validation images"
+    strokes = [list(line.get_xdata()) for line in axis.lines if line.get_marker() == "|" and len(line.get_xdata())]
+    assert strokes == [[300], [300]], "where S_1 is finished, on test and on validation images"
     with pytest.raises(StorageError, match="has no scores on CIFAR-10, 50 images per class, at scale reduced yet"):
         charts.plot_curves(Evidence(runs), PUBLISHED, tmp_path, "cifar10", 50, "reduced")
 
@@ -246,12 +246,11 @@ def test_runs_with_other_numbers_of_teachers_are_drawn_beside_those_of_the_prese
         [5, 51], [20, 61], [20, 62],
     ]  # fmt: skip
     assert queries.by_teachers(Evidence([*runs, other_evaluation]), *cell)["accuracy"].tolist() == [51, 64, 61.5]
-    axis, ends = charts.plot_curves(Evidence(runs), PUBLISHED, tmp_path, *cell).axes
-    labels = [line.get_label() for line in axis.lines if "teachers" in line.get_label()]
-    names = ["5 teachers, seed 0", "20 teachers, seed 0", "20 teachers, seed 1"]
-    assert labels == [f"MTT, {name}" for name in names]
-    of_twenty = [line.get_color() for line in axis.lines if "20 teachers" in line.get_label()]
-    assert of_twenty[0] == of_twenty[1] != axis.lines[0].get_color()
+    *panels, ends = charts.plot_curves(Evidence(runs), PUBLISHED, tmp_path, *cell).axes
+    curves = [[line for line in axis.lines if "seed" in line.get_label()] for axis in panels]
+    labels = {axis.get_title(): [line.get_label() for line in lines] for axis, lines in zip(panels, curves, strict=True)}
+    assert labels == {"5 teachers": ["MTT, seed 0"], "20 teachers": ["MTT, seed 0", "MTT, seed 1"]}
+    assert len({line.get_color() for lines in curves for line in lines}) == 1, "one set has one colour"
     names = ["5 teachers, 1,500 iterations, seed 0", "20 teachers, 400 iterations, seed 0, 1"]
     assert [text.get_text() for text in ends.get_yticklabels()] == [f"{ONE_SET}, {name}" for name in names]
 

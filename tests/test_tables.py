@@ -258,7 +258,7 @@ def draw(published, records, dataset="svhn"):
     for axis in rows:
         names = [label.get_text() for label in firsts[round(axis.get_position().y0, 3)].get_yticklabels()]
         points = [tuple(point) for found in axis.containers if hasattr(found, "has_xerr") for point in found[0].get_xydata()]
-        panels[axis.get_title()] = names, sorted((names[int(y)], x) for x, y in points)
+        panels[axis.get_title()] = names, sorted((names[round(y)], x) for x, y in points)
     plt.close(figure)
     return panels
 
@@ -275,12 +275,18 @@ def test_the_figure_draws_each_number_of_teachers_and_writes_it_beside_the_circl
         as_run_of("cifar10-ipc10-mtt", "short", mean=mean, overrides=changes) for mean, changes in ((50.0, two), (58.0, five))
     ]
     runs.append(as_run_of("cifar10-ipc10-seqmatch_mtt", "short", mean=54.0, overrides=two))
-    assert draw(PUBLISHED, runs, "cifar10")["10 images per class"][1] == [("MTT", 50.0), ("MTT", 58.0), ("SeqMatch-MTT", 54.0)]
+    runs.append(as_run_of("cifar10-ipc10-seqmatch_mtt", "short", mean=54.0, overrides=five))
+    drawn = draw(PUBLISHED, runs, "cifar10")["10 images per class"][1]
+    assert drawn == [("MTT", 50.0), ("MTT", 58.0), ("SeqMatch-MTT", 54.0), ("SeqMatch-MTT", 54.0)]
     figure = charts.plot_table(PUBLISHED, runs, "cifar10")
     (axis,) = [axis for axis in figure.axes if axis.get_title() == "10 images per class"]
     names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
-    beside = {names[round(text.xy[1])]: (text.xy[0], text.get_text()) for text in axis.texts if hasattr(text, "xy")}
-    assert beside == {"MTT": (58.0, "2, 5"), "SeqMatch-MTT": (54.0, "2")}
+    beside = [(names[round(text.xy[1])], text.xy[0], text.get_text()) for text in axis.texts]
+    assert beside == [("MTT", 50.0, "2"), ("MTT", 58.0, "5"), ("SeqMatch-MTT", 54.0, "2"), ("SeqMatch-MTT", 54.0, "5")]
+    assert len({text.xy[1] for text in axis.texts}) == 4, "equal accuracies do not hide each other"
+    note = figure.legends[0].get_title().get_text()
+    assert "10 images per class, MTT: 2 teachers, 1,500 iterations; 5 teachers, 1,500 iterations\n" in note
+    assert "10 images per class, SeqMatch-MTT: 2 teachers, " in note
     plt.close(figure)
 
 

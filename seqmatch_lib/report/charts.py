@@ -1,6 +1,6 @@
 """Figures of what the records say: a function a question, each beside the query of `queries` that has its numbers."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from itertools import product
 from pathlib import Path
@@ -17,10 +17,9 @@ from seqmatch_lib.data.datasets import PAPER_DATASETS, DatasetSpec, find_dataset
 from seqmatch_lib.errors import StorageError, require
 from seqmatch_lib.methods import method_names
 from seqmatch_lib.report import controls, queries
-from seqmatch_lib.report.controls import HALVES, JOINTLY, ONE_SET, RANDOM, SELECTED, SETS, STAGED
+from seqmatch_lib.report.controls import JOINTLY, ONE_SET, RANDOM, SELECTED, SETS, STAGED
 from seqmatch_lib.report.evidence import PUBLISHED_SETTINGS, Evidence, runs_of
 from seqmatch_lib.report.figures import (
-    PALETTE,
     SPREAD,
     WHITE_BOX,
     legend_below,
@@ -29,6 +28,7 @@ from seqmatch_lib.report.figures import (
     show_pictures,
     whole_ticks,
 )
+from seqmatch_lib.report.looks import PALETTE, look_of
 from seqmatch_lib.report.numbers import of_common_seeds
 from seqmatch_lib.report.tables import UNVERIFIED, build_table
 from seqmatch_lib.report.texts import (
@@ -90,10 +90,7 @@ def plot_table(published: pd.DataFrame, records: Sequence[RunRecord], dataset: s
             axis.grid(axis="y", visible=False)
             axis.label_outer()
     axes[0, 0].set_xlim(left=0)  # and that of all others
-    note = SPREAD
-    if ours[ours["scale"] == "short"]["teachers"].notna().any():
-        note += "\nnumbers beside circles: teachers of each, from left to right; compare circles of as many teachers"
-    legend_below(figure, axes.flat, name_of(dataset), note)
+    legend_below(figure, axes.flat, name_of(dataset), "\n".join([SPREAD, *_note_efforts(ours)]))
     return figure
 
 
@@ -103,17 +100,32 @@ def _draw_published(axis: Axes, methods: Sequence[str], known: pd.DataFrame, our
         axis.barh(range(len(methods)), bars.fillna(0), color="0.8", edgecolor="white", hatch=hatch, label=label)
     color = sns.color_palette(PALETTE)[3]
     for scale, face, note in zip(PUBLISHED_SETTINGS, (color, "white"), ("", ", few teachers and iterations"), strict=True):
-        _draw_means(axis, methods, ours[ours["scale"] == scale], "ours", color, "o", f"ours, scale {scale}{note}", face)
-    short = ours[(ours["scale"] == "short") & ours["iterations"].notna()]
-    if len(short):
-        short = short.sort_values("teachers")
-        teachers = ["" if pd.isna(count) else f"{count} teachers,\n" for count in short["teachers"]]
-        efforts = dict.fromkeys(f"{one}{count:,} iterations" for one, count in zip(teachers, short["iterations"], strict=True))
-        corner = {"ha": "right", "va": "bottom", "fontsize": 9, "transform": axis.transAxes}  # beside the shortest bars
-        axis.text(0.98, 0.03, "\n".join(["scale short:", *efforts]), **corner)
-        for method, rows in short[short["teachers"].notna()].sort_values("ours").groupby("method"):
-            beside = {"xytext": (6, 0), "textcoords": "offset points", "va": "center", "fontsize": 8}
-            axis.annotate(", ".join(map(str, rows["teachers"])), (rows["ours"].max(), methods.index(method)), **beside)
+        rows = ours[ours["scale"] == scale].sort_values(["method", "teachers"])
+        shifts = _shift_apart(rows["method"])
+        _draw_means(axis, methods, rows, "ours", color, "o", f"ours, scale {scale}{note}", face, shifts)
+        beside = {"xytext": (6, 0), "textcoords": "offset points", "va": "center", "fontsize": 8}
+        for row, shift in zip(rows.itertuples(), shifts, strict=True):
+            if scale == "short" and pd.notna(row.teachers):
+                axis.annotate(row.teachers, (row.ours, methods.index(row.method) + shift), **beside)
+
+
+def _shift_apart(names: pd.Series) -> pd.Series:
+    """Returns how far up each row is drawn, so that none hides another one of the same name: the first is the highest."""
+    group = names.groupby(names)
+    return 0.25 * (group.transform("size") - 1 - 2 * group.cumcount()) / (group.transform("size") - 1).clip(lower=1)
+
+
+def _note_efforts(ours: pd.DataFrame) -> list[str]:
+    """Returns lines that say what the circles of scale "short" took: one for each size and method."""
+    short = ours[(ours["scale"] == "short") & ours["iterations"].notna()].sort_values("teachers")
+    if not short["teachers"].notna().any():
+        return []
+    lines = ["scale short: numbers beside circles are teachers; compare circles of as many teachers"]
+    for (ipc, method), rows in short.groupby(["ipc", "method"]):
+        teachers = ["" if pd.isna(count) else f"{count} teachers, " for count in rows["teachers"]]
+        took = [f"{each}{count:,} iterations" for each, count in zip(teachers, rows["iterations"], strict=True)]
+        lines.append(f"{ipc} image{'s' * (ipc > 1)} per class, {name_of(method)}: {'; '.join(took)}")
+    return lines
 
 
 def _draw_rehearsal(axis: Axes, methods: Sequence[str], rehearsal: pd.DataFrame) -> None:
@@ -134,10 +146,18 @@ def _by_accuracy(table: pd.DataFrame, column: str, also: Sequence[str] = ()) -> 
 
 
 def _draw_means(
-    axis: Axes, methods: Sequence[str], table: pd.DataFrame, column: str, color: Any, marker: str, label: str, face: Any = None
+    axis: Axes,
+    methods: Sequence[str],
+    table: pd.DataFrame,
+    column: str,
+    color: Any,
+    marker: str,
+    label: str,
+    face: Any = None,
+    shifts: pd.Series | float = 0.0,
 ) -> None:
     if len(table):
-        places, spread = [methods.index(method) for method in table["method"]], table[f"{column}_std"].fillna(0)
+        places, spread = shifts + table["method"].map(methods.index), table[f"{column}_std"].fillna(0)
         axis.errorbar(table[column], places, xerr=spread, fmt=marker, color=color, mfc=face, capsize=2, label=label)
 
 
@@ -256,8 +276,6 @@ def plot_subsets(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figu
     require(bool(panels), message, NothingToDraw)
     size = (max(6.0, 1.5 + 2.4 * len(panels)), 3.8)  # room for the title above one panel
     figure, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False)
-    one, sequence, joint = sns.color_palette(PALETTE)[:3]
-    colors = ("0.5", sequence, joint, one)
     for axis, (base, rows) in zip(axes[0], panels.items(), strict=True):
         alone = effort[(effort["base"] == base) & (effort["num_subsets"] == 1)]
         alone = alone[alone["iterations"] == alone[alone["of_preset"]]["iterations"].min()]
@@ -269,11 +287,12 @@ def plot_subsets(evidence: Evidence, dataset: str, ipc: int, scale: str) -> Figu
             "one set, as many epochs": longer[longer["num_subsets"].isin(rows["num_subsets"])],
         }
         seeds = set(of_common_seeds(rows, "num_subsets")["seed"])
-        for (kind, points), marker, color in zip(lines.items(), "osD^", colors, strict=True):
+        for kind, points in lines.items():
+            look = look_of(kind)
             common = of_common_seeds(points, "num_subsets")
             means = common[common["seed"].isin(seeds)].groupby("num_subsets")["accuracy"].mean()
-            axis.plot(means.index, means, color=color, label=kind, marker=marker, markersize=4, markevery=[])
-            axis.scatter(points["num_subsets"], points["accuracy"], color=[color], marker=marker, s=16)
+            axis.plot(means.index, means, label=kind, markersize=5, markevery=[], **look)
+            axis.plot(points["num_subsets"], points["accuracy"], markersize=5, **look | {"linestyle": ""})
         axis.set(title=name_of(base), xlabel="K, number of subsets", ylabel="test accuracy, %")
         axis.label_outer()
     whole_ticks(axes[0])
@@ -315,58 +334,73 @@ def plot_curves(
 ) -> Figure:
     """Draws accuracy against iterations for a base method and its sequence, finished or not; published values are lines.
 
-    Above, a line joins the scores of one network; a ring marks the last score of a subset that another one follows. Below are
-    the evaluations after the last iteration, with their spread, see `_last_iterates`. They lie close together, so they have an
-    axis of their own. Each method with another number of teachers has a colour of its own; further seeds are paler.
+    Above, a line joins the scores of one network, in a panel for each number of teachers, since they differ in iterations. A
+    stroke marks the last score of a subset that another one follows. Below are the evaluations after the last iteration, with
+    their spread, see `_last_iterates`. They lie close together, so they have an axis of their own. Further seeds are paler.
     """
     frame = queries.curves(evidence, results_dir, dataset, ipc, scale, base)
     require(len(frame) > 0, f"{name_of(base)} has no scores on {name_cell(dataset, ipc)}, at scale {scale} yet", NothingToDraw)
     final = pd.concat([_last_iterates(part, dataset, ipc, scale, base) for part in evidence.parts(scale)], ignore_index=True)
-    pairs = {*zip(frame["method"], frame["teachers"], strict=True)} if len(final) else set()
-    more = sorted((method, teachers) for method, teachers in pairs if teachers != final["num_teachers"].iloc[0])
-    colors = dict(zip((base, SEQUENTIAL_PREFIX + base, HALVES, *more), sns.color_palette(PALETTE), strict=False))
-    below = 0.26 * len(final) + 1.2
+    groups, seeds = dict(iter(frame.groupby("teachers"))), sorted(set(frame["seed"]))
+    is_mixed = len({*groups, *(final["num_teachers"] if len(final) else ())}) > 1
+    below = 0.26 * len(final) + 1.4
     figure = plt.figure(figsize=(9.5, 5 + below))
-    panels = figure.subfigures(2, height_ratios=(3.4, below))  # so that long names below take no width from the panel above
-    axis, ends = (panel.subplots() for panel in panels)
-    _draw_scores(axis, frame, colors, bool(more))
+    parts = figure.subfigures(2, height_ratios=(3.4, below))  # so that long names below take no width from the panels above
+    panels, ends = parts[0].subplots(1, len(groups), sharey=True, squeeze=False)[0], parts[1].subplots()
     known = published[(published["dataset"] == dataset) & (published["ipc"] == ipc)].set_index("method")
-    for method in known.index.intersection(list(colors)) if scale in PUBLISHED_SETTINGS else ():
-        mean, std = known.loc[method, ["mean", "std"]]
-        label = f"{name_of(method)}, published" + " (not checked)" * (UNVERIFIED in known.loc[method, "check"])
-        axis.axhline(mean, color=colors[method], linewidth=1, linestyle="--", label=label)
-        axis.axhspan(mean - std, mean + std, color=colors[method], alpha=0.1, linewidth=0)
-    axis.set(xlabel="iteration of distillation, over all subsets", ylabel="accuracy, %", title="scores of one network")
-    axis.xaxis.set_major_formatter("{x:,.0f}")
-    _draw_last_iterates(ends, final, colors, bool(more))
-    title = name_setting(dataset, ipc, scale) if more else name_runs(evidence, dataset, ipc, scale, [base])
-    legend_below(figure, [axis], title)
+    for axis, (teachers, group) in zip(panels, groups.items(), strict=True):
+        _draw_scores(axis, group, seeds)
+        if scale in PUBLISHED_SETTINGS:
+            _draw_published_lines(axis, known, base)
+        each = " per stage" if group["subset"].max() > 1 else ""
+        axis.set(xlabel="iteration, over all subsets", title=f"{teachers} teachers{each}" if is_mixed else "")
+    whole_ticks(panels)
+    panels[0].set_ylabel("accuracy, %")
+    parts[0].suptitle("scores of one network")
+    _draw_last_iterates(ends, final, is_mixed)
+    title = name_setting(dataset, ipc, scale) if is_mixed else name_runs(evidence, dataset, ipc, scale, [base])
+    legend_below(figure, panels, title)
     return figure
 
 
-def _draw_scores(axis: Axes, frame: pd.DataFrame, colors: Mapping[str | tuple[str, int], Any], name_teachers: bool) -> None:
-    """Draws rows of `queries.curves`: a colour for each method, a line style for test and for validation images."""
-    seeds, styles = sorted(set(frame["seed"])), {"test": "-", "validation": ":"}
-    by = ["method", "teachers", "seed", "finished", "run", "images"]
-    for (method, teachers, seed, finished, _, images), curve in frame.groupby(by):
-        parts = [name_of(method), *([f"{teachers} teachers"] * name_teachers), *([f"seed {seed}"] * (len(seeds) > 1))]
-        label = ", ".join(parts + ["not finished"] * (not finished))
-        style = {"color": colors.get((method, teachers), colors[method]), "alpha": 1 / (1 + seeds.index(seed))}
-        axis.plot(curve["iteration"], curve["accuracy"], styles[images], marker=".", label=label, **style)
+def _draw_published_lines(axis: Axes, known: pd.DataFrame, base: str) -> None:
+    for method in known.index.intersection([base, SEQUENTIAL_PREFIX + base]):
+        mean, std, color = *known.loc[method, ["mean", "std"]], _look_of_method(method)["color"]
+        label = f"{name_of(method)}, published" + " (not checked)" * (UNVERIFIED in known.loc[method, "check"])
+        axis.axhline(mean, color=color, linewidth=1, linestyle="--", label=label)
+        axis.axhspan(mean - std, mean + std, color=color, alpha=0.1, linewidth=0)
+
+
+def _look_of_method(method: str) -> dict[str, Any]:
+    return look_of(STAGED if method.startswith(SEQUENTIAL_PREFIX) else ONE_SET)
+
+
+def _draw_scores(axis: Axes, frame: pd.DataFrame, seeds: Sequence[int]) -> None:
+    """Draws rows of `queries.curves`: a look for each method, a line style for test and for validation images.
+
+    `seeds` are those of all panels.
+    """
+    styles = {"test": "-", "validation": ":"}
+    stroke = {"marker": "|", "linestyle": "", "markersize": 18, "markeredgewidth": 2}
+    for (method, seed, finished, _, images), curve in frame.groupby(["method", "seed", "finished", "run", "images"]):
+        label = name_of(method) + f", seed {seed}" * (len(seeds) > 1) + ", not finished" * (not finished)
+        look = _look_of_method(method) | {"alpha": 1 / (1 + seeds.index(seed))}
+        axis.plot(curve["iteration"], curve["accuracy"], label=label, markersize=3, **look | {"linestyle": styles[images]})
         ends = curve[curve["subset"].diff(-1) < 0]
         if len(ends):
-            axis.plot(ends["iteration"], ends["accuracy"], "o", mfc="none", ms=9, **style)
+            axis.plot(ends["iteration"], ends["accuracy"], **look | stroke)
     for images in sorted(set(frame["images"])):
         axis.plot([], [], styles[images], color="0.3", label=f"{images} images")
     if frame["subset"].max() > 1:
-        axis.plot([], [], "o", mfc="none", ms=9, color="0.3", label="end of a subset")
+        axis.plot([], [], color="0.3", label="end of a subset", **stroke)
+    axis.xaxis.set_major_formatter("{x:,.0f}")
 
 
 def _last_iterates(evidence: Evidence, dataset: str, ipc: int, scale: str, base: str) -> pd.DataFrame:
     """Returns rows of `controls.comparison`, then those of `queries.by_teachers` that it does not have.
 
     These have other numbers of iterations or seeds; without a sequence they are all rows. `set` is what is trained on,
-    `colored` what has its colour, `seed_names` is missing in the rows of the comparison.
+    `seed_names` is missing in the rows of the comparison.
     """
     runs, sequence = queries.by_teachers(evidence, dataset, ipc, scale, base), SEQUENTIAL_PREFIX + base
     compared = controls.comparison(evidence, dataset, ipc, scale, bases=[base])
@@ -377,21 +411,16 @@ def _last_iterates(evidence: Evidence, dataset: str, ipc: int, scale: str, base:
         runs = runs[[not known.issuperset(records.split(", ")) for records in runs["records"]]]
     else:
         compared = compared[:0]
-    whose = [HALVES if "halves" in name else sequence if "sequence" in name else base for name in compared["set"]]
-    runs = runs.assign(set=runs["method"].map({base: ONE_SET, sequence: STAGED}), colored=runs["method"])
-    compared = compared.assign(colored=whose, seed_names=None)
+    runs, compared = runs.assign(set=runs["method"].map({base: ONE_SET, sequence: STAGED})), compared.assign(seed_names=None)
     return pd.concat([frame for frame in (compared, runs) if len(frame)] or [runs])
 
 
-def _draw_last_iterates(
-    axis: Axes, final: pd.DataFrame, colors: Mapping[str | tuple[str, int], Any], name_teachers: bool
-) -> None:
+def _draw_last_iterates(axis: Axes, final: pd.DataFrame, name_teachers: bool) -> None:
     """Draws rows of `_last_iterates`: a line each, a point with its spread; what all rows share stands in the title."""
     names, costs, unequal = [], [], final[final["seed_names"].isna()]["seeds"].nunique() > 1
     for row in final.itertuples():
-        color = colors.get((row.colored, row.num_teachers), colors[row.colored])
-        style = {"color": color, "mfc": "none" if "joint" in row.set else color}
-        axis.errorbar(row.accuracy, len(names), xerr=row.accuracy_std, fmt="o", capsize=3, **style)
+        look = look_of(row.set) | {"linestyle": ""}
+        axis.errorbar(row.accuracy, len(names), xerr=row.accuracy_std, capsize=3, **look)
         is_compared = pd.isna(row.seed_names)
         costs.append(f", {row.num_teachers} teachers, {row.iterations:,} iterations" * (name_teachers or not is_compared))
         names.append([row.set, f", {count_seeds(row.seeds)}" * unequal if is_compared else f", seed {row.seed_names}"])
@@ -399,7 +428,8 @@ def _draw_last_iterates(
     names = [name + cost * (not shared) + seeds for (name, seeds), cost in zip(names, costs, strict=True)]
     networks = f", {format_range(final['n'])} networks" if len(final) else ""
     axis.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5), xlabel="test accuracy, %")
-    axis.figure.suptitle(f"last iterate{shared}{networks}\n{SPREAD}")  # wider than the panel
+    fill = "filled: trained on in stages; open: jointly\n" * any("jointly" in name for name in final["set"])
+    axis.figure.suptitle(f"last iterate{shared}{networks}\n{fill}{SPREAD}")  # wider than the panel
 
 
 def plot_distilled(

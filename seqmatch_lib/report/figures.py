@@ -1,7 +1,8 @@
 """Figures of the notebooks: distilled images, loss curves, accuracy bars, and the sketch of the method."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from math import ceil
+from itertools import product
+from math import ceil, log
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +12,24 @@ import pandas as pd
 import seaborn as sns
 import torch
 from matplotlib.axes import Axes
+from matplotlib.collections import PatchCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from seqmatch_lib.data.datasets import ImageDataset
 from seqmatch_lib.data.labels import image_classes
 from seqmatch_lib.errors import StorageError, require
+from seqmatch_lib.report.controls import ONE_SET, RANDOM, STAGED
+from seqmatch_lib.report.looks import PALETTE, look_of
 from seqmatch_lib.report.texts import name_of
+from seqmatch_lib.runs.config import SEQUENTIAL_PREFIX
 from seqmatch_lib.runs.records import RunRecord
 
-PALETTE = "colorblind"
 WHITE_BOX = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # behind a text, so that no grid crosses it
-LEGEND_ROWS = 8  # for which the figures with a legend below have room
+PANELS_IN_ROW = 3
+LEGEND_ROWS = 6  # for which the figures with a legend below have room
 SPREAD = "error bars: standard deviation over seeds, or over networks of one seed"
 
 
@@ -46,7 +52,7 @@ def save_figure(figure: Figure, stem: Path, kinds: Sequence[str] = ("svg", "png"
 def whole_ticks(axes: Iterable[Axes]) -> None:
     """Puts ticks at whole numbers on the x axis, for counts such as epochs, stages and images."""
     for axis in axes:
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, steps=[1, 2, 5, 10]))
 
 
 def legend_below(figure: Figure, axes: Iterable[Axes], title: str, note: str = "") -> None:
@@ -57,7 +63,7 @@ def legend_below(figure: Figure, axes: Iterable[Axes], title: str, note: str = "
             handles.setdefault(label, handle)
     handles = dict(sorted(handles.items(), key=lambda one: isinstance(one[1], Line2D)))  # points first, then lines
     columns = max(1, min(len(handles), int(figure.get_figwidth() / (0.7 + 0.085 * max(map(len, handles))))))
-    more = max(0, ceil(len(handles) / columns) + bool(note) - LEGEND_ROWS)
+    more = max(0, ceil(len(handles) / columns) + len(note.splitlines()) - LEGEND_ROWS)
     figure.set_figheight(figure.get_figheight() + 0.25 * more)  # a long legend takes no height from the panels
     figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.06)
     place = {"loc": "outside lower center", "ncols": columns, "frameon": False}
@@ -128,6 +134,7 @@ def show_pictures(
         tiles = torch.nn.functional.pad(by_class, (0, gap, 0, gap), value=1.0)  # (rows, columns, C, H, W)
         grid = tiles.permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2)[:-gap, :-gap].numpy()
         axis.imshow(grid.squeeze(-1) if grid.shape[2] == 1 else grid, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        _draw_frames(axis, grid.shape, pixels.shape[2:], gap)
         names = [class_names[label] for label in shown] if number == 0 else []
         axis.set(xticks=[], yticks=[(height + gap) * row + height / 2 for row in range(len(names))], yticklabels=names)
         axis.grid(False)
@@ -138,6 +145,13 @@ def show_pictures(
     figure.suptitle(title)
     figure.tight_layout()
     return figure
+
+
+def _draw_frames(axis: Axes, shape: Sequence[int], size: Sequence[int], gap: int) -> None:
+    """Draws a frame around each picture of a grid: without it, one that is white at its border looks cut off."""
+    tops, lefts = (range(0, whole, one + gap) for whole, one in zip(shape, size, strict=False))
+    frames = [Rectangle((left - 0.5, top - 0.5), size[1], size[0]) for top, left in product(tops, lefts)]
+    axis.add_collection(PatchCollection(frames, facecolor="none", edgecolor="0.75", linewidth=0.6, clip_on=False))
 
 
 def plot_losses(records: Mapping[str, RunRecord], window: int = 20, axis: Axes | None = None, title: str = "") -> Axes:
@@ -202,9 +216,10 @@ def plot_transfer(frame: pd.DataFrame, title: str) -> Figure:
     figure, axes = plt.subplots(1, len(methods), figsize=(2.2 + 2.8 * len(methods), 3.6), sharey=True, squeeze=False)
     for axis, method in zip(axes[0], methods, strict=True):
         rows = frame[frame["method"] == method].set_index("network").reindex(names)
-        for kind, shift, color, label in (("accuracy", -0.08, 0, "distilled"), ("random", 0.08, 7, "random real")):
+        distilled = STAGED if method.startswith(SEQUENTIAL_PREFIX) else ONE_SET
+        for kind, shift, label in (("accuracy", -0.08, distilled), ("random", 0.08, RANDOM)):
             places, spread = [place + shift for place in range(len(names))], rows[f"{kind}_std"].fillna(0)
-            axis.errorbar(places, rows[kind], spread, fmt="o", color=sns.color_palette(PALETTE)[color], capsize=2, label=label)
+            axis.errorbar(places, rows[kind], spread, capsize=2, label=label, **look_of(label) | {"linestyle": ""})
         axis.set(title=name_of(method), ylabel="test accuracy, %", xlim=(-0.5, len(names) - 0.5))
         axis.set_xticks(range(len(names)), map(name_of, names))
         axis.label_outer()
@@ -217,10 +232,12 @@ def plot_gradients(frame: pd.DataFrame, title: str) -> Figure:
 
     Thick lines are means over the teachers at which the quantities were measured, thin ones these teachers.
     """
-    common = {"x": "ipc", "y": "value", "hue": "images", "palette": PALETTE}
+    looks = {name: look_of(name) for name in frame["images"].unique()}
+    colors, markers = ({name: look[key] for name, look in looks.items()} for key in ("color", "marker"))
+    common = {"x": "ipc", "y": "value", "hue": "images", "palette": colors}
     grid = sns.relplot(
-        frame, row="quantity", col="start epoch", kind="line", style="images", markers=True, errorbar=None, height=2.5,
-        facet_kws={"sharey": "row"}, **common,
+        frame, row="quantity", col="start epoch", kind="line", style="images", markers=markers, dashes=False, errorbar=None,
+        height=2.5, facet_kws={"sharey": "row"}, **common,
     )  # fmt: skip
     grid.set_titles("start epoch {col_name}").set_xlabels("images per class")
     for (quantity, epoch), axis in grid.axes_dict.items():
@@ -236,23 +253,65 @@ def plot_gradients(frame: pd.DataFrame, title: str) -> Figure:
     return grid.figure
 
 
+def plot_image_losses(frame: pd.DataFrame, title: str) -> Figure:
+    """Draws a frame of `findings.list_losses`: a panel for each training, with a line for easy and one for hard real images.
+
+    The black line is the loss of equal probabilities for ten classes.
+    """
+    trainings, styles = list(dict.fromkeys(frame["training"])), {"easy": ("--", "white"), "hard": ("-", None)}
+    rows, columns = ceil(len(trainings) / PANELS_IN_ROW), min(len(trainings), PANELS_IN_ROW)
+    figure, axes = plt.subplots(rows, columns, figsize=(3.1 * columns, 2.7 * rows + 0.8), sharey=True, squeeze=False)
+    for place, (axis, training) in enumerate(zip(axes.flat, trainings, strict=False)):
+        look = look_of(training)
+        for images, curve in frame[frame["training"] == training].groupby("images"):
+            line, face = styles[images]
+            style = look | {"linestyle": line, "markerfacecolor": face or look["color"]}
+            axis.plot(curve["step"], curve["loss"], **style)
+        axis.axhline(log(10), color="black", linewidth=0.8, zorder=1)
+        axis.set(title=training, xlabel="stage of training" if place else "epoch of training")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("mean loss of real images")
+    for axis in axes.flat[len(trainings) :]:
+        axis.remove()
+    for images, (line, face) in styles.items():
+        axes[0, 0].plot([], [], line, marker="o", color="0.3", markerfacecolor=face or "0.3", label=f"{images} images")
+    whole_ticks(axes.flat[: len(trainings)])
+    legend_below(figure, axes.flat[:1], title)
+    return figure
+
+
 def plot_errors(frame: pd.DataFrame, title: str) -> Figure:
     """Draws a frame of `findings.list_errors`: distilled images, and on axes of their own random real ones and real training.
 
-    Bands span the teachers. At an error of 1, the black line, a student does not move.
+    Bands span the teachers. At an error of 1, the grey line, a student does not move.
     """
-    panels = {"random real": "random real images", "real training": "real training, other batches"}
-    kinds = [next((panel for part, panel in panels.items() if part in name), "distilled images") for name in frame["set"]]
-    grid = sns.relplot(
-        frame.assign(images=kinds), x="epoch", y="error", hue="set", style="set", col="images", kind="line", markers=True,
-        palette=PALETTE, errorbar=("pi", 100), height=3.4, aspect=1.3, col_wrap=2, facet_kws={"sharey": False},
-    )  # fmt: skip
-    grid.set_titles("{col_name}").set_axis_labels("start epoch of the teacher", "matching error (1: not moved)")
-    grid.refline(y=1, color="black", linestyle="-", linewidth=1)
-    grid.legend.set_title(None)
-    grid.set(xticks=sorted(frame["epoch"].unique()))
-    grid.figure.suptitle(title, y=1.04)
-    return grid.figure
+    names = {"random real": "random real images", "real training": "real training, other batches"}
+    kinds = frame["set"].map(lambda name: next((kind for part, kind in names.items() if part in name), "distilled images"))
+    panels = dict(iter(frame.groupby(kinds, sort=False)))
+    width = 9.6 if len(panels) > 1 else 6.0
+    figure, axes = plt.subplots(1, len(panels), figsize=(width, 4.6), squeeze=False)
+    for axis, (kind, panel) in zip(axes[0], panels.items(), strict=True):
+        axis.axhline(1, color="0.5", linewidth=0.8, zorder=1)  # below a set that lies on it
+        for name, rows in panel.groupby("set", sort=False):
+            errors, look = rows.groupby("epoch")["error"].agg(["mean", "min", "max"]), look_of(name)
+            axis.plot(errors.index, errors["mean"], label=name, **look)
+            axis.fill_between(errors.index, errors["min"], errors["max"], color=look["color"], alpha=0.15, linewidth=0)
+        axis.set(title=kind, xlabel="start epoch of the teacher", xticks=sorted(set(frame["epoch"])))
+    axes[0, 0].set_ylabel("matching error (1: not moved)")
+    legend_below(figure, axes[0], title)
+    return figure
+
+
+def plot_deciles(frame: pd.DataFrame, title: str) -> Figure:
+    """Draws a frame of `findings.list_deciles`: a line for each training."""
+    figure, axis = plt.subplots(figsize=(7.5, 4.6))
+    for name, rows in frame.groupby("training", sort=False):
+        axis.plot(rows["decile"], rows["gain"], label=name, **look_of(name))
+    axis.axhline(0, color="black", linewidth=0.8, zorder=1)
+    axis.set(xlabel="difficulty of test images (0: the easiest tenth)", ylabel="points more than after stage 1")
+    axis.set_xticks(sorted(set(frame["decile"])))
+    legend_below(figure, [axis], title)
+    return figure
 
 
 def plot_benchmark(result: Mapping[str, Any]) -> Figure:
@@ -288,16 +347,16 @@ def plot_benchmark(result: Mapping[str, Any]) -> Figure:
 
 def plot_idea() -> Figure:
     """Draws what joint and sequential matching do: one set against a whole training, or subsets against trainings in turn."""
-    first, second = sns.color_palette(PALETTE)[:2]
-    rows = (  # title, begin of the training, what is matched with it, colour
-        ("MTT: teachers begin untrained", 0.0, "$S$", first),
-        ("SeqMatch, first subset: teachers begin untrained", 0.0, "$S_1$", first),
-        ("SeqMatch, second subset: teachers begin with what networks learn from $S_1$", 0.3, r"$S_1 \cup S_2$", second),
+    rows = (  # title, begin of the training, what is matched with it, what has its colour
+        ("MTT: teachers begin untrained", 0.0, "$S$", ONE_SET),
+        ("SeqMatch, first subset: teachers begin untrained", 0.0, "$S_1$", "$S_1$"),
+        ("SeqMatch, second subset: teachers begin with what networks learn from $S_1$", 0.3, r"$S_1 \cup S_2$", STAGED),
     )
     figure, axes = plt.subplots(len(rows), 1, figsize=(7.5, 3.9), sharex=True)
-    for axis, (title, begin, name, color) in zip(axes, rows, strict=True):
+    for axis, (title, begin, name, drawn_as) in zip(axes, rows, strict=True):
+        bar = {"linewidth": 14, "color": look_of(drawn_as)["color"], "solid_capstyle": "butt", "alpha": 0.85}
         axis.annotate("", (1.03, 0), (begin, 0), arrowprops={"arrowstyle": "->", "color": "black"})
-        axis.plot([begin + 0.01, 1.0], [0.5, 0.5], linewidth=14, color=color, solid_capstyle="butt", alpha=0.85)
+        axis.plot([begin + 0.01, 1.0], [0.5, 0.5], **bar)
         axis.annotate(name, ((begin + 1) / 2, 0.5), ha="center", va="center", color="black")
         axis.set_title(title, fontsize=10, loc="left")
         axis.set(xlim=(0, 1.05), ylim=(-0.2, 1))
