@@ -303,10 +303,13 @@ def plot_errors(frame: pd.DataFrame, title: str) -> Figure:
 
 
 def plot_deciles(frame: pd.DataFrame, title: str) -> Figure:
-    """Draws a frame of `findings.list_deciles`: a line for each training."""
+    """Draws a frame of `findings.list_deciles`: a line for each training. Bands are the standard deviation over networks."""
     figure, axis = plt.subplots(figsize=(7.5, 4.6))
     for name, rows in frame.groupby("training", sort=False):
-        axis.plot(rows["decile"], rows["gain"], label=name, **look_of(name))
+        gains, look = rows.groupby("decile")["gain"].agg(["mean", "std"]).fillna(0), look_of(name)
+        axis.plot(gains.index, gains["mean"], label=name, **look)
+        band = gains["mean"] - gains["std"], gains["mean"] + gains["std"]
+        axis.fill_between(gains.index, *band, color=look["color"], alpha=0.15, linewidth=0)
     axis.axhline(0, color="black", linewidth=0.8, zorder=1)
     axis.set(xlabel="difficulty of test images (0: the easiest tenth)", ylabel="points more than after stage 1")
     axis.set_xticks(sorted(set(frame["decile"])))
