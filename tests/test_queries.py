@@ -262,6 +262,17 @@ def test_a_finding_without_records_says_so(name):
     assert "Nothing yet: no such run has a record." in getattr(findings, name)(Evidence([]), *setting)
 
 
+def test_another_task_shows_the_sequence_beside_one_set_of_equal_effort():
+    names = {"MTT": (40.0, 42.0), "SeqMatch": (50.0, 52.0), findings.EQUAL_EFFORT: (53.0, 55.0)}
+    runs = {name: make_run("place_names-ipc10-mtt", last=values) for name, values in names.items()}
+    said = findings.find_task(runs, "place_names", "reduced")
+    assert "MTT with as many iterations and epochs as SeqMatch reaches 54.0 %. SeqMatch minus this is -3.0 points" in said
+    del runs[findings.EQUAL_EFFORT]
+    said = findings.find_task(runs, "place_names", "reduced")
+    assert "MTT with as many iterations and epochs as SeqMatch: not run." in said
+    assert "minus" not in said
+
+
 def test_a_finding_on_k_without_any_sequence_says_what_was_not_run():
     found = findings.find_subsets(Evidence([make_run("cifar10-ipc10-mtt")]), *CELL)
     assert "Only one K was run, and no sequence beside one set." in found
