@@ -25,7 +25,7 @@ from seqmatch_lib.report.controls import (
     SELECTED,
     STAGED,
     comparison,
-    halves_by_network,
+    controls_by_network,
     leads,
     order,
 )
@@ -59,6 +59,11 @@ CONTROLS_IN_WORDS = {  # of the coupling measurements
     ONE_SET_LONGER: "the one set for as many epochs",
     FIRST_REPEATED: "$S_1$ in every stage",
     PARTS_IN_PLACE: "independent halves",
+}
+CONTROLS_OF_TRANSFER = {  # in words -> the sets of `comparison`
+    "one set with as many iterations and epochs": (EQUAL,),
+    "independent halves": (HALVES, HALVES_JOINTLY, HALVES_LONGER),
+    "selected iterates": tuple(SELECTED.values()),
 }
 WHOLE, EQUAL_EFFORT = "whole data set", "MTT, equal effort"  # their names among runs
 NOTHING = "Nothing yet: no such run has a record."
@@ -187,11 +192,13 @@ def find_gains(evidence: Evidence, dataset: str, scale: str) -> str:
 def find_growth(evidence: Evidence, results_dir: Path, dataset: str, scale: str) -> str:
     """Whether coupling grows with the number of images, as far as it was measured."""
     paths = [
-        find_table(run, "gradients", results_dir)
+        (run.ipc, find_table(run, "gradients", results_dir))
         for run in evidence.runs
         if (run.dataset, run.scale) == (dataset, scale) and run in runs_of(run.preset, scale, evidence.runs)
     ]
-    tables = [pd.read_csv(path) for path in paths if path is not None]
+    measured = [(ipc, path) for ipc, path in paths if path is not None]
+    largest_set = max(measured, default=(0, None))[0]  # smaller sets are other ones, and no seeds of it
+    tables = [pd.read_csv(path) for ipc, path in measured if ipc == largest_set]
     if not tables:
         return f"Coupling was not measured on {name_setting(dataset, None, scale)}."
     gradients = pd.concat(tables)
@@ -229,13 +236,16 @@ def find_transfer(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str
     found = f"Lead over random real images under the same training, in points: {'; '.join(parts)}. "
     for method, rows in leads.groupby("method", sort=False):
         found += f"{name_of(method)} minus {name_of(method.removeprefix(SEQUENTIAL_PREFIX))}: {_by_network(rows, 'lead')}. "
-    halves = halves_by_network(evidence, dataset, ipc, scale)
-    for (base, name), rows in halves.groupby(["base", "set"], sort=False):
+    controls = controls_by_network(evidence, dataset, ipc, scale)
+    for (base, name), rows in controls.groupby(["base", "set"], sort=False):
         control = name_set(name, rows["num_subsets"].max())
         found += f"{name_of(SEQUENTIAL_PREFIX + base)} minus {control}: {_by_network(rows, 'difference')}. "
-    alone = sorted({*leads["network"]} - {*halves["network"], "convnet"})
+    alone = []
+    for name, sets in CONTROLS_OF_TRANSFER.items():
+        networks = sorted({*leads["network"]} - {*controls[controls["set"].isin(sets)]["network"], "convnet"})
+        alone += [f"{name} on {', '.join(map(name_of, networks))}"] if networks else []
     if alone:
-        found += f"Independent halves, the control, were not evaluated on {', '.join(map(name_of, alone))}. "
+        found += f"Controls that were not evaluated: {'; '.join(alone)}. "
     if missing:
         found += f"Not evaluated on other architectures: the sets of {', '.join(map(name_of, missing))}."
     sure = f"{_seeds(frame)}, {format_range(frame['n'])} networks of each architecture."

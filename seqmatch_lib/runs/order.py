@@ -76,12 +76,15 @@ def one_set_for_longer(config: RunConfig, epochs: bool = False) -> RunConfig:
         ConfigError: as `runs_of_order`.
     """
     base, count = config.base_method, config.num_subsets
-    method = get_method(base)(config.options)
+    alone, method = runs_of_order(config)["one set"], get_method(base)(config.options)
+    require(
+        hasattr(config.options, "iterations"), f"method {base!r} has no setting iterations, of which one set could get more"
+    )
     iterations = sum(method.num_iterations(k) for k in range(1, count + 1))
     is_list = isinstance(config.options.iterations, tuple)  # with an entry for each stage
     changes = {f"{base}.iterations": [iterations] if is_list else iterations}
     changes |= {"training.epochs": count * config.training.epochs} if epochs else {}
-    return runs_of_order(config)["one set"].changed(changes)
+    return alone.changed(changes)
 
 
 def parts_of_order(config: RunConfig) -> Sequence[str]:
