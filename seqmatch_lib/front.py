@@ -106,12 +106,20 @@ class Run:
 
     @cached_property
     def selected(self) -> SubsetSequence:
-        """The set with the iterate of S_K that scored best; the distilled set itself if no iterate was scored.
+        """The set with the iterate of S_K that scored best; the distilled set itself if that is the last one.
 
         Raises:
             StorageError: there is none, as in `distilled`; runs of older versions did not keep it.
         """
-        return self.distilled if self.record.selected_on == "none" else load_sequence(self._find_set(selected=True))
+        if self.record.selects_last:
+            return self.distilled
+        selected = load_sequence(self._find_set(selected=True))  # files of older versions do not say that they are selected
+        return replace(selected, metadata=selected.metadata | {"last_sha256": self.record.synthetic_sha256})
+
+    @property
+    def has_selected(self) -> bool:
+        """Whether the set with the selected iterate was kept as a file of its own, beside another last one."""
+        return not self.record.selects_last and set_path(self.results_dir, self.record.run_id, selected=True).is_file()
 
     def _find_set(self, selected: bool = False) -> Path:
         """Returns where the distilled set, or the selected one, is; raises StorageError if there is none."""
@@ -187,9 +195,11 @@ class Run:
         seed: int = 0,
         set: Mapping[str, Any] | None = None,
         results_dir: Path | str | None = None,
+        selected: bool = False,
     ) -> Reevaluation:
-        """Trains fresh networks on the distilled set and tests them; arguments as in `evaluate`."""
-        return evaluate(self.distilled, networks, joint, random, seed, set, self.dataset, results_dir)
+        """Trains fresh networks on the distilled set, or the `selected` one, and tests them; arguments as in `evaluate`."""
+        sequence = self.selected if selected else self.distilled
+        return evaluate(sequence, networks, joint, random, seed, set, self.dataset, results_dir)
 
 
 def _close(figure: "Figure") -> "Figure":
@@ -466,8 +476,8 @@ def reevaluations(results_dir: Path | str = RESULTS) -> "DataFrame":
         results_dir: folder of records; by default the committed ones, found as in `find_folder`.
 
     Returns:
-        Columns `dataset`, `run_id` (of the set; "imported" for one from elsewhere), `joint`, `seed`, `training` ("set", or
-        "random" for random real images), `network`, `accuracy`.
+        Columns `dataset`, `run_id` (of the set; "imported" for one from elsewhere), `joint`, `seed`, `training` ("set",
+        "selected set" for that with the selected iterate, or "random" for random real images), `network`, `accuracy`.
 
     Raises:
         ConfigError: the folder holds no re-evaluations.
@@ -477,10 +487,11 @@ def reevaluations(results_dir: Path | str = RESULTS) -> "DataFrame":
     found = load_reevaluations(_results_folder(results_dir))
     remedy = "make one with `evaluate(…, results_dir=…)` or give another folder"
     require(bool(found), f"{results_dir} holds no re-evaluations; {remedy}")
+    set_names = {"last": "set", "selected": "selected set"}
     rows = [
         (again.config["dataset"], again.run_id, again.joint, again.seed, training, network, value)
         for again in found
-        for training, accuracies in (("set", again.accuracy), ("random", again.random_baseline or {}))
+        for training, accuracies in ((set_names[again.iterate], again.accuracy), ("random", again.random_baseline or {}))
         for network, accuracy in accuracies.items()
         for value in accuracy["values"]
     ]

@@ -1,6 +1,5 @@
 """What notebooks read: finished runs of a results folder. Missing runs are run if that is allowed."""
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,12 +11,11 @@ from seqmatch_lib.bench.cost import CostModel
 from seqmatch_lib.errors import StorageError, require
 from seqmatch_lib.front import RESULTS, Run, find_folder, look_for
 from seqmatch_lib.report.evidence import Evidence, runs_of
-from seqmatch_lib.report.queries import OF_NETWORKS
 from seqmatch_lib.report.texts import name_run
-from seqmatch_lib.runs.config import SCALES, RunConfig, config_of_subsets, preset_names
+from seqmatch_lib.runs.config import SCALES, RunConfig, config_of_subsets, even_subsets, preset_names
 from seqmatch_lib.runs.coupling_measurements import TABLES, find_table, load_coupling, measure_coupling
 from seqmatch_lib.runs.experiment import run_experiment
-from seqmatch_lib.runs.order import independent_parts, measure_order, missing_parts, needed_runs
+from seqmatch_lib.runs.order import independent_parts, measure_order, missing_parts, needed_runs, one_set_for_longer
 from seqmatch_lib.runs.records import RunRecord, load_record, load_runs, order_path, record_path
 from seqmatch_lib.store.files import digest_json, write_parts
 from seqmatch_lib.subsets import set_path
@@ -189,29 +187,31 @@ class Results:
             if (run.results_dir / path).is_file():
                 write_parts(self.work_dir / path, (run.results_dir / path).read_bytes())
 
-    def measure_coupling(self, dataset: str, scale: str, seed: int = 0) -> dict[str, dict[str, DataFrame]]:
+    def measure_coupling(self, dataset: str, scale: str, seed: int = 0, ipc: int = 10) -> dict[str, dict[str, DataFrame]]:
         """Returns the coupling measurements of sequences of MTT that stand for their preset, published settings first.
 
         Args:
             dataset: of the runs.
-            scale: missing measurements are made at this scale, for ten images per class, if that is allowed.
+            scale: missing measurements are made at this scale, if that is allowed.
             seed: of the runs.
+            ipc: images per class of the sets, a size with presets of MTT and its sequence.
 
         Returns:
             Heading of a sequence, see `texts.name_run` -> its measurements, as `load_coupling` returns them.
 
         Raises:
+            ConfigError: there are no presets of that size.
             StorageError: there are none at `scale`, and measuring is not allowed.
         """
+        joint, sequential, divided = _runs_of_coupling(dataset, scale, seed, ipc)
         measured: dict[str, tuple[RunRecord, dict[str, DataFrame]]] = {}  # by run id
         for folder in reversed(self.folders):
             for part, of_scale in Evidence(load_runs(folder)).parts_of(SCALES):
                 for run in part.runs:
-                    wanted = (run.dataset, run.scale, run.seed) == (dataset, of_scale, seed)
+                    wanted = (run.dataset, run.ipc, run.scale, run.seed) == (dataset, ipc, of_scale, seed)
                     has_tables = wanted and any(find_table(run, name, folder) for name in TABLES)
                     if has_tables and run in runs_of(run.preset, of_scale, part.runs):
                         measured[run.run_id] = run, load_coupling(run.run_id, folder)
-        joint, sequential, divided = list_configs(dataset, ["mtt"], [[10], [5, 5], [2] * 5], scale, seed)
         runs = [joint, sequential, divided, *independent_parts(sequential)]
         begun = self.work_dir is not None and (self.work_dir / "coupling" / sequential.run_id).is_dir()
         _, own = measured.get(sequential.run_id, (None, {}))
@@ -232,24 +232,48 @@ class Results:
     def reevaluate(self, runs: Sequence[Run], networks: Sequence[str], num_networks: int) -> Evidence:
         """Evaluates sets on more architectures, if that is allowed, and returns the records of all folders together.
 
-        A set is not evaluated again on an architecture if accuracies of this many networks are known, as `queries.transfer`
-        takes them: trained as in the run itself, together with those of random real images. For a sequence, its independent
-        halves are evaluated, too, with as many networks as its run has.
+        A set is not evaluated again on an architecture if accuracies of this many networks are known there, trained as in
+        the run itself, together with those of random real images. The controls are evaluated, too: the sets with selected
+        iterates, where these were kept; and of a sequence the base method's one set with as many iterations and epochs,
+        which is distilled if it is missing, and independent halves, with as many networks as its run has.
         """
-        known: dict[tuple[str, str], set[str]] = defaultdict(set)
-        for row in self.evidence().accuracies.to_dict("records"):
-            alike = row["trained"] != "jointly" and row["asked"].keys() <= OF_NETWORKS
-            if alike and len(row["values"]) >= num_networks:
-                known[row["record"], row["network"]].add(row["kind"].split()[0])
-        for run in runs if self.work_dir is not None else ():
-            missing = [name for name in networks if not {"last", "random"} <= known[run.record.config_hash[:8], name]]
-            if missing:
-                run.evaluate(missing, random=True, set={"evaluation.num_networks": num_networks}, results_dir=self.work_dir)
+        if self.work_dir is None:
+            return self.evidence()
+        evidence = self.evidence()
+        known = {network: evidence.on(network).accuracies for network in networks}
+        for run in runs:
+            epochs = run.config.num_subsets * run.config.training.epochs
+            self._evaluate_missing(run, known, num_networks, ("last", "random"), epochs)
+            if run.has_selected:
+                self._evaluate_missing(run, known, num_networks, ("selected",), epochs)
             if run.config.num_subsets > 1:
-                orders = [record for record in self.evidence().orders if digest_json(record.config) == run.config.hash]
+                (longer,) = self.run([one_set_for_longer(run.config)], with_sets=True)
+                self._evaluate_missing(longer, known, num_networks, ("last",), epochs)
+                orders = [record for record in evidence.orders if digest_json(record.config) == run.config.hash]
                 missing = [name for name in networks if not any("divided, staged" in record.on(name) for record in orders)]
                 self._measure_order(run.config, ["halves"] if missing else [], missing)
         return self.evidence()
+
+    def _evaluate_missing(
+        self, run: Run, known: Mapping[str, DataFrame], num_networks: int, kinds: Sequence[str], epochs: int
+    ) -> None:
+        """Evaluates a set of a run on the architectures where accuracies of these kinds, after these epochs, are not known.
+
+        `known` has the accuracies by architecture. Epochs are those of all stages. Networks are trained on random real images,
+        too, if these are among the kinds.
+        """
+        missing, asked = [], {"evaluation.num_networks": num_networks}
+        if epochs != run.config.num_subsets * run.config.training.epochs:
+            asked["training.epochs"] = epochs // run.config.num_subsets
+        for network, rows in known.items():
+            rows = rows[(rows["record"] == run.record.config_hash[:8]) & (rows["epochs"] == epochs)]
+            alike = rows["asked"].map(lambda changes: changes.keys() <= {"training.epochs"})
+            enough = rows["values"].map(len) >= num_networks
+            if not {kind.split()[0] for kind in rows[alike & enough]["kind"]}.issuperset(kinds):
+                missing.append(network)
+        if missing:
+            of_random, of_selected = "random" in kinds, "selected" in kinds
+            run.evaluate(missing, random=of_random, set=asked, results_dir=self.work_dir, selected=of_selected)
 
     def has_set(self, record: RunRecord) -> bool:
         """Returns whether the distilled set of a finished run was kept beside its record."""
@@ -291,6 +315,17 @@ class Results:
         model = replace(CostModel.load(committed), records=self.records())
         minutes = [model.minutes(config) for config in configs]
         return sum(value or 0.0 for value in minutes), sum(value is None for value in minutes)
+
+
+def _runs_of_coupling(dataset: str, scale: str, seed: int, ipc: int) -> tuple[RunConfig, RunConfig, RunConfig]:
+    """Returns the runs whose coupling is measured: MTT on one set, its sequence, and a sequence of five subsets."""
+    start, end, names = f"{dataset}-ipc", "-seqmatch_mtt", preset_names()
+    sizes = [name[len(start) : -len(end)] for name in names if name.startswith(start) and name.endswith(end)]
+    sizes = [int(size) for size in sizes if f"{start}{size}-mtt" in names]
+    known = f"use {', '.join(map(str, sizes))}" if sizes else "take another data set"
+    require(ipc in sizes, f"ipc {ipc!r:.40}: {dataset!r:.120} has no presets of MTT and its sequence of this size; {known}")
+    joint, divided = list_configs(dataset, ["mtt"], [[ipc], even_subsets(ipc, 5)], scale, seed)
+    return joint, RunConfig.from_preset(f"{start}{ipc}{end}", scale, seed), divided
 
 
 def _duration(minutes: float, unknown: int) -> str:

@@ -156,6 +156,8 @@ def _check_metadata(metadata: Any, most: int) -> None:
         raise ValueError(f"run_id is {metadata['run_id']!r:.80}")
     if not isinstance(metadata.get("data", {"fingerprint": ""})["fingerprint"], str):
         raise ValueError("the fingerprint of its data is not a text")
+    if not isinstance(metadata.get("last_sha256", ""), str):
+        raise ValueError(f"last_sha256 is {metadata['last_sha256']!r:.80}")
     names = metadata.get("class_names", [])
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"class_names are {names!r:.80}")

@@ -75,3 +75,13 @@ def make_order(folder, seed, values, method="mtt", changes=None, scale="reduced"
         **describe_provenance(torch.device("cpu")),
     )  # fmt: skip
     return record.save(folder)
+
+
+def make_transfer(run, mean, selected=False, **training):
+    """Returns the re-evaluation of a run's last or selected set on another architecture, where random images reach 19 %."""
+    again = make_reevaluation(run, **training)
+    asked = again.config["evaluation"] | {"networks": ["vit"]}
+    both = {"accuracy": {"vit": accuracy(mean - 1, mean + 1)}, "random_baseline": {"vit": accuracy(18.0, 20.0)}}
+    again = replace(again, config=again.config | {"evaluation": asked}, **both)
+    of_selected = {"synthetic_sha256": f"selected {run.run_id}", "last_sha256": run.synthetic_sha256}
+    return replace(again, random_baseline=None, **of_selected) if selected else again

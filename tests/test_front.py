@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -22,11 +22,14 @@ from seqmatch_lib import front
 from seqmatch_lib.data import datasets as datasets_module
 from seqmatch_lib.data.arrays import dataset_from_arrays
 from seqmatch_lib.data.datasets import DATASETS, fit_preprocessing
+from seqmatch_lib.engine.evaluation import EvaluationProtocol
 from seqmatch_lib.engine.networks import NETWORKS
 from seqmatch_lib.errors import ConfigError, DataError, OutOfTime, StorageError
+from seqmatch_lib.report.evidence import Evidence
 from seqmatch_lib.runs.records import load_reevaluations
+from seqmatch_lib.store.files import write_json
 from seqmatch_lib.store.sheets import read_sheet, write_sheet
-from seqmatch_lib.subsets import SubsetSequence
+from seqmatch_lib.subsets import SubsetSequence, set_path
 
 ROOT = Path(__file__).parents[1]
 QUICK = {"network.depth": 1, "training.epochs": 2}
@@ -491,6 +494,38 @@ def test_the_selected_set_of_a_run_is_its_own_or_the_distilled_one(tmp_path):
     assert run.selected.sha256() == sm.load(tmp_path / "selected" / f"{run.record.run_id}.safetensors").sha256()
     unscored = sm.run("digits-ipc10-mtt", "smoke", set=QUICK | {"select_on": "none"}, results_dir=tmp_path)
     assert unscored.selected is unscored.distilled
+
+
+def test_the_selected_set_is_evaluated_beside_the_last_one_and_never_taken_for_it(tmp_path, monkeypatch, capsys):
+    scores = iter([80.0, 70.0, 60.0, 50.0])  # of both stages: the first iterate is best
+    monkeypatch.setattr(EvaluationProtocol, "score", lambda *_: [next(scores)])
+    settings = QUICK | {"dm.iterations": 2, "evaluation.num_selections": 2}
+    run = sm.run("digits-ipc10-seqmatch_dm", "smoke", set=settings, results_dir=tmp_path)
+    assert run.has_selected
+    last, selected = (run.evaluate(["convnet"], results_dir=tmp_path, selected=asked) for asked in (False, True))
+    assert selected.accuracy["convnet"]["values"] == run.record.accuracy_selected["values"]
+    assert selected.path(tmp_path) != last.path(tmp_path)
+    assert {one.iterate: one for one in load_reevaluations(tmp_path)} == {"last": last, "selected": selected}
+    assert "selected iterate" in repr(selected)
+    assert "selected iterate" not in repr(last)
+    assert set(sm.reevaluations(tmp_path)["training"]) == {"set", "selected set"}
+    alone = sm.evaluate(set_path(tmp_path, run.record.run_id, selected=True), results_dir=tmp_path / "other")
+    assert alone.last_sha256 == run.record.synthetic_sha256, "the file says that it is the selected set"
+    found = Evidence.load(tmp_path).accuracies.set_index("kind")["values"]
+    assert found["selected again"] == selected.accuracy["convnet"]["values"]
+    assert found["last again"] == last.accuracy["convnet"]["values"]
+    replace(run.record, synthetic_sha256="0" * 64).save(tmp_path)  # as after `run --force`
+    assert Evidence.load(tmp_path).reevaluations == []
+    assert capsys.readouterr().err.count("left out") == 2
+
+
+def test_a_re_evaluation_holds_what_was_asked_and_an_older_one_is_read_without_it(mine, tmp_path):
+    kept = mine.evaluate(["vit"], set={"training.epochs": 1}, results_dir=tmp_path)
+    assert kept.overrides == {"evaluation.networks": ["vit"], "training.epochs": 1}
+    path, values = kept.path(tmp_path), asdict(kept)
+    write_json(path, {name: value for name, value in values.items() if name not in ("overrides", "last_sha256")})
+    assert load_reevaluations(tmp_path) == [replace(kept, overrides=None)]
+    assert load_reevaluations(tmp_path)[0].path(tmp_path) == path
 
 
 def test_a_run_on_all_real_images_says_that_it_has_no_set(tmp_path):

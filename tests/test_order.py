@@ -15,7 +15,7 @@ from seqmatch_lib.methods.teachers import record_stage_teachers
 from seqmatch_lib.runs import order
 from seqmatch_lib.runs.config import RunConfig, config_of_subsets, preset_names
 from seqmatch_lib.runs.experiment import open_run, run_experiment
-from seqmatch_lib.runs.order import distil_again, measure_order, runs_of_order
+from seqmatch_lib.runs.order import distil_again, measure_order, one_set_for_longer, runs_of_order
 from seqmatch_lib.runs.records import load_orders, load_runs
 from seqmatch_lib.runs.stages import StageCheckpoint
 from seqmatch_lib.subsets import SubsetSequence, load_sequence, set_path
@@ -271,3 +271,26 @@ def test_the_other_half_of_idc_takes_what_its_second_subset_takes():
         assert half.num_iterations(1) == again.num_iterations(2) == sequence.num_iterations(2)
         loops = config.options.inner_loop
         assert runs["part 2"].options.inner_loop == (loops[1:2] or loops)
+
+
+@pytest.mark.parametrize(
+    ("preset", "changes", "key", "iterations"),
+    [
+        ("cifar10-ipc10-seqmatch_mtt", {"mtt.syn_steps": 7}, "mtt.iterations", 600),
+        ("cifar10-ipc10-seqmatch_mtt", {"subset_ipcs": [4, 3, 3]}, "mtt.iterations", 900),
+        ("cifar10-ipc10-seqmatch_idc", {"idc.iterations": [100, 250]}, "idc.iterations", (350,)),
+    ],
+)
+def test_one_set_has_as_many_iterations_and_epochs_as_a_sequence(preset, changes, key, iterations):
+    sequence = RunConfig.from_preset(preset, "reduced", 3, changes)
+    alone, longer, equal = runs_of_order(sequence)["one set"], one_set_for_longer(sequence), one_set_for_longer(sequence, True)
+    assert longer.options.iterations == iterations
+    assert longer == alone.changed({key: iterations})
+    assert equal == longer.changed({"training.epochs": sequence.num_subsets * sequence.training.epochs})
+    assert (equal.num_subsets, equal.ipc, equal.seed) == (1, 10, 3)
+
+
+def test_committed_sets_with_as_many_iterations_are_those_of_their_sequences():
+    known, changes = {run.run_id for run in load_runs(RESULTS)}, {"subset_ipcs": [25, 25]}
+    sequences = [RunConfig.from_preset("cifar10-ipc50-seqmatch_idc", "reduced", seed, changes) for seed in range(3)]
+    assert {one_set_for_longer(sequence).run_id for sequence in sequences} <= known

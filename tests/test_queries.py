@@ -18,11 +18,12 @@ from made_records import (
     make_run,
     make_sequence,
     make_short,
+    make_transfer,
 )
 
 from seqmatch_lib.errors import StorageError
 from seqmatch_lib.report import charts, controls, findings, queries
-from seqmatch_lib.report.controls import JOINTLY, ONE_SET, STAGED
+from seqmatch_lib.report.controls import EQUAL, JOINTLY, ONE_SET, SELECTED, STAGED
 from seqmatch_lib.report.evidence import Evidence
 from seqmatch_lib.report.numbers import robust_score
 from seqmatch_lib.report.texts import format_frame
@@ -40,7 +41,7 @@ def test_without_records_every_query_has_its_columns_and_no_rows():
         queries.reevaluated(nothing, "cifar10"), queries.gain_over_random(nothing, "cifar10", "reduced"),
         queries.curves(nothing, RESULTS, "cifar10", 10, "smoke"),
         *(query(nothing, *CELL) for query in (controls.comparison, controls.efforts, queries.subsets, controls.order)),
-        controls.halves_by_network(nothing, *CELL),
+        controls.controls_by_network(nothing, *CELL),
     ]  # fmt: skip
     for frame in frames:
         assert len(frame) == 0
@@ -261,6 +262,17 @@ def test_a_finding_without_records_says_so(name):
     assert "Nothing yet: no such run has a record." in getattr(findings, name)(Evidence([]), *setting)
 
 
+def test_another_task_shows_the_sequence_beside_one_set_of_equal_effort():
+    names = {"MTT": (40.0, 42.0), "SeqMatch": (50.0, 52.0), findings.EQUAL_EFFORT: (53.0, 55.0)}
+    runs = {name: make_run("place_names-ipc10-mtt", last=values) for name, values in names.items()}
+    said = findings.find_task(runs, "place_names", "reduced")
+    assert "MTT with as many iterations and epochs as SeqMatch reaches 54.0 %. SeqMatch minus this is -3.0 points" in said
+    del runs[findings.EQUAL_EFFORT]
+    said = findings.find_task(runs, "place_names", "reduced")
+    assert "MTT with as many iterations and epochs as SeqMatch: not run." in said
+    assert "minus" not in said
+
+
 def test_a_finding_on_k_without_any_sequence_says_what_was_not_run():
     found = findings.find_subsets(Evidence([make_run("cifar10-ipc10-mtt")]), *CELL)
     assert "Only one K was run, and no sequence beside one set." in found
@@ -308,7 +320,7 @@ def test_halves_on_another_architecture_are_the_control_of_the_lead_there(tmp_pa
     halves = {"divided, staged": [50.0, 52.0], "divided, staged (vit)": [27.0, 29.0], "divided, joint (vit)": [33.0, 35.0]}
     make_order(tmp_path, 0, halves, changes=run.overrides, scale="short")
     evidence = Evidence(runs, again, load_orders(tmp_path))
-    found = controls.halves_by_network(evidence, "cifar10", 10, "short").set_index(["network", "set"])
+    found = controls.controls_by_network(evidence, "cifar10", 10, "short").set_index(["network", "set"])
     assert found["difference"].to_dict() == {("vit", controls.HALVES): 3.0, ("vit", controls.HALVES_JOINTLY): -3.0}
     assert found["n"].tolist() == [2, 2]
     said = findings.find_transfer(evidence, "cifar10", 10, "short")
@@ -321,6 +333,42 @@ def test_halves_on_another_architecture_are_the_control_of_the_lead_there(tmp_pa
     not_run = "both by selected iterates, as many iterations and epochs, halves jointly for as many epochs"
     assert row["control"].endswith(f"halves in stages +3.0, 1 seed; halves jointly -3.0, 1 seed; not run: {not_run}")
     assert all(half in row["records"] for half in found["records"]["vit", controls.HALVES].split(", "))
+
+
+def test_controls_on_another_architecture_are_one_set_of_equal_effort_and_selected_iterates():
+    """The sequence has 40 % there, and 38 % with its selected iterate; MTT's sets have 31 %, 36 % and 39 %."""
+    mtt, sequence = make_run("cifar10-ipc10-mtt"), make_sequence()
+    longer = make_run("cifar10-ipc10-mtt", 0, (47.0, 49.0), None, {"mtt.iterations": 600}, (600,))
+    again = [make_transfer(mtt, 31.0), make_transfer(sequence, 40.0), make_transfer(longer, 36.0, epochs=600)]
+    again += [make_transfer(longer, 90.0), make_transfer(mtt, 39.0, True), make_transfer(sequence, 38.0, True)]
+    evidence = Evidence([mtt, sequence, longer], again)
+    found = controls.controls_by_network(evidence, *CELL)
+    assert set(found["network"]) == {"vit"}
+    assert found.set_index("set")["difference"].to_dict() == {SELECTED[ONE_SET]: -1.0, EQUAL: 4.0}
+    leads = queries.transfer(evidence, *CELL).set_index(["method", "network"])["lead"]
+    assert leads["seqmatch_mtt", "vit"] == 9.0, "selected iterates are not taken for last ones"
+    said = findings.find_transfer(evidence, *CELL)
+    assert "SeqMatch-MTT minus one set, as many iterations and epochs: +4.0 on ViT." in said
+    assert "Controls that were not evaluated: independent halves on ViT. " in said
+    shown = queries.reevaluated(evidence, "cifar10").set_index(["changed", "images"])["accuracy"]
+    assert shown["selected iterate", "5 + 5"] == 38.0
+    without = Evidence([mtt, sequence, longer], again[:-1])
+    assert controls.controls_by_network(without, *CELL)["set"].tolist() == [EQUAL], "both sides are to be selected iterates"
+    said = findings.find_transfer(Evidence([mtt, sequence], again[:2]), *CELL)
+    names = ("one set with as many iterations and epochs", "independent halves", "selected iterates")
+    assert f"Controls that were not evaluated: {'; '.join(f'{name} on ViT' for name in names)}. " in said
+
+
+def test_a_set_that_is_the_last_and_the_selected_one_needs_one_re_evaluation():
+    runs = [make_run("cifar10-ipc10-mtt"), make_sequence()]
+    both = [replace(run, stages=[stage | {"scores": [[300, 50.0]]} for stage in run.stages]) for run in runs]
+    assert [run.selects_last for run in [*runs, *both]] == [False, False, True, True]
+    again = [make_transfer(run, mean) for run, mean in zip(runs, (31.0, 40.0), strict=True)]
+    found = controls.controls_by_network(Evidence(both, again), *CELL)
+    assert found.set_index("set")["difference"].to_dict() == {SELECTED[ONE_SET]: 9.0}
+    assert controls.controls_by_network(Evidence(runs, again), *CELL).empty
+    earlier = [stage | {"scores": [[150, 60.0], [300, 50.0]]} for stage in runs[0].stages]
+    assert not replace(runs[0], stages=earlier).selects_last
 
 
 def test_other_architectures_are_compared_under_the_training_of_the_run():

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from made_records import make_order, make_reevaluation, make_sequence
+from made_records import make_order, make_reevaluation, make_run, make_sequence
 
 from seqmatch_lib import results as results_module
 from seqmatch_lib.errors import ConfigError, DataError, StorageError
@@ -14,6 +14,7 @@ from seqmatch_lib.report.evidence import Evidence
 from seqmatch_lib.report.queries import transfer
 from seqmatch_lib.results import Results, find_folder, list_configs
 from seqmatch_lib.runs.config import RunConfig, config_of_subsets
+from seqmatch_lib.runs.order import one_set_for_longer
 from seqmatch_lib.runs.records import load_orders, load_reevaluations, load_runs
 from seqmatch_lib.subsets import load_sequence, set_path
 
@@ -161,12 +162,47 @@ def test_coupling_is_shown_at_every_scale_that_was_measured_with_the_published_s
         Results.open(tmp_path).measure_coupling("cifar10", "reduced", seed=7)
 
 
+def test_coupling_is_asked_of_sets_of_every_size_that_has_presets(tmp_path):
+    results = Results((tmp_path,))
+    presets = [f"cifar10-ipc50-{name}" for name in ("mtt", "seqmatch_mtt")]
+    joint, sequence = (RunConfig.from_preset(preset, "smoke") for preset in presets)
+    with pytest.raises(StorageError, match=f"of 5 runs have no coupling measurement in .*{joint.run_id}"):
+        results.measure_coupling("cifar10", "smoke", ipc=50)
+    folder = tmp_path / "coupling" / sequence.run_id
+    folder.mkdir(parents=True)
+    measured = RunConfig.from_preset("cifar10-ipc10-seqmatch_mtt", "reduced").run_id
+    shutil.copy(ROOT / "paper_results" / "coupling" / measured / "losses.csv", folder)
+    make_run(presets[1], iterations=(3, 3, 3), scale="smoke").save(tmp_path)
+    assert list(results.measure_coupling("cifar10", "smoke", ipc=50)) == [
+        "CIFAR-10, 50 images per class, smoke: means nothing"
+    ]
+    with pytest.raises(StorageError, match="have no coupling measurement"):
+        results.measure_coupling("cifar10", "smoke")
+    for ipc in (20, "10", [10]):
+        with pytest.raises(ConfigError, match=r"'digits' has no presets of MTT and its sequence of this size; use 10"):
+            results.measure_coupling("digits", "smoke", ipc=ipc)
+    with pytest.raises(ConfigError, match="'cifar11' has no presets of MTT .*; take another data set"):
+        results.measure_coupling("cifar11", "smoke")
+
+
 def test_only_an_answer_that_is_shown_spares_a_question(monkeypatch, tmp_path):
     """Jointly, after other training, without random images, for too few networks: none of these is what is asked."""
     results = Results((tmp_path,), tmp_path)
     (run,) = results.run([RunConfig.from_preset("digits-ipc10-seqmatch_dm", "smoke")])
     found, asked, halves = run.evaluate(random=True), [], []
-    monkeypatch.setattr(Run, "evaluate", lambda run, networks, **more: asked.append(list(networks)))
+    epochs = 2 * run.config.training.epochs
+    longer, now = [], {"selected": False}
+    monkeypatch.setattr(Run, "has_selected", property(lambda run: now["selected"] and run.config.num_subsets > 1))
+
+    def note(run, networks, **more):
+        (asked if run.config.num_subsets > 1 else longer).append([*networks] + ["selected"] * more["selected"])
+        if run.config.num_subsets == 1:
+            assert more["set"] == {
+                "evaluation.num_networks": more["set"]["evaluation.num_networks"],
+                "training.epochs": epochs,
+            }
+
+    monkeypatch.setattr(Run, "evaluate", note)
     monkeypatch.setattr(Results, "_measure_order", lambda results, config, *more: halves.append(more))
 
     def answer(joint=False, random=True, count=2, **changes):
@@ -174,7 +210,8 @@ def test_only_an_answer_that_is_shown_spares_a_question(monkeypatch, tmp_path):
         config = run.config.changed({"evaluation.networks": ["vit"], "evaluation.num_networks": count, **changes})
         accuracy = {"vit": found.accuracy["convnet"] | {"values": found.accuracy["convnet"]["values"][:count]}}
         baseline = accuracy if random else None
-        replace(found, joint=joint, config=config.as_dict(), accuracy=accuracy, random_baseline=baseline).save(tmp_path)
+        given = {"accuracy": accuracy, "random_baseline": baseline, "overrides": None}
+        replace(found, joint=joint, config=config.as_dict(), **given).save(tmp_path)
 
     answer(joint=True)
     answer(random=False)
@@ -193,6 +230,21 @@ def test_only_an_answer_that_is_shown_spares_a_question(monkeypatch, tmp_path):
     make_order(tmp_path, 0, accuracy, preset="digits-ipc10-seqmatch_dm", scale="smoke", sha256=run.record.synthetic_sha256)
     results.reevaluate([run], ["convnet", "vit"], 2)
     assert halves[-1] == ([], []), "halves that were evaluated on an architecture are not evaluated there again"
+    one_set = one_set_for_longer(run.config)
+    assert longer == [["convnet", "vit"], ["vit"], ["vit"], ["convnet", "vit"]]
+    (equal,) = results.run([one_set])
+    config = one_set.changed({"evaluation.networks": ["vit"], "training.epochs": epochs}).as_dict()
+    changes = {"run_id": equal.record.run_id, "synthetic_sha256": equal.record.synthetic_sha256, "overrides": None}
+    replace(found, config=config, accuracy={"vit": found.accuracy["convnet"]}, **changes).save(tmp_path)
+    now["selected"] = True
+    results.reevaluate([run], ["vit"], 2)
+    assert len(longer) == 4, "one set of equal effort that was evaluated there is not evaluated there again"
+    assert asked[2:] == [["vit", "selected"]]
+    of_selected = {"synthetic_sha256": "f" * 64, "last_sha256": run.record.synthetic_sha256, "overrides": None}
+    config = run.config.changed({"evaluation.networks": ["vit"]}).as_dict()
+    replace(found, config=config, accuracy={"vit": found.accuracy["convnet"]}, **of_selected).save(tmp_path)
+    results.reevaluate([run], ["vit"], 2)
+    assert asked[2:] == [["vit", "selected"]]
 
 
 def test_an_ablation_that_lacks_parts_is_completed(tmp_path, monkeypatch):

@@ -5,7 +5,17 @@ from math import nan
 
 import pandas as pd
 import pytest
-from made_records import COMMITTED, PUBLISHED, RESULTS, accuracy, make_order, make_reevaluation, make_run, make_sequence
+from made_records import (
+    COMMITTED,
+    PUBLISHED,
+    RESULTS,
+    accuracy,
+    make_order,
+    make_reevaluation,
+    make_run,
+    make_sequence,
+    make_transfer,
+)
 
 from seqmatch_lib.report.evidence import Evidence
 from seqmatch_lib.report.verdicts import CONTROLS, Gap, judge_accuracy, judge_difference, list_verdicts, summarise
@@ -77,6 +87,9 @@ def test_the_committed_records_confirm_and_refute_nothing_but_at_published_setti
     assert gain["measured"] == "+2.3 [+1.3, +3.2], 3 seeds"
 
 
+TRANSFER = "SeqMatch-{0} keeps its lead over {0} on another architecture"
+
+
 def test_a_claim_shows_every_scale_that_it_was_asked_at_and_its_halves_in_both_trainings():
     """The less favourable of two scales, or of two controls, must not be left out."""
     found = list_verdicts(COMMITTED, PUBLISHED, RESULTS)
@@ -90,12 +103,37 @@ def test_a_claim_shows_every_scale_that_it_was_asked_at_and_its_halves_in_both_t
 
 def test_the_lead_on_another_architecture_stands_beside_that_on_the_convnet():
     found = list_verdicts(COMMITTED, PUBLISHED, RESULTS)
-    name = "SeqMatch-{0} keeps its lead over {0} on another architecture"
-    row = find(found, name.format("MTT"), "10 images per class, VGG-11", "short")
+    row = find(found, TRANSFER.format("MTT"), "10 images per class, VGG-11", "short")
     assert (row["measured"], row["verdict"]) == ("+10.7, 1 seed", "not decided (cut short: 1 seed)")
     assert row["control"].startswith("on the ConvNet +4.4, 1 seed")
     assert row["records"] == "d20c5315, 178da106", "of the seed that both have"
-    assert find(found, name.format("IDC"), "10 images per class", "")["verdict"] == "not decided (not run)"
+    assert find(found, TRANSFER.format("IDC"), "10 images per class", "")["verdict"] == "not decided (not run)"
+
+
+@pytest.mark.parametrize(
+    ("selected", "verdict"), [(35.0, "confirmed"), (45.0, "not confirmed (ahead; both by selected iterates: behind; ")]
+)
+def test_a_lead_on_another_architecture_is_confirmed_if_all_its_controls_are_passed_there(tmp_path, selected, verdict):
+    """The sequence has 40 %, MTT's set 30 % and its selected iterate `selected`, all other controls 35 %."""
+    runs, again, names = [], [], ("divided, staged", "divided, joint", "divided, joint, as many epochs")
+    for seed in range(3):
+        mtt = make_run("cifar10-ipc10-mtt", seed, (58.0, 59.0), iterations=(1500,), scale="short")
+        longer = ("cifar10-ipc10-mtt", seed, (58.0, 59.0), None, {"mtt.iterations": 3000}, (3000,), "short")
+        longer = make_run(*longer)
+        sequence = make_run("cifar10-ipc10-seqmatch_mtt", seed, (64.0, 65.0), (60.0, 61.0), None, (1500, 1500), "short")
+        runs += [mtt, longer, sequence]
+        again += [make_transfer(mtt, 30.0), make_transfer(sequence, 40.0), make_transfer(longer, 35.0, epochs=2000)]
+        again += [make_transfer(mtt, selected, True), make_transfer(sequence, 40.0, True)]
+        make_order(tmp_path, seed, {f"{name} (vit)": [34.0, 36.0] for name in names}, scale="short")
+    evidence = Evidence(runs, again, load_orders(tmp_path))
+    row = find(list_verdicts(evidence, PUBLISHED, RESULTS), TRANSFER.format("MTT"), "10 images per class, ViT", "short")
+    assert row["verdict"].startswith(verdict)
+    assert "not run" not in row["control"]
+    assert "as many iterations and epochs +5.0 [+5.0, +5.0], 3 seeds" in row["control"]
+    assert all(run.config_hash[:8] in row["records"] for run in runs)
+    of_two = Evidence(runs, [one for one in again if one.last_sha256 is None], evidence.orders)
+    row = find(list_verdicts(of_two, PUBLISHED, RESULTS), TRANSFER.format("MTT"), "10 images per class, ViT", "short")
+    assert row["verdict"].startswith("not decided (ahead; both by selected iterates: not run; ")
 
 
 def test_records_at_published_settings_lead_and_are_judged():

@@ -14,7 +14,6 @@ from seqmatch_lib.report.evidence import Evidence, runs_of, with_settings
 from seqmatch_lib.report.numbers import make_frame, summarise, values_by_seed, where
 from seqmatch_lib.report.queries import values_by_network
 from seqmatch_lib.runs.config import REFERENCES, SEQUENTIAL_PREFIX
-from seqmatch_lib.runs.order import PARTS
 from seqmatch_lib.runs.overrides import changes_of
 from seqmatch_lib.runs.records import OrderRecord
 from seqmatch_lib.store.files import digest_json
@@ -74,8 +73,9 @@ def comparison(
     """Compares the sequence with its base method and the controls: for each base method, one row per set and way of training.
 
     Args:
-        evidence: the records. Base methods that were not run both alone and in sequence are left out. Of several sequences,
-            the one that stands for its preset is taken; of several of these, the one with most seeds.
+        evidence: the records, perhaps `on` one architecture. Base methods that were not run both alone and in sequence are
+            left out. Of several sequences, the one that stands for its preset is taken; of several of these, the one with
+            most seeds.
         dataset: its name.
         ipc: images per class of every set.
         scale: of the runs.
@@ -101,9 +101,9 @@ def comparison(
         random, sets = evidence.select(["random"], dataset=dataset), _sets(plain, sequence)
         known = {name: groups[effort] for name, effort in sets.items() if effort in groups} | {
             RANDOM: _of_runs(random, groups.get(plain, groups[alone[0]])),
-            HALVES: _of_order(ablations, "divided, staged"),
-            HALVES_JOINTLY: _of_order(ablations, "divided, joint"),
-            HALVES_LONGER: _of_order(ablations, "divided, joint, as many epochs"),
+            HALVES: _of_order(ablations, "divided, staged", evidence.network),
+            HALVES_JOINTLY: _of_order(ablations, "divided, joint", evidence.network),
+            HALVES_LONGER: _of_order(ablations, "divided, joint, as many epochs", evidence.network),
         }
         known |= {SELECTED[name]: _of_runs(selected, known[name]) for name in SELECTED if name in known}
         staged, staged_selected = (values_by_seed(each) for each in (groups[sequence], _of_runs(selected, groups[sequence])))
@@ -251,24 +251,22 @@ def order(
     return make_frame(rows, ("base", "num_subsets", "set", "difference"))
 
 
-def halves_by_network(evidence: Evidence, dataset: str, ipc: int, scale: str) -> pd.DataFrame:
-    """The control of `queries.transfer`: independent halves on architectures that they were not distilled with.
+def controls_by_network(evidence: Evidence, dataset: str, ipc: int, scale: str) -> pd.DataFrame:
+    """The controls of `queries.transfer`: the rows of `comparison` on architectures that sets were not distilled with.
 
     Returns:
-        Columns `base`, `num_subsets`, `network`, `set` (in stages, jointly, or jointly for as many epochs), `accuracy`,
-        `difference` (the sequence in stages on that architecture minus this set), `seeds`, `n` and `records`.
+        Columns of `comparison`, and `network`. The sets are those of `DECIDING`, and of `SELECTED`, as far as they were
+        evaluated there; `difference` is the sequence in stages on that architecture minus the set.
     """
-    rows = []
-    for (method, network), (sequence, _) in values_by_network(evidence, dataset, ipc, scale).items():
-        standing = {run.config_hash for run in runs_of(f"{dataset}-ipc{ipc}-{method}", scale, evidence.runs)}
-        records = [record for record in evidence.orders if digest_json(record.config) in standing]
-        for name in PARTS["halves"]:
-            on_network = _of_order(records, name, network)
-            if len(on_network) and network != records[0].config["network"]["name"]:
-                common = {"base": method.removeprefix(SEQUENTIAL_PREFIX), "num_subsets": len(records[0].config["subset_ipcs"])}
-                common |= {"network": network, "set": OF_ORDER[name]}
-                rows += [common | row for row in summarise(on_network, "difference", sequence, by_seed=False)]
-    return make_frame(rows, ("base", "num_subsets", "network", "set", "difference"))
+    parts = [comparison(Evidence([]), dataset, ipc, scale).assign(network="")]
+    for method, network in values_by_network(evidence, dataset, ipc, scale):
+        base = method.removeprefix(SEQUENTIAL_PREFIX)
+        runs = runs_of(f"{dataset}-ipc{ipc}-{method}", scale, evidence.runs)
+        if method != base and runs and network != runs[0].config["network"]["name"]:
+            rows = comparison(evidence.on(network), dataset, ipc, scale, bases=[base])
+            rows = rows[rows["set"].isin((*SELECTED.values(), *DECIDING)) & (rows["difference_seeds"] > 0)]
+            parts.append(rows.assign(network=network))
+    return pd.concat([part for part in parts if len(part)] or parts, ignore_index=True)
 
 
 def _of_order(records: Iterable[OrderRecord], name: str, network: str | None = None) -> pd.DataFrame:

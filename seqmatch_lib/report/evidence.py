@@ -26,6 +26,7 @@ from seqmatch_lib.store.files import digest_json, read_json
 
 PUBLISHED_SETTINGS = ("paper", "short")  # scales whose numbers stand beside published ones, the leading one first
 LEFT_OPEN = ("teachers.num_teachers", "evaluation.num_networks", "evaluation.num_selections")  # at scale "short"
+OF_NETWORKS = {"evaluation.networks", "evaluation.num_networks"}  # settings that say which networks are asked
 OWN_NUMBER = 0  # of teachers: that of the scale, whatever it is
 KINDS = {kind.removesuffix(" real"): name for kind, name in ACCURACIES.items()}  # as columns are called
 COLUMNS = (  # of `Evidence.accuracies`
@@ -44,12 +45,14 @@ class Evidence:
         reevaluations: records of `evaluate --results`.
         orders: records of the ablation of order and division.
         trust: "faults" and "fuzzing" -> what `faults.py` and `fuzzing.py` in `tests/trust/` counted in their long forms.
+        network: the architecture that all accuracies are of, see `on`; None: each run's own ones.
     """
 
     runs: list[RunRecord]
     reevaluations: list[Reevaluation] = field(default_factory=list)
     orders: list[OrderRecord] = field(default_factory=list)
     trust: dict[str, dict[str, Any]] = field(default_factory=dict)
+    network: str | None = None
 
     @classmethod
     def load(cls, *folders: Path) -> "Evidence":
@@ -62,7 +65,7 @@ class Evidence:
             StorageError: a damaged record, or runs of one data set and scale on different images.
         """
         reevaluations, orders = ([(home, load(home)) for home in folders] for load in (load_reevaluations, load_orders))
-        measured = {record.synthetic_sha256 for _, records in (*reevaluations, *orders) for record in records}
+        measured = {record.run_sha256 for _, records in (*reevaluations, *orders) for record in records}
         runs: dict[str, RunRecord] = {}
         for run in (run for home in folders for run in load_runs(home)):
             first = runs.setdefault(run.run_id, run)
@@ -77,16 +80,37 @@ class Evidence:
         """Every accuracy, a row for each set of each run, training and architecture; all queries select from it.
 
         Columns, besides those that name the run: `stands` (whether the run stands for its preset, see `runs_of`), `kind`
-        ("last", "selected", "joint", "random": random real images; with the suffix "again" in a re-evaluation), `trained`,
-        `epochs`, `network`, `is_first` (the run's first architecture), `changes` (of the run from its preset) and `asked` (of
-        a re-evaluation from its run): dictionaries; `values`: list.
+        ("last", "selected", "joint", "random": random real images; in a re-evaluation "last again", "selected again" and
+        "random again", where `trained` says whether jointly), `trained`, `epochs`, `network`, `is_first` (the run's first
+        architecture), `changes` (of the run from its preset) and `asked` (of a re-evaluation from its run): dictionaries;
+        `values`: list.
         """
         presets = {(run.preset, run.scale) for run in self.runs}
         standing = {run.run_id for preset, scale in presets for run in runs_of(preset, scale, self.runs)}
         rows = [
             row | {"stands": run.run_id in standing} for run in self.runs for row in _accuracies_of(run, self.reevaluations)
         ]
-        return pd.DataFrame(rows, columns=COLUMNS).astype({"is_first": bool, "even": bool, "stands": bool, "seed": int})
+        frame = pd.DataFrame(rows, columns=COLUMNS).astype({"is_first": bool, "even": bool, "stands": bool, "seed": int})
+        return frame if self.network is None else self._on_network(frame)
+
+    def on(self, network: str) -> "Evidence":
+        """Returns the records as if this architecture were the first of each run, so that queries compare its accuracies.
+
+        Those of a re-evaluation count as the run's own if nothing but the networks was asked for; of several the one with
+        most networks. A set that is the last and the selected one at once has both kinds. Joint training is left out.
+        """
+        return replace(self, network=network)
+
+    def _on_network(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """Returns `accuracies` as `on` says."""
+        rows = rows[(rows["network"] == self.network) & (rows["trained"] != "jointly")]
+        asked = [{key: value for key, value in changes.items() if key not in OF_NETWORKS} for changes in rows["asked"]]
+        kinds = [kind if changes else kind.split()[0] for kind, changes in zip(rows["kind"], asked, strict=True)]
+        rows = rows.assign(asked=asked, kind=kinds, is_first=True, n=rows["values"].map(len), text=list(map(str, asked)))
+        both = {run.config_hash[:8] for run in self.runs if run.selects_last}
+        selected = rows[(rows["kind"] == "last") & rows["record"].isin(both)].assign(kind="selected")
+        rows = pd.concat([rows, selected]).sort_values("n", kind="stable")
+        return rows.drop_duplicates(["record", "kind", "epochs", "text"], keep="last").sort_index(kind="stable")[[*COLUMNS]]
 
     def parts(self, scale: str) -> list["Evidence"]:
         """Returns the records in parts whose sets may be compared: at scale "short" one for each number of teachers.
@@ -129,7 +153,8 @@ def _of_these_sets(found: Iterable[tuple[Path, list[Measured]]], runs: Mapping[s
     """
     kept: dict[Path, Measured] = {}
     for home, record in ((home, record) for home, records in found for record in records):
-        if runs.get(record.run_id, record).synthetic_sha256 == record.synthetic_sha256:
+        run = runs.get(record.run_id)
+        if run is None or run.synthetic_sha256 == record.run_sha256:
             first = kept.setdefault(record.path(Path()), record)
             if isinstance(record, OrderRecord):
                 kept[record.path(Path())] = first.joined_with(record)
@@ -173,8 +198,10 @@ def _accuracies_of(run: RunRecord, reevaluations: Sequence[Reevaluation]) -> Ite
             questions.setdefault(digest_json([again.synthetic_sha256, again.joint, again.config]), []).append(again)
     for question, answers in questions.items():
         first = answers[0]
-        asked = describe_changes(flatten_settings(run.config), flatten_settings(first.config))
-        for kind, name in (("last again", "accuracy"), ("random again", "random_baseline")):
+        asked = first.overrides  # of which older records say nothing
+        if asked is None:
+            asked = describe_changes(flatten_settings(run.config), flatten_settings(first.config))
+        for kind, name in ((f"{first.iterate} again", "accuracy"), ("random again", "random_baseline")):
             by_network = _pool_networks([getattr(again, name) or {} for again in answers])
             measured.append((kind, first.joint, first.config, asked, f"{run.run_id} {question}", by_network))
     for kind, joint, config, asked, question, by_network in measured:

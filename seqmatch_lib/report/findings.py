@@ -26,7 +26,7 @@ from seqmatch_lib.report.controls import (
     SELECTED,
     STAGED,
     comparison,
-    halves_by_network,
+    controls_by_network,
     leads,
     order,
 )
@@ -65,7 +65,12 @@ TENTHS = {  # parts of the test images by difficulty -> deciles
     "easiest tenth": [0], "easy half": range(5), "hard half": range(5, 10), "hardest tenth": [9], "all": range(10),
 }  # fmt: skip
 SEQUENCE = "SeqMatch"  # its name in measurements of coupling, after its last stage
-WHOLE = "whole data set"  # its name among runs
+CONTROLS_OF_TRANSFER = {  # in words -> the sets of `comparison`
+    "one set with as many iterations and epochs": (EQUAL,),
+    "independent halves": (HALVES, HALVES_JOINTLY, HALVES_LONGER),
+    "selected iterates": tuple(SELECTED.values()),
+}
+WHOLE, EQUAL_EFFORT = "whole data set", "MTT, equal effort"  # their names among runs
 NOTHING = "Nothing yet: no such run has a record."
 OF_SCALES = {
     "smoke": "Scale smoke: these numbers mean nothing.",
@@ -224,11 +229,13 @@ def find_gains(evidence: Evidence, dataset: str, scale: str) -> str:
 def find_growth(evidence: Evidence, results_dir: Path, dataset: str, scale: str) -> str:
     """Whether coupling grows with the number of images, as far as it was measured."""
     paths = [
-        find_table(run, "gradients", results_dir)
+        (run.ipc, find_table(run, "gradients", results_dir))
         for run in evidence.runs
         if (run.dataset, run.scale) == (dataset, scale) and run in runs_of(run.preset, scale, evidence.runs)
     ]
-    tables = [pd.read_csv(path) for path in paths if path is not None]
+    measured = [(ipc, path) for ipc, path in paths if path is not None]
+    largest_set = max(measured, default=(0, None))[0]  # smaller sets are other ones, and no seeds of it
+    tables = [pd.read_csv(path) for ipc, path in measured if ipc == largest_set]
     if not tables:
         return f"Coupling was not measured on {name_setting(dataset, None, scale)}."
     gradients = pd.concat(tables)
@@ -266,13 +273,16 @@ def find_transfer(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str
     found = f"Lead over random real images under the same training, in points: {'; '.join(parts)}. "
     for method, rows in leads.groupby("method", sort=False):
         found += f"{name_of(method)} minus {name_of(method.removeprefix(SEQUENTIAL_PREFIX))}: {_by_network(rows, 'lead')}. "
-    halves = halves_by_network(evidence, dataset, ipc, scale)
-    for (base, name), rows in halves.groupby(["base", "set"], sort=False):
+    controls = controls_by_network(evidence, dataset, ipc, scale)
+    for (base, name), rows in controls.groupby(["base", "set"], sort=False):
         control = name_set(name, rows["num_subsets"].max())
         found += f"{name_of(SEQUENTIAL_PREFIX + base)} minus {control}: {_by_network(rows, 'difference')}. "
-    alone = sorted({*leads["network"]} - {*halves["network"], "convnet"})
+    alone = []
+    for name, sets in CONTROLS_OF_TRANSFER.items():
+        networks = sorted({*leads["network"]} - {*controls[controls["set"].isin(sets)]["network"], "convnet"})
+        alone += [f"{name} on {', '.join(map(name_of, networks))}"] if networks else []
     if alone:
-        found += f"Independent halves, the control, were not evaluated on {', '.join(map(name_of, alone))}. "
+        found += f"Controls that were not evaluated: {'; '.join(alone)}. "
     if missing:
         found += f"Not evaluated on other architectures: the sets of {', '.join(map(name_of, missing))}."
     sure = f"{_seeds(frame)}, {format_range(frame['n'])} networks of each architecture."
@@ -287,14 +297,12 @@ def _by_network(rows: pd.DataFrame, name: str) -> str:
 def find_digits(runs: Mapping[str, RunRecord]) -> str:
     """What the quickstart shows: what can be told apart on digits, and what cannot. `runs` maps names to records."""
     random, mtt, seqmatch, whole = (runs[name].accuracy_last for name in ("random real", "MTT", "SeqMatch", WHOLE))
-    equal, first = runs["MTT, equal effort"].accuracy_last, runs["MTT"]
-    gap, spread = seqmatch["mean"] - equal["mean"], max(seqmatch["std"], equal["std"])
+    first = runs["MTT"]
     found = (
         f"Networks that are trained on {first.ipc} distilled images per class reach {mtt['mean']:.1f} % (MTT) and "
         f"{seqmatch['mean']:.1f} % (SeqMatch), on as many random real ones {random['mean']:.1f} %, on the whole data set "
         f"{whole['mean']:.1f} %. "
-        f"MTT with as many iterations and epochs as SeqMatch reaches {equal['mean']:.1f} %. SeqMatch minus this is {gap:+.1f} "
-        f"points; networks trained on one set differ by a standard deviation of {spread:.1f}."
+        f"{_beside_equal_effort(runs)}"
     )
     sure = (
         f"One seed of distillation, {mtt['n']} networks each: enough to see that distillation works, and not to rank MTT and "
@@ -303,15 +311,30 @@ def find_digits(runs: Mapping[str, RunRecord]) -> str:
     return _finding(name_setting(first.dataset, first.ipc, first.scale), first.scale, found, sure)
 
 
+def _beside_equal_effort(runs: Mapping[str, RunRecord]) -> str:
+    """Returns how far SeqMatch is ahead of its control of equal effort, in sentences."""
+    equal, seqmatch = (runs[name].accuracy_last for name in (EQUAL_EFFORT, "SeqMatch"))
+    gap, spread = seqmatch["mean"] - equal["mean"], max(seqmatch["std"], equal["std"])
+    return (
+        f"MTT with as many iterations and epochs as SeqMatch reaches {equal['mean']:.1f} %. SeqMatch minus this is {gap:+.1f} "
+        f"points; networks trained on one set differ by a standard deviation of {spread:.1f}."
+    )
+
+
 def find_task(runs: Mapping[str, RunRecord], dataset: str, scale: str) -> str:
-    """The accuracy of networks trained on sets of another kind of data; `runs` maps names to records."""
+    """The accuracy of networks trained on sets of another kind of data; `runs` maps names to records.
+
+    SeqMatch stands beside MTT with as many iterations and epochs; without that run, it says so.
+    """
     if not runs:
         where = name_setting(dataset, None, scale)
         return f"**What we find** ({where}). Nothing yet: no run has a record. With compute = True they are run."
     reached = ", ".join(f"{run.accuracy_last['mean']:.1f} for {name}" for name, run in runs.items())
     counts = ", ".join(map(str, sorted({run.accuracy_last["n"] for run in runs.values()})))
-    sure = f"One seed of distillation, {counts} networks each; no control with as many iterations and epochs."
-    found = f"Test accuracy in per cent, by training data: {reached}."
+    sure = f"One seed of distillation, {counts} networks each. Independent halves were not distilled."
+    found = f"Test accuracy in per cent, by training data: {reached}. "
+    is_controlled = {EQUAL_EFFORT, "SeqMatch"} <= runs.keys()
+    found += _beside_equal_effort(runs) if is_controlled else "MTT with as many iterations and epochs as SeqMatch: not run."
     return _finding(name_setting(dataset, None, scale), scale, found, sure)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from seqmatch_lib.errors import StorageError, require
-from seqmatch_lib.report.evidence import KINDS, Evidence, iterations_of, runs_left_open, with_settings
+from seqmatch_lib.report.evidence import KINDS, OF_NETWORKS, Evidence, iterations_of, runs_left_open, with_settings
 from seqmatch_lib.report.numbers import (
     Values,
     difference,
@@ -33,8 +33,6 @@ from seqmatch_lib.runs.config import REFERENCES, SEQUENTIAL_PREFIX, RunConfig, p
 from seqmatch_lib.runs.overrides import flatten_settings
 from seqmatch_lib.runs.records import RunRecord, list_scores
 from seqmatch_lib.runs.stages import read_progress
-
-OF_NETWORKS = {"evaluation.networks", "evaluation.num_networks"}  # settings that say which networks are asked
 
 
 def baselines(evidence: Evidence, scale: str) -> pd.DataFrame:
@@ -158,11 +156,17 @@ def _settings_but_size(run: RunRecord) -> str:
 def reevaluated(evidence: Evidence, dataset: str) -> pd.DataFrame:
     """Finished sets under other questions, one a row: other networks, other training, jointly; `random` under the same.
 
-    `distilled_with` has the settings of the run that are not its preset's, `changed` those of the question.
+    `distilled_with` has the settings of the run that are not its preset's, `changed` those of the question, after "selected
+    iterate" if the set is not that with the last one.
     """
     rows = evidence.accuracies
     rows = rows[(rows["dataset"] == dataset) & rows["kind"].str.endswith("again")]
-    rows = rows.assign(changed=[_describe(asked, "evaluation.") for asked in rows["asked"]])
+    of_selected = rows["question"].isin(rows[rows["kind"] == "selected again"]["question"])
+    asked = [_describe(changes, "evaluation.") for changes in rows["asked"]]
+    both = zip(of_selected.map({True: "selected iterate", False: ""}), asked, strict=True)
+    rows = rows.assign(
+        kind=rows["kind"].replace("selected again", "last again"), changed=[", ".join(filter(None, texts)) for texts in both]
+    )
     rows = rows.assign(distilled_with=[_describe(changes, "evaluation.") for changes in rows["changes"]])
     by = ["scale", "method", "images", "distilled_with", "trained", "changed", "network", "question"]
     pooled = pool(rows, by, {"accuracy": "last again", "random": "random again"}, by_seed=True)
@@ -222,8 +226,8 @@ def transfer(evidence: Evidence, dataset: str, ipc: int, scale: str) -> pd.DataF
     """Accuracy of several architectures trained on the sets of presets: a row for each method and architecture.
 
     `gain` is over random real images, `lead` that of a sequence over its base method. All is over the seeds that every
-    architecture of a method has. Methods of which one architecture is known are left out. `controls.halves_by_network` has
-    the control of `lead`.
+    architecture of a method has. Methods of which one architecture is known are left out. `controls.controls_by_network` has
+    the controls of `lead`.
     """
     found, pooled = values_by_network(evidence, dataset, ipc, scale), []
     for (method, network), (last, random) in found.items():
@@ -248,7 +252,7 @@ def values_by_network(evidence: Evidence, dataset: str, ipc: int, scale: str) ->
     rows = rows[(rows["dataset"] == dataset) & (rows["ipc"] == ipc) & (rows["scale"] == scale)]
     rows = where(rows, lambda row: row.stands or row.changes.keys() <= OF_NETWORKS)
     rows = where(rows, lambda row: row.asked.keys() <= OF_NETWORKS)
-    rows = rows[(rows["trained"] != "jointly") & (rows["method"] != "random")]
+    rows = rows[(rows["trained"] != "jointly") & (rows["method"] != "random") & ~rows["kind"].str.startswith("selected")]
     rows = rows.assign(kind=rows["kind"].str.split().str[0], n=rows["values"].str.len()).sort_values("n", kind="stable")
     rows = rows.drop_duplicates(["method", "network", "kind", "seed"], keep="last").sort_index()  # the answer of most networks
     found: dict[tuple[str, str], list[Values]] = {}

@@ -35,7 +35,7 @@ from seqmatch_lib.report.controls import (
     SELECTED,
     STAGED,
     comparison,
-    halves_by_network,
+    controls_by_network,
     order,
 )
 from seqmatch_lib.report.evidence import PUBLISHED_SETTINGS, Evidence, runs_of
@@ -285,17 +285,20 @@ def _transfer(evidence: Evidence) -> Iterable[tuple[str, ...]]:
             pair = [runs_of(f"cifar10-ipc10-{name}", scale, part.runs) for name in (base, method)]
             seeds = set.intersection(*({run.seed for run in runs} for runs in pair))
             records = [run.config_hash[:8] for runs in pair for run in runs if gaps and run.seed in seeds]
-            halves = halves_by_network(part, *cell, scale)
+            on_networks = controls_by_network(part, *cell, scale)
             for network, gap in gaps.items() or [("", Gap())]:
-                sets = halves[(halves["base"] == base) & (halves["network"] == network)].set_index("set")
-                controls = {"both by selected iterates": Gap()} | {name: _gap(sets, row) for name, row in CONTROLS.items()}
-                of_halves = [name for names in sets["records"] for name in names.split(", ")]
+                chosen = (on_networks["base"] == base) & (on_networks["network"] == network)
+                sets = on_networks[chosen].set_index("set")
+                selected = next((_gap(sets, name) for name in SELECTED.values() if name in sets.index), Gap())
+                controls = {"both by selected iterates": selected}
+                controls |= {name_set(name, sets["num_subsets"].max()): _gap(sets, row) for name, row in CONTROLS.items()}
+                of_controls = [name for names in sets["records"] for name in names.split(", ")]
                 yield (
                     PAPER, f"{name_of(method)} keeps its lead over {name_of(base)} on another architecture",
                     ", ".join(filter(None, (name_cell(*cell), name_of(network)))), name_scale(part, *cell, scale, [base]), "–",
                     str(gap), f"on the ConvNet {own}; {_list_controls(controls)}" if gap.seeds else "",
                     judge_difference(gap, scale, controls, _any_cut_short(part, *cell, scale, base)),
-                    ", ".join(dict.fromkeys([*records, *of_halves])),
+                    ", ".join(dict.fromkeys([*records, *of_controls])),
                 )  # fmt: skip
 
 

@@ -275,7 +275,7 @@ def _make_sequences(config: RunConfig, data: RealData, stages: list[StageProgres
         return reference, reference
     earlier = tuple(stage.selected for stage in stages[:-1])
     last = SubsetSequence((*earlier, stages[-1].last), metadata)
-    return last, SubsetSequence((*earlier, stages[-1].selected), metadata)
+    return last, SubsetSequence((*earlier, stages[-1].selected), metadata | {"last_sha256": last.sha256()})
 
 
 def _reference(config: RunConfig, data: RealData) -> SubsetSequence:

@@ -30,7 +30,8 @@ def format_reevaluations(records: Iterable[Reevaluation]) -> str:
     """Returns a plain-text table of re-evaluations: accuracies in per cent, a line for each architecture of each set."""
     rows = [("set", "trained", "seed", "network", "accuracy", "random real", "n", "question")]
     for record in records:
-        trained, question = "jointly" if record.joint else "in stages", record.path(Path()).stem.rpartition("-")[2]
+        trained = ("jointly" if record.joint else "in stages") + ", selected iterate" * (record.iterate == "selected")
+        question = record.path(Path()).stem.rpartition("-")[2]
         for network, accuracy in record.accuracy.items():
             random = (record.random_baseline or {}).get(network)
             cells = (_format_accuracy(accuracy), _format_accuracy(random), accuracy["n"], question)

@@ -64,6 +64,29 @@ def runs_of_order(config: RunConfig) -> dict[str, RunConfig]:
     return runs
 
 
+def one_set_for_longer(config: RunConfig, epochs: bool = False) -> RunConfig:
+    """Returns the run of the base method on one set that has as many iterations in all as a sequence.
+
+    Args:
+        config: of the sequence.
+        epochs: whether its networks are trained for as many epochs in all, too. For accuracies of both kinds of training,
+            evaluate the set of the run without them under `training.epochs`.
+
+    Raises:
+        ConfigError: as `runs_of_order`.
+    """
+    base, count = config.base_method, config.num_subsets
+    alone, method = runs_of_order(config)["one set"], get_method(base)(config.options)
+    require(
+        hasattr(config.options, "iterations"), f"method {base!r} has no setting iterations, of which one set could get more"
+    )
+    iterations = sum(method.num_iterations(k) for k in range(1, count + 1))
+    is_list = isinstance(config.options.iterations, tuple)  # with an entry for each stage
+    changes = {f"{base}.iterations": [iterations] if is_list else iterations}
+    changes |= {"training.epochs": count * config.training.epochs} if epochs else {}
+    return alone.changed(changes)
+
+
 def parts_of_order(config: RunConfig) -> Sequence[str]:
     """Returns the parts of the ablation that a sequence has: all if it has two subsets of one size, else only some."""
     first, *others = config.subset_ipcs

@@ -1,13 +1,13 @@
 """Records: one JSON file each for a run, a re-evaluation of a finished set, and a comparison of orders of subsets.
 
 Each holds everything needed to understand and repeat it. `overrides` are what differed from the preset when the record was
-made, so that editing a preset never changes what an older record means; a re-evaluation takes those of its run.
+made, so that editing a preset never changes what an older record means; in a re-evaluation, what differed from its run.
 """
 
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from types import NoneType, UnionType
@@ -102,6 +102,15 @@ class RunRecord(Provenance):
         """What networks were trained on -> their accuracies; None where that was not asked."""
         return {kind: getattr(self, name) for kind, name in ACCURACIES.items()}
 
+    @property
+    def selects_last(self) -> bool:
+        """Whether the selected iterate of S_K is the last one, so that one set is both."""
+        if self.selected_on == "none":
+            return True
+        scores = self.stages[-1].get("scores", [])
+        is_best = bool(scores) and scores[-1] == [self.stages[-1]["iterations"], max(score for _, score in scores)]
+        return is_best and self.accuracy_selected == self.accuracy_last  # of equal scores the first one may be selected
+
     def comparable(self) -> dict[str, Any]:
         """Returns what must be equal between two runs of one configuration on one machine."""
         return {name: value for name, value in asdict(self).items() if name not in VOLATILE}
@@ -115,7 +124,8 @@ class RunRecord(Provenance):
 class Reevaluation(Provenance):
     """A finished set evaluated once more: by other networks, after other training, or jointly.
 
-    Accuracies are in per cent: architecture -> `{mean, std, n, values}`.
+    Accuracies are in per cent: architecture -> `{mean, std, n, values}`. Records of older versions lack the last two fields;
+    they are of last iterates.
 
     Args:
         schema: version of this format.
@@ -128,6 +138,8 @@ class Reevaluation(Provenance):
         random_baseline: of networks trained alike on as many random real images; None if it was not asked for.
         data: fingerprint of the real data.
         seconds: for all networks.
+        last_sha256: of the run's last set, if this is another one, with the selected iterate of S_K; None: this is the last.
+        overrides: dotted key -> value, the settings asked for that are not those of the run; None where that is not known.
     """
 
     schema: int
@@ -140,17 +152,34 @@ class Reevaluation(Provenance):
     random_baseline: dict[str, dict[str, Any]] | None
     data: str
     seconds: float
+    last_sha256: str | None = None
+    overrides: dict[str, Any] | None = None
 
     def __repr__(self) -> str:
         accuracies = (f"{network} {_format_accuracy(accuracy)}" for network, accuracy in self.accuracy.items())
-        return f"Reevaluation({self.run_id}{', jointly' * self.joint}: {'; '.join(accuracies)})"
+        return f"Reevaluation({self._title}: {'; '.join(accuracies)})"
 
     def _repr_html_(self) -> str:
         """Returns what a notebook shows: a row for each architecture, and for random real images on it."""
         rows = {network: _format_accuracy(accuracy) for network, accuracy in self.accuracy.items()}
         random = (self.random_baseline or {}).items()
         rows |= {f"{network}, random real": _format_accuracy(accuracy) for network, accuracy in random}
-        return format_html(self.run_id + ", jointly" * self.joint, rows)
+        return format_html(self._title, rows)
+
+    @property
+    def _title(self) -> str:
+        """The run, and which of its sets was trained on in which way, in words."""
+        return self.run_id + ", selected iterate" * (self.iterate == "selected") + ", jointly" * self.joint
+
+    @property
+    def iterate(self) -> str:
+        """Which set of its run was evaluated: that with the "last" or with the "selected" iterate of S_K."""
+        return "last" if self.last_sha256 is None else "selected"
+
+    @property
+    def run_sha256(self) -> str:
+        """The digest of the last set of its run, as the run's record has it."""
+        return self.last_sha256 or self.synthetic_sha256
 
     def path(self, results_dir: Path) -> Path:
         """Returns where the record is kept."""
@@ -198,6 +227,11 @@ class OrderRecord(Provenance):
     def run_id(self) -> str:
         """Names the run of the sequence."""
         return RunConfig.from_dict(self.config).run_id
+
+    @property
+    def run_sha256(self) -> str:
+        """The digest of the last set of its run, as the run's record has it."""
+        return self.synthetic_sha256
 
     def on(self, network: str | None = None) -> dict[str, list[float]]:
         """Returns set -> accuracies on one architecture, by default the one that the sets were distilled with."""
@@ -295,10 +329,12 @@ def find_earlier(kind: type[Record], path: Path) -> Record | None:
 
 
 def _load(kind: type[Record], path: Path) -> Record:
-    """Reads a record and checks the names and types of its fields, and its settings."""
+    """Reads a record and checks the names and types of its fields, and its settings; fields with a default may be missing."""
     values = read_json(path)
     message = f"{path} has record schema {values.get('schema')!r:.40}, but this version reads {SCHEMA}; {AGAIN}"
     require(values.get("schema") == SCHEMA, message, StorageError)
+    defaults = {field.name: field.default for field in fields(kind) if field.default is not MISSING}
+    values = defaults | values
     wrong = sorted({field.name for field in fields(kind)} ^ values.keys())
     require(not wrong, f"{path} is no valid record: keys {wrong} are missing or unknown; {AGAIN}", StorageError)
     wrong = [field.name for field in fields(kind) if not _fits(values[field.name], field.type)]

@@ -6,6 +6,7 @@ from pathlib import Path
 from seqmatch_lib.engine.step_functions import UNCOMPILED
 from seqmatch_lib.runs.config import RunConfig
 from seqmatch_lib.runs.evaluation import check_same_data, evaluate_sets, state_folder
+from seqmatch_lib.runs.overrides import describe_changes, flatten_settings
 from seqmatch_lib.runs.provenance import describe_provenance
 from seqmatch_lib.runs.real_data import RealData, check_origin
 from seqmatch_lib.runs.records import SCHEMA, Reevaluation, find_earlier, name_reevaluation, reevaluation_path
@@ -26,7 +27,7 @@ def reevaluate(
     """Trains fresh networks on a set and tests them.
 
     Args:
-        sequence: the set.
+        sequence: the set. Its metadata say of which run it is, and, as `last_sha256`, whether it has the selected iterate.
         config: its own, with the changes in question; only networks, training and evaluation matter.
         data: its real data, on the device that is to be used.
         joint: whether to train on all subsets at once, with the last step size.
@@ -43,8 +44,9 @@ def reevaluate(
     """
     check_sequence(sequence, "the set", tuple(data.test.images.shape[1:]), data.num_classes)
     check_origin(sequence, data)
-    run_id = sequence.metadata.get("run_id", "imported")
-    name = name_reevaluation(run_id, sequence.sha256(), joint, seed, config.as_dict())
+    run_id, digest, last = sequence.metadata.get("run_id", "imported"), sequence.sha256(), sequence.metadata.get("last_sha256")
+    own = sequence.metadata.get("config")
+    name = name_reevaluation(run_id, digest, joint, seed, config.as_dict())
     if results_dir is not None:  # neither its name nor its file's says on which real data
         path = reevaluation_path(results_dir, config.dataset, name)
         earlier = find_earlier(Reevaluation, path)
@@ -61,7 +63,7 @@ def reevaluate(
         record = Reevaluation(
             schema=SCHEMA,
             run_id=run_id,
-            synthetic_sha256=sequence.sha256(),
+            synthetic_sha256=digest,
             joint=joint,
             seed=seed,
             config=config.as_dict(),
@@ -69,6 +71,8 @@ def reevaluate(
             random_baseline=accuracies.get("random_baseline"),
             data=data.identity["fingerprint"],
             seconds=round(seconds, 1),
+            last_sha256=None if last == digest else last,
+            overrides=own and describe_changes(flatten_settings(own), flatten_settings(config.as_dict())),
             **describe_provenance(device),
         )
         if results_dir is not None:
