@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from made_records import make_order, make_reevaluation, make_run, make_sequence
 
+from seqmatch_lib import front
 from seqmatch_lib import results as results_module
 from seqmatch_lib.errors import ConfigError, DataError, StorageError
 from seqmatch_lib.front import Run
@@ -63,7 +64,7 @@ def test_what_is_computed_goes_into_the_folder_that_is_meant(monkeypatch, tmp_pa
 
 
 def test_outside_a_checkout_records_are_read_and_runs_are_made(monkeypatch, tmp_path):
-    monkeypatch.setattr(results_module, "__file__", str(tmp_path / "site-packages" / "seqmatch_lib" / "results.py"))
+    monkeypatch.setattr(front, "__file__", str(tmp_path / "site-packages" / "seqmatch_lib" / "front.py"))
     (tmp_path / "home").mkdir()
     (tmp_path / "records").mkdir()
     monkeypatch.chdir(tmp_path / "home")
