@@ -2,17 +2,24 @@
 
 import json
 import re
+from functools import cache
+from itertools import combinations
 from pathlib import Path
+from statistics import fmean
 
 import nbformat
+import pandas as pd
 import papermill
 import pytest
 from helpers import write_notebook
 
 from seqmatch_lib.__main__ import EXECUTED, main
 from seqmatch_lib.errors import NotebookError
+from seqmatch_lib.report import queries
+from seqmatch_lib.report.evidence import Evidence
 from seqmatch_lib.report.notebooks import list_copies, read_parameters, run_notebook
 from seqmatch_lib.report.pages import export_html, to_mathml
+from seqmatch_lib.report.tables import load_published
 from seqmatch_lib.runs.records import load_orders, load_runs
 
 ROOT = Path(__file__).parents[1]
@@ -20,6 +27,7 @@ COPIES = list_copies(ROOT / "notebooks")
 LIVE = ("00_quickstart", "02_seqmatch_step_by_step")  # they distil digits, which other processors round differently
 SMOKE = {"compute": True, "dataset": "digits", "scale": "smoke", "networks": ["alexnet"], "num_networks": 1}
 each_notebook = pytest.mark.parametrize("path", sorted({path for path, _ in COPIES.values()}), ids=lambda path: path.stem)
+STEP_SIZES = {"0.001", "0.01", "0.021", "0.014", "0.010"}  # that prose names
 each_copy = pytest.mark.parametrize("name", COPIES)
 
 
@@ -82,6 +90,33 @@ def test_records_come_first(path):
 def test_executed_copies_are_of_these_sources(name):
     assert sources(ROOT / EXECUTED / f"{name}.ipynb") == sources(COPIES[name][0])
     check_outputs(ROOT / EXECUTED / f"{name}.ipynb")
+
+
+@cache
+def recorded_numbers() -> set[str]:
+    """Accuracies of CIFAR-10 at scale short, leads among published ones, and the errors of a trial, as prose states them."""
+    evidence, published = Evidence.load(ROOT / "paper_results"), load_published(ROOT / "paper_results")
+    rows = evidence.accuracies.query("dataset == 'cifar10' and scale == 'short'")
+    known = [
+        *map(fmean, rows["values"]),
+        *queries.curves(evidence, ROOT / "paper_results", "cifar10", 10, "short")["accuracy"],
+    ]
+    for _, cell in published.groupby(["dataset", "ipc"]):
+        known += [abs(one - other) for one, other in combinations(cell["mean"], 2)]
+    trial = pd.read_csv(ROOT / "paper_results" / "trials" / "cifar10-seqmatch_mtt-ipc10-short-fresh-real.csv")
+    errors = trial.groupby(["batch_size", "start_epoch"])["error"].min()
+    return {f"{value:.1f}" for value in known} | {f"{value:.2f}" for value in errors}
+
+
+@each_notebook
+def test_numbers_of_the_prose_are_shown_or_recorded(path):
+    """Each decimal in the text stands in what the notebook shows, or in `recorded_numbers`, or is a setting."""
+    shown = [
+        text for name, (source, _) in COPIES.items() if source == path for text in texts(ROOT / EXECUTED / f"{name}.ipynb")
+    ]
+    prose = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "markdown"]
+    stated, known = (set(re.findall(r"(?<![\d.])\d+\.\d+(?![\d.])", "\n".join(some))) for some in (prose, shown))
+    assert stated - known - STEP_SIZES <= recorded_numbers()
 
 
 def test_executed_copies_are_all_and_small():

@@ -410,13 +410,16 @@ def test_what_was_measured_is_told_of_hard_images_the_last_stage_and_the_last_ep
     gains = findings.list_deciles(measured).set_index(["training", "decile"])["gain"]
     assert gains["SeqMatch", 0] == 2
     assert gains["MTT"].tolist() == [0.0] * 9 + [10.0]
-    shown = findings.tabulate_deciles(measured, "x").data.replace("\xa0", " ", regex=True).set_index("training")
+    accuracies = findings.tabulate_deciles(measured, "x").data.replace("\xa0", " ", regex=True).set_index("training")
+    assert accuracies.loc["stage 2"].tolist() == ["52.0", "50.4", "49.8", "49.0", "50.1"]
+    shown = findings.tabulate_gains(measured, "x").data.replace("\xa0", " ", regex=True).set_index("training")
     assert shown.loc["SeqMatch"].tolist() == ["+2.0", "+0.4", "-0.2", "-1.0", "+0.1", "+0.08", "-0.04"]
     assert shown.loc["MTT"].tolist() == ["+0.0", "+0.0", "+2.0", "+10.0", "+1.0", "+0.00", "+0.41"]
     rows = [(0, 0, 0.9, "MTT"), (4, 0, 0.5, "MTT"), (4, 1, 0.7, "MTT"), (4, 0, 0.4, "$S_1$")]
     measured["errors"] = pd.DataFrame(rows, columns=["epoch", "teacher", "error", "set"])
-    said = findings.find_errors(measured, "x")
-    assert said.endswith("at epoch 4, the matching error is (means over teachers):\n\n- 0.60 for MTT\n- 0.40 for S_1")
+    errors = findings.tabulate_errors(measured, "x").data.set_index("set")
+    assert errors.loc["MTT"].tolist() == ["0.90", "0.60"]
+    assert errors["4"].tolist() == ["0.60", "0.40"]
 
 
 def test_growth_of_coupling_is_a_mean_over_seeds(tmp_path):

@@ -64,6 +64,7 @@ CONTROLS_IN_WORDS = {  # of the coupling measurements
 TENTHS = {  # parts of the test images by difficulty -> deciles
     "easiest tenth": [0], "easy half": range(5), "hard half": range(5, 10), "hardest tenth": [9], "all": range(10),
 }  # fmt: skip
+DECILES = ("deciles", "selected_deciles", "control_deciles")  # tables of accuracy by difficulty
 SEQUENCE = "SeqMatch"  # its name in measurements of coupling, after its last stage
 CONTROLS_OF_TRANSFER = {  # in words -> the sets of `comparison`
     "one set with as many iterations and epochs": (EQUAL,),
@@ -171,7 +172,9 @@ def find_subsets(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str:
             courses.append(f"{name_of(base)} {' and '.join(ends)}")
     compared = comparison(evidence, dataset, ipc, scale)
     counts = compared[compared["set"] == STAGED]["num_subsets"]
-    found = _minus(compared, DECIDING) if len(compared) else "Only one K was run, and no sequence beside one set."
+    found = "Only one K was run, and no sequence beside one set."
+    if len(compared):
+        found = _minus(compared, _compared_with(compared))
     if courses:
         found = (
             "Accuracy in stages, in per cent, over the seeds that were run at every K (seed "
@@ -253,13 +256,18 @@ def find_bases(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str:
     """Whether the sequence helps each base method: its lead over one set of the preset, then over the controls."""
     if (frame := comparison(evidence, dataset, ipc, scale)).empty:
         return _finding(name_runs(evidence, dataset, ipc, scale), scale)
+    found = _minus(frame, _compared_with(frame))
+    sure = f"{_seeds(frame[frame['set'] == STAGED])} for the sequences. A difference is over the seeds that both sides have."
+    return _finding(name_runs(evidence, dataset, ipc, scale), scale, found, sure)
+
+
+def _compared_with(frame: pd.DataFrame) -> Sequence[str]:
+    """Returns the sets of a comparison that the sequence is to be told beside: one set, as far as it was run, and controls."""
     first = ONE_SET if _gaps(frame, ONE_SET) else LONGER
     selected = [name for name in SELECTED.values() if _gaps(frame, name)]
     without = frame[~frame["base"].isin(frame[(frame["set"] == EQUAL) & (frame["seeds"] > 0)]["base"])]
     partial = [name for name in (LONGER, MORE_EPOCHS) if name != first and _gaps(without, name)]  # for want of both at once
-    found = _minus(frame, (first, *selected, *partial, *DECIDING))
-    sure = f"{_seeds(frame[frame['set'] == STAGED])} for the sequences. A difference is over the seeds that both sides have."
-    return _finding(name_runs(evidence, dataset, ipc, scale), scale, found, sure)
+    return (first, *selected, *partial, *DECIDING)
 
 
 def find_transfer(evidence: Evidence, dataset: str, ipc: int, scale: str) -> str:
@@ -395,12 +403,19 @@ def list_errors(measured: dict[str, pd.DataFrame]) -> pd.DataFrame:
     return pd.concat([measured[name] for name in names if name in measured], ignore_index=True)
 
 
-def find_errors(measured: dict[str, pd.DataFrame], setting: str) -> str:
-    """Matching errors at the last start epoch."""
-    errors, last = list_errors(measured), measured["errors"]["epoch"].max()
-    late = errors[errors["epoch"] == last].groupby("set", sort=False)["error"].mean()
-    means = "".join(f"\n- {value:.2f} for {name}" for name, value in late.items()).replace("$", "").replace("\\cup", "∪")
-    return f"**{setting}**. Where teachers begin at epoch {last}, the matching error is (means over teachers):\n{means}"
+def tabulate_losses(measured: dict[str, pd.DataFrame], setting: str) -> Styler:
+    """Returns the mean loss of easy and hard real images after each step of each training, and its change at that step."""
+    losses = list_losses(measured).pivot_table("loss", ["training", "step"], "images", sort=False)
+    changes = losses.groupby("training", sort=False).diff()
+    frame = losses.map("{:.2f}".format) + changes.map(lambda change: "" if pd.isna(change) else f" ({change:+.2f})")
+    return style_frame(frame.reset_index().astype(str), f"mean loss of real images (change at this step); {setting}")
+
+
+def tabulate_errors(measured: dict[str, pd.DataFrame], setting: str) -> Styler:
+    """Returns the matching errors of each set by the start epoch of the teacher: means over teachers."""
+    errors = list_errors(measured).pivot_table("error", "set", "epoch", sort=False)
+    frame = errors.map(lambda error: "" if pd.isna(error) else f"{error:.2f}").reset_index()
+    return style_frame(frame.rename(columns=str), f"matching error by start epoch, means over teachers; {setting}")
 
 
 def find_deciles(measured: dict[str, pd.DataFrame], setting: str) -> str:
@@ -421,7 +436,7 @@ def list_deciles(measured: dict[str, pd.DataFrame]) -> pd.DataFrame:
     accuracy; 0 and 100 % count as 0.05 and 99.95 %). The trainings are later stages, the last one called SeqMatch, and, where
     they were measured, the selected iterate of the sequence and the controls.
     """
-    names = [name for name in ("deciles", "selected_deciles", "control_deciles") if name in measured]
+    names = [name for name in DECILES if name in measured]
     rows = pd.concat([measured[name] for name in names], ignore_index=True).rename(columns={"after": "training"})
     rows["odds"] = np.log(1 / (100 / rows["accuracy"].clip(0.05, 99.95) - 1))
     first, place = rows[rows["training"] == "stage 1"], ["network", "decile"]
@@ -432,26 +447,33 @@ def list_deciles(measured: dict[str, pd.DataFrame]) -> pd.DataFrame:
     return rows[["decile", "training", "network", "gain", "log_odds"]]
 
 
-def gains_on(part: str, gains: pd.DataFrame, column: str = "gain") -> pd.DataFrame:
-    """Returns the mean gain on one of the parts `TENTHS` of the test images: rows are trainings, columns are networks."""
-    rows = gains[gains["decile"].isin(TENTHS[part])]
+def mean_on(part: str, rows: pd.DataFrame, column: str = "gain") -> pd.DataFrame:
+    """Returns the mean of a column on one of `TENTHS`, parts of the test images: rows are trainings, columns are networks."""
+    rows = rows[rows["decile"].isin(TENTHS[part])]
     return rows.pivot_table(column, "training", "network", sort=False)
 
 
 def tabulate_deciles(measured: dict[str, pd.DataFrame], setting: str) -> Styler:
-    """Returns how far each training is ahead of stage 1 on easy and hard test images: mean ± std over networks."""
+    """Returns the accuracy on easy and on hard test images after each training: mean ± std over networks."""
+    names = [name for name in DECILES if name in measured]
+    rows = pd.concat([measured[name] for name in names], ignore_index=True).rename(columns={"after": "training"})
+    frame = pd.DataFrame({part: _with_spread(mean_on(part, rows, "accuracy"), ".1f") for part in TENTHS})
+    return style_frame(frame.reset_index(), f"test accuracy, %; {setting}")
+
+
+def tabulate_gains(measured: dict[str, pd.DataFrame], setting: str) -> Styler:
+    """Returns how far each training is ahead of stage 1 on easy and on hard test images: mean ± std over networks."""
     gains = list_deciles(measured)
-    columns = {part: (part, "gain", 1) for part in TENTHS}
-    columns |= {f"log-odds, {part}": (part, "log_odds", 2) for part in ("easiest tenth", "hardest tenth")}
-    parts = {name: _with_spread(gains_on(part, gains, column), digits) for name, (part, column, digits) in columns.items()}
-    frame = pd.DataFrame(parts)
+    frame = pd.DataFrame({part: _with_spread(mean_on(part, gains), "+.1f") for part in TENTHS})
+    for part in ("easiest tenth", "hardest tenth"):
+        frame[f"log-odds, {part}"] = _with_spread(mean_on(part, gains, "log_odds"), "+.2f")
     return style_frame(frame.reset_index(), f"points more than after stage 1; {setting}")
 
 
-def _with_spread(values: pd.DataFrame, digits: int) -> pd.Series:
+def _with_spread(values: pd.DataFrame, form: str) -> pd.Series:
     """Returns the mean of each row in words, with the standard deviation where there are several values."""
-    spread = (lambda row: f" ± {row.std():.{digits}f}") if values.shape[1] > 1 else (lambda row: "")
-    return values.apply(lambda row: f"{row.mean():+.{digits}f}{spread(row)}", axis=1)
+    spread = "" if values.shape[1] == 1 else values.std(axis=1).map(f" ± {{:{form.removeprefix('+')}}}".format)
+    return values.mean(axis=1).map(f"{{:{form}}}".format) + spread
 
 
 def _count_teachers(count: int) -> str:

@@ -39,7 +39,7 @@ from seqmatch_lib.report.controls import (
     order,
 )
 from seqmatch_lib.report.evidence import PUBLISHED_SETTINGS, Evidence, runs_of
-from seqmatch_lib.report.findings import SEQUENCE, gains_on, list_deciles
+from seqmatch_lib.report.findings import SEQUENCE, list_deciles, mean_on
 from seqmatch_lib.report.numbers import SEEDS_FOR_AN_INTERVAL, difference
 from seqmatch_lib.report.queries import gain_over_random, transfer
 from seqmatch_lib.report.tables import build_table, format_table, mark_published
@@ -356,7 +356,7 @@ def _hard_half(path: Path, of_controls: Path) -> tuple[str, str, str, str, str]:
     """
     claim, source = "A later subset teaches hard images, more so than one set", "our test of the argument"
     gains = list_deciles({"deciles": read_table(path), "control_deciles": read_table(of_controls)})
-    hard, easy = (gains_on(half, gains) for half in ("hard half", "easy half"))
+    hard, easy = (mean_on(half, gains) for half in ("hard half", "easy half"))
     words = {name: f"{hard.loc[name].mean():+.1f}, easy {easy.loc[name].mean():+.1f}" for name in hard.index}
     count = hard.shape[1]
     measured = f"hard half {words.pop(SEQUENCE)} (points over S_1{f'; {count} networks' if count > 1 else ''})"
