@@ -247,7 +247,7 @@ def list_missing(table: pd.DataFrame, scale: str = "paper") -> pd.DataFrame:
 
 
 def write_tables(evidence: Evidence, published: pd.DataFrame, out_dir: Path) -> list[Path]:
-    """Writes the tables of every data set, at scales "paper" and "short" and rehearsals, as Markdown, HTML and LaTeX.
+    """Writes the tables of every data set, at scales "paper" and "short" and rehearsals, as Markdown and LaTeX.
 
     Returns the files, below `out_dir/tables`.
     """
@@ -266,7 +266,6 @@ def write_tables(evidence: Evidence, published: pd.DataFrame, out_dir: Path) -> 
         texts = {
             "md": f"# {name_of(dataset)}\n\n{NOTE}\n\n"
             + "".join(f"## {title}\n\n{note}\n\n{to_markdown(table)}\n\n" for title, table, note in shown) + pending,
-            "html": "".join(f"<h4>{title}</h4>\n{table.to_html(index=False, border=0)}\n" for title, table, _ in shown),
             "tex": "".join(f"% {title}\n{table.to_latex(index=False, escape=True)}" for title, table, _ in shown),
         }  # fmt: skip
         for kind, text in texts.items():
