@@ -90,6 +90,9 @@ def check_networks(
     remedy = f"name one that does in network.name or evaluation.networks, such as {example}"
     for config in configs:
         network = _lay_out(config, image_shape, num_classes)
+        others = [f"{name}: {value.dtype}" for name, value in network.named_parameters() if value.dtype != torch.float32]
+        problem = f"has parameters of another dtype than the images, torch.float32 ({', '.join(others)})"
+        require(not others, f"network {config.name!r} {problem}; make them float32, as network.float() does")
         draws = OperationLog(lambda operation: torch.Tag.nondeterministic_seeded in operation.tags)
         try:
             with draws:
