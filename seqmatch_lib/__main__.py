@@ -73,9 +73,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OutOfTime:
         print("out of time: the state is saved, the same command goes on from here", file=sys.stderr)
         return EXIT_OUT_OF_TIME
-    except torch.OutOfMemoryError as error:  # of a GPU
-        less = "or lower mtt.batch_syn, training.batch_size or evaluation.num_networks, which makes it another run"
-        print(f"error: {first_line(error)} Free memory of the GPU, then {GOES_ON}; {less}", file=sys.stderr)
+    except (MemoryError, RuntimeError) as error:
+        where = _out_of_memory(error)
+        if where is None:
+            raise
+        less = "or lower network.width, mtt.batch_syn, training.batch_size or evaluation.num_networks (another run)"
+        full = f"{first_line(error).rstrip('.')}. Free memory of the {where}"
+        print(f"error: {full}, then {GOES_ON}; {less}", file=sys.stderr)
         return EXIT_ERROR
     except BrokenPipeError:  # the reader has seen enough: `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the flush at exit finds a reader
@@ -85,6 +89,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"interrupted: {goes_on}", file=sys.stderr)
         return 130
     return 0
+
+
+def _out_of_memory(error: Exception) -> str | None:
+    """Returns which memory an error says is too small, that of the GPU or of the machine; None for any other error."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return "GPU"
+    texts = ("DefaultCPUAllocator", "Storage size calculation overflowed")
+    return "machine" if isinstance(error, MemoryError) or any(text in str(error) for text in texts) else None
 
 
 def _make_parser() -> argparse.ArgumentParser:

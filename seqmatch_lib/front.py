@@ -59,15 +59,21 @@ def find_folder(name: Path | str = RESULTS) -> Path:
     return folder
 
 
+def as_path(path: Path | str) -> Path:
+    """Returns what a user gives as a path; raises ConfigError if it is none."""
+    require(isinstance(path, PathLike | str), f"path {path!r:.120} must be a string or a Path, such as 'build/own'")
+    return Path(path)
+
+
 def look_for(name: Path | str, in_library: bool = True) -> Path | None:
     """Returns what `find_folder` does, but None if there is no such folder; `in_library`: also in the library's repository."""
-    places = [Path.cwd(), *Path.cwd().parents, *([Path(__file__).parents[1]] if in_library else [])]
+    name, places = as_path(name), [Path.cwd(), *Path.cwd().parents, *([Path(__file__).parents[1]] if in_library else [])]
     return next((place / name for place in places if (place / name).is_dir()), None)
 
 
 def _results_folder(path: Path | str, in_library: bool = True) -> Path:
     """Returns a results folder as it was given; the default one is looked for, so that it is found from folders below, too."""
-    path = _as_path(path)
+    path = as_path(path)
     return (look_for(path, in_library) or path) if path == Path(RESULTS) else path
 
 
@@ -265,11 +271,6 @@ def run(
     return Run(config, record, folder)
 
 
-def _as_path(path: Path | str) -> Path:
-    require(isinstance(path, PathLike | str), f"path {path!r:.120} must be a string or a Path, such as 'build/own'")
-    return Path(path)
-
-
 @_usual_torch()
 def distill(
     train: Arrays | Dataset,
@@ -315,7 +316,7 @@ def distill(
     require("method" not in settings, f"method cannot be set like a setting; give method={settings.get('method')!r:.120}")
     config = _config_of_arrays(dataset.spec.name, method, subset_ipcs, iterations, scale, seed, settings)
     with ExitStack() as stack:
-        folder = _as_path(results_dir or stack.enter_context(TemporaryDirectory(prefix="seqmatch-")))
+        folder = as_path(results_dir or stack.enter_context(TemporaryDirectory(prefix="seqmatch-")))
         record = run_experiment(config, folder, force=force, dataset=dataset, max_minutes=max_minutes)
         run = Run(config, record, folder, dataset)
         weakref.finalize(run, stack.pop_all().close)  # from here on the folder lives as long as the run
@@ -421,7 +422,7 @@ def evaluate(
         require(len(dataset) == 2, f"dataset has {len(dataset)} parts; {pair}")
         dataset = dataset_from_arrays(*dataset)
     real = prepare_data(dataset or load_dataset(config.dataset), config.zca, config.select_on, choose_device())
-    folder = None if results_dir is None else _as_path(results_dir)
+    folder = None if results_dir is None else as_path(results_dir)
     return reevaluate(sequence, config, real, joint, seed, random, folder, Budget(max_minutes))
 
 
@@ -437,7 +438,7 @@ def load(path: Path | str) -> SubsetSequence:
     Raises:
         StorageError: the file is missing, damaged, or not a distilled set.
     """
-    return load_sequence(_as_path(path))
+    return load_sequence(as_path(path))
 
 
 def records(results_dir: Path | str = RESULTS) -> "DataFrame":

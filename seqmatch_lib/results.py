@@ -9,7 +9,7 @@ from pandas import DataFrame
 
 from seqmatch_lib.bench.cost import CostModel
 from seqmatch_lib.errors import StorageError, require
-from seqmatch_lib.front import RESULTS, Run, find_folder, look_for
+from seqmatch_lib.front import RESULTS, Run, as_path, find_folder, look_for
 from seqmatch_lib.report.evidence import Evidence, runs_of
 from seqmatch_lib.report.texts import name_run
 from seqmatch_lib.runs.config import SCALES, RunConfig, config_of_subsets, even_subsets, preset_names
@@ -91,11 +91,12 @@ class Results:
             StorageError: there is no such folder, and `compute` was not asked for.
         """
         require(isinstance(compute, bool), f"compute {compute!r:.120} must be True or False")
+        results_dir = as_path(results_dir)
         if not compute:
             return cls((find_folder(results_dir),))
         here, committed = Path.cwd(), look_for(RESULTS)
         home = here if committed is None else committed.parent
-        is_from_here = (here / results_dir).is_dir() or ".." in Path(results_dir).parts
+        is_from_here = (here / results_dir).is_dir() or ".." in results_dir.parts
         work_dir = ((here if is_from_here else home) / results_dir).resolve()
         if work_dir == (home / RESULTS).resolve():
             work_dir = home / COMPUTED

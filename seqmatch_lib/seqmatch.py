@@ -14,6 +14,8 @@ from seqmatch_lib.methods.base import BaseMethod, MethodState, Stage, Trainable
 from seqmatch_lib.seeds import make_generator
 from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset
 
+LEARNED_LR = ("lr_lr", "syn_steps", "syn_lr")  # settings of methods that unroll training, and so learn its step size
+
 
 def distill_subset(method: BaseMethod, stage: Stage) -> SyntheticSubset:
     """Returns S_k after its last iteration, without checkpoints."""
@@ -84,7 +86,8 @@ def advance(method: BaseMethod, prepared: MethodState, trainable: Trainable, sta
     loss_value, is_finite = torch.stack([loss.double(), finite.double()]).tolist()  # the only wait for the device
     if not is_finite:
         trainable.load_state(last, trainable.losses)
-        named = [name for name in ("lr_img", "lr_lr", "syn_steps", "syn_lr") if hasattr(method.config, name)]
+        names = ("lr_img", "lr_label", "net_lr", "net_weight_decay", *(LEARNED_LR if trainable.lr.requires_grad else ()))
+        named = [name for name in names if getattr(method.config, name, 0)]  # what is 0 cannot be lowered
         raise DivergenceError(
             f"stage {stage.index}, iteration {trainable.iteration}: the loss is {loss_value:.4g}; the loss, its gradient or "
             f"the step is not finite; the state before this iteration is kept. Lower {', '.join(named) or 'a learning rate'}"

@@ -13,6 +13,7 @@ import torch
 from seqmatch_lib.__main__ import EXIT_ERROR, EXIT_OUT_OF_TIME, main
 from seqmatch_lib.bench import benchmark as bench
 from seqmatch_lib.bench.report import load_benchmark
+from seqmatch_lib.errors import first_line
 
 QUICK = ["--set", "mtt.iterations=2", "--set", "training.epochs=2", "--set", "evaluation.num_networks=1"]
 
@@ -175,13 +176,21 @@ def test_the_teachers_disk_is_announced_before_a_run_begins(tmp_path, capsys, mo
     assert "GiB" not in capsys.readouterr().err
 
 
-def test_a_gpu_without_room_is_an_error_in_one_line(tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    ("full", "where"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nSee the documentation"), "GPU"),
+        (RuntimeError("[fail] DefaultCPUAllocator: can't allocate memory"), "machine"),
+        (RuntimeError("Storage size calculation overflowed with sizes=[9]"), "machine"),
+        (MemoryError(), "machine"),
+    ],
+)
+def test_a_machine_without_room_is_an_error_in_one_line(tmp_path, capsys, monkeypatch, full, where):
     """Whatever was saved before is kept, as when a run is killed."""
-    full = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nSee the documentation")
     monkeypatch.setattr("seqmatch_lib.__main__.run_experiment", Mock(side_effect=full))
     assert main(["run", "digits-ipc10-mtt", "--scale", "smoke", "--results", str(tmp_path)]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: CUDA out of memory. Tried to allocate 20.00 GiB. Free memory of the GPU, then the same ")
+    assert error.startswith(f"error: {first_line(full).rstrip('.')}. Free memory of the {where}, then the same ")
     assert "mtt.batch_syn" in error
     assert error.count("\n") == 1
 

@@ -247,7 +247,7 @@ def test_override_without_key_or_value(text):
         ("method=mtt", "distils one subset, but .* names 2; use method 'seqmatch_mtt'"),
         ("method=mttt", "method 'mttt' is unknown; use random or whole, or dm, idc, krr, mtt"),
         ("method=seqmatch_random", "method 'seqmatch_random' is unknown"),
-        ("method=whole", "ipc 10 does not fit method 'whole'"),
+        ("method=whole", r"ipc 10 .* 'whole', .*; run a preset <dataset>-whole, or set ipc=0 and subset_ipcs=\[\]"),
         ("select_on=train", "select_on 'train' is unknown; use one of validation, test, none"),
         ("network.name=convnett", "network name 'convnett' is unknown"),
         ("training.epochs=0", "training.epochs 0 must be at least 1"),

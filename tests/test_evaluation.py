@@ -283,11 +283,22 @@ def test_accuracy_statistics():
     assert summarise([50.0])["std"] == 0.0
 
 
-def test_a_diverging_stage_stops():
+@pytest.mark.parametrize(
+    ("changes", "remedy"),
+    [
+        ({"momentum": 0.5, "lr": 1e30}, "which is training.lr, or lower training.momentum"),
+        (
+            {"weight_decay": 0.1, "momentum": 0.0},
+            r"that of the set \(.*\), or set training.lr, or lower training.weight_decay",
+        ),
+    ],
+)
+def test_a_diverging_stage_stops(changes, remedy):
     images, labels = make_images(12)
     network = make_network(NETWORK, SHAPE, CLASSES, make_generator(0))
-    with pytest.raises(DivergenceError, match=r"diverged by epoch \d.*step size 1e\+30.*lower the step size"):
-        train_stage([network], images, labels, 1e30, RECIPE, [make_generator(0)])
+    recipe = replace(RECIPE, **({"weight_decay": 0.0} | changes))
+    with pytest.raises(DivergenceError, match=rf"diverged by epoch \d.*step size 1e\+30; lower the step size, {remedy}$"):
+        train_stage([network], images, labels, 1e30, recipe, [make_generator(0)])
 
 
 def test_sequences_survive_the_file(tmp_path):

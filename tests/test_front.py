@@ -440,6 +440,8 @@ NO_PATH = "path 3 must be a string or a Path, such as 'build/own'"
         (lambda run: run.evaluate(["resnet1"]), r"evaluation.networks has unknown names \['resnet1'\]; use any of convnet"),
         (lambda run: run.evaluate(results_dir=3), NO_PATH),
         (lambda run: sm.records(3), NO_PATH),
+        (lambda run: sm.Results.open(3), NO_PATH),
+        (lambda run: sm.Results.open(3, compute=True), NO_PATH),
         (lambda run: sm.run(None), "unknown preset None; known are digits-ipc10-random"),
         (lambda run: run.show(classes=[0, 9, -1]), r"classes \[9, -1\] are unknown; give a list of some of 0 … 2"),
         (lambda run: run.show(classes=5), "classes 5 are unknown; give a list of some of 0 … 2"),

@@ -254,7 +254,8 @@ def sequential(*layers, classes=3):
             lambda: sequential().requires_grad_(False),
             r"parameters that take no gradient \(1.weight, 1.bias\).*requires_grad on",
         ),
-        (lambda: sequential(classes=4), r"maps 2 images to \(2, 4\), not to \(2, 3\) logits"),
+        (lambda: sequential().double(), r"another dtype .*float32 \(1.weight: torch.float64, .*\); make them float32"),
+        (lambda: sequential(classes=4), r"maps 2 images to \(2, 4\), not to \(2, 3\) logits, as labels of images need; name "),
     ],
 )
 def test_a_network_of_ones_own_that_does_not_serve_is_refused_before_training(make, message, monkeypatch):

@@ -13,7 +13,7 @@ from seqmatch_lib.engine.training import measure_accuracy
 from seqmatch_lib.errors import ConfigError
 from seqmatch_lib.front import evaluate
 from seqmatch_lib.runs.config import RunConfig, preset_names
-from seqmatch_lib.runs.experiment import run_experiment
+from seqmatch_lib.runs.experiment import record_shared_teachers, run_experiment
 from seqmatch_lib.subsets import load_sequence
 
 QUICK = {"training.epochs": 4, "evaluation.num_networks": 2}
@@ -108,6 +108,10 @@ def test_whole_runs(tmp_path, dataset, method):
         ({"training.cutmix": 0.5}, "training.cutmix 0.5 does not fit labels of pixels; set training.cutmix=0"),
         ({"training.loss": "mse"}, "training.loss 'mse' does not fit labels of pixels; set training.loss=cross_entropy"),
         ({"mtt.lr_label": 1.0}, "mtt.lr_label 1.0 learns .*, which does not fit labels of pixels; set mtt.lr_label=0"),
+        (
+            {"evaluation.networks": ["fcn", "convnet"], "network.depth": 3},
+            r"network 'convnet' maps 2 images to \(2, 10\), not to \(2, 10, 16, 16\) logits, as labels of pixels need; .*fcn",
+        ),
         ({"method": "idc", "intervals": []}, "method 'idc' does not take labels of pixels; use random or whole, or dm, mtt"),
         ({"method": "krr", "intervals": [], "training.loss": "mse"}, "method 'krr' does not take labels of pixels; use"),
     ],
@@ -117,6 +121,21 @@ def test_what_does_not_fit_labels_of_pixels_is_refused_at_once(tmp_path, changes
     with pytest.raises(ConfigError, match=message):
         run_experiment(config, tmp_path)
     assert not list(tmp_path.rglob("*.safetensors"))
+    assert not (tmp_path / "teachers").exists()
+
+
+@pytest.mark.parametrize(
+    ("make", "changes"),
+    [
+        (run_experiment, {"network.name": "fcn"}),
+        (run_experiment, {"evaluation.networks": ["convnet", "fcn"]}),
+        (record_shared_teachers, {"network.name": "fcn"}),
+    ],
+)
+def test_a_network_for_labels_of_pixels_does_not_fit_those_of_images(tmp_path, make, changes):
+    config = RunConfig.from_preset("digits-ipc10-mtt", "smoke", overrides=QUICK | changes)
+    with pytest.raises(ConfigError, match=r"'fcn' maps .*, not to \(2, 10\) logits, as labels of images need; .*convnet"):
+        make(config, tmp_path)
     assert not (tmp_path / "teachers").exists()
 
 

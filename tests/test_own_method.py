@@ -330,11 +330,22 @@ def test_a_method_of_another_package_runs_by_its_entry_point(tmp_path):
     assert done.stdout.strip() == "seqmatch_pull [2, 2] 0.2"
 
 
-def test_an_entry_point_that_is_no_method_is_named(tmp_path):
-    install(tmp_path, "pull_package:PullConfig")
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("pull_package:PullConfig", "entry point 'pull' (pull_package:PullConfig) is not a BaseMethod"),
+        (
+            "gone:Pull",
+            "method 'pull': its entry point gone:Pull cannot be loaded (No module named 'gone'); repair or reinstall",
+        ),
+        ("pull_package:Gone", "pull_package:Gone cannot be loaded (module 'pull_package' has no attribute 'Gone'); repair"),
+    ],
+)
+def test_an_entry_point_that_is_no_method_is_named(tmp_path, entry, message):
+    install(tmp_path, entry)
     script = "from seqmatch_lib.methods import get_method\ntry:\n  get_method('pull')\nexcept ValueError as e:\n  print(e)"
     done = run_python(script, tmp_path)
-    assert "entry point 'pull' (pull_package:PullConfig) is not a BaseMethod" in done.stdout, done.stderr
+    assert message in done.stdout, done.stderr
 
 
 def test_a_folder_with_records_of_an_unknown_method_is_read_without_them(tmp_path, monkeypatch, capsys):

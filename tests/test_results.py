@@ -103,6 +103,28 @@ def test_missing_runs_are_run_once_and_committed_ones_never(tmp_path, capsys):
     assert "missing" not in capsys.readouterr().out  # seconds are not announced
 
 
+@pytest.mark.parametrize(
+    ("load", "folder"), [(load_runs, "runs/digits"), (load_reevaluations, "reevaluations/cifar10"), (load_orders, "order")]
+)
+def test_copies_of_records_count_once(tmp_path, capsys, load, folder):
+    home = tmp_path / folder
+    shutil.copytree(ROOT / "paper_results" / folder, home)
+    before, path = load(tmp_path), next(home.glob("*.json"))
+    for copy in (".ipynb_checkpoints/x-checkpoint.json", "copy.json"):
+        (home / copy).parent.mkdir(exist_ok=True)
+        shutil.copy(path, home / copy)
+    assert load(tmp_path) == before
+    assert (
+        capsys.readouterr().err
+        == f"notice: left out: {home / 'copy.json'} is not {path}, where this record is kept; delete it\n"
+    )
+    path.unlink()
+    assert len(load(tmp_path)) == len(before) - 1
+    assert capsys.readouterr().err.endswith("move it there\n")
+    (home / "copy.json").rename(path)
+    assert load(tmp_path) == before
+
+
 def test_a_run_whose_set_is_gone_is_run_again_where_the_set_is_asked_for(tmp_path):
     results = Results((tmp_path,), tmp_path)
     (made,) = results.run([SMOKE])

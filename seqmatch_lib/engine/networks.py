@@ -78,10 +78,21 @@ def make_network(
     return network
 
 
-def check_networks(configs: Iterable[NetworkConfig], image_shape: tuple[int, int, int], num_classes: int) -> None:
-    """Raises ConfigError for any that `make_network` refuses, or that does not map images to logits: before one is trained."""
+def check_networks(
+    configs: Iterable[NetworkConfig], image_shape: tuple[int, int, int], num_classes: int, of_pixels: bool = False
+) -> None:
+    """Raises ConfigError for any that `make_network` refuses, or that does not map images to logits: before one is trained.
+
+    `of_pixels`: whether labels, and so logits, are of the pixels of an image instead of the image.
+    """
+    expected = (2, num_classes, *image_shape[1:]) if of_pixels else (2, num_classes)
+    what, example = ("pixels", "fcn") if of_pixels else ("images", "convnet")
+    remedy = f"name one that does in network.name or evaluation.networks, such as {example}"
     for config in configs:
         network = _lay_out(config, image_shape, num_classes)
+        others = [f"{name}: {value.dtype}" for name, value in network.named_parameters() if value.dtype != torch.float32]
+        problem = f"has parameters of another dtype than the images, torch.float32 ({', '.join(others)})"
+        require(not others, f"network {config.name!r} {problem}; make them float32, as network.float() does")
         draws = OperationLog(lambda operation: torch.Tag.nondeterministic_seeded in operation.tags)
         try:
             with draws:
@@ -94,8 +105,8 @@ def check_networks(configs: Iterable[NetworkConfig], image_shape: tuple[int, int
         fixed = [name for name, parameter in network.named_parameters() if not parameter.requires_grad]
         problem = f"has parameters that take no gradient ({', '.join(fixed)}), and all are trained here"
         require(not fixed, f"network {config.name!r} {problem}; leave their requires_grad on")
-        fits = shape in ((2, num_classes), (2, num_classes, *image_shape[1:]))
-        require(fits, f"network {config.name!r} maps 2 images to {shape}, not to (2, {num_classes}) logits")
+        problem = f"maps 2 images to {shape}, not to {expected} logits, as labels of {what} need"
+        require(shape == expected, f"network {config.name!r} {problem}; {remedy}")
         found = ", ".join(str(operation) for operation, _ in draws.found)
         problem = f"draws random numbers ({found}) that no seed decides, so equal runs would differ"
         require(not draws.found, f"network {config.name!r} {problem}; leave out dropout and the like")

@@ -402,13 +402,21 @@ def train_stage(
         losses = trainer.epoch(images, targets, generators)
         if epoch % CHECK_EPOCHS == 0 or epoch == recipe.epochs - 1:
             found = f"had diverged by epoch {epoch} (losses {losses.tolist()}) with step size {lr:.4g}"
-            remedy = "lower the step size (syn_lr, lr_lr, or --lr of an imported set) or training.momentum"
             finite = bool(losses.isfinite().all())
-            require(finite, f"training on {len(images)} images {found}; {remedy}", DivergenceError)
+            require(finite, f"training on {len(images)} images {found}; {_name_remedy(recipe)}", DivergenceError)
         if checkpoint is not None:
             checkpoint.offer(stage, epoch + 1, trainer, generators, {})
     for network, parameters in zip(networks, trainer.parameters(), strict=True):
         load_parameters(network, parameters)
+
+
+def _name_remedy(recipe: TrainingRecipe) -> str:
+    """Returns which settings to lower where training diverged: those in force alone."""
+    names = ["momentum"] if recipe.optimizer == "sgd" else []
+    others = [f"training.{name}" for name in (*names, "weight_decay") if getattr(recipe, name) > 0]
+    own = "that of the set (evaluation.real_lr of real images; else syn_lr, lr_lr or, imported, --lr), or set training.lr"
+    which = "which is training.lr" if recipe.lr else own
+    return f"lower the step size, {which}" + "".join(f", or lower {name}" for name in others)
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from seqmatch_lib.data.preprocessing import Preprocessing
 from seqmatch_lib.engine.evaluation import train_staged
 from seqmatch_lib.engine.networks import NetworkConfig, has_running_statistics, make_network
 from seqmatch_lib.engine.training import TrainingCheckpoint, TrainingRecipe
-from seqmatch_lib.errors import ConfigError, DivergenceError, require
+from seqmatch_lib.errors import ConfigError, DivergenceError, NotRegisteredError, first_line, require
 from seqmatch_lib.methods.teachers import TeacherConfig
 from seqmatch_lib.seeds import make_generator
 from seqmatch_lib.store.budget import Budget
@@ -416,11 +416,16 @@ def get_method(name: str) -> type[BaseMethod]:
     """Returns a base method by its name.
 
     Raises:
-        ConfigError: no method has that name, or an entry point of that name is not a method.
+        ConfigError: no method has that name, or an entry point of that name cannot be loaded or is not a method.
     """
     if name not in _METHODS and name in _entry_points():
         entry = _entry_points()[name]
-        method = entry.load()
+        try:
+            method = entry.load()
+        except Exception as error:  # whatever a module of another package does when it is imported
+            problem = f"method {name!r}: its entry point {entry.value} cannot be loaded ({first_line(error)})"
+            remedy = "repair or reinstall the package, or uninstall it"
+            raise NotRegisteredError(f"{problem}; {remedy} (pip uninstall {entry.dist.name})") from error
         _check_method(f"entry point {name!r} ({entry.value})", method)
         _METHODS.setdefault(name, method)
     require(name in _METHODS, f"method {name!r} is unknown; use one of {', '.join(method_names())}")

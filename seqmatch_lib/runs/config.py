@@ -1,7 +1,6 @@
 """The configuration of a run: frozen dataclasses, built strictly from the layers of `presets.toml` and overrides."""
 
 import re
-import sys
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -29,6 +28,7 @@ SEQUENTIAL_PREFIX = "seqmatch_"
 REFERENCES = ("random", "whole")  # methods that learn no images
 _ITEMS = {int: "whole numbers, such as [5,5]", float: "numbers, such as [0.5,0.1]", str: 'texts, such as ["convnet"]'}
 LARGEST_INT = 2**63 - 1  # that torch takes
+LARGEST_FLOAT = 1e37  # beside tensors of float32, which hold 3.4e38, torch takes: Adam's first step is ten step sizes
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,8 @@ class RunConfig:
         message = f"dataset {self.dataset!r:.120} must be a name of letters, digits, '_', '.' and '-', 100 at most"
         require(is_file_name(self.dataset), message)  # it becomes part of paths
         if self.method == "whole":
-            require(self.ipc == 0, f"ipc {self.ipc} does not fit method 'whole', which takes all images; use method 'random'")
+            remedy = "run a preset <dataset>-whole, or set ipc=0 and subset_ipcs=[]"
+            require(self.ipc == 0, f"ipc {self.ipc} does not fit method 'whole', which takes all images; {remedy}")
         else:
             require(self.ipc >= 1, f"ipc {self.ipc} must be at least 1")
             require(min(self.subset_ipcs) >= 1, f"subset_ipcs {list(self.subset_ipcs)} must each be at least 1")
@@ -432,7 +433,10 @@ def _coerce(value: Any, kind: Any, key: str) -> Any:
     if kind is float and isinstance(value, Real) and hasattr(value, "item"):
         value = value.item()  # of numpy
     if kind is float and type(value) in (int, float):
-        require(abs(value) <= sys.float_info.max, f"{key} = {value!r:.40} must be a finite number")
+        message = (
+            f"{key} = {value!r:.40} must be a finite number of size {LARGEST_FLOAT:g} at most, for float32 to hold its steps"
+        )
+        require(abs(value) <= LARGEST_FLOAT, message)
         return float(value)
     if kind is Any or type(value) is kind or (origin is Literal and value in inner) or origin is type(value) is dict:
         return value

@@ -10,7 +10,7 @@ from typing import Any
 
 from seqmatch_lib.engine.evaluation import EvaluationProtocol, summarise
 from seqmatch_lib.engine.memory import keep_freed_memory
-from seqmatch_lib.engine.networks import NetworkConfig, check_networks
+from seqmatch_lib.engine.networks import NetworkConfig
 from seqmatch_lib.engine.training import TrainingCheckpoint
 from seqmatch_lib.errors import StorageError, require
 from seqmatch_lib.methods import get_method, method_names
@@ -73,8 +73,8 @@ def evaluate_sets(
 def check_fit(config: RunConfig, data: RealData) -> list[NetworkConfig]:
     """Returns the evaluation's networks; raises ConfigError unless they, the method and training fit images and labels."""
     networks = [replace(config.network, name=name) for name in config.evaluation.networks]
-    check_networks(networks, tuple(data.test.images.shape[1:]), data.num_classes)
-    if data.test.labels.dim() > 1:  # those of pixels fit some alone
+    data.check_networks(networks)
+    if data.has_pixel_labels:  # they fit some alone
         fitting = [name for name in method_names() if get_method(name).takes_pixel_labels]
         remedy = f"use {' or '.join(REFERENCES)}, or {', '.join(fitting)}"
         takes = config.base_method in (*REFERENCES, *fitting)

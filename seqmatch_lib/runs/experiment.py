@@ -13,7 +13,6 @@ import torch
 from seqmatch_lib.data.datasets import ImageDataset, find_dataset, load_dataset
 from seqmatch_lib.engine.evaluation import EvaluationProtocol
 from seqmatch_lib.engine.memory import keep_freed_memory, peak_memory_mb, reset_peak_memory
-from seqmatch_lib.engine.networks import check_networks
 from seqmatch_lib.engine.step_functions import UNCOMPILED
 from seqmatch_lib.errors import StorageError, require
 from seqmatch_lib.methods import Stage, get_method
@@ -153,6 +152,7 @@ def record_shared_teachers(config: RunConfig, results_dir: Path, max_minutes: fl
     require(config.uses_teachers, f"method {config.method!r} uses no teachers; give a preset of one that does, such as mtt")
     keep_freed_memory()
     data = prepare_data(load_dataset(config.dataset), config.zca, config.select_on, choose_device())
+    data.check_networks([config.network])
     return record_stage_teachers(make_first_stage(config, data, results_dir, budget)).folder
 
 
@@ -206,7 +206,7 @@ def _execute(
     data = prepare_data(dataset, config.zca, select_on, device)
     check_fit(config, data)
     if config.options is not None:  # it distils, with a network that need not be among those of the evaluation
-        check_networks([config.network], tuple(data.train.images.shape[1:]), data.num_classes)
+        data.check_networks([config.network])
     check_class_sizes(data.train.labels, data.num_classes, config.ipc, dataset)  # now, not when the baseline is drawn
     # after the check, so that a run refused for too few images can begin with more
     commit, dirty = describe_code()

@@ -1,5 +1,6 @@
 """The real images of a run: split, preprocessed, on the device."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,6 +8,7 @@ import torch
 
 from seqmatch_lib.data.datasets import ImageDataset, Split, fit_preprocessing, split_validation
 from seqmatch_lib.data.preprocessing import Preprocessing
+from seqmatch_lib.engine.networks import NetworkConfig, check_networks
 from seqmatch_lib.errors import DataError, require
 from seqmatch_lib.subsets import SubsetSequence
 
@@ -41,6 +43,15 @@ class RealData:
     identity: dict[str, Any]
     summary: dict[str, Any]
     class_names: list[str]
+
+    @property
+    def has_pixel_labels(self) -> bool:
+        """Whether labels are of pixels instead of images."""
+        return self.test.labels.dim() > 1
+
+    def check_networks(self, configs: Sequence[NetworkConfig]) -> None:
+        """Raises ConfigError unless networks of these architectures map the images to logits for their kind of labels."""
+        check_networks(configs, tuple(self.test.images.shape[1:]), self.num_classes, self.has_pixel_labels)
 
 
 def prepare_data(dataset: ImageDataset, zca: bool, select_on: str, device: torch.device) -> RealData:

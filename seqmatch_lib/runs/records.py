@@ -295,29 +295,39 @@ def load_runs(results_dir: Path) -> list[RunRecord]:
     """Reads all records below `results_dir/runs`, sorted by data set, ipc, scale, method and seed.
 
     Records of methods and networks that are not registered, or of a method of your own whose settings have changed since, are
-    left out, with a notice that names them; so below.
+    left out, with a notice that names them; so are copies, which lie elsewhere than the record itself. Hidden files and
+    folders, such as .ipynb_checkpoints, are not read. All this holds below, too.
     """
-    records = _load_known(load_record, (results_dir / "runs").rglob("*.json"))
+    records = _load_known(load_record, results_dir, "runs")
     return sorted(records, key=lambda record: (record.dataset, record.ipc, record.scale, record.method, record.seed))
 
 
 def load_reevaluations(results_dir: Path) -> list[Reevaluation]:
     """Reads all re-evaluations of a results folder, sorted by file name; raises as `load_record` does."""
-    return _load_known(partial(_load, Reevaluation), (results_dir / "reevaluations").rglob("*.json"))
+    return _load_known(partial(_load, Reevaluation), results_dir, "reevaluations")
 
 
 def load_orders(results_dir: Path) -> list[OrderRecord]:
     """Reads all comparisons of orders of a results folder, sorted by file name; raises as `load_record` does."""
-    return _load_known(partial(_load, OrderRecord), (results_dir / "order").glob("*.json"))
+    return _load_known(partial(_load, OrderRecord), results_dir, "order")
 
 
-def _load_known(load: Callable[[Path], Record], paths: Iterable[Path]) -> list[Record]:
+def _load_known(load: Callable[[Path], Record], results_dir: Path, folder: str) -> list[Record]:
     records = []
-    for path in sorted(paths):
+    for path in sorted((results_dir / folder).rglob("*.json")):
+        if any(part.startswith(".") for part in path.relative_to(results_dir).parts):
+            continue
         try:
-            records.append(load(path))
+            record = load(path)
         except NotRegisteredError as error:
             print(f"notice: left out: {error}", file=sys.stderr)
+            continue
+        own = record.path(results_dir)
+        if path == own:
+            records.append(record)
+        else:
+            remedy = "delete it" if own.is_file() else "move it there"
+            print(f"notice: left out: {path} is not {own}, where this record is kept; {remedy}", file=sys.stderr)
     return records
 
 
