@@ -472,7 +472,7 @@ def tabulate_gains(measured: dict[str, pd.DataFrame], setting: str) -> Styler:
 
 def _with_spread(values: pd.DataFrame, form: str) -> pd.Series:
     """Returns the mean of each row in words, with the standard deviation where there are several values."""
-    spread = "" if values.shape[1] == 1 else values.std(axis=1).map(f" ± {{:{form.removeprefix('+')}}}".format)
+    spread = values.std(axis=1).map(lambda std: "" if pd.isna(std) else f" ± {std:{form.removeprefix('+')}}")
     return values.mean(axis=1).map(f"{{:{form}}}".format) + spread
 
 
