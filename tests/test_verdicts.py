@@ -142,7 +142,7 @@ def test_records_at_published_settings_lead_and_are_judged():
         runs.append(make_run("cifar10-ipc10-mtt", seed, (61.0, 62.0), iterations=(1500,), scale="short"))
         sequence = ("cifar10-ipc10-seqmatch_mtt", seed, (64.0, 65.0), (60.0, 61.0), None, (1500, 1500), "short")
         runs.append(make_run(*sequence))
-    found = list_verdicts(Evidence(runs, COMMITTED.reevaluations, COMMITTED.orders), PUBLISHED, RESULTS)
+    found = list_verdicts(Evidence(runs), PUBLISHED, RESULTS)
     cell = "10 images per class", "short"
     gain = find(found, "SeqMatch-MTT is ahead of MTT", *cell)
     assert gain["measured"].startswith("+3.0 [")

@@ -60,6 +60,11 @@ def sample_reevaluation() -> dict[str, Any]:
     )
 
 
+def write_reevaluation(folder: Path, values: Any) -> None:
+    """Writes values where the sample belongs; a record that names another place is left out, see `load_reevaluations`."""
+    write_json(Reevaluation(**sample_reevaluation()).path(folder), values)
+
+
 def make_trainable() -> Trainable:
     """Returns a subset with its optimisers, before its first step."""
     subset = make_set().subsets[0]
@@ -149,7 +154,7 @@ OUR_FILES = [
     ),
     file_target(
         "reevaluation",
-        lambda folder: write_json(folder / "reevaluations" / "digits" / "one.json", sample_reevaluation()),
+        lambda folder: write_reevaluation(folder, sample_reevaluation()),
         read_reevaluations,
         checksummed=True,
     ),
@@ -216,7 +221,7 @@ def fits_reevaluations(reevaluations: list[Reevaluation]) -> bool:
 
 def read_odd_reevaluation(folder: Path, drawn: Any) -> list[Reevaluation]:
     """Reads a reevaluation with other values."""
-    write_json(folder / "reevaluations" / "digits" / "one.json", drawn)
+    write_reevaluation(folder, drawn)
     return load_reevaluations(folder)
 
 
