@@ -10,7 +10,6 @@ from statistics import fmean
 
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 import pytest
 import yaml
 from PIL import Image, ImageDraw
@@ -185,7 +184,7 @@ def test_accuracies_of_the_verdict_are_published_or_stand_in_a_record():
     known += published[(published["dataset"] == "cifar10") & (published["ipc"] == 10)]["mean"].tolist()
     (five,) = [run for run in evidence.runs if run.run_id == "cifar10-seqmatch_mtt-ipc10-k2-seed0-dc0405d4"]
     by_difficulty = load_coupling(five.run_id, ROOT / "paper_results")
-    rows = pd.concat(by_difficulty[name] for name in findings.DECILES).rename(columns={"after": "training"})
+    rows = findings.list_accuracies(by_difficulty)
     known += [value for part in findings.TENTHS for value in findings.mean_on(part, rows, "accuracy").mean(axis=1)]
     (verdict,) = re.findall(r"^\*\*The verdict so far(.*?)^!\[", README, flags=re.MULTILINE | re.DOTALL)
     stated = re.findall(r"(?<![-+\d])\d+\.\d", verdict)

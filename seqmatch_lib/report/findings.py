@@ -429,6 +429,12 @@ def find_deciles(measured: dict[str, pd.DataFrame], setting: str) -> str:
     )
 
 
+def list_accuracies(measured: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """Returns the accuracies by difficulty after all trainings that were measured; `training` is what the tables call `after`."""
+    names = [name for name in DECILES if name in measured]
+    return pd.concat([measured[name] for name in names], ignore_index=True).rename(columns={"after": "training"})
+
+
 def list_deciles(measured: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """Returns how far each network is ahead of itself after stage 1, on each tenth of test images after each training.
 
@@ -436,8 +442,7 @@ def list_deciles(measured: dict[str, pd.DataFrame]) -> pd.DataFrame:
     accuracy; 0 and 100 % count as 0.05 and 99.95 %). The trainings are later stages, the last one called SeqMatch, and, where
     they were measured, the selected iterate of the sequence and the controls.
     """
-    names = [name for name in DECILES if name in measured]
-    rows = pd.concat([measured[name] for name in names], ignore_index=True).rename(columns={"after": "training"})
+    rows = list_accuracies(measured)
     rows["odds"] = np.log(1 / (100 / rows["accuracy"].clip(0.05, 99.95) - 1))
     first, place = rows[rows["training"] == "stage 1"], ["network", "decile"]
     last = measured["deciles"]["after"].iloc[-1]
@@ -455,8 +460,7 @@ def mean_on(part: str, rows: pd.DataFrame, column: str = "gain") -> pd.DataFrame
 
 def tabulate_deciles(measured: dict[str, pd.DataFrame], setting: str) -> Styler:
     """Returns the accuracy on easy and on hard test images after each training: mean ± std over networks."""
-    names = [name for name in DECILES if name in measured]
-    rows = pd.concat([measured[name] for name in names], ignore_index=True).rename(columns={"after": "training"})
+    rows = list_accuracies(measured)
     frame = pd.DataFrame({part: _with_spread(mean_on(part, rows, "accuracy"), ".1f") for part in TENTHS})
     return style_frame(frame.reset_index(), f"test accuracy, %; {setting}")
 
