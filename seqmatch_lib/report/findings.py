@@ -430,7 +430,7 @@ def find_deciles(measured: dict[str, pd.DataFrame], setting: str) -> str:
 
 
 def list_accuracies(measured: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """Returns the accuracies by difficulty after all trainings that were measured; `training` is what the tables call `after`."""
+    """Returns the accuracies by difficulty after each training that was measured, with `training` for `after`."""
     names = [name for name in DECILES if name in measured]
     return pd.concat([measured[name] for name in names], ignore_index=True).rename(columns={"after": "training"})
 
