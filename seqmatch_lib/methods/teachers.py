@@ -133,7 +133,8 @@ class TrajectorySet:
         remedy = "delete it and its .json to train the teacher again"
         try:
             with np.errstate(over="raise"):  # a damaged shape can be of any size
-                rows = np.load(path, mmap_mode="r")
+                # `np.load` would take a file that begins like a zip archive for one, and leave it open
+                rows = np.lib.format.open_memmap(path, mode="r")
             # the checksums cover the bytes of the rows, but not the header of the file
             fits = rows.dtype == np.dtype(np.float32) and rows.ndim == 2
             require(fits, f"it holds {rows.dtype.str} of shape {rows.shape}, not rows of float32", StorageError)
