@@ -11,6 +11,7 @@ from seqmatch_lib.data.preprocessing import Normalisation, Whitening
 from seqmatch_lib.engine import step_functions
 from seqmatch_lib.engine.augment import apply_augmentation, draw_augmentation
 from seqmatch_lib.engine.evaluation import train_staged
+from seqmatch_lib.engine.networks import NETWORKS, NetworkConfig
 from seqmatch_lib.engine.training import LoopTrainer, StackedTrainer, TrainingRecipe
 from seqmatch_lib.errors import ConfigError
 from seqmatch_lib.methods import BaseConfig, Stage, get_method
@@ -544,6 +545,32 @@ def test_what_does_not_go_together_is_named(tmp_path):
     with pytest.raises(ConfigError, match="training.loss 'cross_entropy' does not fit the labels of krr"):
         METHODS["krr"].check((1,), (), TeacherConfig(), TrainingRecipe())
     assert get_method("idc") is IDC
+
+
+class TorchAttention(torch.nn.Module):
+    """PyTorch's own attention over pixels, whose gradient has no derivative."""
+
+    def forward(self, features):
+        rows = features.flatten(2).transpose(1, 2)[:, None].contiguous()  # (images, heads, pixels, channels)
+        return F.scaled_dot_product_attention(rows, rows, rows)
+
+
+def attentive(config, image_shape, num_classes):
+    features = torch.nn.Conv2d(image_shape[0], 4, 1), TorchAttention(), torch.nn.Flatten()
+    return torch.nn.Sequential(*features, torch.nn.Linear(4 * image_shape[1] * image_shape[2], num_classes))
+
+
+@pytest.mark.parametrize("name", ["mtt", "idc", "dm", "krr"])
+def test_networks_that_cannot_be_differentiated_twice_are_refused_before_teachers(name, tmp_path, monkeypatch):
+    monkeypatch.setitem(NETWORKS, "attentive", attentive)
+    stage = replace(make_stage(tmp_path), network=NetworkConfig("attentive"))
+    arguments = METHODS[name], stage, (1,), ((0, 4) if name == "mtt" else None,), checkpoints(tmp_path)
+    if name in ("dm", "krr"):
+        assert all(progress.last.images.isfinite().all() for progress in distill_stages(*arguments))
+        return
+    with pytest.raises(ConfigError, match=f"{name} differentiates network 'attentive' twice, which PyTorch cannot .*; write"):
+        distill_stages(*arguments)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("intervals", [(None,), (None, None)])

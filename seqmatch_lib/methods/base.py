@@ -88,6 +88,19 @@ class Stage:
         found = has_running_statistics(self.network, tuple(self.images.shape[1:]), self.num_classes)
         require(not found, f"{problem}; {remedy}take one without, as with network.norm=instance")
 
+    def check_differentiable_twice(self, method: str) -> None:
+        """Raises ConfigError if the networks cannot be differentiated twice, as `method` does; tried with one image."""
+        network = self.make_network(self.seed, "tried network").eval()
+        parameters = tuple(network.parameters())
+        logits = network(self.images[:1])
+        gradients = torch.autograd.grad(logits.square().sum(), parameters, create_graph=True, materialize_grads=True)
+        try:
+            torch.autograd.grad(sum(gradient.square().sum() for gradient in gradients), parameters, materialize_grads=True)
+        except RuntimeError as error:
+            problem = f"{method} differentiates network {self.network.name!r} twice, which PyTorch cannot"
+            remedy = "write that operation out, as docs/own_method.md does with attention, or take method dm or krr"
+            raise ConfigError(f"{problem} ({first_line(error)}); {remedy}") from error
+
     def start_networks(self, seed: int, *purposes: tuple[str | int, ...]) -> list[nn.Sequential]:
         """Returns networks from which stage k starts: trained on S_1, then on S_1 ∪ S_2, …, then on S_1 ∪ … ∪ S_{k-1}.
 
