@@ -43,6 +43,7 @@ EXECUTED = Path(RESULTS) / "executed"  # copies of all notebooks with their outp
 EXIT_ERROR = 2
 EXIT_OUT_OF_TIME = 75  # EX_TEMPFAIL: the state is saved, the same command goes on
 GOES_ON = "the same command goes on from the last checkpoint"
+NOTEBOOK_PACKAGES = "the notebook packages; in the repository: pip install -e '.[notebooks]'"
 GIB = 2**30  # bytes
 
 
@@ -380,7 +381,7 @@ def _bench(options: argparse.Namespace) -> None:
     print(format_benchmark(result))
     print(f"\nrecord: {path}")
     if find_spec("seaborn") is None:
-        print("no figures: they need the notebook packages (pip install seqmatch-lib[notebooks])")
+        print(f"no figures: they need {NOTEBOOK_PACKAGES}")
         return
     from seqmatch_lib.report.figures import plot_benchmark, save_figure, set_style
 
@@ -394,7 +395,7 @@ def _tables(options: argparse.Namespace) -> None:
     if options.pending:
         print(format_pending(options.scale or "paper", CostModel.load(options.results)))
         return
-    require(find_spec("pandas") is not None, "tables need the notebook packages: pip install seqmatch-lib[notebooks]")
+    require(find_spec("pandas") is not None, f"tables need {NOTEBOOK_PACKAGES}")
     from seqmatch_lib.report.charts import write_figures
     from seqmatch_lib.report.evidence import Evidence
     from seqmatch_lib.report.tables import load_published, published_path, readme_table, write_tables
@@ -411,7 +412,7 @@ def _tables(options: argparse.Namespace) -> None:
 
 
 def _notebook(options: argparse.Namespace) -> None:
-    require(find_spec("papermill") is not None, "notebooks need their packages: pip install seqmatch-lib[notebooks]")
+    require(find_spec("papermill") is not None, f"notebooks need {NOTEBOOK_PACKAGES}")
     from seqmatch_lib.report.notebooks import list_copies, run_notebook
     from seqmatch_lib.report.pages import export_html
 

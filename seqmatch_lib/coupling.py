@@ -219,8 +219,8 @@ def errors_of_real_training(
     """Returns the matching error of real training itself: columns epoch, teacher, error.
 
     A network is trained from the start of a teacher's segment, for as many epochs and in the same way, but with other batches
-    and augmentation. Both movements are a common one and chance, and both chances count here. A student that makes the common
-    movement alone would have half of this error; that is the part of the matching loss that no set can be meant to lower.
+    and augmentation. Each of the two movements is a part that both share, plus chance. The error counts the chance of both. A
+    student that makes the shared movement alone would have half of this error. No set can be expected to have a smaller one.
 
     Args:
         network: the architecture; its parameters are replaced.

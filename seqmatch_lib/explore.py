@@ -17,7 +17,7 @@ ALL = "all"
 
 
 def find_runs(results: Results, **wanted: Any) -> list[RunRecord]:
-    """Returns the records of distilled sets that equal these `LEVELS`, those whose set is kept before the others."""
+    """Returns the records of distilled sets with these values of `LEVELS`; those whose set was kept come first."""
     records = _choose([record for record in results.records() if record.stages], **wanted)
     asked = "".join(f" {name}={value!r}" for name, value in wanted.items())
     require(bool(records), f"no record of a distilled set has{asked}; take a method that distils, or run it (compute=True)")

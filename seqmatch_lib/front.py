@@ -124,7 +124,7 @@ class Run:
 
     @property
     def has_selected(self) -> bool:
-        """Whether the set with the selected iterate was kept as a file of its own, beside another last one."""
+        """Whether the selected iterate is not the last one, and its set was kept."""
         return not self.record.selects_last and set_path(self.results_dir, self.record.run_id, selected=True).is_file()
 
     def _find_set(self, selected: bool = False) -> Path:
@@ -509,7 +509,7 @@ def presets(dataset: str | None = None, scale: str = "paper", results_dir: Path 
 
     Returns:
         Columns `preset`, `ipc` (0: all images), `method`, `num_subsets`, `published` (per cent), `check` (how that number was
-        checked; "unverified" ones are printed from memory) and `minutes`: measured where an equal run has a record, else
+        checked; "unverified" ones were written down from memory) and `minutes`: measured where an equal run has a record, else
         predicted for as many threads as torch has here.
     """
     from pandas import DataFrame

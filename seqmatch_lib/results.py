@@ -1,4 +1,4 @@
-"""What notebooks read: finished runs of a results folder. Missing runs are run if that is allowed."""
+"""What notebooks read: finished runs of a results folder. With `compute` missing runs are run ("allowed" below)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

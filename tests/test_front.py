@@ -321,7 +321,7 @@ class Noisy(torch.utils.data.Dataset):
         (lambda x, y: (x.permute(0, 2, 3, 1), y), r"\(30, 6, 6, 1\); they must be .*images\).permute\(0, 3, 1, 2\)"),
         (lambda x, y: (x[:0], y[:0]), r"images of shape \(0, 1, 6, 6\), so none; give at least one of each class"),
         (lambda x, y: (x, y[:, None]), r"they must be \(N,\) whole numbers; take labels\[:, 0\]"),
-        (lambda x, y: (x / 255**2, y), r"pixels of at most 0.0039\d*, which are all but black .*; divide by 255 once alone"),
+        (lambda x, y: (x / 255**2, y), r"pixels of at most 0.0039\d*, which are all but black .*; divide by 255 only once"),
         (lambda x, y: (x, torch.eye(3)[y]), r"they must be \(N,\) whole numbers; take labels.argmax\(1\) of one-hot rows"),
         (lambda x, y: torch.utils.data.DataLoader(TensorDataset(x, y)), "it is a DataLoader; give its `dataset`"),
         (lambda x, y: items((x[0], 0), (x[1], 0.9)), "but is not: 'float' object cannot be interpreted as an integer"),

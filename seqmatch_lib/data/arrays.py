@@ -130,5 +130,5 @@ def _to_bytes(images: torch.Tensor, which: str) -> torch.Tensor:
     require(low >= 0 and high <= 1, f"{which} has pixels from {low:.4g} to {high:.4g}; {remedy}", DataError)
     pixels = (255 * images).round().to(torch.uint8)
     problem = f"{which} has pixels of at most {high:.4g}, which are all but black where white is 1"
-    require(int(pixels.max()) != 1, f"{problem}; divide by 255 once alone, or give uint8", DataError)
+    require(int(pixels.max()) != 1, f"{problem}; divide by 255 only once, or give uint8", DataError)
     return pixels.cpu().contiguous()

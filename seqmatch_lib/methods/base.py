@@ -379,7 +379,7 @@ def register_method(name: str) -> Callable[[type[BaseMethod]], type[BaseMethod]]
     A class of the same module and name takes the place of the one before, so that a cell of a notebook can be run again.
 
     Raises:
-        ConfigError: the name does not serve or is taken, or the class is no complete method.
+        ConfigError: the name is not valid or is taken, or the class lacks a function or a setting.
     """
 
     def register(method: type[BaseMethod]) -> type[BaseMethod]:

@@ -177,7 +177,7 @@ class IDC(BaseMethod):
     config_class = IDCConfig
 
     def check(self, sizes: Sequence[int], intervals: Intervals, teachers: TeacherConfig, training: TrainingRecipe) -> None:
-        """Raises ConfigError if there are entries for stages that there are not."""
+        """Raises ConfigError if a setting has more entries than the run has stages."""
         for name in ("iterations", "inner_loop"):
             values, stages = getattr(self.config, name), len(intervals)
             message = f"idc.{name} {list(values)} has {len(values)} entries, one a stage, for {stages} stages; leave some out"
