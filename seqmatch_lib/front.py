@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from numbers import Integral
 from operator import index
 from os import PathLike
 from pathlib import Path
@@ -162,8 +163,10 @@ class Run:
         from seqmatch_lib.report.figures import show_pictures
 
         names = self.class_names
+        _check_count("max_per_class", max_per_class)
         is_list = classes is None or isinstance(classes, Sequence)
-        unknown = [label for label in classes or () if label not in range(len(names))] if is_list else classes
+        known = range(len(names))
+        unknown = [one for one in classes or () if isinstance(one, bool) or one not in known] if is_list else classes
         require(is_list and not unknown, f"classes {unknown!r:.120} are unknown; give a list of some of 0 … {len(names) - 1}")
         steps = [f", step size {subset.lr:.3g}" for subset in self.distilled.subsets]
         blocks = {f"{name}{step}": pixels for (name, pixels), step in zip(self.pictures().items(), steps, strict=True)}
@@ -190,7 +193,7 @@ class Run:
         """Draws the matching loss of every stage, as a running mean over `window` iterations."""
         from seqmatch_lib.report.figures import plot_losses
 
-        require(window >= 1, f"window {window} must be at least 1")
+        _check_count("window", window)
         return _close(plot_losses({self.config.method: self.record}, window).figure)
 
     def evaluate(
@@ -202,10 +205,16 @@ class Run:
         set: Mapping[str, Any] | None = None,
         results_dir: Path | str | None = None,
         selected: bool = False,
+        max_minutes: float | None = None,
     ) -> Reevaluation:
         """Trains fresh networks on the distilled set, or the `selected` one, and tests them; arguments as in `evaluate`."""
         sequence = self.selected if selected else self.distilled
-        return evaluate(sequence, networks, joint, random, seed, set, self.dataset, results_dir)
+        return evaluate(sequence, networks, joint, random, seed, set, self.dataset, results_dir, max_minutes)
+
+
+def _check_count(name: str, value: Any) -> None:
+    is_count = isinstance(value, Integral) and not isinstance(value, bool) and value >= 1
+    require(is_count, f"{name} {value!r:.120} must be a whole number of at least 1")
 
 
 def _close(figure: "Figure") -> "Figure":
@@ -428,7 +437,8 @@ def evaluate(
 
 def config_of(sequence: SubsetSequence, origin: Path | str) -> RunConfig:
     """Returns the configuration that a set was made with. Raises ConfigError, which names the `origin`, if it has none."""
-    require("config" in sequence.metadata, f"{origin} does not say how it was made; give a file written by `run`")
+    remedy = "give a file written by `run`, or a SubsetSequence with metadata={'config': RunConfig.from_preset(…).as_dict()}"
+    require("config" in sequence.metadata, f"{origin} does not say how it was made; {remedy}")
     return RunConfig.from_dict(sequence.metadata["config"])
 
 

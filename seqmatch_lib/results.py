@@ -8,6 +8,7 @@ from typing import NoReturn
 from pandas import DataFrame
 
 from seqmatch_lib.bench.cost import CostModel
+from seqmatch_lib.data.builtin import OF_PIXELS
 from seqmatch_lib.errors import StorageError, require
 from seqmatch_lib.front import RESULTS, Run, as_path, find_folder, look_for
 from seqmatch_lib.report.evidence import Evidence, runs_of
@@ -325,6 +326,8 @@ def _runs_of_coupling(dataset: str, scale: str, seed: int, ipc: int) -> tuple[Ru
     sizes = [int(size) for size in sizes if f"{start}{size}-mtt" in names]
     known = f"use {', '.join(map(str, sizes))}" if sizes else "take another data set"
     require(ipc in sizes, f"ipc {ipc!r:.40}: {dataset!r:.120} has no presets of MTT and its sequence of this size; {known}")
+    problem = f"{dataset!r} has labels of pixels, and the coupling is measured by images, easy and hard"
+    require(dataset not in OF_PIXELS, f"{problem}; take another data set")
     joint, divided = list_configs(dataset, ["mtt"], [[ipc], even_subsets(ipc, 5)], scale, seed)
     return joint, RunConfig.from_preset(f"{start}{ipc}{end}", scale, seed), divided
 

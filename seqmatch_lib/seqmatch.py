@@ -90,7 +90,7 @@ def advance(method: BaseMethod, prepared: MethodState, trainable: Trainable, sta
         named = [name for name in names if getattr(method.config, name, 0)]  # what is 0 cannot be lowered
         raise DivergenceError(
             f"stage {stage.index}, iteration {trainable.iteration}: the loss is {loss_value:.4g}; the loss, its gradient or "
-            f"the step is not finite; the state before this iteration is kept. Lower {', '.join(named) or 'a learning rate'}"
+            f"the step is not finite. Lower {', '.join(named) or 'a learning rate'}"
         )
     trainable.losses.append(loss_value)
     trainable.iteration += 1

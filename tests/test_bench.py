@@ -20,6 +20,8 @@ from seqmatch_lib.data.datasets import DATASETS, find_dataset
 from seqmatch_lib.engine.networks import NetworkConfig, flatten_parameters, make_network
 from seqmatch_lib.engine.step_functions import ADJOINT_PASSES, GRADIENT_PASSES, StepFunctions, _Compiled
 from seqmatch_lib.errors import ConfigError
+from seqmatch_lib.methods import BaseMethod, get_method, register_method
+from seqmatch_lib.methods import base as registry
 from seqmatch_lib.runs.config import SCALES, RunConfig, preset_names
 from seqmatch_lib.runs.records import load_runs
 
@@ -271,6 +273,22 @@ def test_predictions_are_corrected_by_recorded_runs_of_the_machine(recorded, mon
     text = format_cost(config, DATASETS["cifar10"], model, threads=1)
     assert "4 recorded runs" in text
     assert text.splitlines()[-1].startswith(f"predicted: {2.5 * plain / 3600:.2f} hours")
+
+
+def test_records_of_a_method_that_does_not_say_what_its_steps_cost_are_in_nobodys_way(recorded, monkeypatch):
+    monkeypatch.setattr(cost, "START_SECONDS", 0)
+    monkeypatch.setattr(cost, "LONG_SECONDS", 0)
+    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
+    result, config, run = recorded
+    own = type("Own", (get_method("dm"),), {"effort": BaseMethod.effort})
+    register_method("own")(own)
+    costless = RunConfig.from_dict(config.as_dict() | {"method": "own", "own": config.as_dict()["dm"]})
+    records = [run(name, 2.0) for name in "abc"]
+    known = CostModel(result, [*records, replace(records[0], run_id="own", method="own", config=costless.as_dict())])
+    assert known.predict(config, 1) == CostModel(result, records).predict(config, 1)
+    assert known.errors() == CostModel(result, records).errors()
+    with pytest.raises(ConfigError, match="does not define the cost of its steps"):
+        known.predict(costless, 1)
 
 
 def test_an_equal_recorded_run_is_shown(recorded):

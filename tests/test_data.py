@@ -3,6 +3,8 @@
 import json
 import os
 import pickle
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -355,6 +357,15 @@ def test_a_registered_folder_loads_by_name(tmp_path, monkeypatch):
     assert len(load_dataset("pets").train) == 10
     with pytest.raises(DataError, match="'pets' is registered already"):
         register_dataset(DatasetSpec.from_folder(tmp_path, name="pets", image_size=4))
+
+
+def test_a_data_set_of_ones_own_is_read_from_shards_by_its_name(parquet_cifar, tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "DATASETS", dict(DATASETS))
+    register_dataset(replace(DATASETS["cifar10"], name="own"))
+    with pytest.raises(DataError, match=r"own is not in .*own/\{train,test\}-\*.parquet; set SEQMATCH_DATA to the folder"):
+        load_dataset("own", tmp_path)
+    shutil.copytree(parquet_cifar[0] / "cifar10", tmp_path / "own")
+    assert load_dataset("own", tmp_path).train.images.equal(load_dataset("cifar10", parquet_cifar[0]).train.images)
 
 
 def test_digits_are_built_in():

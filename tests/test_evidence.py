@@ -159,6 +159,16 @@ def test_a_control_that_was_scored_or_evaluated_more_often_counts(runs):
     assert frame.loc["sequence, in stages", "seeds"] == 1
 
 
+def test_of_runs_that_differ_in_their_number_of_networks_that_of_the_preset_counts(runs):
+    """Else the one with most networks; two of one seed cannot both count."""
+    runs.append(make_short("seqmatch_mtt", 0, (62.0, 64.0), (1500, 1500), {}))
+    few, many = (50.0, 52.0), (40.0, 41.0, 42.0)
+    more = [make_short("mtt", 0, values, (1500,), {"evaluation.num_networks": len(values)}) for values in (few, many)]
+    for known, expected in ((runs, 2.0), ([run for run in runs if run.method != "mtt"], 22.0)):
+        frame = controls.comparison(Evidence([*more, *known]).parts("short")[0], *CELL).set_index("set")
+        assert frame.loc["one set", "difference"] == expected
+
+
 def test_every_last_iterate_is_drawn_once(tmp_path, runs):
     runs.append(make_short("seqmatch_mtt", 0, (62.0, 64.0), (1500, 1500), {}))
     runs.append(make_short("mtt", 0, (61.0, 62.0), (3000,), {"mtt.iterations": 3000}))

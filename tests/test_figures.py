@@ -1,5 +1,6 @@
 """Figures: what is drawn, not how it looks."""
 
+import math
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -169,7 +170,9 @@ def test_a_set_without_a_look_is_refused():
 def test_losses_have_a_panel_for_each_training_and_no_empty_one():
     rows = [(name, step, images, 2.0) for name in ("real data", "MTT", "SeqMatch", "$S_1$ repeated") for step in (0, 1)
             for images in ("easy", "hard")]  # fmt: skip
-    figure = figures.plot_image_losses(pd.DataFrame(rows, columns=["training", "step", "images", "loss"]), "setting")
+    figure = figures.plot_image_losses(pd.DataFrame(rows, columns=["training", "step", "images", "loss"]), "setting", 8)
     assert [axis.get_title() for axis in figure.axes] == ["real data", "MTT", "SeqMatch", "$S_1$ repeated"]
     assert [axis.get_xlabel() for axis in figure.axes] == ["epoch of training", *["stage of training"] * 3]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["easy images", "hard images"]
+    guessing = [line.get_ydata()[0] for axis in figure.axes for line in axis.lines if line.get_zorder() == 1]
+    assert guessing == [pytest.approx(math.log(8))] * 4

@@ -1,5 +1,6 @@
 """The interface does what its docstrings say, from arrays and data sets in memory as from presets."""
 
+import copy
 import doctest
 import gc
 import re
@@ -21,7 +22,7 @@ import seqmatch_lib as sm
 from seqmatch_lib import front
 from seqmatch_lib.data import datasets as datasets_module
 from seqmatch_lib.data.arrays import dataset_from_arrays
-from seqmatch_lib.data.datasets import DATASETS, fit_preprocessing
+from seqmatch_lib.data.datasets import DATASETS, fit_preprocessing, load_dataset
 from seqmatch_lib.engine.evaluation import EvaluationProtocol
 from seqmatch_lib.engine.networks import NETWORKS
 from seqmatch_lib.errors import ConfigError, DataError, OutOfTime, StorageError
@@ -29,7 +30,7 @@ from seqmatch_lib.report.evidence import Evidence
 from seqmatch_lib.runs.records import load_reevaluations
 from seqmatch_lib.store.files import write_json
 from seqmatch_lib.store.sheets import read_sheet, write_sheet
-from seqmatch_lib.subsets import SubsetSequence, set_path
+from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset, set_path
 
 ROOT = Path(__file__).parents[1]
 QUICK = {"network.depth": 1, "training.epochs": 2}
@@ -304,14 +305,14 @@ def items(*items):
 class Noisy(torch.utils.data.Dataset):
     """A data set with a random transform."""
 
-    def __init__(self, size):
-        self.size = size
+    def __init__(self, size, draw=lambda: torch.rand(1, 6, 6)):
+        self.size, self.draw = size, draw
 
     def __len__(self):
         return self.size
 
     def __getitem__(self, index):
-        return torch.rand(1, 6, 6), index % 3
+        return self.draw(), index % 3
 
 
 @pytest.mark.parametrize(
@@ -360,6 +361,7 @@ class Noisy(torch.utils.data.Dataset):
         (lambda x, y: items(*[(x[0], 0, 1)] * 4), r"a Dataset of pairs \(image, class number\).*but is not: too many values"),
         (lambda x, y: items({"image": x[0], "label": 0}), r"its items are dictionaries of image, label; make pairs of them"),
         (lambda x, y: Noisy(len(y)), r"it draws random numbers, so each reading has other images; leave out its random"),
+        (lambda x, y: Noisy(len(y), lambda: np.random.rand(1, 6, 6)), r"it draws random numbers, so each reading has other"),
         (lambda x, y: items((x[0], "cat")), r"but is not: 'str' object cannot be interpreted as an integer"),
         (lambda x, y: items(), r"train must be a pair .*but is not"),
     ],
@@ -395,6 +397,15 @@ def test_a_network_that_distils_alone_is_checked_too(method, outputs, message, m
     monkeypatch.setitem(NETWORKS, "own", lambda *_: torch.nn.Sequential(*(layer() for layer in layers)))
     with pytest.raises(ConfigError, match=message):
         sm.distill(*TWO, method, (1,), 1, "smoke", set=QUICK | {"network.name": "own"})
+
+
+def test_networks_that_the_evaluation_cannot_train_are_refused_before_anything_is_distilled(tmp_path, monkeypatch):
+    layers = torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Flatten(), torch.nn.Linear(144, 10)
+    monkeypatch.setitem(NETWORKS, "own", lambda *_: torch.nn.Sequential(*copy.deepcopy(layers)).to(torch.empty(0).device))
+    settings = {"evaluation.networks": ["convnet", "own"], "training.engine": "compiled"}
+    with pytest.raises(ConfigError, match="networks own have running statistics, which .*; set training.engine=eager and"):
+        sm.run("digits-ipc10-dm", "smoke", set=settings, results_dir=tmp_path)
+    assert not list(tmp_path.rglob("*.safetensors"))
 
 
 def test_what_cannot_be_distilled_is_refused(tmp_path):
@@ -445,7 +456,10 @@ NO_PATH = "path 3 must be a string or a Path, such as 'build/own'"
         (lambda run: sm.run(None), "unknown preset None; known are digits-ipc10-random"),
         (lambda run: run.show(classes=[0, 9, -1]), r"classes \[9, -1\] are unknown; give a list of some of 0 … 2"),
         (lambda run: run.show(classes=5), "classes 5 are unknown; give a list of some of 0 … 2"),
-        (lambda run: run.plot_losses(0), "window 0 must be at least 1"),
+        (lambda run: run.plot_losses(0), "window 0 must be a whole number of at least 1"),
+        (lambda run: run.plot_losses(2.5), "window 2.5 must be a whole number of at least 1"),
+        (lambda run: run.show(0), "max_per_class 0 must be a whole number of at least 1"),
+        (lambda run: run.show(classes=[True]), r"classes \[True\] are unknown"),
         (lambda run: sm.run(["a"]), r"unknown preset \['a'\]; known are digits-ipc10-random"),
         (lambda run: sm.load(3), NO_PATH),
         (lambda run: sm.presets(results_dir=3), NO_PATH),
@@ -587,6 +601,23 @@ def test_accuracies_on_other_real_data_are_never_taken_for_those_on_these(mine, 
     assert load_reevaluations(tmp_path) == [record]
     assert ask(mine.dataset, tmp_path) == ask(mine.dataset)  # the refusal has left nothing in the way
     assert ask(others[0], tmp_path / "another") == ask(others[0])  # the remedy
+
+
+def test_a_set_is_evaluated_on_its_own_images_only_as_they_were_preprocessed(tmp_path):
+    run = sm.run("digits-ipc10-random", "smoke", set=QUICK, results_dir=tmp_path)
+    digits = load_dataset("digits")
+    pairs = [(split.images, split.labels) for split in (digits.train, digits.test)]
+    with pytest.raises(DataError, match=r"was distilled from these images preprocessed with .*; leave out `dataset`"):
+        sm.evaluate(run.distilled, dataset=pairs)
+    assert run.evaluate().accuracy == sm.evaluate(run.distilled, dataset=digits).accuracy
+
+
+def test_a_set_of_ones_own_is_evaluated_with_the_remedy_of_its_refusal():
+    bare = SubsetSequence((SyntheticSubset(torch.rand(20, 1, 8, 8), torch.arange(10).repeat_interleave(2), 0.01),))
+    with pytest.raises(ConfigError, match="does not say how it was made; give a file .*, or a SubsetSequence with metadata="):
+        sm.evaluate(bare)
+    config = sm.RunConfig.from_preset("digits-ipc10-random", "smoke", overrides=QUICK)
+    assert sm.evaluate(SubsetSequence(bare.subsets, {"config": config.as_dict()})).accuracy
 
 
 def test_a_state_that_does_not_say_of_which_data_it_is_is_not_used(mine, tmp_path):

@@ -240,8 +240,13 @@ def test_what_cannot_be_unrolled_is_refused(generator):
         unroll(problem.network, problem.start, *data, precision="bfloat16")
     with pytest.raises(ConfigError, match=f"this network has {len(problem.start)} parameters"):
         unroll(problem.network, problem.start[1:], *data)
-    with pytest.raises(ConfigError, match=r"torch.nn.LayerNorm has wrong second derivatives.*networks.LayerNorm"):
-        StepFunctions(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LayerNorm(128), torch.nn.Linear(128, CLASSES)))
+    for norm in torch.nn.LayerNorm(SHAPE), torch.nn.InstanceNorm2d(SHAPE[0]):
+        network = torch.nn.Sequential(norm, torch.nn.Flatten(), torch.nn.Linear(2 * 8 * 8, CLASSES)).double()
+        functions, theta = StepFunctions(network, compiled=False), flatten_parameters(network)
+        assert functions.gradient(theta, problem.images, problem.hard)[1].isfinite()
+        for adjoint in functions.adjoint, functions.image_adjoint:
+            with pytest.raises(ConfigError, match=rf"torch.nn.{type(norm).__name__} has wrong second .*engine.networks"):
+                adjoint(theta, problem.images, problem.hard, theta)
     batch_norm = make_network(NetworkConfig(width=4, depth=1, norm="batch"), SHAPE, CLASSES, torch.Generator())
     with pytest.raises(ConfigError, match=r"running statistics.*instance"):
         unroll(batch_norm.double(), flatten_parameters(batch_norm).double(), *data)

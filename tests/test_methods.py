@@ -1,5 +1,6 @@
 """Base methods against slow, literal transcriptions of their formulas in float64; how they resume; their part in SeqMatch."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -547,30 +548,59 @@ def test_what_does_not_go_together_is_named(tmp_path):
     assert get_method("idc") is IDC
 
 
-class TorchAttention(torch.nn.Module):
-    """PyTorch's own attention over pixels, whose gradient has no derivative."""
-
-    def forward(self, features):
-        rows = features.flatten(2).transpose(1, 2)[:, None].contiguous()  # (images, heads, pixels, channels)
-        return F.scaled_dot_product_attention(rows, rows, rows)
+def attention(features):
+    """PyTorch's own, over pixels; its gradient has no derivative."""
+    rows = features.flatten(2).transpose(1, 2)[:, None].contiguous()  # (images, heads, pixels, channels)
+    return F.scaled_dot_product_attention(rows, rows, rows)
 
 
-def attentive(config, image_shape, num_classes):
-    features = torch.nn.Conv2d(image_shape[0], 4, 1), TorchAttention(), torch.nn.Flatten()
-    return torch.nn.Sequential(*features, torch.nn.Linear(4 * image_shape[1] * image_shape[2], num_classes))
+class Applied(torch.nn.Module):
+    """A function of features, as a module."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.forward = function
 
 
+REFUSED = {  # operations whose second derivatives PyTorch lacks, or has wrong in forward mode
+    "attention": (attention, "which PyTorch cannot .*; write that operation out"),
+    "glu": (lambda x: F.glu(torch.cat([x, x], 1), 1), "which PyTorch cannot .*glu_jvp"),
+    "layer norm": (lambda x: F.layer_norm(x, x.shape[1:]), r"forward mode does that wrong \(relative error .*; use norms of"),
+    "instance norm": (F.instance_norm, r"forward mode does that wrong \(relative error .*; use norms of"),
+    "batch norm": (lambda x: F.batch_norm(x, None, None, training=True), "forward mode does that wrong"),
+}
+
+
+def stage_with(operation, folder, monkeypatch):
+    """Returns a stage whose networks have one of these operations after a convolution."""
+
+    def make(config, image_shape, num_classes):
+        features = torch.nn.Conv2d(image_shape[0], 4, 3, padding=1), Applied(REFUSED[operation][0]), torch.nn.Flatten()
+        return torch.nn.Sequential(*features, torch.nn.Linear(4 * image_shape[1] * image_shape[2], num_classes))
+
+    monkeypatch.setitem(NETWORKS, "own", make)
+    return replace(make_stage(folder), network=NetworkConfig("own"))
+
+
+@pytest.mark.parametrize("operation", REFUSED)
 @pytest.mark.parametrize("name", ["mtt", "idc", "dm", "krr"])
-def test_networks_that_cannot_be_differentiated_twice_are_refused_before_teachers(name, tmp_path, monkeypatch):
-    monkeypatch.setitem(NETWORKS, "attentive", attentive)
-    stage = replace(make_stage(tmp_path), network=NetworkConfig("attentive"))
-    arguments = METHODS[name], stage, (1,), ((0, 4) if name == "mtt" else None,), checkpoints(tmp_path)
+def test_networks_without_right_second_derivatives_are_refused_before_teachers(name, operation, tmp_path, monkeypatch):
+    stage = stage_with(operation, tmp_path, monkeypatch)
+    method = MTT(replace(METHODS["mtt"].config, engine="compiled")) if name == "mtt" else METHODS[name]
+    arguments = method, stage, (1,), ((0, 4) if name == "mtt" else None,), checkpoints(tmp_path)
     if name in ("dm", "krr"):
         assert all(progress.last.images.isfinite().all() for progress in distill_stages(*arguments))
         return
-    with pytest.raises(ConfigError, match=f"{name} differentiates network 'attentive' twice, which PyTorch cannot .*; write"):
+    with pytest.raises(ConfigError, match=f"{name} differentiates network 'own' twice, .*{REFUSED[operation][1]}"):
         distill_stages(*arguments)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("operation", "refused"), [("attention", True), ("glu", False), ("layer norm", False)])
+def test_engine_higher_needs_no_forward_mode(operation, refused, tmp_path, monkeypatch):
+    stage = stage_with(operation, tmp_path, monkeypatch)
+    with pytest.raises(ConfigError, match="which PyTorch cannot") if refused else nullcontext():
+        distill_stages(METHODS["mtt"], stage, (1,), ((0, 4),), checkpoints(tmp_path))
 
 
 @pytest.mark.parametrize("intervals", [(None,), (None, None)])

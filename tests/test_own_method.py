@@ -192,6 +192,15 @@ class Unfinished(BaseMethod):
         return MethodState(0.0)
 
 
+@dataclass(frozen=True)
+class BareConfig:
+    iterations: int = 3
+
+
+class Bare(Means):
+    config_class = BareConfig
+
+
 NAMES = ("my method", "a/b", "a.b", "", "training", "seqmatch_x", "random", "é", "x" * 61, 3)
 
 
@@ -202,6 +211,11 @@ NAMES = ("my method", "a/b", "a.b", "", "training", "seqmatch_x", "random", "é"
         ("own", 3, r"method 'own' \(3\) is not a BaseMethod; name a subclass"),
         ("own", MeansConfig, "is not a BaseMethod; name a subclass"),
         ("own", Unfinished, "lacks step, config_class; define it"),
+        (
+            "own",
+            Bare,
+            "has a config_class without syn_lr, lr_img, momentum_img, which BaseMethod reads; make it a",
+        ),
     ],
 )
 def test_what_cannot_be_a_method_is_refused_when_it_is_registered(name, method, message, monkeypatch):

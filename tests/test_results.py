@@ -204,6 +204,8 @@ def test_coupling_is_asked_of_sets_of_every_size_that_has_presets(tmp_path):
     for ipc in (20, "10", [10]):
         with pytest.raises(ConfigError, match=r"'digits' has no presets of MTT and its sequence of this size; use 10"):
             results.measure_coupling("digits", "smoke", ipc=ipc)
+    with pytest.raises(ConfigError, match="'canvas_digits' has labels of pixels, and the coupling .*; take another data set"):
+        results.measure_coupling("canvas_digits", "smoke")
     with pytest.raises(ConfigError, match="'cifar11' has no presets of MTT .*; take another data set"):
         results.measure_coupling("cifar11", "smoke")
 

@@ -165,14 +165,17 @@ def test_an_iterate_with_a_negative_step_size_is_not_scored_and_the_run_goes_on(
     assert stage.scores == [(5, 1.0)]
 
 
-def test_a_loss_that_is_not_finite_stops_with_the_last_good_state(tmp_path):
-    config = replace(CONFIG, iterations=50, lr_img=1e30)
-    with pytest.raises(DivergenceError, match="Lower lr_img"):
-        distil(tmp_path, config)
-    stage = make_stage(tmp_path)
-    saved, _ = checkpoints(tmp_path)(1).load(MTT(config).initialise(stage), stage.frozen.sha256())
-    assert saved.trainable.images.isfinite().all()
-    assert len(saved.trainable.losses) == saved.trainable.iteration
+def test_an_iterate_on_which_networks_diverge_is_not_scored_and_the_run_goes_on(tmp_path, capsys):
+    def score(sequence):
+        accuracies.append(10.0 * len(accuracies))
+        if len(accuracies) == 2:
+            raise DivergenceError("a network diverged")
+        return accuracies[-1:]
+
+    accuracies: list[float] = []
+    (stage,) = distil(tmp_path, score=score, num_selections=4)
+    assert "notice: S_1 was not scored: a network diverged" in capsys.readouterr().err
+    assert stage.scores == [(1, 0.0), (4, 20.0), (5, 30.0)]
 
 
 def test_a_run_with_more_teachers_adds_to_those_of_another(tmp_path):

@@ -1,6 +1,7 @@
 """What a run will cost: floating-point operations, seconds and memory, predicted from a benchmark's measured rates."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import log, prod
@@ -16,7 +17,7 @@ from seqmatch_lib.data.datasets import DATASETS, DatasetSpec, find_dataset
 from seqmatch_lib.data.multi_formation import AS_STORED
 from seqmatch_lib.engine.networks import NetworkConfig
 from seqmatch_lib.engine.step_functions import GRADIENT_PASSES
-from seqmatch_lib.errors import SeqMatchError, require
+from seqmatch_lib.errors import ConfigError, SeqMatchError, require
 from seqmatch_lib.methods import get_method
 from seqmatch_lib.runs.config import RunConfig, preset_names
 from seqmatch_lib.runs.listing import format_columns
@@ -200,8 +201,9 @@ class CostModel:
             measured = sum(record.seconds.values())
             if measured >= LONG_SECONDS:
                 config = RunConfig.from_dict(record.config)
-                predicted = self.predict(config, record.threads, _dataset_of(record), without=record.run_id)
-                ratios.append(sum(predicted.values()) / measured)
+                with suppress(ConfigError):  # a method of one's own need not say what its steps cost
+                    predicted = self.predict(config, record.threads, _dataset_of(record), without=record.run_id)
+                    ratios.append(sum(predicted.values()) / measured)
         return ratios
 
     def _from_benchmark(self, config: RunConfig, threads: int, dataset: DatasetSpec) -> dict[str, float]:
@@ -232,7 +234,10 @@ class CostModel:
         ratios = []
         for record in self._own_records:
             config = RunConfig.from_dict(record.config)
-            for phase, predicted in self._from_benchmark(config, record.threads, _dataset_of(record)).items():
+            phases: dict[str, float] = {}
+            with suppress(ConfigError):  # as in `errors`
+                phases = self._from_benchmark(config, record.threads, _dataset_of(record))
+            for phase, predicted in phases.items():
                 measured = record.seconds.get(phase, 0.0)
                 if measured >= START_SECONDS:
                     ratios.append(_Ratio(record.run_id, config.base_method, phase, measured / predicted))

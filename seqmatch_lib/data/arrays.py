@@ -86,9 +86,9 @@ def _check_classes(labels: torch.Tensor, which: str, num_classes: int) -> None:
 def _to_tensors(part: Arrays | Dataset) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns images and labels; errors are those of Python and of other libraries."""
     if isinstance(part, Dataset):
-        states = torch.get_rng_state(), random.getstate()
+        before = _random_states()
         pairs = [part[row] for row in range(len(part))]
-        if not torch.equal(states[0], torch.get_rng_state()) or states[1] != random.getstate():
+        if before != _random_states():
             raise TypeError("it draws random numbers, so each reading has other images; leave out its random transforms")
         if any(isinstance(pair, dict) for pair in pairs[:1]):  # as those of Hugging Face
             raise TypeError(f"its items are dictionaries of {', '.join(map(str, pairs[0]))}; make pairs of them")
@@ -97,6 +97,12 @@ def _to_tensors(part: Arrays | Dataset) -> tuple[torch.Tensor, torch.Tensor]:
         raise TypeError("it is a DataLoader; give its `dataset`")
     images, labels = (array.detach() if torch.is_tensor(array) else _from_numpy(array) for array in part)
     return images, labels.long() if labels.dtype in (torch.uint16, torch.uint32, torch.uint64) else labels
+
+
+def _random_states() -> tuple[Any, ...]:
+    """Returns the states of all generators that a transform can draw from unless it has its own."""
+    _, keys, position, *_ = np.random.get_state()
+    return torch.get_rng_state().tolist(), random.getstate(), keys.tolist(), position
 
 
 def _from_numpy(array: Any) -> torch.Tensor:

@@ -10,6 +10,7 @@ from seqmatch_lib.data.labels import IGNORED
 from seqmatch_lib.seeds import make_generator
 
 CANVAS = 16  # side of the canvas, in pixels
+OF_PIXELS = ("canvas_digits",)  # data sets with a label for each pixel
 INK = 100  # pixels at least so bright, of 255, belong to the digit
 LANGUAGES = {"de": "German", "es": "Spanish", "fi": "Finnish", "fr": "French", "hu": "Hungarian", "it": "Italian",
              "pl": "Polish", "tr": "Turkish"}  # fmt: skip

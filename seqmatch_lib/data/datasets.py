@@ -264,8 +264,8 @@ def _read(spec: DatasetSpec, root: Path, download: bool) -> _Parts:
         images, labels, class_names = _BUILTIN[spec.name]()
         train, test = split_validation(Split(images, labels), fraction=0.25)
         return train, test, class_names, "built in", []
-    layout, marker = _LAYOUTS[spec.name]
-    if (root / marker).exists():
+    layout, marker = _LAYOUTS.get(spec.name, (None, None))  # one of your own, without a folder, is read from shards alone
+    if marker is not None and (root / marker).exists():
         return (*layout(spec, root), "torchvision layout", [])
     shards = [find_shards(root / spec.name, names) for names in (("train",), TEST_FOLDERS)]
     if all(shards):
@@ -275,11 +275,14 @@ def _read(spec: DatasetSpec, root: Path, download: bool) -> _Parts:
         with redirect_stdout(sys.stderr):
             _DOWNLOADS[spec.name](root)
         return (*layout(spec, root), "torchvision layout", [])
-    how = "there is no automatic download: unpack tiny-imagenet-200.zip there"
+    how = "; there is no automatic download"
     if spec.name in _DOWNLOADS:
-        how = "or allow the download (run --download, or load_dataset(…, download=True))"
-    places = f"neither in {root / marker} nor in {root / spec.name}/{{train,test}}-*.parquet"
-    raise DataError(f"{spec.name} is {places}; set SEQMATCH_DATA to the folder that holds it, {how}")
+        how = ", or allow the download (run --download, or load_dataset(…, download=True))"
+    elif spec.name == "tiny_imagenet":
+        how += ": unpack tiny-imagenet-200.zip there"
+    shards = f"in {root / spec.name}/{{train,test}}-*.parquet"
+    places = f"not {shards}" if marker is None else f"neither in {root / marker} nor {shards}"
+    raise DataError(f"{spec.name} is {places}; set SEQMATCH_DATA to the folder that holds it{how}")
 
 
 def _read_parquet(spec: DatasetSpec, root: Path, train_shards: list[Path], test_shards: list[Path]) -> _Parts:

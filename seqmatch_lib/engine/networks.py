@@ -209,7 +209,8 @@ class InstanceNorm(nn.GroupNorm):
 class LayerNorm(nn.LayerNorm):
     """Layer norm, written out in single operations.
 
-    Torch's own layer norm cannot be used: the derivative of its forward-mode derivative treats mean and variance as constants.
+    Torch's own layer norm cannot be differentiated twice here: the derivative of its forward mode takes mean and variance for
+    constants.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

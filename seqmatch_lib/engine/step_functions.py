@@ -15,6 +15,7 @@ from torch import nn
 from torch._dynamo.exc import BackendCompilerFailed
 from torch.func import functional_call, grad_and_value, jvp, vmap
 
+from seqmatch_lib.engine.networks import flatten_parameters
 from seqmatch_lib.errors import first_line, require
 
 PRECISIONS = ("float32", "tf32", "bfloat16")
@@ -22,6 +23,7 @@ PRECISIONS = ("float32", "tf32", "bfloat16")
 # product. The adjoint carries tangents through all of that: 3 + 6. The adjoint of the images alone leaves out the products
 # that give the derivative in the parameters.
 GRADIENT_PASSES, ADJOINT_PASSES, IMAGE_ADJOINT_PASSES = 3, 9, 6
+INEXACT = (nn.LayerNorm, nn.InstanceNorm2d)  # torch's forward mode takes their mean and variance for constants
 LOSSES = ("cross_entropy", "mse")
 # More than the shapes that a process compiles. Torch counts them together for all networks, losses and precisions, because
 # functions that `grad_and_value` returns share their code; at its own limits, 8 and 256, a compiled function fails.
@@ -67,9 +69,8 @@ class StepFunctions:
     def __init__(
         self, network: nn.Module, precision: str = "float32", loss: str = "cross_entropy", compiled: bool = True
     ) -> None:
-        message = "torch.nn.LayerNorm has wrong second derivatives in forward mode; use seqmatch_lib.engine.networks.LayerNorm"
-        require(not any(type(module) is nn.LayerNorm for module in network.modules()), message)
         self._network = network
+        self._inexact = [type(module).__name__ for module in network.modules() if type(module) in INEXACT]
         self._loss = loss
         self._precision = precision
         self._names = [name for name, _ in network.named_parameters()]
@@ -120,6 +121,7 @@ class StepFunctions:
         Returns:
             d/d parameters (P,); d/d images; d/d targets if they are probabilities; and the scalar product.
         """
+        self._check_norms()
         function = self._adjoint_of_probabilities if targets.is_floating_point() else self._adjoint_of_classes
         with _tf32(self._precision == "tf32"):
             return function(parameters, images, targets, direction)
@@ -132,8 +134,13 @@ class StepFunctions:
         Gradient matching uses it. If `direction` is the derivative of a distance D with respect to the gradient, the result is
         the derivative of D with respect to the images.
         """
+        self._check_norms()
         with _tf32(self._precision == "tf32"):
             return self._adjoint_of_images(parameters, images, targets, direction)[0]
+
+    def _check_norms(self) -> None:
+        problem = f"torch.nn.{''.join(self._inexact[:1])} has wrong second derivatives in forward mode"
+        require(not self._inexact, f"{problem}; use a norm of seqmatch_lib.engine.networks")
 
     def _differentiate(self, arguments: tuple[int, ...]) -> Callable[..., tuple[torch.Tensor, ...]]:
         """Returns the adjoint with respect to the arguments of these indices."""
@@ -154,6 +161,30 @@ class StepFunctions:
             return (*derivatives, value)
 
         return adjoint
+
+
+def adjoint_error(network: nn.Module, images: torch.Tensor, labels: torch.Tensor, forward_mode: bool = True) -> float:
+    """Returns the relative error of the adjoint of the loss's gradient, against two backward passes, in float64.
+
+    Args:
+        network: it is converted to float64.
+        images: (B, C, H, W).
+        labels: (B,) int64, or those of pixels.
+        forward_mode: without it, the result is 0 wherever the two backward passes are possible.
+
+    Raises:
+        RuntimeError: PyTorch lacks a derivative of one of the network's operations.
+    """
+    functions = StepFunctions(network.double(), compiled=False)
+    parameters, images = flatten_parameters(network).requires_grad_(), images.double().requires_grad_()
+    (gradient,) = torch.autograd.grad(functions.loss(parameters, images, labels), parameters, create_graph=True)
+    direction = gradient.detach()
+    expected = torch.autograd.grad(gradient @ direction, (parameters, images), materialize_grads=True)
+    if not forward_mode:
+        return 0.0
+    found = functions.adjoint(parameters.detach(), images.detach(), labels, direction)
+    errors = [(one - other).norm() / other.norm().clamp(min=1e-30) for one, other in zip(found, expected, strict=False)]
+    return torch.stack(errors).nan_to_num(torch.inf).max().item()
 
 
 _CACHE: dict[tuple[Hashable, str, str, bool], StepFunctions] = {}

@@ -7,7 +7,7 @@ also works under SeqMatch. The guide to a method of your own, with a complete ex
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -21,6 +21,7 @@ from seqmatch_lib.data.multi_formation import AS_STORED, Formation
 from seqmatch_lib.data.preprocessing import Preprocessing
 from seqmatch_lib.engine.evaluation import train_staged
 from seqmatch_lib.engine.networks import NetworkConfig, has_running_statistics, make_network
+from seqmatch_lib.engine.step_functions import adjoint_error
 from seqmatch_lib.engine.training import TrainingCheckpoint, TrainingRecipe
 from seqmatch_lib.errors import ConfigError, DivergenceError, NotRegisteredError, first_line, require
 from seqmatch_lib.methods.teachers import TeacherConfig
@@ -32,6 +33,11 @@ from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset, sample_real_su
 
 Intervals = Sequence[tuple[int, int] | None]  # teacher epochs of each subset; None where the method has no teachers
 ENTRY_POINTS = "seqmatch_lib.methods"
+READ = {  # functions of BaseMethod -> the settings that they read
+    "num_iterations": ("iterations",), "initial_lr": ("syn_lr",), "image_optimizer": ("lr_img", "momentum_img"),
+}  # fmt: skip
+TRIED = 4  # images
+LARGEST_ERROR = 1e-4  # right derivatives are below 1e-12, wrong ones were above 1e-3
 RESERVED = (  # names that mean something else in the settings of a run
     "random", "whole", "preset", "scale", "seed", "dataset", "ipc", "method", "subset_ipcs", "intervals", "zca", "select_on",
     "network", "teachers", "training", "evaluation", "options",
@@ -88,18 +94,22 @@ class Stage:
         found = has_running_statistics(self.network, tuple(self.images.shape[1:]), self.num_classes)
         require(not found, f"{problem}; {remedy}take one without, as with network.norm=instance")
 
-    def check_differentiable_twice(self, method: str) -> None:
-        """Raises ConfigError if the networks cannot be differentiated twice, as `method` does; tried with one image."""
-        network = self.make_network(self.seed, "tried network").eval()
-        parameters = tuple(network.parameters())
-        logits = network(self.images[:1])
-        gradients = torch.autograd.grad(logits.square().sum(), parameters, create_graph=True, materialize_grads=True)
+    def check_second_derivatives(self, method: str, forward_mode: bool) -> None:
+        """Raises ConfigError unless PyTorch has the second derivatives of the networks, and right ones, as `method` needs.
+
+        Some operations have none. Others, such as most norms of torch.nn, have wrong ones in forward mode, on which
+        `StepFunctions.adjoint` rests. This is tried with a few images.
+        """
+        network = self.make_network(self.seed, "tried network").cpu()
+        subject = f"{method} differentiates network {self.network.name!r} twice"
+        remedy = "write that operation out, as docs/own_method.md does with attention, or take method dm or krr"
         try:
-            torch.autograd.grad(sum(gradient.square().sum() for gradient in gradients), parameters, materialize_grads=True)
-        except RuntimeError as error:
-            problem = f"{method} differentiates network {self.network.name!r} twice, which PyTorch cannot"
-            remedy = "write that operation out, as docs/own_method.md does with attention, or take method dm or krr"
-            raise ConfigError(f"{problem} ({first_line(error)}); {remedy}") from error
+            error = adjoint_error(network, self.images[:TRIED].cpu(), self.labels[:TRIED].cpu(), forward_mode)
+        except RuntimeError as missing:
+            raise ConfigError(f"{subject}, which PyTorch cannot ({first_line(missing)}); {remedy}") from missing
+        problem = f"{subject}, and PyTorch's forward mode does that wrong (relative error {error:.2g})"
+        remedy = "use norms of seqmatch_lib.engine.networks or torch.nn.GroupNorm, or take method dm or krr"
+        require(error < LARGEST_ERROR, f"{problem}; {remedy}")
 
     def start_networks(self, seed: int, *purposes: tuple[str | int, ...]) -> list[nn.Sequential]:
         """Returns networks from which stage k starts: trained on S_1, then on S_1 ∪ S_2, …, then on S_1 ∪ … ∪ S_{k-1}.
@@ -406,9 +416,15 @@ def _check_method(origin: str, method: Any) -> None:
     is_method = isinstance(method, type) and issubclass(method, BaseMethod)
     require(is_method, f"{origin} is not a BaseMethod; name a subclass of seqmatch_lib.methods.BaseMethod")
     lacks = sorted(method.__abstractmethods__)
-    if not is_dataclass(getattr(method, "config_class", None)):
+    config_class = getattr(method, "config_class", None)
+    if not is_dataclass(config_class):
         lacks.append("config_class")
     require(not lacks, f"{origin} lacks {', '.join(lacks)}; define it, config_class as a dataclass such as BaseConfig")
+    known = {one.name for one in fields(config_class)}
+    read = [name for reader, names in READ.items() if getattr(method, reader) is getattr(BaseMethod, reader) for name in names]
+    missing = [name for name in read if name not in known]
+    problem = f"{origin} has a config_class without {', '.join(missing)}, which BaseMethod reads"
+    require(not missing, f"{problem}; make it a subclass of BaseConfig")
 
 
 @cache

@@ -132,7 +132,7 @@ class IDCPrepared(MethodState):
         message = "idc keeps pixels within [0, 1], but ZCA whitened images have no such bounds; set zca=false"
         require(isinstance(stage.preprocessing, Normalisation), message)
         stage.check_statistics("idc does not train")
-        stage.check_differentiable_twice("idc")
+        stage.check_second_derivatives("idc", forward_mode=True)
         low, high = stage.preprocessing.range()
         self.stage = stage
         self.low, self.high = low.to(stage.images.device), high.to(stage.images.device)

@@ -112,10 +112,10 @@ class MTT(BaseMethod):
         """Returns random real images and a learned step size; with `lr_label`, the labels are learned too.
 
         Raises:
-            ConfigError: `lr_label` is set, but the labels are of pixels; or the network cannot be differentiated twice.
+            ConfigError: `lr_label` is set, but the labels are of pixels; or PyTorch cannot differentiate the network twice.
         """
         config = self.config
-        stage.check_differentiable_twice("mtt")  # before the hours that teachers take
+        stage.check_second_derivatives("mtt", config.engine == "compiled")  # before the hours that teachers take
         problem = f"mtt.lr_label {config.lr_label} learns one soft label an image, which does not fit labels of pixels"
         require(not config.lr_label or stage.labels.dim() == 1, f"{problem}; set mtt.lr_label=0")
         trainable = super().initialise(stage)

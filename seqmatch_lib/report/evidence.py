@@ -250,12 +250,17 @@ def runs_of(preset: str, scale: str, records: Iterable[RunRecord]) -> list[RunRe
     """Returns the runs that stand for a preset, one a seed: those of the preset as it stands.
 
     Scale "short" leaves the numbers of teachers and iterations open. If the preset was not run there as it stands, runs that
-    differ from it only in these numbers stand for it: of several such settings, the one with most iterations.
+    differ from it only in these numbers stand for it: of several such settings, the one with most iterations, then with most
+    networks.
     """
     groups: dict[str, list[RunRecord]] = {}
     for run in runs_left_open(preset, scale, records):
         groups.setdefault(str(changes_of(run)), []).append(run)
-    return groups.get("{}") or max(groups.values(), key=lambda runs: iterations_of(runs[0]), default=[])
+
+    def rank(runs: list[RunRecord]) -> tuple[int, int]:
+        return iterations_of(runs[0]), runs[0].config["evaluation"]["num_networks"]
+
+    return groups.get("{}") or max(groups.values(), key=rank, default=[])
 
 
 def runs_left_open(preset: str, scale: str, records: Iterable[RunRecord]) -> list[RunRecord]:

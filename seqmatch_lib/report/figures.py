@@ -253,10 +253,10 @@ def plot_gradients(frame: pd.DataFrame, title: str) -> Figure:
     return grid.figure
 
 
-def plot_image_losses(frame: pd.DataFrame, title: str) -> Figure:
+def plot_image_losses(frame: pd.DataFrame, title: str, num_classes: int) -> Figure:
     """Draws a frame of `findings.list_losses`: a panel for each training, with a line for easy and one for hard real images.
 
-    The black line is the loss of equal probabilities for ten classes.
+    The black line is the loss of equal probabilities for all classes.
     """
     trainings, styles = list(dict.fromkeys(frame["training"])), {"easy": ("--", "white"), "hard": ("-", None)}
     rows, columns = ceil(len(trainings) / PANELS_IN_ROW), min(len(trainings), PANELS_IN_ROW)
@@ -267,7 +267,7 @@ def plot_image_losses(frame: pd.DataFrame, title: str) -> Figure:
             line, face = styles[images]
             style = look | {"linestyle": line, "markerfacecolor": face or look["color"]}
             axis.plot(curve["step"], curve["loss"], **style)
-        axis.axhline(log(10), color="black", linewidth=0.8, zorder=1)
+        axis.axhline(log(num_classes), color="black", linewidth=0.8, zorder=1)
         axis.set(title=training, xlabel="stage of training" if place else "epoch of training")
     for axis in axes[:, 0]:
         axis.set_ylabel("mean loss of real images")

@@ -37,8 +37,8 @@ NOTE = f"""Test accuracy in per cent. {SPREAD}.
 - `iterations`: of all subsets together.
 - `teachers`: of each stage.
 - `n`: number of networks.
-- `core hours`: threads times time on the clock, for all seeds. Other machines, and other work on them, change it by up to
-  three times, so do not compare rows."""
+- `core hours`: threads times time on the clock, for all seeds. Each run counts its teachers, also those that it shares with
+  others. Other machines, and other work on them, change the hours by up to three times, so do not compare rows."""
 SETTINGS_NOTE = f"""- `difference`: ours minus the published mean. Random real images are compared with the published baseline
   with augmentation where there is one, since ours are augmented, too.
 - Scale `paper` has the published settings; of SeqMatch only those of CIFAR-10 with 50 images per class are known. Scale

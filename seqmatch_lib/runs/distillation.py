@@ -79,36 +79,32 @@ def distill_stage(
     progress.note_memory("teachers")
     reset_peak_memory(device)
     scored = {round(iterations * (i + 1) / num_selections) for i in range(num_selections)} if score else set()
-    try:
-        with progress_bar(iterations, f"distil S_{stage.index}", "it", done) as bar:
-            began = time.perf_counter()
-            for trainable in iterate(method, stage, prepared, progress.trainable):
-                progress.seconds["distillation"] += time.perf_counter() - began
-                bar.update()
-                bar.set_postfix(loss=f"{trainable.losses[-1]:.4f}", lr=f"{trainable.lr.item():.4f}")
-                if trainable.iteration in scored:
-                    began = time.perf_counter()
-                    _consider(progress, stage, score)
-                    progress.seconds["selection"] += time.perf_counter() - began
-                if trainable.iteration == iterations or stage.budget.wants_save():
-                    progress.note_memory("distillation")
-                    checkpoint.save(progress, prepared.state(), frozen)
-                    stage.budget.saved()
+    with progress_bar(iterations, f"distil S_{stage.index}", "it", done) as bar:
+        began = time.perf_counter()
+        for trainable in iterate(method, stage, prepared, progress.trainable):
+            progress.seconds["distillation"] += time.perf_counter() - began
+            bar.update()
+            bar.set_postfix(loss=f"{trainable.losses[-1]:.4f}", lr=f"{trainable.lr.item():.4f}")
+            if trainable.iteration in scored:
                 began = time.perf_counter()
-    except DivergenceError:
-        checkpoint.save(progress, prepared.state(), frozen)
-        raise
+                _consider(progress, stage, score)
+                progress.seconds["selection"] += time.perf_counter() - began
+            if trainable.iteration == iterations or stage.budget.wants_save():
+                progress.note_memory("distillation")
+                checkpoint.save(progress, prepared.state(), frozen)
+                stage.budget.saved()
+            began = time.perf_counter()
     return progress
 
 
 def _consider(progress: StageProgress, stage: Stage, score: Scorer) -> None:
     """Scores the present iterate; one that no network can be trained on is left out, with a notice."""
     try:
-        iterate_ = progress.trainable.freeze()
+        scores = score(stage.frozen.then(progress.trainable.freeze()))
     except DivergenceError as error:
         print(f"notice: S_{stage.index} was not scored: {error}", file=sys.stderr)
         return
-    progress.consider(*score(stage.frozen.then(iterate_)))
+    progress.consider(*scores)
 
 
 def _initialise(method: BaseMethod, stage: Stage) -> Trainable:

@@ -10,7 +10,7 @@ from typing import Any
 
 from seqmatch_lib.engine.evaluation import EvaluationProtocol, summarise
 from seqmatch_lib.engine.memory import keep_freed_memory
-from seqmatch_lib.engine.networks import NetworkConfig
+from seqmatch_lib.engine.networks import NetworkConfig, has_running_statistics
 from seqmatch_lib.engine.training import TrainingCheckpoint
 from seqmatch_lib.errors import StorageError, require
 from seqmatch_lib.methods import get_method, method_names
@@ -74,6 +74,12 @@ def check_fit(config: RunConfig, data: RealData) -> list[NetworkConfig]:
     """Returns the evaluation's networks; raises ConfigError unless they, the method and training fit images and labels."""
     networks = [replace(config.network, name=name) for name in config.evaluation.networks]
     data.check_networks(networks)
+    if config.training.engine == "compiled":
+        shape = tuple(data.test.images.shape[1:])
+        found = [network.name for network in networks if has_running_statistics(network, shape, data.num_classes)]
+        problem = f"networks {', '.join(found)} have running statistics, which training.engine 'compiled' does not train"
+        remedy = "set training.engine=eager and training.precision=float32, or take others, as with network.norm=instance"
+        require(not found, f"{problem}; {remedy}")
     if data.has_pixel_labels:  # they fit some alone
         fitting = [name for name in method_names() if get_method(name).takes_pixel_labels]
         remedy = f"use {' or '.join(REFERENCES)}, or {', '.join(fitting)}"

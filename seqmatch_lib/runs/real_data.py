@@ -85,7 +85,10 @@ def prepare_data(dataset: ImageDataset, zca: bool, select_on: str, device: torch
 
 
 def check_origin(sequence: SubsetSequence, data: RealData) -> None:
-    """Raises DataError unless a set was distilled from these images; a set from elsewhere does not say, and is let through."""
+    """Raises DataError unless a set was distilled from these images, preprocessed alike.
+
+    A set from elsewhere does not say of which images it was made, and is let through.
+    """
     then, now = sequence.metadata.get("data", data.summary), data.summary
     name = f"the set of {sequence.metadata['run_id']}" if "run_id" in sequence.metadata else "the set"
     before, found = (f"{part.get('train_images')} to train and {part.get('test_images')} to test" for part in (then, now))
@@ -93,3 +96,6 @@ def check_origin(sequence: SubsetSequence, data: RealData) -> None:
     remedy = OLD_IMAGES.get(now["source"], "set SEQMATCH_DATA to them, or ") + "distil these into another results folder"
     problem = f"was distilled from other {then.get('dataset', now['dataset'])} images ({before}) than those found ({found})"
     require(then["fingerprint"] == now["fingerprint"], f"{name} {problem}; {remedy}", DataError)
+    before, found = (part.get("preprocessing", now["preprocessing"]) for part in (then, now))
+    problem = f"was distilled from these images preprocessed with {before}, not with {found}"
+    require(before == found, f"{name} {problem}; leave out `dataset`, so that they are read by their name", DataError)

@@ -38,6 +38,7 @@ from seqmatch_lib.methods.krr import KRRPrepared, regress
 from seqmatch_lib.runs.config import RunConfig, parse_override
 from seqmatch_lib.runs.distillation import distill_stages
 from seqmatch_lib.runs.real_data import prepare_data
+from seqmatch_lib.store.budget import Budget
 from seqmatch_lib.store.files import load_tensors, save_tensors
 from seqmatch_lib.subsets import SubsetSequence, SyntheticSubset
 
@@ -183,8 +184,8 @@ def distil(folder, method, stage=None, ipcs=(2,)):
 @pytest.mark.parametrize(
     ("name", "spoil"), [*product(METHODS, (spoil_loss, spoil_gradient, spoil_step)), ("mtt", spoil_step_size)]
 )
-def test_what_is_not_finite_leaves_the_state_before_it(tmp_path, monkeypatch, name, spoil):
-    """The checkpoint after a spoiled second iteration is, bit for bit, that of a run which ends after the first."""
+def test_what_is_not_finite_stops_a_run_and_leaves_nothing_of_its_own(tmp_path, monkeypatch, name, spoil):
+    """Without the fault the same call then ends, bit for bit, as a run that never met it: nothing of that step was saved."""
     method, good = METHODS[name], 1
     step = type(method).step
 
@@ -193,15 +194,12 @@ def test_what_is_not_finite_leaves_the_state_before_it(tmp_path, monkeypatch, na
         return spoil(loss, trainable) if trainable.iteration == good else loss
 
     monkeypatch.setattr(type(method), "step", spoiled)
-    with pytest.raises(
-        DivergenceError, match=rf"stage 1, iteration {good}: .* is not finite; the state before this iteration is kept"
-    ):
-        distil(tmp_path / "spoiled", method)
+    saving = replace(make_stage(tmp_path / "spoiled"), budget=Budget(save_seconds=0.0))  # after every iteration
+    with pytest.raises(DivergenceError, match=rf"stage 1, iteration {good}: .* is not finite. Lower"):
+        distil(tmp_path / "spoiled", method, saving)
     monkeypatch.setattr(type(method), "step", step)
-    monkeypatch.setattr(type(method), "num_iterations", lambda self, index: good)
-    (whole,) = distil(tmp_path / "whole", method)
-    stage = make_stage(tmp_path / "spoiled")
-    found, _ = checkpoints(tmp_path / "spoiled")(1).load(method.initialise(stage), stage.frozen.sha256())
+    (found,), (whole,) = (distil(tmp_path / name, method) for name in ("spoiled", "whole"))
+    assert found.trainable.iteration == whole.trainable.iteration > good + 1
     for one in ("images", "labels", "lr"):
         ours, theirs = getattr(found.trainable, one), getattr(whole.trainable, one)
         assert torch.equal(ours, theirs), one
@@ -222,7 +220,7 @@ def test_a_run_that_diverges_tells_so_in_one_line_and_leaves_no_set(tmp_path, ca
     assert main(["run", f"digits-ipc10-{method}", *arguments]) == 2
     error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(error) == 1
-    assert error[0].endswith(f"is kept. Lower {named}")
+    assert error[0].endswith(f"is not finite. Lower {named}")
     assert not (tmp_path / "distilled").exists()
     assert not (tmp_path / "runs").exists()
 
