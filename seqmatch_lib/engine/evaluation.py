@@ -67,7 +67,12 @@ def summarise(values: Sequence[float], not_learned: int = 0) -> dict[str, Any]:
 def format_accuracy(accuracy: Mapping[str, Any]) -> str:
     """Returns what `summarise` returned as a text."""
     failed = f"; {accuracy['not_learned']} of them learned nothing: {NOT_LEARNED}" if "not_learned" in accuracy else ""
-    return f"{accuracy['mean']:.1f} ± {accuracy['std']:.1f} % (n = {accuracy['n']}{failed})"
+    return f"{format_mean(accuracy)} % (n = {accuracy['n']}{failed})"
+
+
+def format_mean(accuracy: Mapping[str, Any]) -> str:
+    """Returns mean and standard deviation as a text; one network has no deviation."""
+    return f"{accuracy['mean']:.1f}" + (f" ± {accuracy['std']:.1f}" if accuracy["n"] > 1 else "")
 
 
 def train_staged(

@@ -20,6 +20,7 @@ from matplotlib.ticker import MaxNLocator
 
 from seqmatch_lib.data.datasets import ImageDataset
 from seqmatch_lib.data.labels import image_classes
+from seqmatch_lib.engine.evaluation import format_mean
 from seqmatch_lib.errors import StorageError, require
 from seqmatch_lib.report.controls import ONE_SET, RANDOM, STAGED
 from seqmatch_lib.report.looks import PALETTE, look_of
@@ -196,7 +197,7 @@ def plot_accuracies(
     near = {"textcoords": "offset points", "fontsize": 9, "bbox": WHITE_BOX}
     for place, one in enumerate(accuracies.values()):
         axis.errorbar(place, one["mean"], one["std"], fmt="o", color="0.2", capsize=4)
-        text = f"{one['mean']:.1f} ± {one['std']:.1f}\nn = {one['n']}"
+        text = f"{format_mean(one)}\nn = {one['n']}"
         axis.annotate(text, (place, one["mean"]), xytext=(9, 0), va="center", **near)
     if reference is not None:
         axis.axhline(reference["mean"], color="black", linestyle="--", linewidth=1)

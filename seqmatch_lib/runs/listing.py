@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from seqmatch_lib.engine.evaluation import format_mean
 from seqmatch_lib.runs.overrides import changes_of
 from seqmatch_lib.runs.records import ACCURACIES, Reevaluation, RunRecord, mark_failed
 
@@ -40,7 +41,7 @@ def format_reevaluations(records: Iterable[Reevaluation]) -> str:
 
 
 def _format_accuracy(accuracy: Mapping[str, Any] | None) -> str:
-    return "-" if accuracy is None else f"{accuracy['mean']:.1f} ± {accuracy['std']:.1f}{mark_failed(accuracy)}"
+    return "-" if accuracy is None else f"{format_mean(accuracy)}{mark_failed(accuracy)}"
 
 
 def format_columns(rows: Sequence[Sequence[Any]], left: int) -> str:

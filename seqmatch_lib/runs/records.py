@@ -13,6 +13,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin
 
+from seqmatch_lib.engine.evaluation import format_mean
 from seqmatch_lib.errors import ConfigError, NotRegisteredError, StorageError, require
 from seqmatch_lib.methods import get_method, method_names
 from seqmatch_lib.runs.config import SEQUENTIAL_PREFIX, RunConfig
@@ -408,7 +409,7 @@ def list_scores(stages: Iterable[Mapping[str, Any]], selected_on: str) -> list[t
 
 
 def _format_accuracy(accuracy: Mapping[str, Any]) -> str:
-    return f"{accuracy['mean']:.1f} ± {accuracy['std']:.1f} %, n = {accuracy['n']}{mark_failed(accuracy)}"
+    return f"{format_mean(accuracy)} %, n = {accuracy['n']}{mark_failed(accuracy)}"
 
 
 def fields_of(config: RunConfig, *names: str) -> dict[str, Any]:
