@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from filelock import FileLock
-from helpers import change_a_pixel, finish_in_parts, flip, write_class_folders
+from helpers import Impatient, change_a_pixel, finish_in_parts, flip, write_class_folders
 
 from seqmatch_lib.data import datasets as data
 from seqmatch_lib.data.datasets import DatasetSpec, load_dataset, register_dataset
@@ -29,6 +29,7 @@ from seqmatch_lib.runs.order import measure_order
 from seqmatch_lib.runs.real_data import prepare_data
 from seqmatch_lib.runs.records import load_record, load_runs, record_path
 from seqmatch_lib.runs.stages import read_progress
+from seqmatch_lib.store.budget import Budget
 from seqmatch_lib.store.files import load_tensors, save_tensors
 from seqmatch_lib.subsets import load_sequence, sample_real_sequence, set_path
 
@@ -115,6 +116,16 @@ def test_the_selected_set_is_kept_and_made_again_from_the_state_if_it_is_lost(tm
     path.unlink()
     assert run_experiment(configure(), tmp_path) == record
     assert not path.exists()
+
+
+def test_a_run_that_is_stopped_while_an_iterate_is_scored_goes_on_with_that_score(finished, tmp_path, monkeypatch):
+    _, record = finished
+    monkeypatch.setattr(Budget, "apart", lambda self: Impatient())
+    found, stops = finish_in_parts(lambda: run_experiment(configure(), tmp_path))
+    assert found.comparable() == record.comparable()
+    scores = [point for stage in record.stages for point in stage["scores"]]
+    assert stops >= len(scores) * record.config["training"]["epochs"]  # of training for one stage or two
+    assert not list(tmp_path.rglob("scoring.safetensors"))
 
 
 def test_runs_that_select_nothing_keep_one_set(tmp_path):

@@ -146,10 +146,16 @@ class EvaluationProtocol:
             learned.append(bool((logits != logits[:1]).any()) and (loss < guessing or loss < first))
         return [measure_accuracy(trained, test) for trained in networks], learned
 
-    def score(self, sequence: SubsetSequence, splits: Sequence[Split], network: NetworkConfig) -> list[float]:
-        """Trains the network of index 0 and returns its accuracy on each split in per cent."""
+    def score(
+        self,
+        sequence: SubsetSequence,
+        splits: Sequence[Split],
+        network: NetworkConfig,
+        checkpoint: TrainingCheckpoint | None = None,
+    ) -> list[float]:
+        """Trains the network of index 0, from its checkpoint if any; returns its accuracy on each split in per cent."""
         networks, generators = self._start(sequence, network, [0])
-        train_staged(networks, sequence, self.recipe, generators)
+        train_staged(networks, sequence, self.recipe, generators, checkpoint=checkpoint)
         return [measure_accuracy(networks[0], split) for split in splits]
 
     def _start(

@@ -89,7 +89,7 @@ def distill_stage(
                 began = time.perf_counter()
                 _consider(progress, stage, score)
                 progress.seconds["selection"] += time.perf_counter() - began
-            if trainable.iteration == iterations or stage.budget.wants_save():
+            if trainable.iteration in {*scored, iterations} or stage.budget.wants_save():  # a score may have taken hours
                 progress.note_memory("distillation")
                 checkpoint.save(progress, prepared.state(), frozen)
                 stage.budget.saved()

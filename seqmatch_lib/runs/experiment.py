@@ -14,6 +14,7 @@ from seqmatch_lib.data.datasets import ImageDataset, find_dataset, load_dataset
 from seqmatch_lib.engine.evaluation import EvaluationProtocol
 from seqmatch_lib.engine.memory import keep_freed_memory, peak_memory_mb, reset_peak_memory
 from seqmatch_lib.engine.step_functions import UNCOMPILED
+from seqmatch_lib.engine.training import TrainingCheckpoint
 from seqmatch_lib.errors import StorageError, require
 from seqmatch_lib.methods import Stage, get_method
 from seqmatch_lib.methods.teachers import record_stage_teachers
@@ -256,13 +257,23 @@ def _distill(config: RunConfig, data: RealData, results_dir: Path, state_dir: Pa
     protocol = EvaluationProtocol(data.num_classes, config.training, config.seed)
     also_test = config.evaluation.score_test and config.select_on == "validation"  # else these are the test images
     splits = [data.selection, data.test] if also_test else [data.selection]
+    unfinished = state_dir / "scoring.safetensors"
+
+    def score(sequence: SubsetSequence) -> list[float]:
+        owner = {"set": sequence.sha256(), "network": config.network.name}
+        # apart: its saves are none of the iterations so far, which a stopped process repeats before it goes on with the score
+        checkpoint = TrainingCheckpoint(unfinished, owner, budget.apart())
+        accuracies = protocol.score(sequence, splits, config.network, checkpoint)
+        remove_file(unfinished)
+        return accuracies
+
     return distill_stages(
         get_method(config.base_method)(config.options),
         make_first_stage(config, data, results_dir, budget),
         config.subset_ipcs,
         config.stage_intervals,
         lambda index: StageCheckpoint(state_dir / f"stage-{index}.safetensors", config.hash),
-        None if data.selection is None else lambda sequence: protocol.score(sequence, splits, config.network),
+        None if data.selection is None else score,
         config.evaluation.num_selections,
     )
 
