@@ -36,7 +36,7 @@ def write_mtt(sequence: SubsetSequence, folder: Path, *_: Any) -> list[Path]:
 def write_datm(sequence: SubsetSequence, folder: Path, *_: Any) -> list[Path]:
     """Writes the layout of DATM, whose soft labels are logits."""
     other = "parquet" if sequence.subsets[0].labels.is_floating_point() else "mtt"
-    problem = "format 'datm' stores probabilities, as logits, and the labels of this set are no probabilities"
+    problem = "format 'datm' holds probabilities, as logits, and the labels of this set are no probabilities"
     require(holds_probabilities(sequence), f"{problem}; use {other!r}")
     written = []
     for subset, where in _places(sequence, folder):

@@ -100,7 +100,8 @@ class Stage:
         Some operations have none. Others, such as most norms of torch.nn, have wrong ones in forward mode, on which
         `StepFunctions.adjoint` rests. This is tried with a few images.
         """
-        network = self.make_network(self.seed, "tried network").cpu()
+        shape, generator = tuple(self.images.shape[1:]), make_generator(self.seed, "tried network")
+        network = make_network(self.network, shape, self.num_classes, generator)  # on the CPU, whatever the device
         subject = f"{method} differentiates network {self.network.name!r} twice"
         remedy = "write that operation out, as docs/own_method.md does with attention, or take method dm or krr"
         try:
