@@ -45,9 +45,9 @@ def distill_stages(
     Raises:
         ConfigError: networks have running statistics, which the method, or the engine of the stage's recipe, does not train;
             or the method's `initialise` or `prepare` returned what it must not.
-        DivergenceError: a value is not finite, and the last good state is in the checkpoint; or the step size of an iterate
-            that is needed is not positive. A scored iterate with such a step size is skipped, but each stage needs one
-            without, and so does S_K for its last one.
+        DivergenceError: a value is not finite, or the step size of an iterate that is needed is not positive. A scored iterate
+            with such a step size, or on which a network diverges, is skipped, but each stage needs another one; and the last
+            iterate of S_K needs a positive step size.
         OutOfTime: the budget is spent; the state is in the checkpoint.
     """
     finished = []
