@@ -187,16 +187,17 @@ def efforts(
 
 
 def _efforts(evidence: Evidence, dataset: str, ipc: int, scale: str, settings: Collection[str]) -> dict[Cost, pd.DataFrame]:
-    """Returns effort -> rows of networks trained as their run did, jointly, or for other numbers of epochs; one row a seed.
+    """Returns effort -> rows of networks trained as their run did, jointly, or for other numbers of epochs.
 
-    At scale "short" several runs of one seed may count, see `with_settings`: the one of its preset does, else that with most
-    networks.
+    There is one row for each seed. At scale "short" several runs of a seed fit, see `with_settings`: that of the preset
+    counts, else that with most networks.
     """
     rows = evidence.select(["last", "joint", "last again"], dataset=dataset, ipc=ipc, scale=scale)
     rows = with_settings(rows[~rows["method"].isin(REFERENCES)], settings, ("iterations", "ipc", "subset_ipcs", "intervals"))
     rows = where(rows, _is_own_or_longer)
-    rows = rows.sort_values("values", key=lambda values: -values.map(len), kind="stable")
-    rows = rows.sort_values("stands", ascending=False, kind="stable").drop_duplicates([*Cost._fields, "seed"]).sort_index()
+    if scale == "short":
+        rows = rows.sort_values("values", key=lambda values: -values.map(len), kind="stable")
+        rows = rows.sort_values("stands", ascending=False, kind="stable").drop_duplicates([*Cost._fields, "seed"]).sort_index()
     rows = rows.sort_values(["base", "num_subsets", "teacher_epochs", "iterations", "trained", "epochs"], kind="stable")
     return {Cost(*key): group for key, group in rows.groupby(list(Cost._fields), sort=False)}
 
