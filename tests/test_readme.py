@@ -165,7 +165,7 @@ def read_results():
 
 
 def find_parts(evidence, *cell):
-    """The records of five teachers, then those of two, which alone have halves."""
+    """The records of five teachers, then those of two."""
     five, two = [part for part in evidence.parts("short") if len(controls.comparison(part, *cell))]
     return five, two
 
@@ -203,8 +203,8 @@ def test_every_cell_of_the_table_of_the_verdict_is_that_of_its_row_and_column():
         [means["seqmatch_mtt"], *map(fmean, by_seed.sort_values("seed")["values"]), five.loc[controls.STAGED, "accuracy"],
          *map(fmean, selected["values"])],
         [means["mtt"], *two.loc[[controls.LONGER, controls.EQUAL], "accuracy"], *five.loc[[*ONE_SETS], "accuracy"]],
-        [two.loc[controls.HALVES, "accuracy"]],
-        list(two.loc[[controls.HALVES_JOINTLY, controls.HALVES_LONGER], "accuracy"]),
+        [part.loc[controls.HALVES, "accuracy"] for part in (two, five)],
+        [part.loc[name, "accuracy"] for part in (two, five) for name in (controls.HALVES_JOINTLY, controls.HALVES_LONGER)],
     ]  # fmt: skip
     rows = re.findall(r"^\| (?:SeqMatch-MTT, in stages|MTT, one set|independent halves).*$", README, flags=re.MULTILINE)
     assert [re.findall(r"\d+\.\d", row) for row in rows] == [[f"{value:.1f}" for value in row] for row in expected]
@@ -222,22 +222,26 @@ def test_differences_are_those_of_the_records():
     of_idc = [
         gap(evidence, "cifar10", 50, "reduced", "idc", controls.EQUAL, f"difference{end}") for end in ("", "_low", "_high")
     ]
-    stated = [gap(five, *cell, "short", "mtt", name) for name in ONE_SETS]
+    stated = [gap(five, *cell, "short", "mtt", name) for name in (*ONE_SETS, controls.HALVES)]
     stated += [gap(evidence, *cell, "reduced", base, controls.EQUAL) for base in ("mtt", "idc")]
     stated += [*of_idc, gap(evidence, "cifar100", 10, "reduced", "mtt", controls.EQUAL)]
     stated.append(gap(evidence, *cell, "reduced", "krr", controls.EQUAL))
     (verdict,) = re.findall(r"^\*\*The verdict so far(.*?)^!\[", README, flags=re.MULTILINE | re.DOTALL)
     assert re.findall(r"(?<!\d)[-+]\d+\.\d", verdict) == stated
-    order, order_of_five = (controls.order(part, *cell, "short").set_index("set")["difference"] for part in (short, five))
+    orders = [controls.order(part, *cell, "short").set_index("set")["difference"] for part in (short, five)]
+
+    def of_order(name):
+        return [f"{order[name]:+.1f}" for order in orders]
+
     vgg = queries.transfer(short, *cell, "short").set_index(["method", "network"]).loc["seqmatch_mtt", "vgg11"]
     again = queries.reevaluated(short, "cifar10").set_index(["scale", "method", "network", "changed"])["accuracy"]
     other_step = again.loc["short", "mtt", "vgg11", "training.lr = 0.01"]
-    joint = list_verdicts(short, load_published(ROOT / "paper_results"), ROOT / "paper_results")["control"].str
+    verdicts = (list_verdicts(part, load_published(ROOT / "paper_results"), ROOT / "paper_results") for part in (short, five))
+    jointly = [one["control"].str.extract(r"both jointly (\S+);")[0].dropna().iloc[0] for one in verdicts]
     gains = queries.gains_at_several_sizes(evidence, "cifar10", "reduced").query("method == 'mtt'").set_index("ipc")["gain"]
     rows = {
         "21_ablation_order": [
-            f"{order[controls.HALVES]:+.1f}", joint.extract(r"both jointly (\S+);")[0].dropna().iloc[0],
-            f"{order[controls.HALVES_LONGER]:+.1f}", *(f"{one['sequence, S_2 first']:+.1f}" for one in (order, order_of_five)),
+            *of_order(controls.HALVES), *jointly, *of_order(controls.HALVES_LONGER), *of_order("sequence, S_2 first"),
         ],
         "23_cross_architecture": [f"{vgg['lead']:+.1f}", f"{vgg['accuracy'] - other_step.item():+.1f}"],
         "22_beyond_ipc_50": [f"{gains[ipc]:+.1f}" for ipc in (10, 50, 500)],
