@@ -211,7 +211,7 @@ def test_every_cell_of_the_table_of_the_verdict_is_that_of_its_row_and_column():
 
 
 def test_differences_are_those_of_the_records():
-    """In the verdict the lead over one set, in rehearsals over one of equal effort; in the list those that it names."""
+    """In the verdict over one set and halves, in rehearsals over one set of equal effort; in the list those that it names."""
     evidence, cell = Evidence.load(ROOT / "paper_results"), ("cifar10", 10)
     five, short = find_parts(evidence, *cell, "short")
 
